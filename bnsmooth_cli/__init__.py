@@ -1,0 +1,66 @@
+"""bnsmooth: does a normalisation make the loss landscape smoother? The experiments of Santurkar et al. (2018).
+
+    import bnsmooth_cli as bns
+    run = bns.train("vgg", "l1")                   # -> Run, its directory in runs/
+    point = bns.load_point(run, step=137)          # the network and the batch at a step
+    bns.landscape(point), bns.smoothness(point), bns.ics(point)     # -> pandas.DataFrame
+    bns.read_table("runs/vgg-l1-lr0.1-seed0/train.parquet")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bnsmooth_cli._version import __version__
+
+if TYPE_CHECKING:
+    from bnsmooth_cli import norms
+    from bnsmooth_cli.errors import InputError
+    from bnsmooth_cli.measures import ics, landscape, smoothness
+    from bnsmooth_cli.points import Point, load_point
+    from bnsmooth_cli.runs import Run
+    from bnsmooth_cli.study import compare
+    from bnsmooth_cli.tables import read_table
+    from bnsmooth_cli.training import train
+
+__all__ = [
+    "InputError",
+    "Point",
+    "Run",
+    "__version__",
+    "compare",
+    "ics",
+    "landscape",
+    "load_point",
+    "norms",
+    "read_table",
+    "smoothness",
+    "train",
+]
+
+_MODULES = {
+    "InputError": "errors",
+    "Point": "points",
+    "Run": "runs",
+    "compare": "study",
+    "ics": "measures",
+    "landscape": "measures",
+    "load_point": "points",
+    "read_table": "tables",
+    "smoothness": "measures",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, and reading a table or `bnsmooth --help` does not need it."""
+    if name == "norms":
+        return importlib.import_module("bnsmooth_cli.norms")
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"bnsmooth_cli.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'bnsmooth_cli' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

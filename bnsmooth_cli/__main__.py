@@ -1,0 +1,5 @@
+"""`python -m bnsmooth_cli` is `bnsmooth`."""
+
+from bnsmooth_cli.cli import main
+
+main()

@@ -1,0 +1,60 @@
+"""The command line: parses, calls, prints, computes nothing. One module a subcommand; torch is imported on use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from bnsmooth_cli._version import __version__
+from bnsmooth_cli.cli import compare, ics, landscape, plot, smoothness, train
+from bnsmooth_cli.errors import InputError
+
+app = typer.Typer(
+    name="bnsmooth",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("landscape")(landscape.landscape)
+app.command("smoothness")(smoothness.smoothness)
+app.command("ics")(ics.ics)
+app.command("compare")(compare.compare)
+app.command("plot")(plot.plot)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bnsmooth {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start with: [bold]bnsmooth train --norm batch[/], then [bold]bnsmooth landscape --norm batch[/]")
+def bnsmooth(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Does a normalisation make the loss landscape smoother, and does that explain why it trains better?
+
+    The experiments of Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018): train networks with
+    different norms, probe the loss along the gradient, measure smoothness and internal covariate shift, compare, plot.
+    Every stage writes a Parquet table that the next one reads.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; every error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(prog_name="bnsmooth", standalone_mode=False)
+    except (InputError, KeyboardInterrupt, Exception) as error:
+        if "--debug" in sys.argv[1:]:
+            raise
+        sys.exit(_explain(error))
+    sys.exit(code if isinstance(code, int) else 0)

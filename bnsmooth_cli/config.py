@@ -1,0 +1,148 @@
+"""What defines a run: every value that its numbers depend on, and the presets that fill them in.
+
+No torch here, so that commands which only parse or plot start quickly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bnsmooth_cli.errors import InputError, unknown
+
+PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    # Santurkar et al. 2018, appendix A ("Experimental setup"): VGG, CIFAR-10, SGD with lr 0.1, 15,000 steps of 128;
+    # the DLN: 25 layers of 10 x 10, 1,000 Gaussian samples in one batch, lr 1e-6, 10,000 steps.
+    "vgg": {
+        "quick": dict(
+            data="shapes", width=0.25, depth=11, augment=False, lr=0.1, momentum=0.0, batch_size=128,
+            steps=300, save_every=30, eval_every=30,
+        ),
+        "paper": dict(
+            data="cifar10", width=1.0, depth=11, augment=False, lr=0.1, momentum=0.0, batch_size=128,
+            steps=15_000, save_every=500, eval_every=500,
+        ),
+    },
+    "dln": {
+        "quick": dict(
+            depth=25, dimension=10, samples=1_000, lr=1e-6, momentum=0.0, batch_size=1_000,
+            steps=1_000, save_every=50,
+        ),
+        "paper": dict(
+            depth=25, dimension=10, samples=1_000, lr=1e-6, momentum=0.0, batch_size=1_000,
+            steps=10_000, save_every=200,
+        ),
+    },
+}  # fmt: skip
+
+#: Step lengths of the line probe, in multiples of the learning rate (appendix A: [1/2, 4] and [1/100, 30]).
+LINE_RANGES: Final[dict[str, tuple[float, float]]] = {"vgg": (0.5, 4.0), "dln": (0.01, 30.0)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The configuration of one run. Fields that the problem does not have are None.
+
+    `data` is a data set's name or the absolute path of a folder, `data_digest` the fingerprint of its training
+    images; `width` scales VGG's channels; `dimension` and `samples` are the deep linear network's.
+    """
+
+    problem: str
+    norm: str
+    lr: float
+    steps: int
+    batch_size: int
+    momentum: float
+    seed: int
+    depth: int
+    save_every: int
+    eval_every: int | None = None
+    data: str | None = None
+    data_digest: str | None = None
+    width: float | None = None
+    augment: bool | None = None
+    dimension: int | None = None
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch_size", "depth", "save_every", "eval_every", "dimension", "samples"):
+            value = getattr(self, field)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise InputError(f"--{field.replace('_', '-')} {value}: give a whole number of at least 1")
+        for field in ("lr", "width"):
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"--{field} {value}: give a number above 0")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"--momentum {self.momentum}: give a number from 0 up to, not including, 1")
+        if self.samples is not None and self.batch_size > self.samples:
+            raise InputError(f"--batch-size {self.batch_size}: larger than the {self.samples} samples (--samples)")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
+
+    @property
+    def name(self) -> str:
+        """The run's name: `<problem>-<norm>-lr<lr>-seed<seed>`, safe as a file name on every system.
+
+        >>> resolve("dln", norm="lp:3").name
+        'dln-lp3-lr1e-06-seed0'
+        """
+        return f"{self.problem}-{self.norm.replace(':', '')}-lr{self.lr:g}-seed{self.seed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, the fields that the problem does not have left out."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+    def differences(self, other: Config) -> list[str]:
+        """The fields in which `other` would be another trajectory; a longer run of the same one is none."""
+        return [
+            f"{field.name} {getattr(self, field.name)}, now {getattr(other, field.name)}"
+            for field in dataclasses.fields(self)
+            if field.name != "steps" and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+def resolve(problem: str = "vgg", preset: str = "quick", norm: str = "batch", seed: int = 0, **given: Any) -> Config:
+    """The configuration of a preset with the given values in place of its own; None stands for "not given".
+
+    >>> resolve("vgg", "paper", norm="l1", lr=0.5).steps
+    15000
+    """
+    if problem not in PRESETS:
+        raise unknown("problem", problem, PRESETS)
+    if preset not in PRESETS[problem]:
+        raise unknown("preset", preset, PRESETS[problem])
+    values = dict(PRESETS[problem][preset])
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key not in values:
+            raise InputError(f"--{key.replace('_', '-')}: the problem {problem} has no such setting")
+        values[key] = value
+    if problem == "dln" and given.get("batch_size") is None:
+        values["batch_size"] = values["samples"]  # full batch: the paper's deterministic gradient descent
+    return Config(problem=problem, norm=norm, seed=seed, **values)
+
+
+def from_dict(values: object, source: str) -> Config:
+    """The configuration that a file holds; `source` names the file in the error.
+
+    >>> from_dict(resolve("dln").as_dict(), "config.json") == resolve("dln")
+    True
+    """
+    fields = {field.name: field.type for field in dataclasses.fields(Config)}
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: holds no configuration of a bnsmooth run")
+    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    for key, value in values.items():
+        if key not in fields:
+            raise InputError(f"{source}: unknown setting '{key}'; was it written by a newer bnsmooth?")
+        kind = kinds[str(fields[key]).split(" ")[0]]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
+            raise InputError(f"{source}: the setting '{key}' has the wrong type ({type(value).__name__})")
+    try:
+        return Config(**values)
+    except TypeError as error:
+        raise InputError(f"{source}: the configuration is incomplete ({error})") from error

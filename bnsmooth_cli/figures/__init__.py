@@ -1,0 +1,49 @@
+"""Tables to figures: `render` turns the rows of one kind, over any number of runs, into a matplotlib Figure.
+No torch and no pyplot here: figures hold no global state, and the caller saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.figures import compare, ics, landscape, smoothness, style, training
+from bnsmooth_cli.figures.panels import Panel, page
+
+#: Kind of table -> the rows of panels that one problem's rows are drawn in.
+KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
+    "train": training.panels,
+    "landscape": landscape.panels,
+    "smoothness": smoothness.panels,
+    "ics": ics.panels,
+    "compare": compare.panels,
+}
+
+__all__ = ["KINDS", "render"]
+
+
+def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
+    """The figure of a table, or of several concatenated ones of one kind; problems stand below each other.
+
+    `training`, the train table of the same runs, puts their training curve beside an "ics" figure (figure 3).
+    Equal tables give equal files if they are saved under `matplotlib.rc_context(style.SAVE)`.
+    Raises InputError, a ValueError, for an unknown kind and for a table without rows.
+    """
+    if kind not in KINDS:
+        raise unknown("kind of figure", kind, KINDS)
+    if table.empty:
+        raise InputError(f"no rows to plot in the {kind} table")
+    with matplotlib.rc_context(style.RC):
+        return page([_block(kind, rows, training) for _, rows in table.groupby("problem", sort=False)])
+
+
+def _block(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> tuple[str, list[list[Panel]]]:
+    lrs = style.lrs_of(table)
+    title = ", ".join([str(table["problem"].iloc[0]), *([style.lr_text(lrs[0])] if len(lrs) == 1 else [])])
+    if kind == "ics" and training is not None:
+        return title, ics.panels(table, training[training["run"].isin(table["run"])])
+    return title, KINDS[kind](table)

@@ -1,0 +1,32 @@
+"""Internal covariate shift (figure 3): the l2 difference and the cosine of a layer's gradients
+before and after the layers below it move."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bnsmooth_cli.figures import training as curves
+from bnsmooth_cli.figures.panels import Curves, Panel, series
+
+
+def panels(table: pd.DataFrame, training: pd.DataFrame | None = None) -> list[list[Panel]]:
+    """Figure 3: a column per shown layer, l2 above cosine, beside the runs' training curve if it is given."""
+    shift: list[Panel] = []
+    cosine: list[Panel] = []
+    for layer in _shown(table):
+        rows = table[table["layer"] == layer]
+        first = not shift
+        title = f"layer {layer} ({rows['layer_name'].iloc[0]})"
+        shift.append(Curves(title, "ICS  ‖G − G′‖" if first else "", series(rows, "ics"), upper=True))
+        cosine.append(Curves("", "cos(G, G′)" if first else "", series(rows, "cosine"), bounds=(-1.05, 1.05)))
+    if training is None or training.empty:
+        return [shift, cosine]
+    lead = curves.progress(training)
+    return [[lead, *shift], [lead, *cosine]]
+
+
+def _shown(table: pd.DataFrame) -> list[int]:
+    """Three layers over the depth, not the first: nothing below it moves, so its shift is 0."""
+    layers = sorted(int(layer) for layer in table["layer"].unique())
+    layers = layers[1:] or layers
+    return sorted({layers[0], layers[len(layers) // 2], layers[-1]})

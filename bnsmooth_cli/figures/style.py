@@ -1,0 +1,160 @@
+"""How every figure looks: one colour, dash and place in the order per norm, one marker per learning rate,
+and the scale of an axis that overflowing runs must not flatten."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+Dash = Literal["-"] | tuple[float, tuple[float, ...]]
+
+# Okabe & Ito's colour-blind-safe palette; black dashes against solid blue: the pair in every figure.
+_NORMS: Final[dict[str, tuple[str, Dash]]] = {
+    "none": ("#000000", (0, (4, 1.5))),
+    "batch": ("#0072B2", "-"),
+    "l1": ("#D55E00", (0, (7, 1.5, 1.5, 1.5))),
+    "l2": ("#009E73", (0, (1.5, 1))),
+    "linf": ("#CC79A7", (0, (4, 1, 1, 1, 1, 1))),
+    "noisy-batch": ("#56B4E9", (0, (8, 1.5))),
+    "noisy-none": ("#8A8A8A", (0, (2.5, 1.5))),
+}
+_OTHER_COLOURS: Final = ("#E69F00", "#6A3D9A", "#7A5C00", "#A6192E", "#44AA99")
+_OTHER_DASHES: Final[tuple[Dash, ...]] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (2, 1)))
+_MARKERS: Final = ("", "o", "s", "^", "D", "v", "P")
+
+#: Settings while a figure is built; the sizes hold at the figure's own size, 150 dots an inch.
+RC: Final[dict[Any, Any]] = {
+    "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8.5, "figure.titlesize": 9.5, "figure.titleweight": "bold",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
+    "xtick.major.width": 0.7, "ytick.major.width": 0.7, "legend.frameon": False, "figure.dpi": 150,
+}  # fmt: skip
+#: Settings for the caller's `savefig`, by `matplotlib.rc_context(SAVE)`: equal tables then give equal bytes,
+#: with `metadata={"Date": None}` for SVG and `{"CreationDate": None}` for PDF.
+SAVE: Final[dict[Any, Any]] = {"svg.hashsalt": "bnsmooth", "savefig.dpi": 150, "pdf.fonttype": 42}
+
+DECADES: Final = 100.0  # a span wider than these two decades is drawn on a logarithmic axis
+_HEADROOM: Final = 1e3  # how far above the calmer series an axis may reach
+_DEPTH: Final = 1e12  # how far below its top a logarithmic axis may reach
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the runs of one norm at one learning rate are drawn and named in a panel."""
+
+    label: str
+    colour: str
+    dash: Dash
+    marker: str
+
+
+def groups(table: pd.DataFrame) -> list[tuple[Look, pd.DataFrame]]:
+    """The rows of each norm and learning rate, in the paper's order of norms, with their look.
+
+    A norm has the same colour and dash in every figure; the label and the marker tell learning rates apart
+    where the table has several of them.
+    """
+    lrs = lrs_of(table)
+    found = []
+    for norm in sorted(table["norm"].unique(), key=rank):
+        for place, lr in enumerate(lrs):
+            rows = table[(table["norm"] == norm) & (table["lr"] == lr)]
+            if len(rows):
+                label = f"{norm}, {lr_text(lr)}" if len(lrs) > 1 else norm
+                found.append((Look(label, *colour_and_dash(norm), _MARKERS[place % len(_MARKERS)]), rows))
+    return found
+
+
+def colour_and_dash(norm: str) -> tuple[str, Dash]:
+    """The colour and the dash pattern of a norm: always the same, also for a name seen for the first time.
+
+    >>> colour_and_dash("batch"), colour_and_dash("lp:3")
+    (('#0072B2', '-'), ('#44AA99', '-'))
+    """
+    code = zlib.crc32(norm.encode())
+    colours = len(_OTHER_COLOURS)
+    other = (_OTHER_COLOURS[code % colours], _OTHER_DASHES[code // colours % len(_OTHER_DASHES)])
+    return _NORMS.get(norm, other)
+
+
+def rank(label: str) -> tuple[int, str, float]:
+    """The sort key of a label: the paper's norms in its order, then others; then by learning rate."""
+    norm, _, lr = label.partition(", lr ")
+    return (list(_NORMS).index(norm) if norm in _NORMS else len(_NORMS), norm, float(lr or 0))
+
+
+def lrs_of(table: pd.DataFrame) -> list[float]:
+    """The learning rates of a table, from the smallest."""
+    return sorted(float(lr) for lr in table["lr"].unique())
+
+
+def lr_text(lr: float) -> str:
+    """A learning rate as it is written in labels.
+
+    >>> lr_text(0.1), lr_text(1e-6)
+    ('lr 0.1', 'lr 1e-6')
+    """
+    return f"lr {lr:g}".replace("e-0", "e-")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scale and the limits of an axis."""
+
+    name: str
+    low: float
+    high: float
+    linear_to: float | None = None
+
+    def apply(self, axes: Axes, which: Literal["x", "y"]) -> None:
+        """Give an axis of `axes` this scale and these limits."""
+        options = {} if self.linear_to is None else {"linthresh": self.linear_to}
+        axes.set(**{f"{which}lim": (self.low, self.high)})
+        (axes.set_xscale if which == "x" else axes.set_yscale)(self.name, **options)
+
+    def width(self, values: pd.DataFrame) -> float:
+        """How wide the band from the rows' smallest to their largest values is drawn."""
+        shown = values.clip(self.low, self.high)
+        low, high = shown.min(axis=1), shown.max(axis=1)
+        return float((high / low if self.name == "log" else high - low).median())
+
+
+def fit(
+    series: Sequence[NDArray[np.float64]],
+    bounds: tuple[float, float] | None = None,
+    decades: float = DECADES,
+    headroom: float = _HEADROOM,
+) -> Scale | None:
+    """The scale that shows the calmer series whole, and of the rest what leaves these readable.
+
+    Logarithmic where the values span more than `decades`, symmetric-logarithmic if they change sign as well;
+    linear between `bounds` if these are given. Values above the axis (overflows, a diverged run's) are the
+    drawing's to mark. None where there is no finite value.
+    """
+    finite = [values[np.isfinite(values)] for values in series]
+    every = np.concatenate([*finite, np.empty(0)])
+    if bounds or not every.size:
+        return Scale("linear", *bounds) if bounds and every.size else None
+    peaks = sorted(peak for values in finite if (peak := float(np.abs(values).max(initial=0.0))) > 0)
+    # The lower quartile of the series' peaks: one calm series in four is enough to keep the axis readable.
+    shown = every[np.abs(every) <= headroom * peaks[(len(peaks) - 1) // 4]] if peaks else every
+    low, high = float(shown.min()), float(shown.max())
+    sizes = np.abs(shown[np.abs(shown) > np.abs(shown).max() / _DEPTH])
+    if low < 0:
+        # A quantity that changes sign passes zero, so the few smallest sizes say nothing of its span.
+        small = 10.0 ** np.ceil(np.log10(np.quantile(sizes, 0.1)))
+        if sizes.max() > decades * small:
+            return Scale("symlog", 1.5 * low, max(1.5 * high, small), small)
+    elif sizes.size and sizes.max() > decades * sizes.min():
+        pad = (sizes.max() / sizes.min()) ** 0.05
+        return Scale("log", float(sizes.min() / pad), float(high * pad))
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return Scale("linear", low - pad, high + pad)

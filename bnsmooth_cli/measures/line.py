@@ -1,0 +1,93 @@
+"""The line probe: loss and gradient along theta - eta g (Santurkar et al. 2018, section 3.1, figure 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bnsmooth_cli.config import LINE_RANGES
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.points import Point
+
+POINTS = 8  # probed step lengths; with VGG's range they are 0.5, 1, ..., 4
+
+
+def line_alphas(
+    problem: str, minimum: float | None = None, maximum: float | None = None, points: int | None = None
+) -> list[float]:
+    """Evenly spaced step lengths in multiples of the learning rate; the paper's range of the problem by default.
+
+    Raises InputError for a range that is empty or not positive.
+
+    >>> line_alphas("vgg")
+    [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
+    """
+    low, high = LINE_RANGES[problem]
+    low, high = (low if minimum is None else minimum), (high if maximum is None else maximum)
+    count = POINTS if points is None else points
+    if not 0 < low < math.inf:
+        raise InputError(f"--min-alpha {low:g}: give a step length above 0")
+    if not low <= high < math.inf:
+        raise InputError(f"--max-alpha {high:g}: give a step length of at least --min-alpha ({low:g})")
+    if count < 1:
+        raise InputError(f"--points {count}: give a whole number of at least 1")
+    return [float(alpha) for alpha in np.linspace(low, high, count)]
+
+
+def landscape(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFrame:
+    r"""Loss and gradient at $\theta - \eta g$, $\eta = \alpha \cdot$ lr, $g = \nabla L(\theta)$: one row a step length.
+
+    Columns: `alpha`, `step_size` $\eta$, `distance` $\|\eta g\|$, `loss`, `grad_norm` $\|g(\theta - \eta g)\|$,
+    `grad_distance` $\|g(\theta) - g(\theta - \eta g)\|_2$ (the paper's gradient predictiveness) and `grad_cosine`, the
+    cosine of the two gradients. The row alpha = 0 is the point itself. What overflows is recorded as inf or NaN.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
+    ...     list(bns.landscape(bns.load_point(run), alphas=[0.5, 1.0]).alpha)
+    [0.0, 0.5, 1.0]
+    """
+    chosen = line_alphas(point.config.problem) if alphas is None else [float(alpha) for alpha in alphas]
+    return label(point, probe(point, chosen))
+
+
+def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
+    """The line's rows without the run's columns."""
+    lr = point.config.lr
+    theta = point.theta
+    loss, gradient = point.gradient_at(theta)
+    norm = torch.linalg.vector_norm(gradient)
+    records = [torch.stack((loss, norm, torch.zeros_like(norm), norm * norm))]
+    moved = torch.empty_like(theta)
+    for alpha in alphas:
+        torch.add(theta, gradient, alpha=-alpha * lr, out=moved)
+        loss, there = point.gradient_at(moved)
+        records.append(_compare(loss, gradient, there))
+    # One transfer for the whole line: nothing waits for the device before this.
+    losses, norms, distances, products = torch.stack(records).double().cpu().numpy().T
+    step_sizes = lr * np.array([0.0, *alphas])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = products / (norms * norms[0])
+    return pd.DataFrame(
+        {
+            "alpha": [0.0, *alphas],
+            "step_size": step_sizes,
+            "distance": step_sizes * norms[0],
+            "loss": losses,
+            "grad_norm": norms,
+            "grad_distance": distances,
+            "grad_cosine": cosines,
+        }
+    )
+
+
+def _compare(loss: Tensor, gradient: Tensor, there: Tensor) -> Tensor:
+    """(loss, norm, distance, inner product) of the gradient elsewhere; `there` is overwritten."""
+    norm, product = torch.linalg.vector_norm(there), torch.dot(there, gradient)
+    return torch.stack((loss, norm, torch.linalg.vector_norm(there.sub_(gradient)), product))

@@ -1,0 +1,154 @@
+"""One point of a trajectory: the state at a step and the batch that training used there; how points are reached."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bnsmooth_cli import norms, problems, runs
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.problems import Chain, Problem
+from bnsmooth_cli.runs import Source
+from bnsmooth_cli.training import Trajectory, choose_device
+
+
+@dataclass(frozen=True)
+class Point:
+    """The network at theta_t with the batch (x_t, y_t), batch statistics in use and running ones left alone.
+
+    A measurement reads a point and leaves it bit-identical. `theta` is the network's parameters as one flat vector
+    of n numbers, in the order of `model.parameters()`; the loss is a function of it (`loss_at`).
+    """
+
+    problem: Problem
+    model: Chain
+    velocity: list[Tensor]
+    step: int
+    inputs: Tensor
+    targets: Tensor
+    run: str
+    #: The step of the checkpoint that the point was trained forward from.
+    checkpoint: int
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the run."""
+        return self.problem.config
+
+    @property
+    def layers(self) -> list[tuple[str, list[str]]]:
+        """Ordered (layer name, its parameters' names): what ICS calls layers."""
+        return [
+            (name, [f"layers.{name}.{parameter}" for parameter, _ in layer.named_parameters()])
+            for name, layer in self.model.layers.items()
+        ]
+
+    @property
+    def theta(self) -> Tensor:
+        """A copy of the parameters, shape (n,)."""
+        return flatten(p.detach() for p in self.model.parameters())
+
+    def loss(self, model: nn.Module | None = None) -> Tensor:
+        """The loss of this point's batch, with this step's noise, as a scalar with its graph.
+
+        `model` is any module of the same architecture (a copy with other parameters, say); None is the point's own.
+        """
+        model = self.model if model is None else model
+        norms.prepare(model.modules(), self.config.seed, self.step)
+        return self.problem.objective(model(self.inputs), self.targets)
+
+    def loss_at(self, theta: Tensor, *, fused: bool = True) -> Tensor:
+        """The loss at other parameters, with its graph to `theta` (n,); `fused` as in norms.BatchNorm."""
+        norms.prepare(self.model.norms, self.config.seed, self.step, fused=fused)
+        named = dict(self.model.named_parameters())
+        pieces = theta.split([p.numel() for p in named.values()])
+        values = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+        return self.problem.objective(functional_call(self.model, values, (self.inputs,)), self.targets)
+
+    def gradient_at(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss at `theta` and its gradient, shape (n,), both without a graph."""
+        theta = theta.detach().requires_grad_()
+        loss = self.loss_at(theta)
+        return loss.detach(), torch.autograd.grad(loss, theta)[0]
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """All numbers of the tensors in one vector.
+
+    >>> flatten([torch.ones(2, 2), torch.zeros(1)])
+    tensor([1., 1., 1., 1., 0.])
+    """
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def visit(
+    source: Source, steps: Iterable[int], device: str = "auto", data: str | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Point]:
+    """The points at the given steps in rising order, each trained forward from the nearest checkpoint before it.
+
+    `data` is where the images are now, should they have moved; `dtype` converts each point once it is reached. A point
+    is valid until the next one is asked for: the trajectory walks on with the same tensors.
+    """
+    config = source.config if data is None else dataclasses.replace(source.config, data=data)
+    trajectory: Trajectory | None = None
+    reached = 0
+    for step in sorted(set(steps)):
+        before = [s for s in source.checkpoints if s <= step]
+        if not before or step > max(config.steps, *source.checkpoints):
+            raise InputError(f"{source.path}: step {step} is out of reach ({_reach(source)})")
+        if trajectory is None:
+            trajectory = Trajectory(problems.build(config, choose_device(device)))
+        if trajectory.step < max(before) or trajectory.step > step or reached == 0 and trajectory.step == 0:
+            trajectory.load(source.checkpoints[max(before)])
+            reached = max(before)
+        while trajectory.step < step:
+            trajectory.advance()
+        yield _point(trajectory, source.name, reached, dtype)
+
+
+def _reach(source: Source) -> str:
+    if not source.checkpoints:
+        return "it has no checkpoint; was its training interrupted at once?"
+    return f"its first checkpoint is at {min(source.checkpoints)}, its training ends at {source.config.steps}"
+
+
+def _point(trajectory: Trajectory, run: str, checkpoint: int, dtype: torch.dtype | None) -> Point:
+    problem, model, velocity = trajectory.problem, trajectory.model, trajectory.velocity
+    inputs, targets = problem.batch(trajectory.step)
+    if dtype is not None:
+        model, velocity = model.to(dtype), [v.to(dtype) for v in velocity]
+        inputs = inputs.to(dtype)
+        targets = targets.to(dtype) if targets.is_floating_point() else targets
+    norms.prepare(model.norms, problem.config.seed, trajectory.step)
+    return Point(problem, model, velocity, trajectory.step, inputs, targets, run, checkpoint)
+
+
+def load_point(
+    path: Path | str | runs.Run,
+    step: int | None = None,
+    *,
+    device: str = "auto",
+    data: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Point:
+    """The point of a checkpoint, or of a run at a step (by default its last checkpoint's).
+
+    Raises InputError for a path that is neither, or a step before the first checkpoint or after the training's end.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
+    ...     bns.load_point(run, step=3).loss().shape
+    torch.Size([])
+    """
+    source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
+    wanted = max(source.checkpoints, default=0) if step is None else step
+    (point,) = visit(source, [wanted], device, data, dtype)
+    return point

@@ -1,0 +1,95 @@
+"""What is optimised: the interface of a problem, and the chain of layers that its network is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bnsmooth_cli import norms
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.streams import generator
+
+
+class Layer(nn.Module):
+    """One layer as the paper counts them: a linear map, the norm that follows it, then what has no parameters."""
+
+    def __init__(self, linear: nn.Linear | nn.Conv2d, norm: nn.Module, *rest: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = norm
+        self.rest = nn.Sequential(*rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rest(self.norm(self.linear(x)))
+        return out
+
+
+class Chain(nn.Module):
+    """A network that is a sequence of layers; `layers` is ordered and its keys are the layers' names."""
+
+    def __init__(self, layers: dict[str, Layer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+        # A plain tuple: walking the module tree at every step would cost as much as a small network's step.
+        self.norms = tuple(module for layer in layers.values() for module in layer.norm.modules())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+
+    def initialise(self, seed: int) -> None:
+        """Glorot-uniform weights (Glorot & Bengio 2010, equation 16) and zero biases, a function of the seed alone."""
+        random = generator(seed, "init")
+        for layer in self.layers.values():
+            nn.init.xavier_uniform_(layer.linear.weight, generator=random)
+            if layer.linear.bias is not None:
+                nn.init.zeros_(layer.linear.bias)
+
+
+class Problem(ABC):
+    """A network, an objective, and the batch of every step, all functions of the configuration."""
+
+    #: (smallest, largest) step length of the line probe in multiples of the learning rate, and how many.
+    num_samples: int
+    #: Whether `accuracy` and `evaluate` mean something.
+    classifies: ClassVar[bool]
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self._epoch: tuple[int, Tensor] | None = None
+
+    @abstractmethod
+    def build(self) -> Chain:
+        """The network at its initial state (step 0), on the problem's device, in train mode."""
+
+    @abstractmethod
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The inputs and targets that take theta_step to theta_{step+1}."""
+
+    @abstractmethod
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss that training minimises, a scalar with its graph."""
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The share of correct answers, a scalar on the device; NaN for a problem that classifies nothing."""
+        return (outputs.argmax(1) == targets).float().mean()
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Loss and accuracy on the test set, with running statistics; NaN where the problem has none."""
+
+    def indices(self, step: int) -> Tensor:
+        """The samples of a step's batch: without replacement within an epoch, the last incomplete batch left out."""
+        size = self.config.batch_size
+        per_epoch = self.num_samples // size
+        epoch, position = divmod(step, per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = torch.randperm(self.num_samples, generator=generator(self.config.seed, "order", epoch))
+            self._epoch = (epoch, order.to(self.device))
+        return self._epoch[1][position * size : (position + 1) * size]

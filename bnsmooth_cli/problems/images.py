@@ -1,0 +1,299 @@
+"""Image data sets as uint8 tensors: the built-in shapes, torchvision's, and a user's folder in three layouts.
+
+A folder is decoded once and kept in the user's cache folder; nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import platformdirs
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.files import load_tensors, save_tensors
+from bnsmooth_cli.problems.shapes import shapes
+
+SIZE: Final = 32  # pixels a side; other sizes are resized to it (28 x 28 digits are padded)
+BUILT_IN: Final = "shapes"
+DOWNLOADED: Final = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+}
+NAMES: Final = (BUILT_IN, *DOWNLOADED)
+_CACHE_FORMAT: Final = 1
+_SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images (N, C, 32, 32) in uint8 and labels (N,) of both splits; `mean` and `std` (C,) of the training pixels."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    mean: Tensor
+    std: Tensor
+    num_classes: int
+    digest: str
+
+
+@functools.lru_cache(maxsize=1)
+def load(data: str) -> Images:
+    """The data set of a name in NAMES, or of a folder: CIFAR's Python files, Hugging Face parquet, or class folders.
+
+    Raises InputError for an unknown name, a folder in no known layout, an unreadable file, or a failed download.
+
+    >>> load("shapes").train.shape
+    torch.Size([10000, 3, 32, 32])
+    """
+    if data == BUILT_IN:
+        images, labels, test_images, test_labels = shapes()
+        return _finish({"train": (images, labels), "test": (test_images, test_labels)}, data)
+    if data in DOWNLOADED:
+        return _cached(data, [data], lambda: _download(data))
+    folder = Path(data)
+    if not folder.is_dir():
+        if folder.is_absolute() or "/" in data or "\\" in data:
+            raise InputError(f"--data {data}: no such folder")
+        raise unknown("data set", data, (*NAMES, "PATH"))
+    files, read = next(((found, read) for find, read in _LAYOUTS if (found := find(folder))), ({}, None))
+    if read is None:
+        raise InputError(
+            f"--data {data}: none of the known layouts: data_batch_*/test_batch or train/test (CIFAR's Python files), "
+            "train-*.parquet and test-*.parquet (Hugging Face), or train/CLASS/IMAGE and test/CLASS/IMAGE"
+        )
+    stamp = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in _all(files)]
+    return _cached(data, [str(folder.resolve()), stamp], lambda: {split: read(files[split]) for split in files})
+
+
+def canonical(data: str) -> str:
+    """The name itself, or a folder's absolute path: what a configuration holds."""
+    return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
+
+
+def _cached(data: str, key: Sequence[object], read: Callable[[], dict[str, Arrays]]) -> Images:
+    name = hashlib.sha256(json.dumps([_CACHE_FORMAT, key]).encode()).hexdigest()[:20]
+    path = platformdirs.user_cache_path("bnsmooth") / "images" / f"{name}.pt"
+    if path.exists():
+        try:
+            return Images(**load_tensors(path))
+        except (InputError, TypeError):
+            pass  # a cache that cannot be read is made again
+    images = _finish(read(), data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(path, dict(vars(images)))
+    except OSError:
+        pass  # a cache folder that cannot be written costs the next command its time, and nothing else
+    return images
+
+
+def _finish(splits: dict[str, Arrays], data: str) -> Images:
+    train, train_labels = (torch.from_numpy(array) for array in splits["train"])
+    test, test_labels = (torch.from_numpy(array) for array in splits["test"])
+    if not len(train) or not len(test):
+        raise InputError(f"--data {data}: no images in its {'test' if len(train) else 'train'} split")
+    num_classes = int(train_labels.max()) + 1
+    for labels in (train_labels, test_labels):
+        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise InputError(f"--data {data}: labels must be 0 to {num_classes - 1}, the largest in the training split")
+    # Over the histogram of the 256 levels: no float copy of the images, and the same for any number of threads.
+    counts = [torch.bincount(train[:, c].flatten(), minlength=256).double() for c in range(train.shape[1])]
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = torch.stack([(n * levels).sum() / n.sum() for n in counts])
+    var = torch.stack([(n * (levels - m).square()).sum() / n.sum() for n, m in zip(counts, mean, strict=True)])
+    digest = hashlib.sha256(train.numpy().tobytes() + train_labels.numpy().tobytes()).hexdigest()[:16]
+    return Images(
+        train=train.contiguous(memory_format=torch.channels_last),
+        train_labels=train_labels,
+        test=test.contiguous(memory_format=torch.channels_last),
+        test_labels=test_labels,
+        mean=mean.float(),
+        std=var.sqrt().clamp_min(1 / 255).float(),
+        num_classes=num_classes,
+        digest=digest,
+    )
+
+
+def _download(name: str) -> dict[str, Arrays]:
+    from torchvision import datasets
+
+    root = platformdirs.user_cache_path("bnsmooth") / "downloads" / name
+    kind = getattr(datasets, DOWNLOADED[name])
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        splits = {}
+        for split in ("train", "test"):
+            chosen: dict[str, Any] = {"split": split} if name == "svhn" else {"train": split == "train"}
+            dataset = kind(root, download=True, **chosen)
+            labels = dataset.labels if name == "svhn" else dataset.targets
+            splits[split] = (_planar(np.asarray(dataset.data), name), np.asarray(labels, np.int64))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"--data {name}: the download failed ({' '.join(str(error).split())[:120]}); connect to the network and try "
+            "again, or fetch the data set elsewhere and give its folder: --data PATH (or use the built-in --data shapes)"
+        ) from error
+    return splits
+
+
+def _planar(array: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    if name == "svhn":
+        return array  # already (N, C, H, W)
+    if array.ndim == 3:  # 28 x 28 grey digits: padded with their background, not stretched
+        return np.pad(array, ((0, 0), (2, 2), (2, 2)))[:, None]
+    return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+
+
+# One pair of functions a layout: which files a folder holds for each split (none: not this layout), and their content.
+
+
+def _all(files: dict[str, list[Path]]) -> Iterable[Path]:
+    return (path for paths in files.values() for path in paths)
+
+
+def _splits(train: Iterable[Path], test: Iterable[Path]) -> dict[str, list[Path]]:
+    files = {"train": sorted(train), "test": sorted(test)}
+    return files if all(files.values()) else {}
+
+
+def _parquet_files(folder: Path) -> dict[str, list[Path]]:
+    return _splits(folder.rglob("train-*.parquet"), folder.rglob("test-*.parquet"))
+
+
+def _read_parquet(files: list[Path]) -> Arrays:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoded: list[bytes] = []
+    labels: list[NDArray[np.int64]] = []
+    for path in files:
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
+        images = next((c for c in table.schema if pa.types.is_struct(c.type) and c.type.get_field_index("bytes") >= 0), None)
+        integers = [c.name for c in table.schema if pa.types.is_integer(c.type)]
+        label = next((c for c in ("label", "fine_label") if c in integers), integers[0] if integers else None)
+        if images is None or label is None:
+            raise InputError(f"{path}: needs a column of images (a struct with 'bytes') and an integer column 'label'")
+        column = table.column(images.name).combine_chunks()
+        encoded += pa.compute.struct_field(column, "bytes").to_pylist()
+        labels.append(table.column(label).to_numpy().astype(np.int64))
+    return _decode([(f"{files[0].parent}: image {i}", io.BytesIO(b or b"")) for i, b in enumerate(encoded)]), np.concatenate(labels)
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    def images(split: str) -> list[Path]:
+        return [path for path in folder.glob(f"{split}/*/*") if path.suffix.lower() in _SUFFIXES]
+
+    return _splits(images("train"), images("test") or images("val"))
+
+
+def _read_class_folders(files: list[Path]) -> Arrays:
+    classes = sorted({path.parent.name for path in files})
+    labels = np.array([classes.index(path.parent.name) for path in files], np.int64)
+    return _decode([(str(path), path) for path in files]), labels
+
+
+def _decode(sources: list[tuple[str, Path | io.BytesIO]]) -> NDArray[np.uint8]:
+    images = np.empty((len(sources), 3, SIZE, SIZE), np.uint8)
+
+    def decode(i: int) -> None:
+        name, source = sources[i]
+        try:
+            with Image.open(source) as image:
+                rgb = image.convert("RGB")
+                if rgb.size != (SIZE, SIZE):
+                    rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+                images[i] = np.asarray(rgb).transpose(2, 0, 1)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"{name}: not a readable image ({_first_line(error)})") from error
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        for _ in pool.map(decode, range(len(sources)), chunksize=256):
+            pass
+    return images
+
+
+def _cifar_files(folder: Path) -> dict[str, list[Path]]:
+    for root in (folder, folder / "cifar-10-batches-py", folder / "cifar-100-python"):
+        ten = _splits(root.glob("data_batch_[1-5]"), root.glob("test_batch"))
+        hundred = _splits(root.glob("train"), root.glob("test")) if (root / "meta").is_file() else {}
+        if ten or hundred:
+            return ten or hundred
+    return {}
+
+
+def _read_cifar(files: list[Path]) -> Arrays:
+    images, labels = [], []
+    for path in files:
+        try:
+            content = _CifarUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+            array = content[b"data"].pixels.reshape(-1, 3, SIZE, SIZE)
+            these = np.array(content.get(b"labels", content.get(b"fine_labels")), np.int64)
+            if these.shape != array.shape[:1]:
+                raise ValueError(f"{len(array)} images and labels of shape {these.shape}")
+        except Exception as error:
+            raise InputError(f"{path}: not a file of CIFAR's Python version ({_first_line(error)})") from error
+        images.append(array)
+        labels.append(these)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+class _CifarArray:
+    """What stands in for numpy's array while CIFAR's pickles are read: nothing but bytes of a known shape."""
+
+    pixels: NDArray[np.uint8]
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state[-1], bytes):  # (version, shape, dtype, fortran order, bytes); a dtype's state has none
+            self.pixels = np.frombuffer(state[-1], np.uint8).reshape(state[1])
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Reads the only globals that CIFAR's files name, all as `_CifarArray`: no other code can be reached."""
+
+    _ALLOWED: Final = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED:
+            return _CifarArray
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR's files do not")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+_LAYOUTS: Final[tuple[tuple[Callable[[Path], dict[str, list[Path]]], Callable[[list[Path]], Arrays]], ...]] = (
+    (_parquet_files, _read_parquet),
+    (_cifar_files, _read_cifar),
+    (_class_folders, _read_class_folders),
+)

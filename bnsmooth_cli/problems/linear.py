@@ -1,0 +1,66 @@
+"""The deep linear network of Santurkar et al. (2018): 25 layers of 10 x 10 that learn one random matrix."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bnsmooth_cli import norms
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.problems.base import Chain, Layer, Problem
+from bnsmooth_cli.streams import generator
+
+
+class DeepLinear(Problem):
+    r"""$\min \sum_x \|W_k \cdots W_1 x - A x\|^2$ over `samples` draws x ~ N(0, I), A with i.i.d. N(0, 1) entries.
+
+    The loss is summed over the samples and the units (the scale at which the paper's lr of 1e-6 is the right one);
+    a norm, where the run has one, follows every layer, the last one too.
+    """
+
+    classifies: ClassVar[bool] = False
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(config, device)
+        assert config.dimension is not None
+        assert config.samples is not None
+        random = generator(config.seed, "data")
+        self.num_samples = config.samples
+        inputs = torch.randn(config.samples, config.dimension, generator=random)
+        matrix = torch.randn(config.dimension, config.dimension, generator=random)
+        self._inputs = inputs.to(device)
+        self._targets = (inputs @ matrix.T).to(device)
+
+    def build(self) -> Chain:
+        """`depth` bias-free linear layers named fc1, fc2, ..., each followed by the norm."""
+        size = self.config.dimension
+        assert size is not None
+        model = Chain(
+            {
+                f"fc{i + 1}": Layer(nn.Linear(size, size, bias=False), norms.build(self.config.norm, size))
+                for i in range(self.config.depth)
+            }
+        )
+        model.initialise(self.config.seed)
+        return model.to(self.device)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """All samples in order where the batch holds them all (the paper's full batch), else the epoch's next ones."""
+        if self.config.batch_size == self.num_samples:
+            return self._inputs, self._targets
+        chosen = self.indices(step)
+        return self._inputs[chosen], self._targets[chosen]
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The squared error summed over samples and units."""
+        return (outputs - targets).square().sum()
+
+    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """NaN: nothing is classified."""
+        return outputs.new_full((), torch.nan)
+
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """NaN: the paper reports the training loss alone."""
+        return torch.nan, torch.nan

@@ -1,0 +1,130 @@
+"""VGG networks (Simonyan & Zisserman 2015, table 1) on 32 x 32 images, with cross-entropy."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bnsmooth_cli import norms
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.problems.base import Chain, Layer, Problem
+from bnsmooth_cli.problems.images import SIZE, load
+from bnsmooth_cli.streams import generator
+
+#: Convolutions per stage: VGG-A (11), B (13), D (16) and E (19). Every stage ends in a 2 x 2 max-pooling.
+STAGES: Final[dict[int, tuple[int, ...]]] = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+CHANNELS: Final = (64, 128, 256, 512, 512)
+CROP_PADDING: Final = 4  # pixels on each side, the usual CIFAR augmentation (He et al. 2016, section 4.2)
+EVALUATION_BATCH: Final = 500
+
+
+class Vgg(Problem):
+    """A VGG of `depth` weight layers whose channels are scaled by `width`, and the mean cross-entropy.
+
+    The norm follows every convolution and linear layer except the last one. The three linear layers are
+    512 - 512 - classes (times `width`): after five poolings a 32 x 32 image is one position.
+    """
+
+    classifies: ClassVar[bool] = True
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(config, device)
+        if config.depth not in STAGES:
+            raise InputError(f"--depth {config.depth}: VGG comes with 11, 13, 16 or 19 weight layers")
+        assert config.data is not None
+        self.images = load(config.data)
+        if config.data_digest not in (None, self.images.digest):
+            raise InputError(f"--data {config.data}: not the images that the run was trained on (their digest differs)")
+        self.num_samples = len(self.images.train_labels)
+        if config.batch_size > self.num_samples:
+            raise InputError(
+                f"--batch-size {config.batch_size}: larger than the {self.num_samples} training images of {config.data}"
+            )
+        self._images = self.images.train.to(device)
+        self._labels = self.images.train_labels.to(device)
+        unit = (1, -1, 1, 1)
+        self._mean = self.images.mean.to(device).view(unit)
+        self._std = self.images.std.to(device).view(unit)
+
+    def build(self) -> Chain:
+        """Layers conv1, conv2, ..., fc1, fc2, fc3."""
+        width = self.config.width
+        assert width is not None
+        layers: dict[str, Layer] = {}
+        channels = self.images.train.shape[1]
+        for convolutions, full in zip(STAGES[self.config.depth], CHANNELS, strict=True):
+            for i in range(convolutions):
+                out = max(1, round(full * width))
+                rest = [nn.ReLU()] + [nn.MaxPool2d(2)] * (i == convolutions - 1)
+                conv = nn.Conv2d(channels, out, 3, padding=1)
+                layers[f"conv{len(layers) + 1}"] = Layer(conv, norms.build(self.config.norm, out), *rest)
+                channels = out
+        layers[next(iter(reversed(layers)))].rest.append(nn.Flatten())
+        for i in (1, 2):
+            linear = nn.Linear(channels, channels)
+            layers[f"fc{i}"] = Layer(linear, norms.build(self.config.norm, channels), nn.ReLU())
+        layers["fc3"] = Layer(nn.Linear(channels, self.images.num_classes), nn.Identity())
+        model = Chain(layers)
+        model.initialise(self.config.seed)
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images indexed out of the uint8 tensor, augmented where the run does, and standardised per channel."""
+        chosen = self.indices(step)
+        images = self._images[chosen]
+        if self.config.augment:
+            images = crop_and_flip(images, generator(self.config.seed, "augment", step))
+        return self._standardise(images), self._labels[chosen]
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The cross-entropy, averaged over the batch."""
+        return F.cross_entropy(outputs, targets)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy over the test set."""
+        loss = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
+        model.eval()
+        for images, labels in zip(
+            self.images.test.split(EVALUATION_BATCH), self.images.test_labels.split(EVALUATION_BATCH), strict=True
+        ):
+            targets = labels.to(self.device)
+            outputs = model(self._standardise(images.to(self.device)))
+            loss += F.cross_entropy(outputs, targets, reduction="sum")
+            correct += (outputs.argmax(1) == targets).sum()
+        model.train()
+        count = len(self.images.test_labels)
+        return loss.item() / count, correct.item() / count
+
+    def _standardise(self, images: Tensor) -> Tensor:
+        floats = images.to(torch.float32, memory_format=torch.channels_last)
+        return floats.div_(255).sub_(self._mean).div_(self._std)
+
+
+def crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
+    """Zero-pad by 4, crop back to 32 x 32 at a random place, and mirror half of the images: one gather, no loop.
+
+    >>> crop_and_flip(torch.zeros(2, 3, 32, 32), torch.Generator()).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    count = len(images)
+    places = 2 * CROP_PADDING + 1
+    top, left = torch.randint(places, (2, count, 1), generator=random)
+    mirrored = torch.randint(2, (count, 1), generator=random).bool()
+    along = torch.arange(SIZE)
+    rows = top + along
+    columns = left + torch.where(mirrored, along.flip(0), along)
+    padded = F.pad(images, (CROP_PADDING,) * 4)
+    each = torch.arange(count, device=images.device)[:, None, None]
+    # Advanced indices around a slice put the channels last: (N, H, W, C), the layout that training wants anyway.
+    return padded[each, :, rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]].movedim(-1, 1)

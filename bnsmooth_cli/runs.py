@@ -1,0 +1,198 @@
+"""The run directory: its configuration, checkpoints and lock; a run or a lone checkpoint as a source of points."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import getpid
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+
+from bnsmooth_cli import tables
+from bnsmooth_cli._version import __version__
+from bnsmooth_cli.config import Config, from_dict
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.files import atomic, load_tensors, save_tensors
+
+FORMAT: Final = 1
+CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where points come from: a run's name, its configuration, and its checkpoints by step.
+
+    A lone checkpoint is a source with one entry.
+    """
+
+    path: Path
+    name: str
+    config: Config
+    checkpoints: dict[int, Path]
+
+    def table_path(self, kind: str) -> Path:
+        """Where a table of this kind goes unless told otherwise."""
+        if self.path.is_dir():
+            return self.path / f"{kind}.parquet"
+        return self.path.with_name(f"{self.path.stem}.{kind}.parquet")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and the configuration that it holds."""
+
+    path: Path
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """The directory's name: the `run` column of every table."""
+        return self.path.resolve().name
+
+    def checkpoint_path(self, step: int) -> Path:
+        """`checkpoints/<step, 6 digits>.pt`."""
+        return self.path / "checkpoints" / f"{step:06d}.pt"
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The checkpoints by step, in order."""
+        found = (self.path / "checkpoints").glob("*.pt")
+        return {int(p.stem): p for p in sorted(found, key=lambda p: p.stem.zfill(20)) if CHECKPOINT_NAME.fullmatch(p.name)}
+
+    @property
+    def train_path(self) -> Path:
+        """The table of the training steps; it is there, unfinished, from the first checkpoint on."""
+        return self.path / "train.parquet"
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The train table's provenance once the run is finished (or diverged), else None."""
+        if not self.train_path.is_file():
+            return None
+        provenance: dict[str, Any] = tables.read_provenance(self.train_path, "train")
+        reached = provenance.get("diverged_at") is not None or provenance.get("last_step") == self.config.steps
+        return provenance if reached else None
+
+    def source(self) -> Source:
+        """The run as a source of points."""
+        return Source(self.path, self.name, self.config, self.checkpoints())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: one process writes it at a time. The system drops a dead process's lock."""
+        owner = self.path / ".lock.owner"
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            who = owner.read_text().strip() if owner.is_file() else "another process"
+            raise InputError(f"{self.path}: {who} is writing this run; wait for it, or choose another folder with -o") from None
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another folder with -o") from error
+        try:
+            owner.write_text(f"process {getpid()} on {socket.gethostname()}")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in a run directory's config.json."""
+    file = path / "config.json"
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: not a run directory (it has no config.json)") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{file}: not a configuration of this version of bnsmooth (format {FORMAT})")
+    return from_dict(content.get("config"), str(file))
+
+
+def write_config(run: Run) -> None:
+    """Write config.json."""
+    content = {"format": FORMAT, "version": __version__, "config": run.config.as_dict()}
+    with atomic(run.path / "config.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def open_run(path: Path | str) -> Run:
+    """The run in a directory; InputError where there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run directory")
+    return Run(path, read_config(path))
+
+
+def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False) -> Run:
+    """The run directory for a configuration: made, found and continued, or (`force`) emptied and begun again.
+
+    A run of the same configuration is continued, also to more steps; one of another configuration is refused.
+    """
+    if not path.exists():
+        run = Run(path, config)
+        write_config(run)
+        return run
+    if not path.is_dir():
+        raise InputError(f"{path}: is a file; a run directory is to be there (-o)")
+    if not (path / "config.json").exists():
+        if any(item.name not in (".lock", ".lock.owner") for item in path.iterdir()):
+            raise InputError(f"{path}: holds files but no run; choose a new folder with -o")
+        run = Run(path, config)
+        write_config(run)
+        return run
+    if force:
+        return _restart(Run(path, config))
+    existing = open_run(path)
+    if differences := existing.config.differences(config):
+        raise InputError(f"{path}: a run of another configuration ({'; '.join(differences)}); -o another folder, or --force")
+    if config.steps < existing.config.steps:
+        raise InputError(
+            f"{path}: already a run of {existing.config.steps} steps; --steps {existing.config.steps}, or --force to shorten it"
+        )
+    run = Run(path, config)
+    if not resume and existing.outcome() is None:
+        return _restart(run)
+    if config != existing.config:
+        write_config(run)
+    return run
+
+
+def _restart(run: Run) -> Run:
+    """Remove what a run writes, and nothing else."""
+    with run.locked():
+        for file in (*run.checkpoints().values(), *(run.path / f"{kind}.parquet" for kind in tables.SCHEMAS)):
+            file.unlink(missing_ok=True)
+        write_config(run)
+    return run
+
+
+def write_checkpoint(path: Path, run: str, config: Config, step: int, state: dict[str, Any]) -> None:
+    """Write a state and the configuration that makes the file usable on its own."""
+    save_tensors(path, {"format": FORMAT, "run": run, "config": config.as_dict(), "step": step, **state})
+
+
+def read_checkpoint(path: Path) -> tuple[Source, dict[str, Any]]:
+    """The source that a lone checkpoint is, and the state in it; InputError for a file that is none of ours."""
+    content = load_tensors(path)
+    step, run = content.get("step"), content.get("run")
+    if content.get("format") != FORMAT or not isinstance(step, int) or not isinstance(run, str):
+        raise InputError(f"{path}: a torch file, but no checkpoint of this version of bnsmooth")
+    config = from_dict(content.get("config"), str(path))
+    return Source(path, run, config, {step: path}), content
+
+
+def open_source(path: Path | str) -> Source:
+    """The source at a path: a run directory or a checkpoint."""
+    path = Path(path)
+    if path.is_dir():
+        return open_run(path).source()
+    if not path.exists():
+        raise InputError(f"{path}: no such run directory or checkpoint")
+    return read_checkpoint(path)[0]

@@ -1,0 +1,106 @@
+"""Many runs side by side: what `compare` says of them. Reads tables only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from bnsmooth_cli import tables
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.runs import Run, open_run
+
+#: Minibatch losses are compared as means over this many steps; a full batch's loss as it is.
+SMOOTHING: Final = 50
+_GROUP: Final = ["problem", "lr", "seed"]
+
+
+def compare(
+    sources: Sequence[Path | str], *, target_loss: float | None = None, target_accuracy: float | None = None
+) -> pd.DataFrame:
+    """One row a run, best first: the columns of a compare table.
+
+    `final_loss`, `best_loss`: of the training loss, averaged over SMOOTHING steps where batches are small;
+    `final_` and `best_test_accuracy`; `steps_to_loss` and `steps_to_accuracy`: the first step at or beyond the target
+    (null if never), which is by default what the `none` run of the same problem, lr and seed ends with;
+    `loss_range` (loss_max - loss_min), `predictiveness` (its largest on the line) and the other figures of a run's
+    smoothness table, where it has one, as medians over the measured steps; `ratio_...` of each to the `none` run.
+
+    Raises InputError for a folder that is no run, or that has no train table.
+    """
+    opened = [open_run(path) for path in sources]
+    names = [run.name for run in opened]
+    if len(set(names)) < len(names):
+        raise InputError(f"{max(names, key=names.count)}: given twice, or two runs of that name; each row is to be one run")
+    curves = {run.name: _curve(run) for run in opened}
+    frame = pd.DataFrame([_final_figures(run, curves[run.name]) | _smoothness_figures(run) for run in opened])
+    frame = _add_targets(frame, curves, target_loss, target_accuracy)
+    frame = _add_ratios(frame)
+    order = ["problem", "final_test_accuracy", "final_loss", "run"]
+    return frame.sort_values(order, ascending=[True, False, True, True], ignore_index=True)[list(tables.SCHEMAS["compare"])]
+
+
+def _curve(run: Run) -> pd.DataFrame:
+    """The train table with its loss smoothed as compared."""
+    rows = tables.read_table(run.train_path, "train")
+    full_batch = run.config.samples is not None and run.config.batch_size == run.config.samples
+    if not full_batch:
+        rows["loss"] = rows["loss"].rolling(SMOOTHING, min_periods=1).mean()
+    return rows
+
+
+def _final_figures(run: Run, rows: pd.DataFrame) -> dict[str, Any]:
+    config, provenance = run.config, rows.attrs["bnsmooth"]
+    tested = rows["test_accuracy"].dropna()
+    return {
+        "run": run.name,
+        "problem": config.problem,
+        "norm": config.norm,
+        "lr": config.lr,
+        "seed": config.seed,
+        "steps": int(rows["step"].iloc[-1]),
+        "diverged_at": provenance.get("diverged_at"),
+        "final_loss": rows["loss"].iloc[-1],
+        "best_loss": rows["loss"].min(),
+        "final_test_accuracy": tested.iloc[-1] if len(tested) else np.nan,
+        "best_test_accuracy": tested.max(),
+    }
+
+
+def _smoothness_figures(run: Run) -> dict[str, float]:
+    path = run.path / "smoothness.parquet"
+    if not path.is_file():
+        return dict.fromkeys(tables.SMOOTHNESS, np.nan)
+    rows = tables.read_table(path, "smoothness")
+    rows["loss_range"] = rows["loss_max"] - rows["loss_min"]
+    rows["predictiveness"] = rows["predictiveness_max"]
+    return {name: float(rows[name].median()) for name in tables.SMOOTHNESS}
+
+
+def _add_targets(
+    frame: pd.DataFrame, curves: dict[str, pd.DataFrame], target_loss: float | None, target_accuracy: float | None
+) -> pd.DataFrame:
+    plain = frame[frame["norm"] == "none"].drop_duplicates(_GROUP).set_index(_GROUP)
+    for row in frame.index:
+        group = tuple(frame.loc[row, _GROUP])
+        baseline = plain.loc[group] if group in plain.index else None
+        rows = curves[str(frame.loc[row, "run"])]
+        for column, given, default in (("loss", target_loss, "final_loss"), ("accuracy", target_accuracy, "final_test_accuracy")):
+            target = given if given is not None else (np.nan if baseline is None else baseline[default])
+            reached = rows["loss"] <= target if column == "loss" else rows["test_accuracy"] >= target
+            frame.loc[row, f"target_{column}"] = target
+            frame.loc[row, f"steps_to_{column}"] = rows["step"][reached].min() if reached.any() else np.nan
+    return frame
+
+
+def _add_ratios(frame: pd.DataFrame) -> pd.DataFrame:
+    plain = frame[frame["norm"] == "none"].drop_duplicates(_GROUP).set_index(_GROUP)
+    baseline = plain[list(tables.COMPARED)].reindex(pd.MultiIndex.from_frame(frame[_GROUP]))
+    figures = frame[list(tables.COMPARED)].astype("float64")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = pd.DataFrame(figures.to_numpy() / baseline.to_numpy(np.float64), index=frame.index)
+    ratios.columns = pd.Index([f"ratio_{name}" for name in tables.COMPARED])
+    return pd.concat([frame, ratios], axis=1)

@@ -1,0 +1,117 @@
+"""The tables: their columns, their provenance, and how they are read and written. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.files import atomic
+
+FORMAT: Final = 1
+METADATA_KEY: Final = b"bnsmooth"
+
+_RUN: Final = {"run": "string", "problem": "string", "norm": "string", "lr": "double", "seed": "int64"}
+_STEP: Final = {**_RUN, "step": "int64"}
+
+
+def _doubles(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, "double")
+
+
+#: The figures of `smoothness` that `compare` summarises by their medians.
+SMOOTHNESS: Final = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
+#: The figures of `compare` that are also given as ratios to the `none` run of the same problem, lr and seed.
+COMPARED: Final = (
+    "final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy", "steps_to_loss", "steps_to_accuracy",
+    *SMOOTHNESS,
+)  # fmt: skip
+
+#: Kind of table -> column -> Arrow type. Every double may be null: not measured, or not defined for the row.
+SCHEMAS: Final[dict[str, dict[str, str]]] = {
+    "train": {**_STEP, **_doubles("loss", "accuracy", "grad_norm", "test_loss", "test_accuracy")},
+    "landscape": {
+        **_STEP,
+        **_doubles("alpha", "step_size", "distance", "loss", "grad_norm", "grad_distance", "grad_cosine"),
+    },
+    "smoothness": {
+        **_STEP,
+        **_doubles("loss", "grad_norm", "loss_min", "loss_max", "predictiveness_min", "predictiveness_max"),
+        **_doubles("lipschitz", "beta", "curvature", "sharpness", "critical_alpha"),
+    },
+    "ics": {
+        **_STEP,
+        "layer": "int64",
+        "layer_name": "string",
+        **_doubles("grad_norm", "grad_norm_updated", "ics", "cosine"),
+    },
+    "compare": {
+        **_RUN,
+        "steps": "int64",
+        "diverged_at": "double",
+        **_doubles("final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy"),
+        **_doubles("target_loss", "steps_to_loss", "target_accuracy", "steps_to_accuracy", *SMOOTHNESS),
+        **_doubles(*(f"ratio_{name}" for name in COMPARED)),
+    },
+}
+
+
+def write_table(path: Path, kind: str, rows: pd.DataFrame, provenance: dict[str, Any]) -> None:
+    """Write rows of a kind, zstd-compressed, with `provenance` beside kind and version in the schema's metadata."""
+    schema = pa.schema(
+        [pa.field(name, pa.type_for_alias(type_)) for name, type_ in SCHEMAS[kind].items()],
+        metadata={METADATA_KEY: json.dumps({"kind": kind, "format": FORMAT, **provenance}, sort_keys=True)},
+    )
+    columns = [pa.array(rows[field.name], type=field.type, from_pandas=_nullable(field.name)) for field in schema]
+    with atomic(path) as temporary:
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="zstd")
+
+
+def _nullable(column: str) -> bool:
+    # On the line a NaN is a measurement (an overflow), elsewhere it stands for "none": null.
+    return column not in ("loss", "grad_norm", "grad_distance", "grad_cosine", "grad_norm_updated", "ics")
+
+
+def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """What a table says of itself, without reading its rows. Raises InputError as `read_table` does."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such table")
+    try:
+        schema = pq.read_schema(path)
+        provenance = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(provenance, dict) or provenance.get("kind") not in SCHEMAS:
+        raise InputError(f"{path}: a Parquet file, but no table of bnsmooth's")
+    if provenance.get("format") != FORMAT:
+        raise InputError(f"{path}: table format {provenance.get('format')}, this bnsmooth reads {FORMAT}; upgrade it")
+    found = provenance["kind"]
+    if kind is not None and found != kind:
+        raise InputError(f"{path}: a {found} table; a {kind} table is needed here")
+    if missing := [name for name in SCHEMAS[found] if name not in schema.names]:
+        raise InputError(f"{path}: the column '{missing[0]}' of a {found} table is missing")
+    return provenance
+
+
+def read_table(path: Path | str, kind: str | None = None) -> pd.DataFrame:
+    """A table's rows; its provenance is in `.attrs["bnsmooth"]`. With `kind`, a table of another kind is refused.
+
+    Raises InputError for a file that is missing, damaged, no table of bnsmooth's, or of a newer format.
+    """
+    path = Path(path)
+    provenance = read_provenance(path, kind)
+    try:
+        frame: pd.DataFrame = pq.read_table(path, partitioning=None).to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    frame.attrs["bnsmooth"] = provenance
+    return frame
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:100]})")

@@ -1,0 +1,371 @@
+"""What a reader of a figure sees: its panels, scales and legend, and that overflows spoil none of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from bnsmooth_cli.figures import KINDS, render, style
+
+NORMS = ("none", "batch", "l1", "l2", "linf")
+ROUGHNESS = {"none": 30.0, "batch": 1.0, "l1": 1.3, "l2": 1.1, "linf": 2.0}
+
+
+def make(
+    rows: Callable[[float, np.random.Generator], pd.DataFrame],
+    problem: str = "vgg",
+    norms: Sequence[str] = NORMS,
+    lrs: Sequence[float] = (0.1,),
+    seeds: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """One table over a grid of runs; `rows` makes a run's own columns from its norm's roughness."""
+    tables = []
+    for norm, lr, seed in ((norm, lr, seed) for norm in norms for lr in lrs for seed in seeds):
+        table = rows(ROUGHNESS.get(norm, 3.0), np.random.default_rng(seed))
+        run = {
+            "run": f"{problem}-{norm}-lr{lr:g}-seed{seed}",
+            "problem": problem,
+            "norm": norm,
+            "lr": lr,
+            "seed": seed,
+        }
+        tables.append(pd.DataFrame({**run, **{name: table[name] for name in table}}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def vgg_training(rough: float, noise: np.random.Generator, steps: int = 200) -> pd.DataFrame:
+    step = np.arange(steps)
+    accuracy = 0.1 + 0.75 * (1 - np.exp(-step / 40 / rough**0.3)) + noise.normal(0, 0.02, steps)
+    tested = np.where(step % 20 == 0, accuracy - 0.04, np.nan)
+    frame = pd.DataFrame({"step": step, "loss": 2.4 - 2.3 * accuracy, "accuracy": accuracy})
+    return frame.assign(grad_norm=rough, test_loss=2.4 - 2 * tested, test_accuracy=tested)
+
+
+def dln_training(rough: float, noise: np.random.Generator) -> pd.DataFrame:
+    step = np.arange(200)
+    loss = 1e6 * np.exp(-step / 10 / rough**0.3) + noise.random()
+    return pd.DataFrame({"step": step, "loss": loss, "grad_norm": 1.0}).assign(
+        accuracy=np.nan, test_loss=np.nan, test_accuracy=np.nan
+    )
+
+
+def landscape(
+    rough: float, noise: np.random.Generator, steps: Sequence[int] = range(0, 310, 10)
+) -> pd.DataFrame:
+    step, alpha = (grid.ravel() for grid in np.meshgrid(list(steps), [0, 0.5, 1, 2, 4], indexing="ij"))
+    frame = pd.DataFrame({"step": step, "alpha": alpha, "step_size": 0.1 * alpha, "distance": 0.1 * alpha})
+    change = rough * alpha * np.exp(-step / 200) * noise.uniform(0.8, 1.2, len(step))
+    return frame.assign(loss=2 + 0.01 * change, grad_norm=rough, grad_distance=change, grad_cosine=0.5)
+
+
+def smoothness(rough: float, noise: np.random.Generator) -> pd.DataFrame:
+    step = np.arange(0, 310, 10)
+    level = rough * noise.uniform(0.8, 1.2, len(step))
+    names = ("loss", "grad_norm", "loss_min", "loss_max", "predictiveness_min", "predictiveness_max")
+    frame = pd.DataFrame({"step": step, **dict.fromkeys((*names, "lipschitz", "beta"), level)})
+    signed = level * noise.choice([-1, 1], len(step))
+    return frame.assign(curvature=signed, sharpness=signed, critical_alpha=np.nan)
+
+
+def ics(rough: float, noise: np.random.Generator, layers: int = 25) -> pd.DataFrame:
+    step, layer = (
+        grid.ravel() for grid in np.meshgrid(range(0, 310, 10), range(1, layers + 1), indexing="ij")
+    )
+    shift = np.where(layer == 1, 0.0, np.exp(-step / 30) * layer / rough)
+    frame = pd.DataFrame(
+        {"step": step, "layer": layer, "layer_name": [f"linear{i}" for i in layer], "ics": shift}
+    )
+    return frame.assign(grad_norm=1.0, grad_norm_updated=1.0, cosine=noise.uniform(-1, 1, len(step)))
+
+
+def compared(rough: float, noise: np.random.Generator) -> pd.DataFrame:
+    figures = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
+    accuracy = 0.85 - 0.002 * rough + noise.normal(0, 0.001)
+    row = {"steps": 200, "diverged_at": np.nan, "final_loss": 0.1 * rough, "final_test_accuracy": accuracy}
+    row |= {
+        "target_loss": 0.5,
+        "steps_to_loss": 50 * rough,
+        "target_accuracy": 0.8,
+        "steps_to_accuracy": 60 * rough,
+    }
+    return pd.DataFrame([row | dict.fromkeys(figures, rough)])
+
+
+ROWS = {
+    "train": vgg_training,
+    "landscape": landscape,
+    "smoothness": smoothness,
+    "ics": ics,
+    "compare": compared,
+}
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()] if figure.legends else []
+
+
+def panel(figure: Figure, ylabel: str) -> Axes:
+    (found,) = (axes for axes in figure.axes if axes.get_ylabel().startswith(ylabel))
+    return found
+
+
+def saved(figure: Figure, suffix: str) -> bytes:
+    stream = BytesIO()
+    dateless = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
+    with matplotlib.rc_context(style.SAVE):
+        figure.savefig(stream, format=suffix, metadata=dateless, dpi=40)
+    return stream.getvalue()
+
+
+def line_colours(axes: Axes) -> set[str]:
+    return {to_hex(line.get_color()).upper() for line in axes.lines}
+
+
+def assert_finite(figure: Figure) -> None:
+    for axes in figure.axes:
+        assert np.isfinite([*axes.get_xlim(), *axes.get_ylim()]).all()
+        for line in axes.lines:
+            assert np.isfinite(np.asarray(line.get_ydata(), float)).any() or not len(line.get_ydata())
+
+
+@pytest.mark.parametrize(("suffix", "opening"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_saved_in_every_format(kind: str, suffix: str, opening: bytes) -> None:
+    assert saved(render(kind, make(ROWS[kind], norms=("none", "batch"), seeds=(0, 1))), suffix).startswith(
+        opening
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_equal_tables_give_equal_files(suffix: str) -> None:
+    table = make(landscape, norms=("none", "batch"))
+    assert saved(render("landscape", table), suffix) == saved(render("landscape", table), suffix)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_row_is_drawn(kind: str) -> None:
+    table = make(ROWS[kind], norms=("batch",))
+    row = table[table["alpha"] == 1].head(1) if kind == "landscape" else table.head(1)
+    figure = render(kind, row)
+    figure.savefig(BytesIO(), format="png", dpi=40)
+    assert_finite(figure)
+    assert any(
+        line.get_marker() == "o" and len(line.get_xdata()) for axes in figure.axes for line in axes.lines
+    )
+
+
+def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"landscpae.*train, landscape, smoothness, ics, compare"):
+        render("landscpae", make(landscape))
+
+
+def test_a_table_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        render("train", make(vgg_training).head(0))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "compare"])
+def test_the_legend_names_each_norm_once_in_the_papers_order(kind: str) -> None:
+    table = make(ROWS[kind], norms=("lp:3", "l1", "none", "batch"), seeds=(0, 1, 2))
+    assert legend(render(kind, table)) == ["none", "batch", "l1", "lp:3"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_norm_has_its_colour_in_every_figure_whatever_stands_beside_it(kind: str) -> None:
+    alone = line_colours(render(kind, make(ROWS[kind], norms=("my:Norm",))).axes[0])
+    both = line_colours(render(kind, make(ROWS[kind], norms=("none", "batch", "my:Norm"))).axes[0])
+    assert both == {"#000000", "#0072B2", *alone}
+    assert alone == line_colours(render("train", make(vgg_training, norms=("my:Norm",))).axes[0])
+
+
+def test_norms_differ_without_colour_too() -> None:
+    axes = render("smoothness", make(smoothness)).axes[0]
+    assert len({str(line._unscaled_dash_pattern) for line in axes.lines}) == len(NORMS)  # type: ignore[attr-defined]
+
+
+def test_learning_rates_are_told_apart_by_label_and_marker() -> None:
+    figure = render("smoothness", make(smoothness, norms=("none", "batch"), lrs=(0.1, 0.5)))
+    assert legend(figure) == ["none, lr 0.1", "none, lr 0.5", "batch, lr 0.1", "batch, lr 0.5"]
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(looks) == 4
+
+
+def test_several_seeds_are_thin_lines_around_their_median() -> None:
+    table = make(smoothness, norms=("batch",), seeds=(0, 1, 2))
+    lines = render("smoothness", table).axes[0].lines
+    assert [line.get_linewidth() < 1 for line in lines] == [True, True, True, False]
+    np.testing.assert_allclose(lines[-1].get_ydata(), table.groupby("step")["beta"].median())
+
+
+def test_classification_shows_accuracies_and_regression_its_loss() -> None:
+    figure = render("train", pd.concat([make(vgg_training), make(dln_training, "dln", lrs=(1e-6,))]))
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "training accuracy (%)",
+        "test accuracy (%)",
+        "training loss",
+    ]
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "log"]
+    assert [part.get_suptitle() for part in figure.subfigs] == ["vgg, lr 0.1", "dln, lr 1e-6"]
+
+
+def test_the_training_curve_is_a_trailing_mean_of_the_minibatches() -> None:
+    table = make(lambda rough, noise: vgg_training(rough, noise, 1000), norms=("batch",))
+    (line,) = render("train", table).axes[0].lines
+    assert next(iter(line.get_xdata())) == 4  # a mean of fewer than 5 is noise
+    last = 100 * table["accuracy"].tail(20).mean()  # 1000 steps / 50
+    assert np.asarray(line.get_ydata())[-1] == pytest.approx(last)
+
+
+def test_a_diverged_run_ends_in_a_cross_and_leaves_the_other_readable() -> None:
+    table = make(dln_training, "dln", norms=("none", "batch"))
+    table = table[(table["norm"] == "batch") | (table["step"] <= 50)]
+    table.loc[(table["norm"] == "none") & (table["step"] >= 46), "loss"] = [1e9, 1e15, 1e22, 1e30, np.inf]
+    figure = render("train", table)
+    assert legend(figure) == ["none", "batch", "diverged"]
+    assert figure.axes[0].get_ylim()[1] < 1e12
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "x"] == [50]
+
+
+@pytest.mark.parametrize("kind", ["landscape", "smoothness", "ics"])
+def test_overflows_are_marked_and_leave_the_limits_to_the_finite_values(kind: str) -> None:
+    calm = make(ROWS[kind])
+    columns = {"landscape": ["loss", "grad_distance"], "smoothness": ["beta", "lipschitz"], "ics": ["ics"]}[
+        kind
+    ]
+    wild = calm.copy()
+    first = wild.index[(wild["norm"] == "none") & (wild["step"] < 50) & (wild.get("alpha", 4.0) == 4)]
+    wild.loc[first, columns] = np.inf
+    wild.loc[first[::2], columns] = 1e30
+    figure = render(kind, wild)
+    assert_finite(figure)
+    assert legend(figure) == [*NORMS, "off scale"]
+    tops = [axes.get_ylim()[1] for axes in render(kind, calm).axes]
+    assert all(axes.get_ylim()[1] <= 1.5 * top for axes, top in zip(figure.axes, tops, strict=True))
+
+
+def test_nan_on_the_line_is_an_overflow_too() -> None:
+    table = make(landscape, norms=("none", "batch"))
+    table.loc[(table["norm"] == "none") & (table["step"] == 0) & (table["alpha"] == 4), "loss"] = np.nan
+    figure = render("landscape", table)
+    assert "off scale" in legend(figure)
+    axes = panel(figure, "L(")
+    highest = max(np.asarray(line.get_ydata())[0] for line in axes.lines if len(line.get_ydata()) > 1)
+    assert highest == axes.get_ylim()[1]
+
+
+def test_the_landscape_over_training_is_a_band_per_norm_without_the_starting_point() -> None:
+    table = make(landscape, norms=("none", "batch"))
+    axes = panel(render("landscape", table), "‖g(θ)")
+    assert axes.get_xlabel() == "training step"
+    assert len(axes.collections) == 2
+    probed = table[(table["norm"] == "batch") & (table["alpha"] > 0)].groupby("step")["grad_distance"]
+    low, high = (np.asarray(line.get_ydata()) for line in axes.lines if line.get_color() == "#0072B2")
+    np.testing.assert_allclose(low, probed.min())
+    np.testing.assert_allclose(high, probed.max())
+
+
+def test_the_narrower_band_is_drawn_on_top() -> None:
+    lines = panel(render("landscape", make(landscape, norms=("batch", "none"))), "L(").lines
+    assert [line.get_color() for line in lines] == ["#000000"] * 2 + ["#0072B2"] * 2
+
+
+def test_a_landscape_of_one_step_is_drawn_along_the_line() -> None:
+    one_step = make(lambda rough, noise: landscape(rough, noise, steps=[100]), norms=("none", "batch"))
+    figure = render("landscape", one_step)
+    for axes in figure.axes:
+        assert axes.get_xlabel().startswith("step length")
+        assert "step 100" in axes.get_title()
+        assert [list(line.get_xdata()) for line in axes.lines] == [[0.5, 1, 2, 4]] * 2
+
+
+def test_a_landscape_of_two_learning_rates_has_a_row_for_each() -> None:
+    figure = render("landscape", make(landscape, norms=("none", "batch"), lrs=(0.1, 0.5)))
+    assert [axes.get_title().rsplit(", ")[-1] for axes in figure.axes] == [
+        "lr 0.1",
+        "lr 0.1",
+        "lr 0.5",
+        "lr 0.5",
+    ]
+    assert legend(figure) == ["none", "batch"]
+
+
+def test_an_axis_is_logarithmic_only_where_the_values_span_decades() -> None:
+    table = make(smoothness, norms=("batch", "linf"))
+    assert panel(render("smoothness", table), "max ‖g(θ − ηg)").get_yscale() == "linear"
+    table.loc[table["norm"] == "linf", ["lipschitz", "curvature"]] *= 200
+    figure = render("smoothness", table)
+    assert panel(figure, "max ‖g(θ − ηg)").get_yscale() == "log"
+    assert panel(figure, "gᵀHg").get_yscale() == "symlog"  # it changes sign
+
+
+def test_a_column_without_values_says_so() -> None:
+    figure = render("smoothness", make(smoothness).assign(sharpness=np.nan))
+    assert [text.get_text() for text in panel(figure, "|λ|").texts] == ["no finite data"]
+
+
+def test_ics_shows_layers_over_the_depth_but_not_the_first() -> None:
+    figure = render("ics", make(ics, "dln"))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["layer 2 (linear2)", "layer 14 (linear14)", "layer 25 (linear25)"]
+    assert figure.axes[0].get_yscale() == "log"
+    assert panel(figure, "cos").get_ylim() == (-1.05, 1.05)
+
+
+def test_ics_of_the_first_layer_alone_is_drawn_though_it_is_zero() -> None:
+    figure = render("ics", make(lambda rough, noise: ics(rough, noise, layers=1), "dln"))
+    assert figure.axes[0].get_title() == "layer 1 (linear1)"
+    assert_finite(figure)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ylabel"), [(vgg_training, "training accuracy (%)"), (dln_training, "training loss")]
+)
+def test_ics_stands_beside_the_training_curve_of_its_own_runs(
+    rows: Callable[[float, np.random.Generator], pd.DataFrame], ylabel: str
+) -> None:
+    figure = render("ics", make(ics, norms=("none", "batch")), training=make(rows))
+    assert figure.axes[0].get_ylabel() == ylabel
+    assert line_colours(figure.axes[0]) == {"#000000", "#0072B2"}
+
+
+def test_compare_puts_the_best_first_and_says_what_diverged_or_fell_short() -> None:
+    table = make(compared, norms=("none", "l1", "batch"), seeds=(0, 1))
+    table.loc[table["norm"] == "none", "steps_to_accuracy"] = np.nan
+    table.loc[(table["norm"] == "l1") & (table["seed"] == 1), ["diverged_at", "final_test_accuracy"]] = [
+        9,
+        np.nan,
+    ]
+    figure = render("compare", table)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["batch", "l1 (1 of 2 diverged)", "none"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["not reached"]
+    diverged = render("compare", table.assign(diverged_at=5.0, final_test_accuracy=np.nan, final_loss=np.nan))
+    assert [text.get_text() for text in diverged.axes[0].texts] == ["diverged"] * 3
+
+
+def test_compare_of_a_regression_ranks_by_loss_and_leaves_out_what_was_not_measured() -> None:
+    table = make(compared, "dln").assign(final_test_accuracy=np.nan, beta=np.nan, predictiveness=np.nan)
+    figure = render("compare", table)
+    assert [axes.get_title() for axes in figure.axes] == ["final training loss", "steps to loss 0.5"]
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "batch"
+
+
+def test_the_same_table_given_twice_is_drawn_once() -> None:
+    table = make(smoothness, norms=("batch",))
+    assert len(render("smoothness", pd.concat([table, table])).axes[0].lines) == 1
+
+
+def test_figures_need_neither_torch_nor_pyplot() -> None:
+    code = "import sys, bnsmooth_cli.figures; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

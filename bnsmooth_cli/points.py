@@ -62,7 +62,8 @@ class Point:
         """
         model = self.model if model is None else model
         norms.prepare(model.modules(), self.config.seed, self.step)
-        return self.problem.objective(model(self.inputs), self.targets)
+        dtype = next(model.parameters()).dtype
+        return self.problem.objective(model(self.inputs.to(dtype)), _as(self.targets, dtype))
 
     def loss_at(self, theta: Tensor, *, fused: bool = True) -> Tensor:
         """The loss at other parameters, with its graph to `theta` (n,); `fused` as in norms.BatchNorm."""
@@ -98,16 +99,16 @@ def visit(
     """
     config = source.config if data is None else dataclasses.replace(source.config, data=data)
     trajectory: Trajectory | None = None
-    reached = 0
+    reached = -1
     for step in sorted(set(steps)):
         before = [s for s in source.checkpoints if s <= step]
         if not before or step > max(config.steps, *source.checkpoints):
             raise InputError(f"{source.path}: step {step} is out of reach ({_reach(source)})")
         if trajectory is None:
             trajectory = Trajectory(problems.build(config, choose_device(device)))
-        if trajectory.step < max(before) or trajectory.step > step or reached == 0 and trajectory.step == 0:
-            trajectory.load(source.checkpoints[max(before)])
+        if reached < max(before):  # otherwise the walk is past that checkpoint already
             reached = max(before)
+            trajectory.load(source.checkpoints[reached])
         while trajectory.step < step:
             trajectory.advance()
         yield _point(trajectory, source.name, reached, dtype)
@@ -124,10 +125,13 @@ def _point(trajectory: Trajectory, run: str, checkpoint: int, dtype: torch.dtype
     inputs, targets = problem.batch(trajectory.step)
     if dtype is not None:
         model, velocity = model.to(dtype), [v.to(dtype) for v in velocity]
-        inputs = inputs.to(dtype)
-        targets = targets.to(dtype) if targets.is_floating_point() else targets
+        inputs, targets = inputs.to(dtype), _as(targets, dtype)
     norms.prepare(model.norms, problem.config.seed, trajectory.step)
     return Point(problem, model, velocity, trajectory.step, inputs, targets, run, checkpoint)
+
+
+def _as(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    return targets.to(dtype) if targets.is_floating_point() else targets
 
 
 def load_point(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import tables
+from bnsmooth_cli._version import __version__
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.runs import Run, open_run
 
@@ -104,3 +105,10 @@ def _add_ratios(frame: pd.DataFrame) -> pd.DataFrame:
         ratios = pd.DataFrame(figures.to_numpy() / baseline.to_numpy(np.float64), index=frame.index)
     ratios.columns = pd.Index([f"ratio_{name}" for name in tables.COMPARED])
     return pd.concat([frame, ratios], axis=1)
+
+
+def write(path: Path, frame: pd.DataFrame, sources: Sequence[Path | str]) -> None:
+    """Write a comparison, with the configurations of its runs."""
+    runs = [open_run(source) for source in sources]
+    configurations = {run.name: run.config.as_dict() for run in runs}
+    tables.write_table(path, "compare", frame, {"version": __version__, "runs": configurations})

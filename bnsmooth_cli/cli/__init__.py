@@ -49,12 +49,29 @@ def bnsmooth(
 
 
 def main() -> NoReturn:
-    """Run the command line; every error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
+    """Run the command line; an error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name="bnsmooth", standalone_mode=False)
-    except (InputError, KeyboardInterrupt, Exception) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if "--debug" in sys.argv[1:]:
             raise
-        sys.exit(_explain(error))
+        code = _explain(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException) -> int:
+    """Print the line that an error deserves; the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        message, code = "interrupted; the same command goes on from the last checkpoint", 130
+    elif isinstance(error, InputError):
+        message, code = str(error), 2
+    elif hasattr(error, "format_message"):  # wrong use, as typer words it
+        message, code = error.format_message(), 2
+    elif isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its exit
+        return 1
+    else:
+        message, code = f"{type(error).__name__}: {error} (--debug shows where)", 1
+    print(f"bnsmooth: {' '.join(message.split())}", file=sys.stderr)
+    return code

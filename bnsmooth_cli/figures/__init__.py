@@ -3,14 +3,17 @@ No torch and no pyplot here: figures hold no global state, and the caller saves 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bnsmooth_cli import tables
 from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.files import atomic
 from bnsmooth_cli.figures import compare, ics, landscape, smoothness, style, training
 from bnsmooth_cli.figures.panels import Panel, page
 
@@ -23,7 +26,7 @@ KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
     "compare": compare.panels,
 }
 
-__all__ = ["KINDS", "render"]
+__all__ = ["KINDS", "plot_tables", "render"]
 
 
 def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
@@ -47,3 +50,28 @@ def _block(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> tup
     if kind == "ics" and training is not None:
         return title, ics.panels(table, training[training["run"].isin(table["run"])])
     return title, KINDS[kind](table)
+
+
+def plot_tables(sources: Sequence[Path], output: Path) -> None:
+    """Draw tables of one kind into a PNG, SVG or PDF; beside ics tables, train tables give the leading panel.
+
+    Raises InputError for tables of several kinds, an unreadable one, or another suffix.
+    """
+    metadata = _METADATA.get(output.suffix.lower())
+    if metadata is None:
+        raise InputError(f"-o {output}: the figure's suffix says what it is: {', '.join(_METADATA)}")
+    frames = [tables.read_table(path) for path in sources]
+    kinds = [frame.attrs["bnsmooth"]["kind"] for frame in frames]
+    kind = "ics" if set(kinds) == {"ics", "train"} else kinds[0]
+    for path, other in zip(sources, kinds, strict=True):
+        if other != kind and kind != "ics":
+            raise InputError(f"{path}: a {other} table among {kind} tables; plot one kind at a time")
+    chosen = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]
+    training = [frame for frame, other in zip(frames, kinds, strict=True) if other != kind]
+    figure = render(kind, pd.concat(chosen), pd.concat(training) if training else None)
+    with atomic(output) as temporary, matplotlib.rc_context(style.SAVE):
+        figure.savefig(temporary, metadata=metadata)
+
+
+#: Suffix -> metadata that keeps equal figures equal bytes.
+_METADATA: Final[dict[str, dict[str, None]]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

@@ -1,0 +1,54 @@
+"""What landscape, smoothness and ics do alike: find or train the runs, measure, say where the tables are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli.options import MachineOptions, RunOptions, StepOptions
+from bnsmooth_cli.cli.train import train_or_find
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.tables import read_table
+
+
+def measure_sources(
+    kind: str,
+    paths: list[Path] | None,
+    run: RunOptions,
+    steps: StepOptions,
+    machine: MachineOptions,
+    output: Path | None,
+    line: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Measure the paths, or the run that the options describe; the rows of all tables."""
+    chosen = steps.chosen()
+    if paths and run.given():
+        raise InputError(f"{run.given()[0]}: describes a run to train; leave it out, or leave out {paths[0]}")
+    machine.apply()
+    from bnsmooth_cli.measures import measure
+    from bnsmooth_cli.runs import open_source
+
+    sources = [open_source(path) for path in paths or []]
+    data = run.data
+    if not paths:
+        # --force is about this command's table: the run beneath it is found, never replaced.
+        sources = [train_or_find(run.config(), MachineOptions(machine.device)).source()]
+        data = None
+    with terminal.progress(kind) as update:
+        written = measure(
+            kind,
+            sources,
+            output,
+            **chosen,
+            line=line,
+            device=machine.device,
+            data=data,
+            force=machine.force,
+            progress=lambda name, step, done, total: update(done, total, f"{name} step {step}"),
+        )
+    for path in written:
+        terminal.out.print(f"{path}", soft_wrap=True)
+    return pd.concat([read_table(path, kind) for path in written], ignore_index=True)

@@ -1,0 +1,77 @@
+"""`bnsmooth train`: train one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli.options import MachineOptions, RunOptions, grouped
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.runs import Run
+from bnsmooth_cli.tables import read_table
+
+
+@grouped
+def train(
+    run: RunOptions,
+    machine: MachineOptions,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="RUN_DIR", show_default=False,
+            help="The run's folder (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Continue an unfinished run, or begin it again.")
+    ] = True,
+) -> None:
+    """Train a network and leave a run: config.json, checkpoints and train.parquet.
+
+    A finished run of the same settings is reused, an unfinished one continued. Interrupt it at any time.
+
+    [bold]Examples[/]
+
+      bnsmooth train --norm l1
+
+      bnsmooth train --problem dln --norm batch --preset paper --seed 1
+
+      bnsmooth train --norm none --data path/to/cifar10 --steps 3000 --save-every 150
+    """  # fmt: skip
+    machine.apply()
+    trained = train_or_find(run.config(), machine, output, resume)
+    rows = read_table(trained.train_path, "train")
+    tested = rows[rows["test_accuracy"].notna()]
+    columns = ["step", "loss", "grad_norm"] if tested.empty else ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
+    terminal.summary(trained.name, _marks(rows) if tested.empty else tested, columns, _outcome(trained))
+
+
+def train_or_find(config: Config, machine: MachineOptions, output: Path | None = None, resume: bool = True) -> Run:
+    """Train behind a progress bar, or find the finished run."""
+    from bnsmooth_cli.training import train_config
+
+    with terminal.progress(f"train {config.name}") as update:
+        return train_config(
+            config,
+            output,
+            device=machine.device,
+            resume=resume,
+            force=machine.force,
+            progress=lambda step, loss: update(step, config.steps, f"loss {loss:.4g}"),
+        )
+
+
+def _marks(rows: pd.DataFrame) -> pd.DataFrame:
+    """About a dozen evenly spaced steps, the last among them."""
+    return rows.iloc[sorted({round(i * (len(rows) - 1) / 10) for i in range(11)})]
+
+
+def _outcome(run: Run) -> str:
+    outcome = run.outcome() or {}
+    diverged = outcome.get("diverged_at")
+    end = f"finished at step {run.config.steps}" if diverged is None else f"diverged at step {diverged}"
+    return f"{end}; {len(run.checkpoints())} checkpoints in {run.path}"

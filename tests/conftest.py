@@ -1,0 +1,48 @@
+"""What the tests share: small runs of both problems, and a cache folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bnsmooth_cli as bns
+
+NORMS = ("none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none")
+#: Settings of the small runs; a few steps of a narrow VGG, or of a shallow linear network with a brisk lr.
+SMALL: dict[str, dict[str, Any]] = {
+    "vgg": dict(width=0.07, batch_size=16, lr=0.05, steps=6, save_every=2, eval_every=6),
+    "dln": dict(depth=5, dimension=4, samples=30, lr=1e-4, steps=6, save_every=2),
+}
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bns.Run]:
+    """small_run(problem, norm, **settings): trained once a session."""
+    made: dict[Any, bns.Run] = {}
+
+    def make(problem: str, norm: str, **settings: Any) -> bns.Run:
+        key = (problem, norm, *sorted(settings.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("runs") / f"{problem}-{norm.replace(':', '')}"
+            values = {**SMALL[problem], **settings}
+            made[key] = bns.train(problem, norm, output=folder, device="cpu", **values)
+        return made[key]
+
+    return make
+
+
+def same_files(first: Path, second: Path) -> bool:
+    return first.read_bytes() == second.read_bytes()

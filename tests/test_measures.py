@@ -15,28 +15,35 @@ from bnsmooth_cli import InputError
 from bnsmooth_cli.measures import line_alphas
 from bnsmooth_cli.measures.smoothness import SHARPNESS_TOLERANCE
 
-#: Relative agreement with the float64 reference. In float32 what is a difference of two gradients loses the digits that
-#: they share, so figures are compared relative to the gradients they come from.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+#: Relative agreement with the float64 reference. VGG's ReLUs and poolings make the gradient jump: an activation within
+#: float32's rounding of a kink lands on its other side, and the gradient moves by that sample's share.
+TOLERANCE = {
+    ("vgg", torch.float64): 1e-10,
+    ("vgg", torch.float32): 2e-2,
+    ("dln", torch.float64): 1e-10,
+    ("dln", torch.float32): 2e-5,
+}
 ALPHAS = (0.5, 1.0, 4.0)
-CASES = [(problem, norm, dtype) for problem in ("vgg", "dln") for norm in NORMS for dtype in TOLERANCE]
+CASES = [(problem, norm, dtype) for problem, dtype in TOLERANCE for norm in NORMS]
 case = pytest.mark.parametrize(("problem", "norm", "dtype"), CASES)
 
 
-def close(found, expected, dtype, scale=0.0):
-    assert found == pytest.approx(expected, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype] * scale)
+def close(found, expected, tolerance, scale=0.0):
+    """`scale`: of the gradients that a difference is taken of, whose digits it loses."""
+    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance * scale)
 
 
 @case
 def test_landscape_is_the_brute_force_line(small_run, problem, norm, dtype):
     point = bns.load_point(small_run(problem, norm), step=3, dtype=dtype)
+    tolerance = TOLERANCE[problem, dtype]
     found = bns.landscape(point, ALPHAS)
     expected = reference.line(point, ALPHAS)
     assert len(found) == len(expected)
     for row, want in zip(found.to_dict("records"), expected, strict=True):
         for name in ("alpha", "step_size", "distance", "loss", "grad_norm", "grad_cosine"):
-            close(row[name], want[name], dtype, scale=1.0 if name == "grad_cosine" else 0)
-        close(row["grad_distance"], want["grad_distance"], dtype, scale=want["grad_norm"])
+            close(row[name], want[name], tolerance, scale=1.0 if name == "grad_cosine" else 0)
+        close(row["grad_distance"], want["grad_distance"], tolerance, scale=want["grad_norm"])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -82,25 +89,25 @@ def test_smoothness_in_float32_agrees_with_float64(small_run, norm):
 @case
 def test_ics_is_definition_2_1(small_run, problem, norm, dtype):
     point = bns.load_point(small_run(problem, norm), step=3, dtype=dtype)
-    check_ics(point, dtype)
+    check_ics(point, TOLERANCE[problem, dtype])
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
 def test_ics_takes_the_runs_own_step_with_momentum(small_run, problem):
     run = small_run(problem, "batch", momentum=0.9)
-    check_ics(bns.load_point(run, step=3, dtype=torch.float64), torch.float64)
+    check_ics(bns.load_point(run, step=3, dtype=torch.float64), 1e-10)
 
 
-def check_ics(point, dtype):
+def check_ics(point, tolerance):
     found, expected = bns.ics(point), reference.ics(point)
     assert list(found["layer_name"]) == [name for name, _ in point.layers]
     assert found["ics"][0] == 0.0
     assert found["cosine"][0] == 1.0
     for row, want in zip(found.to_dict("records"), expected, strict=True):
-        close(row["grad_norm"], want["grad_norm"], dtype)
-        close(row["grad_norm_updated"], want["grad_norm_updated"], dtype)
-        close(row["ics"], want["ics"], dtype, scale=want["grad_norm"] + want["grad_norm_updated"])
-        close(row["cosine"], want["cosine"], dtype, scale=1.0)
+        close(row["grad_norm"], want["grad_norm"], tolerance, scale=want["grad_norm"])
+        close(row["grad_norm_updated"], want["grad_norm_updated"], tolerance, scale=want["grad_norm"])
+        close(row["ics"], want["ics"], tolerance, scale=want["grad_norm"] + want["grad_norm_updated"])
+        close(row["cosine"], want["cosine"], tolerance, scale=1.0)
 
 
 @pytest.mark.parametrize("norm", NORMS)

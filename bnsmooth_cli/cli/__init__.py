@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -48,11 +48,16 @@ def bnsmooth(
     """
 
 
+_INTERRUPTED: Final = 130
+
+
 def main() -> NoReturn:
     """Run the command line; an error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name="bnsmooth", standalone_mode=False)
+        if code == _INTERRUPTED:  # typer makes this of a KeyboardInterrupt, and says nothing
+            code = _explain(KeyboardInterrupt())
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in sys.argv[1:]:
             raise
@@ -63,7 +68,7 @@ def main() -> NoReturn:
 def _explain(error: BaseException) -> int:
     """Print the line that an error deserves; the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        message, code = "interrupted; the same command goes on from the last checkpoint", 130
+        message, code = "interrupted; the same command goes on from the last checkpoint", _INTERRUPTED
     elif isinstance(error, InputError):
         message, code = str(error), 2
     elif hasattr(error, "format_message"):  # wrong use, as typer words it

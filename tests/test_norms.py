@@ -1,0 +1,127 @@
+"""The normalisations against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import NORMS
+
+from bnsmooth_cli import InputError, norms
+
+SHAPES = [(32, 5), (8, 5, 3, 4)]
+P = {"l1": 1, "l2": 2, "linf": math.inf, "lp:3": 3, "lp:1.5": 1.5}
+
+
+def data(shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 0.7
+
+
+def reduced(y):
+    return [0, *range(2, y.dim())]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", P)
+def test_lp_is_its_formula_and_gradient(name, shape):
+    norm = norms.build(name, 5).double()
+    with torch.no_grad():
+        norm.gamma.uniform_(0.5, 2)
+        norm.beta.normal_()
+    y = data(shape)
+    per_unit = y.transpose(0, 1).reshape(5, -1)
+    scale = torch.linalg.vector_norm(per_unit, ord=P[name], dim=1)
+    if P[name] != math.inf:
+        scale = scale / per_unit.shape[1] ** (1 / P[name])
+    unit = [1, 5] + [1] * (len(shape) - 2)
+    expected = (y - y.mean(reduced(y), keepdim=True)) / scale.view(unit) * norm.gamma.view(unit) + norm.beta.view(unit)
+    torch.testing.assert_close(norm(y), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(norm.running_scale, 0.9 + 0.1 * scale, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(norm, (y[:4].requires_grad_(),))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_batch_is_torchs_batchnorm(shape, fused):
+    mine = norms.build("batch", 5).double()
+    theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(5).double()
+    norms.prepare([mine], 0, 0, update_statistics=fused, fused=fused)
+    y = data(shape)
+    torch.testing.assert_close(mine(y), theirs(y), rtol=1e-12, atol=1e-12)
+    if fused:
+        torch.testing.assert_close(mine.running_var, theirs.running_var)
+        mine.eval(), theirs.eval()
+        torch.testing.assert_close(mine(y), theirs(y), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if name != "none"])
+def test_statistics_move_only_where_they_are_meant_to(name):
+    norm = norms.build(name, 5)
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    norms.prepare(norm.modules(), 0, 0)
+    norm(data((16, 5)).float())
+    assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
+
+
+def test_evaluation_uses_the_running_statistics():
+    norm = norms.build("l1", 5).double()
+    for _ in range(400):
+        norm(data((32, 5)))
+    trained = norm(data((32, 5)))
+    norm.eval()
+    torch.testing.assert_close(norm(data((32, 5))), trained, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(norm(data((32, 5)) + 1), trained)  # a shift of the batch is seen now
+
+
+def test_a_dead_unit_stays_finite():
+    for name in P:
+        y = torch.zeros(8, 5, requires_grad=True)
+        out = norms.build(name, 5)(y)
+        out.sum().backward()
+        assert out.isfinite().all(), name
+        assert y.grad.isfinite().all(), name
+
+
+def test_a_large_p_does_not_overflow():
+    y = data((64, 5)).float() * 1e6
+    norm = norms.build("lp:40", 5)
+    torch.testing.assert_close(norm.scale(y).double(), y.double().abs().pow(40).mean(0).pow(1 / 40), rtol=1e-5, atol=0)
+
+
+def test_noise_is_the_papers_distribution():
+    noise = norms.build("noisy-none", 200)
+    noise.key = (3, 14, 1)
+    zero = noise(torch.zeros(500, 200))
+    centre = zero.mean(0)
+    spread = zero.amax(0) - zero.amin(0)
+    assert 0.19 < spread.min() < spread.max() < 0.2 + 1e-6  # 2 r_mu
+    assert -0.52 < centre.min() < -0.45
+    assert 0.45 < centre.max() < 0.52
+    scale = noise(torch.ones(500, 200)) - zero
+    assert scale.std(0).mean() == pytest.approx(0.1, rel=0.02)  # r_sigma is the standard deviation
+    assert 0.97 < scale.mean(0).min() < 1.03
+    assert 1.22 < scale.mean(0).max() < 1.28
+
+
+def test_noise_depends_on_seed_step_and_place_alone():
+    noise, a = norms.Noise(), torch.randn(4, 3, 5, 5)
+
+    def draw(key):
+        noise.key = key
+        return noise(a)
+
+    first = draw((0, 1, 2))
+    torch.rand(10)
+    assert torch.equal(first, draw((0, 1, 2)))
+    for other in [(1, 1, 2), (0, 2, 2), (0, 1, 3)]:
+        assert not torch.equal(first, draw(other))
+    noise.key = (0, 1, 2)
+    assert torch.equal(first, noise(a.contiguous(memory_format=torch.channels_last)))
+    torch.testing.assert_close(noise(a.double()).float(), first)
+
+
+@pytest.mark.parametrize("name", ["bacth", "lp:0", "lp:-1", "lp:nan", "lp:inf", "lp:", "l3", ""])
+def test_a_norm_that_does_not_exist_is_refused(name):
+    with pytest.raises(InputError, match=name or "norm"):
+        norms.build(name, 3)

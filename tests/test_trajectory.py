@@ -1,0 +1,180 @@
+"""A run is a pure function of its configuration: stopped, resumed, revisited, always the same bits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import NORMS, SMALL
+
+import bnsmooth_cli as bns
+from bnsmooth_cli import InputError, problems
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.points import visit
+from bnsmooth_cli.problems.vgg import crop_and_flip
+from bnsmooth_cli.runs import open_run, read_checkpoint
+from bnsmooth_cli.training import Trajectory
+
+EXTRA = {"vgg": {"momentum": 0.9, "augment": True}, "dln": {"momentum": 0.9}}
+each = pytest.mark.parametrize(("problem", "norm"), [(p, n) for p in ("vgg", "dln") for n in NORMS])
+
+
+def same_state(a, b):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@each
+def test_stopped_anywhere_and_resumed_is_bit_identical(small_run, tmp_path, problem, norm):
+    whole = small_run(problem, norm, **EXTRA[problem])
+    settings = {**SMALL[problem], **EXTRA[problem]}
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(limit):
+        def progress(step, loss):
+            if step >= limit:
+                raise Stop
+
+        return progress
+
+    for limit in (2, 4):
+        with pytest.raises(Stop):
+            bns.train(problem, norm, output=tmp_path / "run", device="cpu", progress=stop_at(limit), **settings)
+    part = bns.train(problem, norm, output=tmp_path / "run", device="cpu", **settings)
+    for step, path in whole.checkpoints().items():
+        _, mine = read_checkpoint(part.checkpoint_path(step))
+        _, theirs = read_checkpoint(path)
+        same_state(mine["model"], theirs["model"])
+        assert all(torch.equal(a, b) for a, b in zip(mine["velocity"], theirs["velocity"], strict=True))
+    rows, expected = (bns.read_table(run.train_path).drop(columns="run") for run in (part, whole))
+    pd.testing.assert_frame_equal(rows, expected, check_exact=True)
+
+
+@each
+def test_a_step_visited_from_any_checkpoint_is_bit_identical(small_run, problem, norm):
+    run = small_run(problem, norm, **EXTRA[problem])
+    trajectory = Trajectory(problems.build(run.config))
+    states = {}
+    for step in range(run.config.steps + 1):
+        states[step] = {name: value.clone() for name, value in trajectory.model.state_dict().items()}
+        trajectory.advance()
+    for checkpoint in run.checkpoints().values():
+        source = read_checkpoint(checkpoint)[0]
+        for point in visit(source, range(min(source.checkpoints), run.config.steps + 1), "cpu"):
+            same_state(point.model.state_dict(), states[point.step])
+    jumps = [point.step for point in visit(run.source(), [5, 0, 3], "cpu")]
+    assert jumps == [0, 3, 5]
+    for point in visit(run.source(), [1, 5], "cpu"):
+        same_state(point.model.state_dict(), states[point.step])
+
+
+def test_more_steps_continue_a_run(small_run, tmp_path):
+    long = small_run("dln", "batch")
+    settings = {**SMALL["dln"], "steps": 4}
+    bns.train("dln", "batch", output=tmp_path / "run", **settings)
+    grown = bns.train("dln", "batch", output=tmp_path / "run", **SMALL["dln"])
+    rows, expected = (bns.read_table(run.train_path).drop(columns="run") for run in (grown, long))
+    pd.testing.assert_frame_equal(rows, expected, check_exact=True)
+    with pytest.raises(InputError, match="--steps 6"):
+        bns.train("dln", "batch", output=tmp_path / "run", **settings)
+
+
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_is_torchs_sgd_on_torchs_gradient(problem, momentum):
+    config = resolve(problem, norm="batch", momentum=momentum, **SMALL[problem])
+    built = problems.build(config)
+    trajectory, model = Trajectory(built), built.build()
+    optimiser = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum)
+    for step in range(3):
+        inputs, targets = built.batch(step)
+        optimiser.zero_grad()
+        built.objective(model(inputs), targets).backward()
+        optimiser.step()
+        trajectory.advance()
+    same_state(trajectory.model.state_dict(), model.state_dict())
+
+
+def test_seeds_and_steps_give_other_batches_and_epochs_hold_every_sample():
+    built = problems.build(resolve("dln", samples=10, batch_size=3))
+    epoch = torch.cat([built.indices(step) for step in range(3)])
+    assert len(epoch.unique()) == 9  # the incomplete fourth batch is left out
+    assert not torch.equal(epoch, torch.cat([built.indices(step) for step in range(3, 6)]))
+    other = problems.build(resolve("dln", samples=10, batch_size=3, seed=1))
+    assert not torch.equal(epoch, torch.cat([other.indices(step) for step in range(3)]))
+
+
+def test_augmentation_is_a_padded_crop_and_half_the_time_a_mirror_image():
+    image = torch.randint(1, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    padded = torch.nn.functional.pad(image, (4, 4, 4, 4))[0]
+    crops = [padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+    candidates = torch.stack([c for crop in crops for c in (crop, crop.flip(2))])
+    found = crop_and_flip(image.expand(300, -1, -1, -1), torch.Generator().manual_seed(0))
+    which = [int((candidates == one).flatten(1).all(1).nonzero()[0]) for one in found]
+    assert len(set(which)) > 120
+    assert 100 < sum(i % 2 for i in which) < 200
+
+
+def test_the_plain_networks_of_one_seed_start_alike_whatever_the_norm(small_run):
+    first = [bns.load_point(small_run("vgg", norm), step=0).model.layers["conv1"].linear.weight for norm in NORMS]
+    assert all(torch.equal(first[0], other) for other in first)
+
+
+@pytest.mark.parametrize("depth", [11, 13, 16, 19])
+def test_vgg_has_its_depth_and_the_papers_norm_placement(depth):
+    model = problems.build(resolve("vgg", norm="batch", depth=depth, width=0.05)).build()
+    assert len(model.layers) == depth
+    normed = [any(p.startswith("norm.") for p, _ in layer.named_parameters()) for layer in model.layers.values()]
+    assert normed == [True] * (depth - 1) + [False]
+    paper = problems.build(resolve("vgg", "paper", norm="batch", data="shapes")).build()
+    assert paper.layers["conv8"].linear.weight.shape == (512, 512, 3, 3)
+
+
+def test_the_papers_linear_network():
+    model = problems.build(resolve("dln", "paper", norm="l1")).build()
+    shapes = {tuple(layer.linear.weight.shape) for layer in model.layers.values()}
+    assert (len(model.layers), shapes) == (25, {(10, 10)})
+    assert all(layer.linear.bias is None and layer.norm.num_features == 10 for layer in model.layers.values())
+
+
+def test_divergence_is_a_result(tmp_path):
+    settings = {**SMALL["dln"], "lr": 10.0, "steps": 60}
+    run = bns.train("dln", "none", output=tmp_path / "run", **settings)
+    rows = bns.read_table(run.train_path)
+    assert run.outcome()["diverged_at"] == rows["step"].iloc[-1] < 60
+    assert not np.isfinite(rows["loss"].iloc[-1])
+    assert np.isfinite(rows["loss"].iloc[:-1]).all()
+    stamp = run.train_path.stat().st_mtime_ns
+    assert bns.train("dln", "none", output=tmp_path / "run", **settings).outcome() is not None
+    assert run.train_path.stat().st_mtime_ns == stamp  # found, not trained again
+
+
+def test_interrupting_leaves_a_run_that_resumes(tmp_path):
+    command = [sys.executable, "-m", "bnsmooth_cli", "train", "-p", "dln", "--norm", "batch", "--seed", "3"]
+    command += ["--steps", "4000", "--save-every", "50", "--depth", "6", "--threads", "1", "-o", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/checkpoints/000100.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate()[1]
+    assert process.returncode == 130
+    assert open_run(tmp_path / "run").outcome() is None
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    whole = bns.train(
+        "dln", "batch", seed=3, steps=4000, save_every=50, depth=6, output=tmp_path / "whole", device="cpu"
+    )
+    rows, expected = (bns.read_table(tmp_path / n / "train.parquet").drop(columns="run") for n in ("run", "whole"))
+    assert len(rows) == len(expected) == 4001
+    pd.testing.assert_frame_equal(rows, expected, check_exact=True)
+    assert whole.outcome() is not None

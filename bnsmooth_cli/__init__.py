@@ -1,10 +1,10 @@
 """bnsmooth: does a normalisation make the loss landscape smoother? The experiments of Santurkar et al. (2018).
 
-    import bnsmooth_cli as bns
-    run = bns.train("vgg", "l1")                   # -> Run, its directory in runs/
-    point = bns.load_point(run, step=137)          # the network and the batch at a step
-    bns.landscape(point), bns.smoothness(point), bns.ics(point)     # -> pandas.DataFrame
-    bns.read_table("runs/vgg-l1-lr0.1-seed0/train.parquet")
+import bnsmooth_cli as bns
+run = bns.train("vgg", "l1")                   # -> Run, its directory in runs/
+point = bns.load_point(run, step=137)          # the network and the batch at a step
+bns.landscape(point), bns.smoothness(point), bns.ics(point)     # -> pandas.DataFrame
+bns.read_table("runs/vgg-l1-lr0.1-seed0/train.parquet")
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from bnsmooth_cli._version import __version__
 if TYPE_CHECKING:
     from bnsmooth_cli import norms
     from bnsmooth_cli.errors import InputError
-    from bnsmooth_cli.measures import ics, landscape, smoothness
+    from bnsmooth_cli.measures.ics import ics
+    from bnsmooth_cli.measures.line import landscape
+    from bnsmooth_cli.measures.smoothness import smoothness
     from bnsmooth_cli.points import Point, load_point
     from bnsmooth_cli.runs import Run
     from bnsmooth_cli.study import compare

@@ -23,7 +23,9 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder with -o") from error
+        raise InputError(
+            f"{path.parent}: cannot be written ({error.strerror}); choose another folder with -o"
+        ) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -57,7 +59,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a readable checkpoint (damaged, cut short, or not written by bnsmooth)") from error
+        raise InputError(
+            f"{path}: not a readable checkpoint (damaged, cut short, or not written by bnsmooth)"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no checkpoint")
     return content

@@ -81,6 +81,7 @@ class _Norm(nn.Module):
         self.update_statistics = True
 
     def normalise(self, y: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+        """The affine map of every unit, given its centre and scale, shape (C,) each."""
         unit = (-1,) + (1,) * (y.dim() - 2)
         return (y - centre.view(unit)) * (self.gamma / scale).view(unit) + self.beta.view(unit)
 
@@ -168,7 +169,7 @@ class LpNorm(_Norm):
 
 
 class Noise(nn.Module):
-    r"""The noise of the "noisy" networks (Santurkar et al. 2018, section 2.1 and appendix A): $a \leftarrow s a + m$.
+    r"""The noise of the "noisy" networks (Santurkar et al. 2018, section 2.1, appendix A): $a \leftarrow s a + m$.
 
     For unit j at every step $\mu_j \sim U(-n_\mu, n_\mu)$ and $\sigma_j \sim U(1, n_\sigma)$; then for every sample and
     position $m_{ij} \sim U(\mu_j - r_\mu, \mu_j + r_\mu)$ and $s_{ij} \sim N(\sigma_j, r_\sigma^2)$. The draw is a function of

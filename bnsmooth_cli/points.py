@@ -90,7 +90,11 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def visit(
-    source: Source, steps: Iterable[int], device: str = "auto", data: str | None = None, dtype: torch.dtype | None = None
+    source: Source,
+    steps: Iterable[int],
+    device: str = "auto",
+    data: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Point]:
     """The points at the given steps in rising order, each trained forward from the nearest checkpoint before it.
 

@@ -62,7 +62,9 @@ class Run:
     def checkpoints(self) -> dict[int, Path]:
         """The checkpoints by step, in order."""
         found = (self.path / "checkpoints").glob("*.pt")
-        return {int(p.stem): p for p in sorted(found, key=lambda p: p.stem.zfill(20)) if CHECKPOINT_NAME.fullmatch(p.name)}
+        return {
+            int(p.stem): p for p in sorted(found, key=lambda p: p.stem.zfill(20)) if CHECKPOINT_NAME.fullmatch(p.name)
+        }
 
     @property
     def train_path(self) -> Path:
@@ -90,9 +92,13 @@ class Run:
             lock.acquire(blocking=False)
         except Timeout:
             who = owner.read_text().strip() if owner.is_file() else "another process"
-            raise InputError(f"{self.path}: {who} is writing this run; wait for it, or choose another folder with -o") from None
+            raise InputError(
+                f"{self.path}: {who} is writing this run; wait for it, or choose another folder with -o"
+            ) from None
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another folder with -o") from error
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another folder with -o"
+            ) from error
         try:
             owner.write_text(f"process {getpid()} on {socket.gethostname()}")
             yield
@@ -151,10 +157,13 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
         return _restart(Run(path, config))
     existing = open_run(path)
     if differences := existing.config.differences(config):
-        raise InputError(f"{path}: a run of another configuration ({'; '.join(differences)}); -o another folder, or --force")
+        raise InputError(
+            f"{path}: a run of another configuration ({'; '.join(differences)}); -o another folder, or --force"
+        )
     if config.steps < existing.config.steps:
         raise InputError(
-            f"{path}: already a run of {existing.config.steps} steps; --steps {existing.config.steps}, or --force to shorten it"
+            f"{path}: already a run of {existing.config.steps} steps; "
+            f"--steps {existing.config.steps}, or --force to shorten it"
         )
     run = Run(path, config)
     if not resume and existing.outcome() is None:

@@ -35,13 +35,17 @@ def compare(
     opened = [open_run(path) for path in sources]
     names = [run.name for run in opened]
     if len(set(names)) < len(names):
-        raise InputError(f"{max(names, key=names.count)}: given twice, or two runs of that name; each row is to be one run")
+        raise InputError(
+            f"{max(names, key=names.count)}: given twice, or two runs of that name; each row is to be one run"
+        )
     curves = {run.name: _curve(run) for run in opened}
     frame = pd.DataFrame([_final_figures(run, curves[run.name]) | _smoothness_figures(run) for run in opened])
     frame = _add_targets(frame, curves, target_loss, target_accuracy)
     frame = _add_ratios(frame)
     order = ["problem", "final_test_accuracy", "final_loss", "run"]
-    return frame.sort_values(order, ascending=[True, False, True, True], ignore_index=True)[list(tables.SCHEMAS["compare"])]
+    return frame.sort_values(order, ascending=[True, False, True, True], ignore_index=True)[
+        list(tables.SCHEMAS["compare"])
+    ]
 
 
 def _curve(run: Run) -> pd.DataFrame:
@@ -82,14 +86,20 @@ def _smoothness_figures(run: Run) -> dict[str, float]:
 
 
 def _add_targets(
-    frame: pd.DataFrame, curves: dict[str, pd.DataFrame], target_loss: float | None, target_accuracy: float | None
+    frame: pd.DataFrame,
+    curves: dict[str, pd.DataFrame],
+    target_loss: float | None,
+    target_accuracy: float | None,
 ) -> pd.DataFrame:
     plain = frame[frame["norm"] == "none"].drop_duplicates(_GROUP).set_index(_GROUP)
     for row in frame.index:
         group = tuple(frame.loc[row, _GROUP])
         baseline = plain.loc[group] if group in plain.index else None
         rows = curves[str(frame.loc[row, "run"])]
-        for column, given, default in (("loss", target_loss, "final_loss"), ("accuracy", target_accuracy, "final_test_accuracy")):
+        for column, given, default in (
+            ("loss", target_loss, "final_loss"),
+            ("accuracy", target_accuracy, "final_test_accuracy"),
+        ):
             target = given if given is not None else (np.nan if baseline is None else baseline[default])
             reached = rows["loss"] <= target if column == "loss" else rows["test_accuracy"] >= target
             frame.loc[row, f"target_{column}"] = target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,13 +22,18 @@ from bnsmooth_cli.runs import Run
 #: Steps between two reads of the recorded losses, each of which waits for the device.
 READ_EVERY: Final = 25
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
 Progress = Callable[[int, float], None]  # (step, loss)
 
 
 def sgd_step(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], velocity: Sequence[Tensor], lr: float, momentum: float
+    parameters: Tensors,
+    gradients: Tensors,
+    velocity: Tensors,
+    lr: float,
+    momentum: float,
 ) -> None:
-    r"""One step of SGD in place: $v \leftarrow \mu v + g$, $\theta \leftarrow \theta - \eta v$ (torch.optim.SGD's rule).
+    r"""One step of SGD in place: $v \leftarrow \mu v + g$, $\theta \leftarrow \theta - \eta v$ (torch's rule).
 
     Without momentum `velocity` is empty and v is g.
 
@@ -51,7 +56,7 @@ class Trajectory:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.model = problem.build()
-        self.parameters = list(self.model.parameters())
+        self.parameters: list[Tensor] = list(self.model.parameters())
         momentum = problem.config.momentum
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if momentum else []
         self.step = 0
@@ -127,8 +132,12 @@ class _Log:
     def table(self, run: Run) -> pd.DataFrame:
         loss, accuracy, grad_norm = np.concatenate(self.records).T
         config = run.config
-        frame = pd.DataFrame({"step": np.arange(self.length), "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm})
-        tests = pd.DataFrame.from_dict(self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64")
+        frame = pd.DataFrame(
+            {"step": np.arange(self.length), "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm}
+        )
+        tests = pd.DataFrame.from_dict(
+            self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64"
+        )
         return frame.join(tests, on="step").assign(
             run=run.name, problem=config.problem, norm=config.norm, lr=config.lr, seed=config.seed
         )

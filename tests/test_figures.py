@@ -59,9 +59,7 @@ def dln_training(rough: float, noise: np.random.Generator) -> pd.DataFrame:
     )
 
 
-def landscape(
-    rough: float, noise: np.random.Generator, steps: Sequence[int] = range(0, 310, 10)
-) -> pd.DataFrame:
+def landscape(rough: float, noise: np.random.Generator, steps: Sequence[int] = range(0, 310, 10)) -> pd.DataFrame:
     step, alpha = (grid.ravel() for grid in np.meshgrid(list(steps), [0, 0.5, 1, 2, 4], indexing="ij"))
     frame = pd.DataFrame({"step": step, "alpha": alpha, "step_size": 0.1 * alpha, "distance": 0.1 * alpha})
     change = rough * alpha * np.exp(-step / 200) * noise.uniform(0.8, 1.2, len(step))
@@ -78,13 +76,9 @@ def smoothness(rough: float, noise: np.random.Generator) -> pd.DataFrame:
 
 
 def ics(rough: float, noise: np.random.Generator, layers: int = 25) -> pd.DataFrame:
-    step, layer = (
-        grid.ravel() for grid in np.meshgrid(range(0, 310, 10), range(1, layers + 1), indexing="ij")
-    )
+    step, layer = (grid.ravel() for grid in np.meshgrid(range(0, 310, 10), range(1, layers + 1), indexing="ij"))
     shift = np.where(layer == 1, 0.0, np.exp(-step / 30) * layer / rough)
-    frame = pd.DataFrame(
-        {"step": step, "layer": layer, "layer_name": [f"linear{i}" for i in layer], "ics": shift}
-    )
+    frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"linear{i}" for i in layer], "ics": shift})
     return frame.assign(grad_norm=1.0, grad_norm_updated=1.0, cosine=noise.uniform(-1, 1, len(step)))
 
 
@@ -141,9 +135,7 @@ def assert_finite(figure: Figure) -> None:
 @pytest.mark.parametrize(("suffix", "opening"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_saved_in_every_format(kind: str, suffix: str, opening: bytes) -> None:
-    assert saved(render(kind, make(ROWS[kind], norms=("none", "batch"), seeds=(0, 1))), suffix).startswith(
-        opening
-    )
+    assert saved(render(kind, make(ROWS[kind], norms=("none", "batch"), seeds=(0, 1))), suffix).startswith(opening)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
@@ -159,9 +151,7 @@ def test_a_single_row_is_drawn(kind: str) -> None:
     figure = render(kind, row)
     figure.savefig(BytesIO(), format="png", dpi=40)
     assert_finite(figure)
-    assert any(
-        line.get_marker() == "o" and len(line.get_xdata()) for axes in figure.axes for line in axes.lines
-    )
+    assert any(line.get_marker() == "o" and len(line.get_xdata()) for axes in figure.axes for line in axes.lines)
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
@@ -239,9 +229,7 @@ def test_a_diverged_run_ends_in_a_cross_and_leaves_the_other_readable() -> None:
 @pytest.mark.parametrize("kind", ["landscape", "smoothness", "ics"])
 def test_overflows_are_marked_and_leave_the_limits_to_the_finite_values(kind: str) -> None:
     calm = make(ROWS[kind])
-    columns = {"landscape": ["loss", "grad_distance"], "smoothness": ["beta", "lipschitz"], "ics": ["ics"]}[
-        kind
-    ]
+    columns = {"landscape": ["loss", "grad_distance"], "smoothness": ["beta", "lipschitz"], "ics": ["ics"]}[kind]
     wild = calm.copy()
     first = wild.index[(wild["norm"] == "none") & (wild["step"] < 50) & (wild.get("alpha", 4.0) == 4)]
     wild.loc[first, columns] = np.inf
@@ -327,9 +315,7 @@ def test_ics_of_the_first_layer_alone_is_drawn_though_it_is_zero() -> None:
     assert_finite(figure)
 
 
-@pytest.mark.parametrize(
-    ("rows", "ylabel"), [(vgg_training, "training accuracy (%)"), (dln_training, "training loss")]
-)
+@pytest.mark.parametrize(("rows", "ylabel"), [(vgg_training, "training accuracy (%)"), (dln_training, "training loss")])
 def test_ics_stands_beside_the_training_curve_of_its_own_runs(
     rows: Callable[[float, np.random.Generator], pd.DataFrame], ylabel: str
 ) -> None:

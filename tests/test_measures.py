@@ -154,7 +154,9 @@ def test_the_papers_step_lengths_are_the_defaults():
     assert (line_alphas("dln")[0], line_alphas("dln")[-1]) == (0.01, 30)
 
 
-@pytest.mark.parametrize(("arguments", "option"), [((0, 1, 2), "--min-alpha"), ((2, 1, 2), "--max-alpha"), ((1, 2, 0), "--points")])
+@pytest.mark.parametrize(
+    ("arguments", "option"), [((0, 1, 2), "--min-alpha"), ((2, 1, 2), "--max-alpha"), ((1, 2, 0), "--points")]
+)
 def test_an_impossible_line_is_refused(arguments, option):
     with pytest.raises(InputError, match=option):
         line_alphas("vgg", *arguments)

@@ -13,14 +13,24 @@ from bnsmooth_cli.errors import InputError
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="TABLE", help="The table.")
-    ] = Path("compare.parquet"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="TABLE", help="The table.")] = Path(
+        "compare.parquet"
+    ),
     target_loss: Annotated[
-        float | None, typer.Option("--target-loss", help="Count steps to this loss (default: the `none` run's last).", show_default=False)
+        float | None,
+        typer.Option(
+            "--target-loss",
+            help="Count steps to this loss (default: the `none` run's last).",
+            show_default=False,
+        ),
     ] = None,
     target_accuracy: Annotated[
-        float | None, typer.Option("--target-accuracy", help="Count steps to this test accuracy (default: the `none` run's last).", show_default=False)
+        float | None,
+        typer.Option(
+            "--target-accuracy",
+            help="Count steps to this test accuracy (default: the `none` run's last).",
+            show_default=False,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is not a compare table.")] = False,
 ) -> None:
@@ -42,7 +52,15 @@ def compare(
         raise InputError("compare: name the runs")
     frame = study.compare(runs, target_loss=target_loss, target_accuracy=target_accuracy)
     study.write(output, frame, runs)
-    shown = ["final_loss", "final_test_accuracy", "steps_to_loss", "steps_to_accuracy", "predictiveness", "beta", "sharpness"]
+    shown = [
+        "final_loss",
+        "final_test_accuracy",
+        "steps_to_loss",
+        "steps_to_accuracy",
+        "predictiveness",
+        "beta",
+        "sharpness",
+    ]
     present = [name for name in shown if frame[name].notna().any()]
     table = frame[["run"]].copy()
     for name in present:

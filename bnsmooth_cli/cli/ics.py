@@ -28,6 +28,13 @@ def ics(
     rows = measure_sources("ics", sources, run, steps, machine, output)
     deeper = rows[rows["layer"] > 1]
     table = deeper.groupby(["run", "step"], sort=False).agg(
-        ics_median=("ics", "median"), ics_max=("ics", "max"), cosine_median=("cosine", "median"), cosine_min=("cosine", "min")
+        ics_median=("ics", "median"),
+        ics_max=("ics", "max"),
+        cosine_median=("cosine", "median"),
+        cosine_min=("cosine", "min"),
     )
-    terminal.summary("internal covariate shift, over layers from the second", table.reset_index(), ["run", "step", *table.columns])
+    terminal.summary(
+        "internal covariate shift, over layers from the second",
+        table.reset_index(),
+        ["run", "step", *table.columns],
+    )

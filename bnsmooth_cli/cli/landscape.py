@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measure_sources
-from bnsmooth_cli.cli.options import LineOptions, MachineOptions, RunOptions, Sources, StepOptions, TableOutput, grouped
+from bnsmooth_cli.cli.options import (
+    LineOptions,
+    MachineOptions,
+    RunOptions,
+    Sources,
+    StepOptions,
+    TableOutput,
+    grouped,
+)
 
 
 @grouped

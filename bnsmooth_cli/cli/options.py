@@ -39,7 +39,11 @@ class RunOptions:
     ] = None
     preset: Annotated[
         str | None,
-        _option("--preset", "quick (default) or paper: every setting of the paper.", autocompletion=_choices("quick", "paper")),
+        _option(
+            "--preset",
+            "quick (default) or paper: every setting of the paper.",
+            autocompletion=_choices("quick", "paper"),
+        ),
     ] = None
     norm: Annotated[
         str | None,
@@ -59,13 +63,15 @@ class RunOptions:
         ),
     ] = None
     lr: Annotated[float | None, _option("--lr", "Learning rate, constant.")] = None
-    steps: Annotated[int | None, _option("--steps", "Length of the training run; more than before continues it.")] = None
+    steps: Annotated[int | None, _option("--steps", "Length of the training run; more than before continues it.")] = (
+        None
+    )
     batch_size: Annotated[int | None, _option("--batch-size", "Samples a step; dln: all of them.")] = None
     momentum: Annotated[float | None, _option("--momentum", "Momentum of SGD, 0 in the paper.")] = None
-    seed: Annotated[int | None, _option("--seed", "Initialisation, data order, noise and augmentation (default 0).")] = None
-    augment: Annotated[
-        bool | None, _option("--augment/--no-augment", "vgg: random crops and mirror images.")
+    seed: Annotated[
+        int | None, _option("--seed", "Initialisation, data order, noise and augmentation (default 0).")
     ] = None
+    augment: Annotated[bool | None, _option("--augment/--no-augment", "vgg: random crops and mirror images.")] = None
     depth: Annotated[int | None, _option("--depth", "Layers; vgg: 11, 13, 16 or 19.")] = None
     width: Annotated[float | None, _option("--width", "vgg: the channels' scale, 1 in the paper.")] = None
     dimension: Annotated[int | None, _option("--dimension", "dln: units a layer.")] = None
@@ -94,7 +100,13 @@ class MachineOptions:
     """Where it runs, and what it may replace."""
 
     device: Annotated[
-        str, _option("--device", "auto (default), cpu, cuda or mps.", _MACHINE, autocompletion=_choices("auto", "cpu", "cuda", "mps"))
+        str,
+        _option(
+            "--device",
+            "auto (default), cpu, cuda or mps.",
+            _MACHINE,
+            autocompletion=_choices("auto", "cpu", "cuda", "mps"),
+        ),
     ] = "auto"
     threads: Annotated[int | None, _option("--threads", "CPU threads (default: torch's choice).", _MACHINE)] = None
     force: Annotated[bool, _option("--force", "Replace what is there.", _MACHINE)] = False
@@ -114,7 +126,9 @@ class MachineOptions:
 class StepOptions:
     """Which points of a run are measured."""
 
-    every: Annotated[int | None, _option("--every", "Every so many steps, instead of the run's checkpoints.", _STEPS)] = None
+    every: Annotated[
+        int | None, _option("--every", "Every so many steps, instead of the run's checkpoints.", _STEPS)
+    ] = None
     at: Annotated[str | None, _option("--at", "These steps, as in 0,100,250.", _STEPS, metavar="A,B,C")] = None
 
     def chosen(self) -> dict[str, Any]:
@@ -137,10 +151,12 @@ class LineOptions:
     """The step lengths of the line probe."""
 
     min_alpha: Annotated[
-        float | None, _option("--min-alpha", "Shortest step probed, in learning rates (vgg 0.5, dln 0.01).", _STEPS)
+        float | None,
+        _option("--min-alpha", "Shortest step probed, in learning rates (vgg 0.5, dln 0.01).", _STEPS),
     ] = None
     max_alpha: Annotated[
-        float | None, _option("--max-alpha", "Longest step probed, in learning rates (vgg 4, dln 30).", _STEPS)
+        float | None,
+        _option("--max-alpha", "Longest step probed, in learning rates (vgg 4, dln 30).", _STEPS),
     ] = None
     points: Annotated[int | None, _option("--points", "Step lengths probed, evenly spaced (default 8).", _STEPS)] = None
 
@@ -151,15 +167,28 @@ class LineOptions:
 
 Sources = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[RUN|CKPT]...", help="Run directories or checkpoints; none: the run of the options below.", show_default=False),
+    typer.Argument(
+        metavar="[RUN|CKPT]...",
+        help="Run directories or checkpoints; none: the run of the options below.",
+        show_default=False,
+    ),
 ]
-TableOutput = Annotated[Path | None, typer.Option("--output", "-o", metavar="TABLE", help="The table, one for all (default: beside each run).", show_default=False)]
+TableOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="TABLE",
+        help="The table, one for all (default: beside each run).",
+        show_default=False,
+    ),
+]
 
 
 def grouped(command: Function) -> Function:
     """Let a command take option dataclasses: their fields become its options, and it receives the objects."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in groups:
@@ -168,18 +197,18 @@ def grouped(command: Function) -> Function:
         fields = get_type_hints(groups[name], include_extras=True)
         parameters += [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=fields[f.name])
-            for f in dataclasses.fields(groups[name])  # type: ignore[arg-type]
+            for f in dataclasses.fields(groups[name])
         ]
 
     @functools.wraps(command)
     def called(**values: Any) -> Any:
         objects = {
-            name: group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})  # type: ignore[arg-type, operator]
+            name: group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
             for name, group in groups.items()
         }
         return command(**values, **objects)
 
-    del called.__wrapped__  # type: ignore[attr-defined]  # or the signature below would be looked for there
+    del called.__wrapped__  # or the signature below would be looked for there
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called  # type: ignore[return-value]

@@ -11,10 +11,11 @@ from bnsmooth_cli.cli import terminal
 
 
 def plot(
-    sources: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Tables of one kind; for ics also the runs' train tables.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FIGURE", help="The figure: .png, .svg or .pdf.")
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="TABLE...", help="Tables of one kind; for ics also the runs' train tables."),
     ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FIGURE", help="The figure: .png, .svg or .pdf.")],
 ) -> None:
     """Draw a figure from tables of one kind, runs overlaid.
 

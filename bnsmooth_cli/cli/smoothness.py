@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measure_sources
-from bnsmooth_cli.cli.options import LineOptions, MachineOptions, RunOptions, Sources, StepOptions, TableOutput, grouped
+from bnsmooth_cli.cli.options import (
+    LineOptions,
+    MachineOptions,
+    RunOptions,
+    Sources,
+    StepOptions,
+    TableOutput,
+    grouped,
+)
 
 
 @grouped
@@ -29,4 +37,8 @@ def smoothness(
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0,10,200 -o early.parquet
     """
     rows = measure_sources("smoothness", sources, run, steps, machine, output, line.line())
-    terminal.summary("smoothness", rows, ["run", "step", "loss", "beta", "lipschitz", "curvature", "sharpness", "critical_alpha"])
+    terminal.summary(
+        "smoothness",
+        rows,
+        ["run", "step", "loss", "beta", "lipschitz", "curvature", "sharpness", "critical_alpha"],
+    )

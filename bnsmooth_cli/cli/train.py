@@ -22,7 +22,10 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="RUN_DIR", show_default=False,
+            "--output",
+            "-o",
+            metavar="RUN_DIR",
+            show_default=False,
             help="The run's folder (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
         ),
     ] = None,
@@ -46,7 +49,9 @@ def train(
     trained = train_or_find(run.config(), machine, output, resume)
     rows = read_table(trained.train_path, "train")
     tested = rows[rows["test_accuracy"].notna()]
-    columns = ["step", "loss", "grad_norm"] if tested.empty else ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
+    columns = (
+        ["step", "loss", "grad_norm"] if tested.empty else ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
+    )
     terminal.summary(trained.name, _marks(rows) if tested.empty else tested, columns, _outcome(trained))
 
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from bnsmooth_cli import tables
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.files import atomic
 from bnsmooth_cli.figures import compare, ics, landscape, smoothness, style, training
 from bnsmooth_cli.figures.panels import Panel, page
+from bnsmooth_cli.files import atomic
 
 #: Kind of table -> the rows of panels that one problem's rows are drawn in.
 KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
@@ -74,4 +74,8 @@ def plot_tables(sources: Sequence[Path], output: Path) -> None:
 
 
 #: Suffix -> metadata that keeps equal figures equal bytes.
-_METADATA: Final[dict[str, dict[str, None]]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+_METADATA: Final[dict[str, dict[str, None]]] = {
+    ".png": {},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}

@@ -38,9 +38,7 @@ class Dots:
         """Draw into `axes`; the rows are labelled where they stand, so the legend gets nothing."""
         axes.set_title(self.title)
         axes.set_ylim(len(self.groups) - 0.4, -0.6)
-        axes.set_yticks(
-            range(len(self.groups)), [_name(*group) if self.labelled else "" for group in self.groups]
-        )
+        axes.set_yticks(range(len(self.groups)), [_name(*group) if self.labelled else "" for group in self.groups])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", linestyle=":")

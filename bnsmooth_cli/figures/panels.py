@@ -105,15 +105,11 @@ class Curves:
         for _, shape, x, y in marks:
             # Half of a mark on the axis' edge stands out of it.
             axes.plot([x], [y], marker=shape, color=one.look.colour, markersize=5, clip_on=False, zorder=5)
-        return {
-            name: Line2D([], [], color="#444444", marker=shape, linestyle="") for name, shape, *_ in marks
-        }
+        return {name: Line2D([], [], color="#444444", marker=shape, linestyle="") for name, shape, *_ in marks}
 
 
 def _handle(look: style.Look) -> Line2D:
-    return Line2D(
-        [], [], color=look.colour, linestyle=look.dash, marker=look.marker, markersize=4, linewidth=1.6
-    )
+    return Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, markersize=4, linewidth=1.6)
 
 
 def _draw_lines(axes: Axes, look: style.Look, shown: pd.DataFrame) -> None:
@@ -166,6 +162,4 @@ def _add_legend(figure: Figure, entries: dict[str, Line2D]) -> None:
     norms = len({style.rank(name)[:2] for name in names})
     columns = len(names) if len(names) <= fitting else max(1, min(norms, fitting))
     handles = [entries[name] for name in names]
-    figure.legend(
-        handles, names, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.4
-    )
+    figure.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.4)

@@ -14,12 +14,16 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.ics import ics
 from bnsmooth_cli.measures.line import landscape, line_alphas
 from bnsmooth_cli.measures.smoothness import smoothness
-from bnsmooth_cli.points import Point, visit
+from bnsmooth_cli.points import visit
 from bnsmooth_cli.runs import Source
 
 __all__ = ["MEASURES", "ics", "landscape", "line_alphas", "measure", "smoothness", "steps_of"]
 
-MEASURES: Final[dict[str, Callable[..., pd.DataFrame]]] = {"landscape": landscape, "smoothness": smoothness, "ics": ics}
+MEASURES: Final[dict[str, Callable[..., pd.DataFrame]]] = {
+    "landscape": landscape,
+    "smoothness": smoothness,
+    "ics": ics,
+}
 
 Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
 
@@ -59,6 +63,8 @@ def measure(
     """
     groups = [[source] for source in sources] if output is None else [list(sources)]
     paths = [output or group[0].table_path(kind) for group in groups]
+    if len({source.name if output else source.path.resolve() for source in sources}) < len(sources):
+        raise InputError(f"{sources[0].path}: given twice, or two runs of one name in one table; give each once")
     plans = []
     for path, group in zip(paths, groups, strict=True):
         arguments = [{"alphas": line_alphas(s.config.problem, **(line or {}))} if kind != "ics" else {} for s in group]
@@ -68,8 +74,6 @@ def measure(
             "steps": {source.name: chosen for source, chosen in zip(group, steps, strict=True)},
             "options": {source.name: chosen for source, chosen in zip(group, arguments, strict=True)},
         }
-        if len(request["runs"]) < len(group):
-            raise InputError(f"{group[0].name}: given twice, or two runs of that name; measure them into tables of their own")
         if force or not _answered(path, kind, request):
             plans.append((path, group, steps, arguments, request))
     total, done = sum(len(chosen) for plan in plans for chosen in plan[2]), 0
@@ -94,5 +98,7 @@ def _answered(path: Path, kind: str, request: dict[str, Any]) -> bool:
         return False
     provenance = tables.read_provenance(path, kind)
     if different := [key for key, value in request.items() if provenance.get(key) != value]:
-        raise InputError(f"{path}: already a {kind} table, of other {' and '.join(different)}; --force, or -o another file")
+        raise InputError(
+            f"{path}: already a {kind} table, of other {' and '.join(different)}; --force, or -o another file"
+        )
     return True

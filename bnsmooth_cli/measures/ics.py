@@ -27,7 +27,7 @@ def ics(point: Point) -> pd.DataFrame:
     ...     bns.ics(bns.load_point(run))[["layer", "ics", "cosine"]].values[0].tolist()
     [1.0, 0.0, 1.0]
     """
-    parameters = list(point.model.parameters())
+    parameters: list[Tensor] = list(point.model.parameters())
     gradients = torch.autograd.grad(point.loss(), parameters)
     updated = [p.detach().clone() for p in parameters]
     sgd_step(updated, gradients, [v.clone() for v in point.velocity], point.config.lr, point.config.momentum)
@@ -35,7 +35,7 @@ def ics(point: Point) -> pd.DataFrame:
     records: list[Tensor] = []
     activations, place = point.inputs, 0
     for layer in point.model.layers.values():
-        own = list(layer.parameters())
+        own: list[Tensor] = list(layer.parameters())
         here = slice(place, place + len(own))
         before = flatten(gradients[here])
         # Nothing before layer 1 moves, so its G' is G; the others' run only the layers from theirs on.

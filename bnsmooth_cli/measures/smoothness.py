@@ -68,7 +68,9 @@ def hessian_figures(point: Point) -> tuple[float, float]:
     if not (torch.isfinite(squared) and squared > 0):
         return float("nan"), float("nan")
 
-    def product(vector: Tensor) -> Tensor:  # the graph of the gradient is built once and differentiated many times
+    def product(
+        vector: Tensor,
+    ) -> Tensor:  # the graph of the gradient is built once and differentiated many times
         return torch.autograd.grad(gradient, theta, vector, retain_graph=True)[0]
 
     curvature = torch.dot(direction, product(direction)) / squared
@@ -97,7 +99,9 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor) -> fl
             columns = [multiply(row) for row in np.eye(size)]
             values = np.linalg.eigvalsh(np.array(columns, dtype=np.float64))
             return float(values[np.abs(values).argmax()])
-        operator = LinearOperator((size, size), matvec=multiply, dtype=np.dtype(str(start.dtype).removeprefix("torch.")))
+        operator = LinearOperator(
+            (size, size), matvec=multiply, dtype=np.dtype(str(start.dtype).removeprefix("torch."))
+        )
         found = eigsh(
             operator, k=1, which="LM", v0=start.cpu().numpy(), ncv=KRYLOV, tol=SHARPNESS_TOLERANCE,
             maxiter=MAX_RESTARTS, return_eigenvectors=False,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.streams import generator
 
@@ -46,15 +44,16 @@ class Chain(nn.Module):
         """Glorot-uniform weights (Glorot & Bengio 2010, equation 16) and zero biases, a function of the seed alone."""
         random = generator(seed, "init")
         for layer in self.layers.values():
-            nn.init.xavier_uniform_(layer.linear.weight, generator=random)
-            if layer.linear.bias is not None:
-                nn.init.zeros_(layer.linear.bias)
+            assert isinstance(layer, Layer)
+            linear = layer.linear
+            nn.init.xavier_uniform_(linear.weight, generator=random)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
 
 
 class Problem(ABC):
     """A network, an objective, and the batch of every step, all functions of the configuration."""
 
-    #: (smallest, largest) step length of the line probe in multiples of the learning rate, and how many.
     num_samples: int
     #: Whether `accuracy` and `evaluate` mean something.
     classifies: ClassVar[bool]

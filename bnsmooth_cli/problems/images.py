@@ -150,8 +150,8 @@ def _download(name: str) -> dict[str, Arrays]:
             splits[split] = (_planar(np.asarray(dataset.data), name), np.asarray(labels, np.int64))
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"--data {name}: the download failed ({' '.join(str(error).split())[:120]}); connect to the network and try "
-            "again, or fetch the data set elsewhere and give its folder: --data PATH (or use the built-in --data shapes)"
+            f"--data {name}: the download failed ({' '.join(str(error).split())[:120]}); connect to the network and "
+            "try again, or fetch the data set elsewhere and give its folder: --data PATH"
         ) from error
     return splits
 
@@ -191,7 +191,10 @@ def _read_parquet(files: list[Path]) -> Arrays:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
-        images = next((c for c in table.schema if pa.types.is_struct(c.type) and c.type.get_field_index("bytes") >= 0), None)
+        images = next(
+            (c for c in table.schema if pa.types.is_struct(c.type) and c.type.get_field_index("bytes") >= 0),
+            None,
+        )
         integers = [c.name for c in table.schema if pa.types.is_integer(c.type)]
         label = next((c for c in ("label", "fine_label") if c in integers), integers[0] if integers else None)
         if images is None or label is None:
@@ -199,7 +202,9 @@ def _read_parquet(files: list[Path]) -> Arrays:
         column = table.column(images.name).combine_chunks()
         encoded += pa.compute.struct_field(column, "bytes").to_pylist()
         labels.append(table.column(label).to_numpy().astype(np.int64))
-    return _decode([(f"{files[0].parent}: image {i}", io.BytesIO(b or b"")) for i, b in enumerate(encoded)]), np.concatenate(labels)
+    return _decode(
+        [(f"{files[0].parent}: image {i}", io.BytesIO(b or b"")) for i, b in enumerate(encoded)]
+    ), np.concatenate(labels)
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
@@ -272,20 +277,28 @@ class _CifarArray:
             self.pixels = np.frombuffer(state[-1], np.uint8).reshape(state[1])
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Reads the only globals that CIFAR's files name, all as `_CifarArray`: no other code can be reached."""
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
+    return text.encode("latin1")
 
-    _ALLOWED: Final = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Knows the few globals that CIFAR's files name, and what stands in for each: no other code can be reached."""
+
+    _STAND_INS: Final = {
+        ("numpy.core.multiarray", "_reconstruct"): _CifarArray,
+        ("numpy._core.multiarray", "_reconstruct"): _CifarArray,
+        ("numpy", "ndarray"): _CifarArray,
+        ("numpy", "dtype"): _CifarArray,
+        ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes in Python 2's pickles
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._ALLOWED:
-            return _CifarArray
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR's files do not")
+        try:
+            return self._STAND_INS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR's files do not") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""The built-in images: ten shapes on noisy backgrounds, drawn in numpy, the same bytes on every machine."""
+"""The built-in images: ten shapes on noisy backgrounds, drawn by numpy, the same bytes on every machine.
+
+What is drawn, and how often, stands in the docstring of `shapes`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-SIZE: Final = 32
+SIZE: Final = 32  # pixels a side
 TRAIN: Final = 10_000
 TEST: Final = 2_000
-_CHUNK: Final = 1_000  # images drawn at once: bounds the memory
+_CHUNK: Final = 1_000  # images drawn at once: bounds the memory; another value orders the draws otherwise
+_CHECK: Final = 4  # pixels a side of the background's checks
 
 Floats = NDArray[np.float64]
 
@@ -24,92 +28,104 @@ def _box(u: Floats, v: Floats, width: float, height: float) -> Floats:
     return np.maximum(np.abs(u) - width, np.abs(v) - height)
 
 
-#: Class -> a function of the shape's own coordinates that is negative inside it, and grows like the distance.
+#: Class -> a function that is negative inside the shape and grows about like the distance from its edge.
+#: A shape fills about the unit disc; u points right, v down. Each mirrors onto itself: a flip keeps its class.
 _SHAPES: Final[dict[str, Callable[[Floats, Floats], Floats]]] = {
     "disc": lambda u, v: _radius(u, v) - 0.9,
     "ring": lambda u, v: np.abs(_radius(u, v) - 0.75) - 0.2,
     "square": lambda u, v: _box(u, v, 0.8, 0.8),
-    "frame": lambda u, v: np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.7) - 0.18,
+    "frame": lambda u, v: np.abs(_box(u, v, 0.7, 0.7)) - 0.18,
     "triangle": lambda u, v: np.maximum(v - 0.55, 0.866 * np.abs(u) - 0.5 * v - 0.55),
     "plus": lambda u, v: np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0)),
     "bar": lambda u, v: _box(u, v, 1.0, 0.35),
     "half disc": lambda u, v: np.maximum(_radius(u, v - 0.4) - 1.0, v - 0.4),
-    "angle": lambda u, v: np.minimum(_box(u + 0.6, v, 0.3, 0.9), _box(u, v - 0.6, 0.9, 0.3)),
-    "crescent": lambda u, v: np.maximum(_radius(u, v) - 1.0, 0.8 - _radius(u - 0.5, v)),
+    "chevron": lambda u, v: np.maximum(0.7 * np.abs(v - np.abs(u) + 0.7) - 0.28, np.abs(u) - 0.95),
+    "crescent": lambda u, v: np.maximum(_radius(u, v) - 1.0, 0.8 - _radius(u, v + 0.5)),
 }
-CLASSES: Final = tuple(_SHAPES)
+CLASSES: Final[tuple[str, ...]] = tuple(_SHAPES)
 
 
 def shapes() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
     """Training images (10000, 3, 32, 32) and labels (10000,), then 2,000 test images and labels.
 
-    An image is one shape of its class over a background. Its centre is uniform within 6 pixels of the middle, its
-    radius uniform in [7, 13] pixels, its rotation any. The shape's colour is uniform in [0.4, 1]^3, the background's in
-    [0, 0.6]^3, and the background brightens along a random direction by a quarter of the range. A stripe of any
-    colour, 2 pixels wide, crosses at a random place over both; every channel of every pixel gets noise from the
-    triangular distribution on [-0.25, 0.25]; edges are blended over one pixel. Every class has as many images.
+    An image is one shape of its class over a background; the classes are equally frequent, in a random order.
+    With every U drawn anew and uniform:
 
-    The numbers are raw PCG64 draws under additions, products, square roots and comparisons, all exact by IEEE 754, so
-    every system draws the same bytes.
+    - Shape: its centre U[-4, 4]^2 pixels from the middle, its radius U[7, 13] pixels, tilted by
+      2 atan(U[-0.4, 0.4]), at most 44 degrees, in one colour U[0.4, 1]^3, its edge blended over about one pixel.
+    - Background: a colour U[0, 0.6]^3, plus a gradient that reaches U[-0.25, 0.25] at 16 pixels from the middle
+      in the direction 2 atan(U[-1, 1]), plus U[-0.25, 0.25] for each channel of each check of 4 x 4 pixels.
+    - Over both: a stripe 2 pixels wide in a colour U[0, 1]^3, at U[-12, 12] pixels from the middle along its
+      normal, which has the direction 2 atan(U[-1, 1]); then noise U[-0.15, 0.15] + U[-0.15, 0.15] on each
+      channel of each pixel, each U of 256 levels. The result is cut to [0, 1] and rounded to bytes.
 
-    >>> shapes()[0].shape, shapes()[1][:3].tolist()
-    ((10000, 3, 32, 32), [9, 1, 8])
+    The ranges of the two colours overlap, so that a few shapes can hardly be seen.
+
+    All randomness is raw PCG64 output, and all arithmetic is sums, products, quotients, square roots, comparisons
+    and rounding of doubles, element by element: exact by IEEE 754, so every system and numpy draws the same bytes.
+
+    >>> images, labels, _, _ = shapes()
+    >>> images.shape, [CLASSES[label] for label in labels[:3]]
+    ((10000, 3, 32, 32), ['crescent', 'ring', 'chevron'])
     """
-    return (*_draw(TRAIN, seed=1), *_draw(TEST, seed=2))
+    return (*_split(TRAIN, seed=1), *_split(TEST, seed=2))
 
 
-def _draw(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _split(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    # numpy promises that a bit generator's raw stream stays as it is, but not what Generator makes of it.
     source = np.random.PCG64(seed)
-    # A bit generator's raw stream is promised to stay; the Generator's methods are not.
     labels = np.argsort(source.random_raw(count), kind="stable").astype(np.int64) % len(CLASSES)
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
     for start in range(0, count, _CHUNK):
-        chunk = slice(start, min(start + _CHUNK, count))
-        images[chunk] = _draw_chunk(labels[chunk], source)
+        chunk = slice(start, start + _CHUNK)
+        images[chunk] = _draw(labels[chunk], source)
     return images, labels
 
 
-def _uniform(source: np.random.PCG64, *shape: int) -> Floats:
-    """Multiples of 2^-53 in [0, 1)."""
-    raw: NDArray[np.uint64] = source.random_raw(int(np.prod(shape)))
-    return (raw >> np.uint64(11)).reshape(shape) * 2.0**-53
+def _uniform(source: np.random.PCG64, low: float, high: float, *shape: int) -> Floats:
+    raw: NDArray[np.uint64] = source.random_raw(int(np.prod(shape))).reshape(shape)
+    unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53  # the multiples of 2^-53 in [0, 1)
+    return low + (high - low) * unit
 
 
 def _direction(t: Floats) -> tuple[Floats, Floats]:
-    """A point of the unit circle from t in [0, 1): sine and cosine are not the same on every system, this is."""
-    half = 4 * np.mod(t * 2, 1.0) - 2  # the rational parametrisation over [-2, 2] covers most of the circle,
-    sign = np.where(t < 0.5, 1.0, -1.0)  # and its mirror image the rest
-    scale = sign / (1 + half * half)
-    return (1 - half * half) * scale, 2 * half * scale
+    """Cosine and sine of 2 atan(t) by exact operations; cos and sin themselves differ between systems."""
+    square = t * t
+    return (1 - square) / (1 + square), 2 * t / (1 + square)
 
 
-def _draw_chunk(labels: NDArray[np.int64], source: np.random.PCG64) -> Floats:
-    count = len(labels)
-    place = _uniform(source, 6, count, 1, 1)
-    colours = _uniform(source, 3, count, 3, 1, 1)
-    colours[0] *= 0.6
-    colours[1] = 0.4 + 0.6 * colours[1]
+def _draw(labels: NDArray[np.int64], source: np.random.PCG64) -> Floats:
+    each = (len(labels), 1, 1)
+    colour = (len(labels), 3, 1, 1)
     along = np.arange(SIZE) - (SIZE - 1) / 2
     x, y = along[None, None, :], along[None, :, None]
 
-    radius = 7 + 6 * place[2]
-    u, v = (x - 12 * place[0] + 6) / radius, (y - 12 * place[1] + 6) / radius
-    cosine, sine = _direction(place[3])
+    radius = _uniform(source, 7, 13, *each)
+    u, v = (x - _uniform(source, -4, 4, *each)) / radius, (y - _uniform(source, -4, 4, *each)) / radius
+    cosine, sine = _direction(_uniform(source, -0.4, 0.4, *each))
     u, v = cosine * u + sine * v, cosine * v - sine * u
-    distance = np.empty((count, SIZE, SIZE))
+    distance = np.empty_like(u)
     for label, shape in enumerate(_SHAPES.values()):
         mine = labels == label
         distance[mine] = shape(u[mine], v[mine])
-    inside = np.clip(0.5 - distance * radius, 0, 1)[:, None]
 
-    cosine, sine = _direction(place[4])
-    slope = (cosine * x + sine * y) * (0.25 / (SIZE / 2))
-    image = colours[0] + slope[:, None]
-    image = image + (colours[1] - image) * inside
-    stripe = np.abs(sine * x - cosine * y - 24 * place[5] + 12)
-    image = image + (colours[2] - image) * np.clip(1.5 - stripe, 0, 1)[:, None]
+    cosine, sine = _direction(_uniform(source, -1, 1, *each))
+    gradient = (cosine * x + sine * y) * _uniform(source, -0.25 / 16, 0.25 / 16, *each)
+    checks = _uniform(source, -0.25, 0.25, len(labels), 3, SIZE // _CHECK, SIZE // _CHECK)
+    image = _uniform(source, 0, 0.6, *colour) + gradient[:, None]
+    image += checks.repeat(_CHECK, axis=2).repeat(_CHECK, axis=3)
+    image = _paint(image, _uniform(source, 0.4, 1, *colour), distance * radius)
 
-    # Eight bytes of noise a draw, the lowest first whatever the machine's own order.
+    cosine, sine = _direction(_uniform(source, -1, 1, *each))
+    stripe = np.abs(cosine * x + sine * y - _uniform(source, -12, 12, *each)) - 1
+    image = _paint(image, _uniform(source, 0, 1, *colour), stripe)
+
+    # A draw gives eight bytes of noise, the lowest first whatever the machine's own order.
     noise = source.random_raw(image.size // 4).astype("<u8").view(np.uint8).reshape(2, *image.shape)
-    image += (noise[0].astype(np.float64) - noise[1]) * (0.25 / 255)
+    image += (noise[0].astype(np.float64) - noise[1]) * (0.3 / 255)
     return np.floor(np.clip(image, 0, 1) * 255 + 0.5)
+
+
+def _paint(image: Floats, colour: Floats, distance: Floats) -> Floats:
+    """The image with the colour wherever the distance, in pixels, is negative; half of each at zero."""
+    return image + (colour - image) * np.clip(0.5 - distance, 0, 1)[:, None]

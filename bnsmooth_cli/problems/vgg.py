@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Final
 
 import torch
@@ -44,6 +45,7 @@ class Vgg(Problem):
         self.images = load(config.data)
         if config.data_digest not in (None, self.images.digest):
             raise InputError(f"--data {config.data}: not the images that the run was trained on (their digest differs)")
+        self.config = replace(config, data_digest=self.images.digest)
         self.num_samples = len(self.images.train_labels)
         if config.batch_size > self.num_samples:
             raise InputError(
@@ -75,7 +77,7 @@ class Vgg(Problem):
         layers["fc3"] = Layer(nn.Linear(channels, self.images.num_classes), nn.Identity())
         model = Chain(layers)
         model.initialise(self.config.seed)
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images indexed out of the uint8 tensor, augmented where the run does, and standardised per channel."""
@@ -96,7 +98,9 @@ class Vgg(Problem):
         correct = torch.zeros((), device=self.device)
         model.eval()
         for images, labels in zip(
-            self.images.test.split(EVALUATION_BATCH), self.images.test_labels.split(EVALUATION_BATCH), strict=True
+            self.images.test.split(EVALUATION_BATCH),
+            self.images.test_labels.split(EVALUATION_BATCH),
+            strict=True,
         ):
             targets = labels.to(self.device)
             outputs = model(self._standardise(images.to(self.device)))

@@ -1,0 +1,66 @@
+# Everything goes through a virtual environment in .venv; `make demo` and `make test` need nothing before them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BNSMOOTH ?= $(BIN)/bnsmooth
+# More of train's options for the runs/ rules, as in: make TRAIN="--preset paper" runs/vgg-l1-lr0.1-seed0/ics.parquet
+TRAIN ?=
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: setup demo test check clean pictures
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# The whole pipeline on built-in data. Two jobs of one thread each use two cores better than one job of two.
+VGG := $(foreach norm,none batch l1,runs/vgg-$(norm)-lr0.1-seed0)
+DLN := $(foreach norm,none batch l1,runs/dln-$(norm)-lr1e-06-seed0)
+DEMO_FIGURES := $(addprefix demo/,training.png landscape.png smoothness.png ics.png linear-training.png linear-ics.png compare.png)
+
+demo: setup
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO_FIGURES)
+	@echo "Tables are in runs/*/, figures in demo/: $(notdir $(DEMO_FIGURES))"
+
+demo/training.png: $(VGG:=/train.parquet)
+demo/landscape.png: $(VGG:=/landscape.parquet)
+demo/smoothness.png: $(VGG:=/smoothness.parquet)
+demo/ics.png: $(VGG:=/ics.parquet) $(VGG:=/train.parquet)
+demo/linear-training.png: $(DLN:=/train.parquet)
+demo/linear-ics.png: $(DLN:=/ics.parquet) $(DLN:=/train.parquet)
+demo/compare.png: demo/compare.parquet
+demo/%.png:
+	$(BNSMOOTH) plot $^ -o $@
+demo/compare.parquet: $(VGG:=/train.parquet) $(VGG:=/smoothness.parquet)
+	$(BNSMOOTH) compare $(VGG) -o $@
+
+# The pictures of the README are the demo's.
+pictures: demo
+	mkdir -p docs/images
+	cp $(DEMO_FIGURES) docs/images/
+
+# A run's tables, each made where it is missing: the run's name says its options.
+options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm lp([0-9])/--norm lp:\1/')
+runs/%/train.parquet:
+	$(BNSMOOTH) train $(options) $(TRAIN) -o runs/$*
+runs/%/landscape.parquet: runs/%/train.parquet
+	$(BNSMOOTH) landscape runs/$* --force
+runs/%/smoothness.parquet: runs/%/train.parquet
+	$(BNSMOOTH) smoothness runs/$* --force
+runs/%/ics.parquet: runs/%/train.parquet
+	$(BNSMOOTH) ics runs/$* --force
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf demo runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

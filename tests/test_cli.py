@@ -1,0 +1,269 @@
+"""The command line as a user meets it: results, one-line errors, exit statuses, nothing touched in vain."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import SMALL
+
+import bnsmooth_cli as bns
+from bnsmooth_cli.cli import main
+from bnsmooth_cli.runs import open_run
+
+DLN = "-p dln --depth 5 --dimension 4 --samples 30 --lr 1e-4 --steps 6 --save-every 2 --threads 1"
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """cli("train --norm l1") -> (exit status, stdout, stderr), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line):
+        monkeypatch.setattr(sys, "argv", ["bnsmooth", *line.split()])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        streams = capsys.readouterr()
+        return stop.value.code or 0, streams.out, streams.err
+
+    return call
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.fixture
+def run(small_run):
+    return small_run("dln", "batch")
+
+
+def test_stages_compose_through_files(cli, tmp_path):
+    for norm in ("none", "batch"):
+        assert cli(f"train --norm {norm} {DLN}")[0] == 0
+    runs = "runs/dln-none-lr0.0001-seed0 runs/dln-batch-lr0.0001-seed0"
+    for kind in ("landscape", "smoothness", "ics"):
+        code, out, err = cli(f"{kind} {runs}")
+        assert (code, err) == (0, "")
+        assert f"runs/dln-batch-lr0.0001-seed0/{kind}.parquet" in out
+        table = bns.read_table(f"runs/dln-batch-lr0.0001-seed0/{kind}.parquet", kind)
+        assert table["step"].unique().tolist() == [0, 2, 4, 6]
+        tables = " ".join(f"{name}/{kind}.parquet" for name in runs.split())
+        assert cli(f"plot {tables} -o {kind}.png")[0] == 0
+        assert (tmp_path / f"{kind}.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = cli(f"compare {runs} -o c.parquet")
+    assert code == 0
+    assert out.index("dln-batch") < out.index("dln-none") or "(1)" in out
+    assert cli("plot c.parquet -o c.svg")[0] == 0
+    trains = " ".join(f"{name}/train.parquet" for name in runs.split())
+    ics = " ".join(f"{name}/ics.parquet" for name in runs.split())
+    assert cli(f"plot {ics} {trains} -o ics.pdf")[0] == 0
+
+
+def test_without_a_run_an_analysis_trains_it_and_finds_it_again(cli, tmp_path):
+    assert cli(f"landscape --norm l1 {DLN}")[0] == 0
+    folder = tmp_path / "runs/dln-l1-lr0.0001-seed0"
+    stamps = {name: (folder / name).stat().st_mtime_ns for name in ("train.parquet", "landscape.parquet")}
+    assert cli(f"landscape --norm l1 {DLN}")[0] == 0
+    assert cli(f"train --norm l1 {DLN}")[0] == 0
+    assert stamps == {name: (folder / name).stat().st_mtime_ns for name in stamps}
+
+
+def test_a_lone_checkpoint_is_measured_beside_itself(cli, run, tmp_path):
+    lone = tmp_path / "somewhere.pt"
+    lone.write_bytes(run.checkpoint_path(4).read_bytes())
+    assert cli(f"landscape {lone} --points 3 --min-alpha 1 --max-alpha 2")[0] == 0
+    table = bns.read_table(tmp_path / "somewhere.landscape.parquet")
+    assert table["alpha"].tolist() == [0, 1, 1.5, 2]
+    assert set(table["run"]) == {run.name}
+    assert set(table["step"]) == {4}
+
+
+def test_every_and_at_choose_the_steps_and_one_table_takes_several_runs(cli, run, small_run):
+    other = small_run("dln", "none")
+    assert cli(f"ics {run.path} {other.path} --every 3 -o both.parquet")[0] == 0
+    table = bns.read_table("both.parquet")
+    assert table.groupby("run")["step"].unique().map(list).to_dict() == {
+        run.name: [0, 3, 6],
+        other.name: [0, 3, 6],
+    }
+    assert table.attrs["bnsmooth"]["trained_forward_from"][run.name] == {"0": 0, "3": 2, "6": 6}
+    assert cli(f"ics {run.path} --at 5,1,5 -o at.parquet")[0] == 0
+    assert bns.read_table("at.parquet")["step"].unique().tolist() == [1, 5]
+
+
+def test_a_table_of_other_settings_is_refused_and_replaced_by_force(cli, run):
+    assert cli(f"landscape {run.path} --points 2 -o t.parquet")[0] == 0
+    code, _, err = cli(f"landscape {run.path} --points 3 -o t.parquet")
+    assert code == 2
+    assert "--force" in err
+    assert cli(f"landscape {run.path} --points 3 -o t.parquet --force")[0] == 0
+    assert len(bns.read_table("t.parquet")) == 4 * 4
+
+
+def test_a_run_of_another_configuration_is_refused_and_replaced_by_force(cli, tmp_path):
+    assert cli(f"train --norm l1 {DLN} -o r")[0] == 0
+    before = {name: (tmp_path / "r" / name).read_bytes() for name in files(tmp_path / "r") if name.endswith("t")}
+    code, _, err = cli(f"train --norm l2 {DLN} -o r")
+    assert (code, "norm l1, now l2" in err) == (2, True)
+    assert before == {name: (tmp_path / "r" / name).read_bytes() for name in before}
+    assert cli(f"train --norm l2 {DLN} -o r --force")[0] == 0
+    assert open_run("r").config.norm == "l2"
+
+
+def test_no_resume_begins_an_unfinished_run_again(cli, tmp_path):
+    cli(f"train {DLN} -o r")
+    (tmp_path / "r/train.parquet").unlink()  # as if it had been stopped
+    assert cli(f"train {DLN} -o r --no-resume")[0] == 0
+    assert open_run("r").outcome() is not None
+
+
+BAD = [
+    ("train --norm bacth", "did you mean 'batch'"),
+    ("train --norm lp:0", "at least 1"),
+    ("train --data cifra10", "did you mean 'cifar10'"),
+    ("train --data ./absent", "no such folder"),
+    ("train --problem vg", "did you mean 'vgg'"),
+    ("train --preset papr", "did you mean 'paper'"),
+    ("train --lr -0.1", "--lr -0.1"),
+    ("train --lr nan", "--lr nan"),
+    ("train --lr abc", "--lr"),
+    ("train --steps 0", "--steps 0"),
+    ("train --batch-size 1", "--batch-size 1"),
+    ("train -p dln --batch-size 2000", "--samples"),
+    ("train --momentum 1", "--momentum"),
+    ("train --seed -1", "--seed"),
+    ("train --width 0", "--width"),
+    ("train --depth 12", "11, 13, 16 or 19"),
+    ("train --threads 0", "--threads"),
+    ("train -p dln --width 2", "--width"),
+    ("train -p dln --augment", "--augment"),
+    ("train --device tpu", "--device tpu"),
+    ("train -o file", "file"),
+    ("train -o full", "no run"),
+    ("train -o file/run", "file"),
+    ("train --frobnicate", "--frobnicate"),
+    ("frobnicate", "frobnicate"),
+    ("landscape absent", "absent"),
+    ("landscape absent.pt", "absent.pt"),
+    ("landscape foreign.pt", "foreign.pt"),
+    ("landscape hostile.pt", "hostile.pt"),
+    ("landscape short.pt", "short.pt"),
+    ("landscape full", "not a run directory"),
+    ("landscape RUN --lr 1", "--lr"),
+    ("landscape RUN --points 0", "--points"),
+    ("landscape RUN --min-alpha -1", "--min-alpha"),
+    ("landscape RUN --every 0", "--every"),
+    ("landscape RUN --every 1 --at 1", "--at"),
+    ("landscape RUN --at x", "--at x"),
+    ("landscape RUN --at 99", "99"),
+    ("landscape RUN RUN", "twice"),
+    ("landscape RUN/checkpoints/000002.pt --at 1", "step 1"),
+    ("landscape RUN/checkpoints/000002.pt --every 2", "--every"),
+    ("ics RUN -o RUN/train.parquet", "a train table"),
+    ("ics RUN -o file/t.parquet", "file"),
+    ("compare absent", "absent"),
+    ("compare full", "full"),
+    ("compare RUN -o RUN/train.parquet", "a train table"),
+    ("plot absent.parquet -o x.png", "absent.parquet"),
+    ("plot file -o x.png", "file"),
+    ("plot RUN/train.parquet -o x.bmp", ".png"),
+    ("plot RUN/train.parquet -o file/x.png", "file"),
+    ("plot RUN/train.parquet", "--output"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD, ids=[line for line, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2_and_touches_nothing(cli, run, tmp_path, line, says):
+    class Payload:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/precious").write_text("precious")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "foreign.pt")
+    torch.save({"payload": Payload()}, tmp_path / "hostile.pt")
+    (tmp_path / "short.pt").write_bytes(run.checkpoint_path(2).read_bytes()[:500])
+    before = files(tmp_path), files(run.path)
+    code, out, err = cli(line.replace("RUN", str(run.path)))
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert err.startswith("bnsmooth: ")
+    assert err.count("\n") == 1
+    assert before == (files(tmp_path), files(run.path))
+
+
+def test_a_checkpoint_that_does_not_fit_its_configuration_is_named(cli, run, tmp_path):
+    content = torch.load(run.checkpoint_path(2), weights_only=True)
+    content["model"].popitem()
+    torch.save(content, tmp_path / "cut.pt")
+    code, _, err = cli("landscape cut.pt")
+    assert (code, "cut.pt: its tensors do not fit" in err) == (2, True)
+
+
+def test_a_damaged_config_is_named(cli, run, tmp_path):
+    for text in (
+        "{",
+        "[]",
+        json.dumps({"format": 1, "config": {"lr": "x"}}),
+        json.dumps({"format": 1, "config": {}}),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        code, _, err = cli(f"landscape {tmp_path}")
+        assert (code, "config.json" in err) == (2, True)
+
+
+def test_two_processes_do_not_write_one_run(cli, run, tmp_path):
+    settings = {**SMALL["dln"], "steps": 8}
+    held = bns.train("dln", "batch", output=tmp_path / "r", **SMALL["dln"])
+    with held.locked():
+        code, _, err = cli(f"train --norm batch {DLN.replace('--steps 6', '--steps 8')} -o r")
+    assert code == 2
+    assert "is writing this run" in err
+    assert bns.train("dln", "batch", output=tmp_path / "r", **settings).config.steps == 8
+
+
+def test_help_shows_an_example_for_every_command(cli):
+    code, out, _ = cli("--help")
+    assert code == 0
+    for command in ("train", "landscape", "smoothness", "ics", "compare", "plot"):
+        assert command in out
+        code, text, _ = cli(f"{command} --help")
+        assert code == 0
+        assert f"bnsmooth {command} " in text
+
+
+def test_version(cli):
+    assert cli("--version")[:2] == (0, f"bnsmooth {bns.__version__}\n")
+
+
+@pytest.mark.parametrize("line", ["--help", "train --help", "plot TABLE -o x.png", "compare RUN -o c.parquet"])
+def test_what_needs_no_torch_does_not_import_it(run, tmp_path, line):
+    arguments = line.replace("TABLE", str(run.train_path)).replace("RUN", str(run.path)).split()
+    code = (
+        "import sys\nfrom bnsmooth_cli.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shell_completion_offers_norms(tmp_path):
+    environment = {
+        "_BNSMOOTH_COMPLETE": "complete_bash",
+        "COMP_WORDS": "bnsmooth train --norm l",
+        "COMP_CWORD": "3",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "bnsmooth_cli"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert {"l1", "l2", "linf"} <= set(done.stdout.split())

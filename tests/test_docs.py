@@ -1,0 +1,106 @@
+"""The documentation holds: its commands run, its options and columns are the real ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bnsmooth_cli.tables import SCHEMAS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^    (bnsmooth .*)$", README, re.MULTILINE)
+#: What the examples leave out so that they are short, and the tests put in so that they are quick.
+SMALLER = {"vgg": "--width 0.07 --batch-size 16 --steps 40 --save-every 10", "dln": "--steps 20 --save-every 10"}
+
+
+def run(line, folder):
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, (line, done.stderr)
+    return done.stdout
+
+
+def bnsmooth(arguments, folder):
+    return run([sys.executable, "-m", "bnsmooth_cli", *arguments], folder)
+
+
+def test_every_command_of_the_readme_runs_in_its_order(tmp_path):
+    """In small: the same lines on a narrower, shorter run; a data folder that nobody has becomes the built-in one."""
+    bnsmooth(shlex.split(f"train --norm none {SMALLER['vgg']}"), tmp_path)
+    ran = set()
+    for line in COMMANDS:
+        arguments = shlex.split(line.replace("path/to/cifar10", "shapes").replace("--steps 3000 ", ""))[1:]
+        arguments = [{"150": "10", "0,10,100": "0,10,30"}.get(word, word) for word in arguments]
+        if "runs/" not in line:
+            problem = "dln" if "dln" in line else "vgg"
+            arguments += shlex.split(SMALLER[problem])
+            if "path/to" in line:
+                arguments += ["--output", "elsewhere"]
+        elif "--every" in arguments:
+            arguments[arguments.index("--every") + 1] = "20"
+        bnsmooth(arguments, tmp_path)
+        ran.add(arguments[0])
+    assert ran == {"train", "landscape", "smoothness", "ics", "compare", "plot"}
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    block = README.split("## From Python")[1].split("\n\n")[1:3]
+    code = "\n".join(line.removeprefix("    ") for part in block for line in part.splitlines())
+    assert "bns.train" in code
+    run([sys.executable, "-c", code], tmp_path)
+
+
+@pytest.mark.parametrize("command", ["train", "landscape", "smoothness", "ics", "compare", "plot"])
+def test_every_option_that_the_readme_names_exists(command, tmp_path):
+    shown = re.compile(r"--[a-z][a-z-]+")
+    options = set(shown.findall(bnsmooth([command, "--help"], tmp_path)))
+    for line in COMMANDS:
+        if line.split()[1] == command:
+            assert set(shown.findall(line)) <= options
+    if command == "train":
+        text = README.split("## What can be chosen")[1].split("## Tables")[0]
+        assert set(shown.findall(text)) - {"--every", "--at"} <= options
+        assert options - set(shown.findall(README)) <= {
+            "--output", "--resume", "--no-resume", "--no-augment", "--device", "--force", "--help",
+        }  # fmt: skip
+
+
+def test_the_readme_names_every_column():
+    text = README.split("## Tables")[1].split("## From Python")[0]
+    for kind, columns in SCHEMAS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {kind} |"))
+        lead = "run, problem, norm, lr, seed, step"
+        for column in columns:
+            assert column.startswith("ratio_") or re.search(rf"\b{column}\b", row + lead), (kind, column)
+
+
+def test_pictures_and_links_of_the_documentation_exist():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_tree_of_the_architecture_page_is_the_tree():
+    page = (ROOT / "docs/architecture.md").read_text()
+    for path in (ROOT / "bnsmooth_cli").iterdir():
+        known = {"__main__.py", "_version.py", "errors.py", "py.typed", "__pycache__"}
+        assert path.name in known or path.name in page, path.name
+
+
+@pytest.mark.parametrize("name", ["vgg-noisy-batch-lr0.1-seed3", "dln-lp3-lr1e-06-seed0", "vgg-none-lr0.5-seed12"])
+def test_the_makefile_reads_a_runs_options_from_its_name(name):
+    done = subprocess.run(
+        ["make", "-n", f"runs/{name}/train.parquet", "BNSMOOTH=bnsmooth"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("bnsmooth train"))
+    from bnsmooth_cli.config import resolve
+
+    given = dict(zip(*[iter(shlex.split(line)[2:])] * 2, strict=True))
+    config = resolve(given["--problem"], norm=given["--norm"], lr=float(given["--lr"]), seed=int(given["--seed"]))
+    assert config.name == name

@@ -172,9 +172,9 @@ class Noise(nn.Module):
     r"""The noise of the "noisy" networks (Santurkar et al. 2018, section 2.1, appendix A): $a \leftarrow s a + m$.
 
     For unit j at every step $\mu_j \sim U(-n_\mu, n_\mu)$ and $\sigma_j \sim U(1, n_\sigma)$; then for every sample and
-    position $m_{ij} \sim U(\mu_j - r_\mu, \mu_j + r_\mu)$ and $s_{ij} \sim N(\sigma_j, r_\sigma^2)$. The draw is a function of
-    `key` = (seed, step, the module's place in the network) and the shape alone, and is made in float32 for every
-    dtype, so that a step's loss is one function wherever it is evaluated. In eval mode the noise takes its mean.
+    position $m_{ij} \sim U(\mu_j - r_\mu, \mu_j + r_\mu)$ and $s_{ij} \sim N(\sigma_j, r_\sigma^2)$. The draw is a
+    function of `key` = (seed, step, the module's place in the network) and the shape alone, and is made in float32 for
+    every dtype, so that a step's loss is one function wherever it is evaluated. In eval mode the noise takes its mean.
 
     >>> noise, a = Noise(), torch.randn(4, 3)
     >>> torch.equal(noise(a), noise(a))

@@ -1,8 +1,7 @@
-"""Image data: the built-in shapes, the three folder layouts, and what cannot be read."""
+"""Image data: the three folder layouts, downloads, and what cannot be read."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import urllib.error
@@ -17,7 +16,6 @@ from PIL import Image
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
 from bnsmooth_cli.problems import images
-from bnsmooth_cli.problems.shapes import CLASSES, shapes
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10"
 
@@ -66,22 +64,6 @@ def write_classes(folder):
             (folder / split / name).mkdir(parents=True)
             for i, array in enumerate(pictures(count, seed=label)):
                 Image.fromarray(array).save(folder / split / name / f"{i}.png")
-
-
-def test_shapes_are_the_same_bytes_on_every_machine():
-    arrays = shapes()
-    digest = hashlib.sha256(
-        b"".join(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
-    )
-    assert digest.hexdigest() == "fd69c143ad4c6ee466ee7bdeec48399814365442859f16e7f5ce361590ced5ad"
-
-
-def test_shapes_are_balanced_and_apart():
-    train, labels, test, test_labels = shapes()
-    assert (train.shape, test.shape) == ((10_000, 3, 32, 32), (2_000, 3, 32, 32))
-    assert np.bincount(labels).tolist() == [1000] * len(CLASSES)
-    assert np.bincount(test_labels).tolist() == [200] * len(CLASSES)
-    assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
 
 def test_parquet_folder(tmp_path):

@@ -40,5 +40,5 @@ def smoothness(
     terminal.summary(
         "smoothness",
         rows,
-        ["run", "step", "loss", "beta", "lipschitz", "curvature", "sharpness", "critical_alpha"],
+        ["run", "step", "beta", "lipschitz", "curvature", "sharpness"],
     )

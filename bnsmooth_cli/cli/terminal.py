@@ -63,11 +63,17 @@ def summary(title: str, frame: pd.DataFrame, columns: Sequence[str], note: str =
         shown = frame.iloc[[round(i * (len(frame) - 1) / (MAX_ROWS - 1)) for i in range(MAX_ROWS)]]
         note = f"{MAX_ROWS} of {len(frame)} rows. {note}".strip()
     table = Table(box=None, pad_edge=False)
+    columns_of_cells = []
     for column in columns:
         numeric = pd.api.types.is_numeric_dtype(frame[column])
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=not numeric)
-    for row in shown[list(columns)].itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
+        cells = [_cell(value) for value in shown[column]]
+        width = max(map(len, cells)) if numeric else 12  # a narrow terminal folds names, never cuts numbers
+        table.add_column(
+            column.replace("_", " "), justify="right" if numeric else "left", min_width=width, overflow="fold"
+        )
+        columns_of_cells.append(cells)
+    for row in zip(*columns_of_cells, strict=True):
+        table.add_row(*row)
     out.print(f"[bold]{title}[/]", soft_wrap=True)
     out.print(table)
     if note:
@@ -78,5 +84,5 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         if math.isnan(value):
             return "-"
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.3g}"
     return str(value)

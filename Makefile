@@ -38,10 +38,14 @@ demo/%.png:
 demo/compare.parquet: $(VGG:=/train.parquet) $(VGG:=/smoothness.parquet)
 	$(BNSMOOTH) compare $(VGG) -o $@
 
-# The pictures of the README are the demo's.
+# The README's pictures: the demo's VGG figures again on CIFAR-10 (make pictures DATA=path/to/cifar10; a quarter of an
+# hour), and the demo's own of the linear network.
 pictures: demo
-	mkdir -p docs/images
-	cp $(DEMO_FIGURES) docs/images/
+	@test -e "$(DATA)" || { echo "make pictures: say where CIFAR-10 is, DATA=path/to/cifar10" >&2; exit 2; }
+	mkdir -p pictures docs/images
+	OMP_NUM_THREADS=1 $(MAKE) -C pictures -f $(CURDIR)/Makefile -j2 BNSMOOTH=$(CURDIR)/$(BNSMOOTH) \
+		TRAIN="--data $(abspath $(DATA)) --steps 3000 --save-every 150 --eval-every 150" demo/training.png demo/landscape.png
+	cp pictures/demo/*.png demo/linear-ics.png docs/images/
 
 # A run's tables, each made where it is missing: the run's name says its options.
 options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm lp([0-9])/--norm lp:\1/')
@@ -63,4 +67,4 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf demo runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo pictures runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -42,6 +42,15 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work, not after it, that `path` cannot be written; InputError then. Makes nothing."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; a file is to be written there")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: cannot be written, {folder} takes no files; choose another place with -o")
+
+
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values in torch's format."""
     import torch

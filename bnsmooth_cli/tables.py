@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.files import atomic
+from bnsmooth_cli.files import atomic, check_writable
 
 FORMAT: Final = 1
 METADATA_KEY: Final = b"bnsmooth"
@@ -59,6 +59,13 @@ SCHEMAS: Final[dict[str, dict[str, str]]] = {
         **_doubles(*(f"ratio_{name}" for name in COMPARED)),
     },
 }
+
+
+def check_target(path: Path, kind: str, force: bool) -> None:
+    """Refuse, before the work, a path that cannot be written, or that holds anything but a table of this kind."""
+    check_writable(path)
+    if path.exists() and not force:
+        read_provenance(path, kind)
 
 
 def write_table(path: Path, kind: str, rows: pd.DataFrame, provenance: dict[str, Any]) -> None:

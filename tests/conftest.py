@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import bnsmooth_cli as bns
+from bnsmooth_cli.cli import main
 
 NORMS = ("none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none")
 #: Settings of the small runs; a few steps of a narrow VGG, or of a shallow linear network with a brisk lr.
@@ -44,5 +47,18 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bns.Run
     return make
 
 
-def same_files(first: Path, second: Path) -> bool:
-    return first.read_bytes() == second.read_bytes()
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], tuple[int, str, str]]:
+    """cli("train --norm l1") -> (exit status, stdout, stderr), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bnsmooth", *shlex.split(line)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        streams = capsys.readouterr()
+        return int(stop.value.code or 0), streams.out, streams.err
+
+    return call

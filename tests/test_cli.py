@@ -12,25 +12,9 @@ import torch
 from conftest import SMALL
 
 import bnsmooth_cli as bns
-from bnsmooth_cli.cli import main
 from bnsmooth_cli.runs import open_run
 
 DLN = "-p dln --depth 5 --dimension 4 --samples 30 --lr 1e-4 --steps 6 --save-every 2 --threads 1"
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
-    """cli("train --norm l1") -> (exit status, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(line):
-        monkeypatch.setattr(sys, "argv", ["bnsmooth", *line.split()])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        streams = capsys.readouterr()
-        return stop.value.code or 0, streams.out, streams.err
-
-    return call
 
 
 def files(folder):
@@ -166,6 +150,10 @@ BAD = [
     ("landscape RUN/checkpoints/000002.pt --every 2", "--every"),
     ("ics RUN -o RUN/train.parquet", "a train table"),
     ("ics RUN -o file/t.parquet", "file"),
+    ("landscape --points 0", "--points"),
+    ("smoothness --norm l1 --max-alpha -1", "--max-alpha"),
+    ("ics -o file", "file"),
+    ("ics -o full", "is a folder"),
     ("compare absent", "absent"),
     ("compare full", "full"),
     ("compare RUN -o RUN/train.parquet", "a train table"),

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.errors import InputError
 
 
 def compare(
@@ -46,10 +45,7 @@ def compare(
     """
     from bnsmooth_cli import study, tables
 
-    if output.exists() and not force:
-        tables.read_provenance(output, "compare")  # never over anything but an earlier comparison
-    if not runs:
-        raise InputError("compare: name the runs")
+    tables.check_target(output, "compare", force)
     frame = study.compare(runs, target_loss=target_loss, target_accuracy=target_accuracy)
     study.write(output, frame, runs)
     shown = [

@@ -11,7 +11,7 @@ from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import MachineOptions, RunOptions, StepOptions
 from bnsmooth_cli.cli.train import train_or_find
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.tables import read_table
+from bnsmooth_cli.tables import check_target, read_table
 
 
 def measure_sources(
@@ -28,15 +28,17 @@ def measure_sources(
     if paths and run.given():
         raise InputError(f"{run.given()[0]}: describes a run to train; leave it out, or leave out {paths[0]}")
     machine.apply()
-    from bnsmooth_cli.measures import measure
+    from bnsmooth_cli.measures import line_alphas, measure
     from bnsmooth_cli.runs import open_source
 
-    sources = [open_source(path) for path in paths or []]
-    data = run.data
+    sources, data = [open_source(path) for path in paths or []], run.data
     if not paths:
+        config = run.config()
+        line_alphas(config.problem, **(line or {}))  # what cannot be measured is found before it is trained
+        if output is not None:
+            check_target(output, kind, machine.force)
         # --force is about this command's table: the run beneath it is found, never replaced.
-        sources = [train_or_find(run.config(), MachineOptions(machine.device)).source()]
-        data = None
+        sources, data = [train_or_find(config, MachineOptions(machine.device)).source()], None
     with terminal.progress(kind) as update:
         written = measure(
             kind,

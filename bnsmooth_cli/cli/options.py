@@ -133,6 +133,8 @@ class StepOptions:
 
     def chosen(self) -> dict[str, Any]:
         """The keyword arguments of `measures.measure`."""
+        if self.every is not None and self.every < 1:
+            raise InputError(f"--every {self.every}: give a whole number of at least 1")
         if self.at is None:
             return {"every": self.every, "at": None}
         if self.every is not None:

@@ -36,8 +36,6 @@ def steps_of(source: Source, every: int | None = None, at: Sequence[int] | None 
         return sorted(set(at))
     if every is None:
         return list(source.checkpoints)
-    if every < 1:
-        raise InputError(f"--every {every}: give a whole number of at least 1")
     if not source.path.is_dir():
         raise InputError(f"--every: goes with a run; {source.path} is one checkpoint (--at chooses steps after it)")
     return list(range(min(source.checkpoints), max(source.checkpoints) + 1, every))
@@ -74,6 +72,7 @@ def measure(
             "steps": {source.name: chosen for source, chosen in zip(group, steps, strict=True)},
             "options": {source.name: chosen for source, chosen in zip(group, arguments, strict=True)},
         }
+        tables.check_target(path, kind, force)
         if force or not _answered(path, kind, request):
             plans.append((path, group, steps, arguments, request))
     total, done = sum(len(chosen) for plan in plans for chosen in plan[2]), 0

@@ -41,7 +41,11 @@ def test_stages_compose_through_files(cli, tmp_path):
         assert (tmp_path / f"{kind}.png").read_bytes()[:4] == b"\x89PNG"
     code, out, _ = cli(f"compare {runs} -o c.parquet")
     assert code == 0
-    assert out.index("dln-batch") < out.index("dln-none") or "(1)" in out
+    losses = {
+        n: bns.read_table(f"runs/dln-{n}-lr0.0001-seed0/train.parquet")["loss"].iloc[-1] for n in ("none", "batch")
+    }
+    printed = [line.split()[0] for line in out.splitlines() if line.split()[0] in losses]
+    assert printed == sorted(losses, key=losses.get)
     assert cli("plot c.parquet -o c.svg")[0] == 0
     trains = " ".join(f"{name}/train.parquet" for name in runs.split())
     ics = " ".join(f"{name}/ics.parquet" for name in runs.split())

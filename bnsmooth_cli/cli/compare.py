@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from bnsmooth_cli.cli import terminal
@@ -48,24 +49,27 @@ def compare(
     tables.check_target(output, "compare", force)
     frame = study.compare(runs, target_loss=target_loss, target_accuracy=target_accuracy)
     study.write(output, frame, runs)
-    shown = [
-        "final_loss",
-        "final_test_accuracy",
-        "steps_to_loss",
-        "steps_to_accuracy",
-        "predictiveness",
-        "beta",
-        "sharpness",
-    ]
-    present = [name for name in shown if frame[name].notna().any()]
-    table = frame[["run"]].copy()
-    for name in present:
-        table[name] = [_with_ratio(v, r) for v, r in zip(frame[name], frame[f"ratio_{name}"], strict=True)]
-    table.loc[frame["diverged_at"].notna(), "run"] += " (diverged)"
-    terminal.summary("best first; in parentheses the ratio to none", table, ["run", *present], f"{output}")
+    for problem, rows in frame.groupby("problem", sort=False):
+        terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows))
+    terminal.out.print(f"{output}", soft_wrap=True)
+
+
+def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """What of a comparison fits a terminal: what tells the runs apart, and the figures that were measured."""
+    varying = [name for name in ("lr", "seed") if frame[name].nunique() > 1]
+    table = frame[["norm", *varying]].astype(str)
+    table.loc[frame["diverged_at"].notna(), "norm"] += " (diverged)"
+    steps = "steps_to_loss" if frame["final_test_accuracy"].isna().all() else "steps_to_accuracy"
+    for name in ("final_loss", "final_test_accuracy", steps, "predictiveness", "beta"):
+        if frame[name].notna().any():
+            table[name] = [_with_ratio(v, r) for v, r in zip(frame[name], frame[f"ratio_{name}"], strict=True)]
+    if table[["norm", *varying]].duplicated().any():  # runs that differ in something else go by their names
+        table.insert(0, "run", frame["run"])
+    return table, list(table)
 
 
 def _with_ratio(value: float, ratio: float) -> str:
     if value != value:
         return "-"
-    return f"{value:.4g}" + ("" if ratio != ratio else f" ({ratio:.2g})")
+    shown = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
+    return shown if ratio != ratio else f"{shown} ({ratio:.2g})"

@@ -67,7 +67,8 @@ def summary(title: str, frame: pd.DataFrame, columns: Sequence[str], note: str =
     for column in columns:
         numeric = pd.api.types.is_numeric_dtype(frame[column])
         cells = [_cell(value) for value in shown[column]]
-        width = max(map(len, cells)) if numeric else 12  # a narrow terminal folds names, never cuts numbers
+        words = [*cells, *column.split("_")]
+        width = 12 if column == "run" else max(map(len, words))  # a narrow terminal folds names, never numbers
         table.add_column(
             column.replace("_", " "), justify="right" if numeric else "left", min_width=width, overflow="fold"
         )

@@ -21,7 +21,7 @@ _DLN: Final = {
 #: lr 1e-6, 10,000 steps. A quarter-width VGG on the built-in images trains in half a minute on a laptop.
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "vgg": {
-        "quick": {**_VGG, "data": "shapes", "width": 0.25, "steps": 300, "save_every": 30, "eval_every": 30},
+        "quick": {**_VGG, "data": "shapes", "width": 0.25, "steps": 300, "save_every": 50, "eval_every": 25},
         "paper": {**_VGG, "data": "cifar10", "width": 1.0, "steps": 15_000, "save_every": 500, "eval_every": 500},
     },
     "dln": {

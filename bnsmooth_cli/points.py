@@ -104,24 +104,28 @@ def visit(
     config = source.config if data is None else dataclasses.replace(source.config, data=data)
     trajectory: Trajectory | None = None
     reached = -1
-    for step in sorted(set(steps)):
-        before = [s for s in source.checkpoints if s <= step]
-        if not before or step > max(config.steps, *source.checkpoints):
-            raise InputError(f"{source.path}: step {step} is out of reach ({_reach(source)})")
+    for step in reachable(source, steps):
         if trajectory is None:
             trajectory = Trajectory(problems.build(config, choose_device(device)))
-        if reached < max(before):  # otherwise the walk is past that checkpoint already
-            reached = max(before)
+        nearest = max(s for s in source.checkpoints if s <= step)
+        if reached < nearest:  # otherwise the walk is past that checkpoint already
+            reached = nearest
             trajectory.load(source.checkpoints[reached])
         while trajectory.step < step:
             trajectory.advance()
         yield _point(trajectory, source.name, reached, dtype)
 
 
-def _reach(source: Source) -> str:
+def reachable(source: Source, steps: Iterable[int]) -> list[int]:
+    """The steps in rising order; InputError where one is before the first checkpoint or after the training's end."""
     if not source.checkpoints:
-        return "it has no checkpoint; was its training interrupted at once?"
-    return f"its first checkpoint is at {min(source.checkpoints)}, its training ends at {source.config.steps}"
+        raise InputError(f"{source.path}: has no checkpoints yet; train it first")
+    first, last = min(source.checkpoints), max(source.config.steps, *source.checkpoints)
+    wanted = sorted(set(steps))
+    for step in wanted:
+        if not first <= step <= last:
+            raise InputError(f"{source.path}: step {step} is out of reach, its points are steps {first} to {last}")
+    return wanted
 
 
 def _point(trajectory: Trajectory, run: str, checkpoint: int, dtype: torch.dtype | None) -> Point:

@@ -169,7 +169,8 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
     if not resume and existing.outcome() is None:
         return _restart(run)
     if config != existing.config:
-        write_config(run)
+        with run.locked():
+            write_config(run)
     return run
 
 

@@ -214,10 +214,12 @@ def test_a_damaged_config_is_named(cli, run, tmp_path):
 def test_two_processes_do_not_write_one_run(cli, run, tmp_path):
     settings = {**SMALL["dln"], "steps": 8}
     held = bns.train("dln", "batch", output=tmp_path / "r", **SMALL["dln"])
+    before = (held.path / "config.json").read_bytes()
     with held.locked():
         code, _, err = cli(f"train --norm batch {DLN.replace('--steps 6', '--steps 8')} -o r")
     assert code == 2
     assert "is writing this run" in err
+    assert (held.path / "config.json").read_bytes() == before
     assert bns.train("dln", "batch", output=tmp_path / "r", **settings).config.steps == 8
 
 

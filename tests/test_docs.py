@@ -38,7 +38,12 @@ def test_every_command_of_the_readme_runs_in_its_order(done):
     for line in COMMANDS:
         command = line.removeprefix("bnsmooth ").replace("path/to/cifar10", "shapes -o elsewhere")
         command = command.replace("--steps 3000 ", "").replace("--seed 1", "--seed 1 -o other")
-        for shown, smaller in (("every 150", "every 10"), ("--every 100", "--every 20"), ("0,10,100", "0,10,30")):
+        for shown, smaller in (
+            ("every 150", "every 10"),
+            ("--every 100", "--every 20"),
+            ("0,10,100", "0,10,30"),
+            ("000050.pt", "000030.pt"),
+        ):
             command = command.replace(shown, smaller)
         if "runs/" not in line:
             command += " " + SMALLER["dln" if "dln" in line else "vgg"]

@@ -69,7 +69,10 @@ def main() -> NoReturn:
 def _explain(error: BaseException) -> int:
     """Print the line that an error deserves; the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        message, code = "interrupted; the same command goes on from the last checkpoint", _INTERRUPTED
+        message, code = (
+            "interrupted; nothing is half written, and the same command goes on from what is there",
+            _INTERRUPTED,
+        )
     elif isinstance(error, InputError):
         message, code = str(error), 2
     elif hasattr(error, "format_message"):  # wrong use, as typer words it

@@ -62,7 +62,7 @@ def summary(title: str, frame: pd.DataFrame, columns: Sequence[str], note: str =
     if len(frame) > MAX_ROWS:
         shown = frame.iloc[[round(i * (len(frame) - 1) / (MAX_ROWS - 1)) for i in range(MAX_ROWS)]]
         note = f"{MAX_ROWS} of {len(frame)} rows. {note}".strip()
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     columns_of_cells = []
     for column in columns:
         numeric = pd.api.types.is_numeric_dtype(frame[column])

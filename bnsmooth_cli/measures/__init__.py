@@ -14,7 +14,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.ics import ics
 from bnsmooth_cli.measures.line import landscape, line_alphas
 from bnsmooth_cli.measures.smoothness import smoothness
-from bnsmooth_cli.points import visit
+from bnsmooth_cli.points import reachable, visit
 from bnsmooth_cli.runs import Source
 
 __all__ = ["MEASURES", "ics", "landscape", "line_alphas", "measure", "smoothness", "steps_of"]
@@ -30,15 +30,12 @@ Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, 
 
 def steps_of(source: Source, every: int | None = None, at: Sequence[int] | None = None) -> list[int]:
     """The steps to measure: the source's checkpoints, or every `every`-th step that they reach, or those in `at`."""
-    if not source.checkpoints:
-        raise InputError(f"{source.path}: has no checkpoints yet; train it first")
-    if at is not None:
-        return sorted(set(at))
-    if every is None:
-        return list(source.checkpoints)
+    if at is not None or every is None:
+        return reachable(source, source.checkpoints if at is None else at)
     if not source.path.is_dir():
         raise InputError(f"--every: goes with a run; {source.path} is one checkpoint (--at chooses steps after it)")
-    return list(range(min(source.checkpoints), max(source.checkpoints) + 1, every))
+    first, last = min(source.checkpoints, default=0), max(source.checkpoints, default=0)
+    return reachable(source, range(first, last + 1, every))
 
 
 def measure(

@@ -45,7 +45,7 @@ def ics(point: Point) -> pd.DataFrame:
         with torch.no_grad():  # the updated prefix is run once, a layer at a time
             activations = functional_call(layer, values, (activations,))
         place = here.stop
-    norms, norms_updated, distances, products = torch.stack(records).double().cpu().numpy().T
+    norms, norms_updated, distances, products = torch.stack(records).cpu().double().numpy().T
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = products / (norms * norms_updated)
     cosines[0] = 1.0 if norms[0] > 0 else np.nan  # exactly: the division rounds

@@ -70,7 +70,7 @@ def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
         loss, there = point.gradient_at(moved)
         records.append(_compare(loss, gradient, there))
     # One transfer for the whole line: nothing waits for the device before this.
-    losses, norms, distances, products = torch.stack(records).double().cpu().numpy().T
+    losses, norms, distances, products = torch.stack(records).cpu().double().numpy().T
     step_sizes = lr * np.array([0.0, *alphas])
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = products / (norms * norms[0])

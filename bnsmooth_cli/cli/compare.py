@@ -12,7 +12,7 @@ from bnsmooth_cli.cli import terminal
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="TABLE", help="The table.")] = Path(
         "compare.parquet"
     ),

@@ -34,7 +34,7 @@ def landscape(
 
       bnsmooth landscape runs/vgg-batch-lr0.1-seed0 runs/vgg-none-lr0.1-seed0
 
-      bnsmooth landscape runs/vgg-batch-lr0.1-seed0/checkpoints/000050.pt --points 16
+      bnsmooth landscape runs/vgg-l1-lr0.1-seed0/checkpoints/000050.pt --points 16
     """
     rows = measure_sources("landscape", sources, run, steps, machine, output, line.line())
     moved = rows[rows["alpha"] > 0]

@@ -170,7 +170,7 @@ class LineOptions:
 Sources = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="[RUN|CKPT]...",
+        metavar="RUN|CKPT",
         help="Run directories or checkpoints; none: the run of the options below.",
         show_default=False,
     ),

@@ -13,7 +13,7 @@ from bnsmooth_cli.cli import terminal
 def plot(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="TABLE...", help="Tables of one kind; for ics also the runs' train tables."),
+        typer.Argument(metavar="TABLE", help="Tables of one kind; for ics also the runs' train tables."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FIGURE", help="The figure: .png, .svg or .pdf.")],
 ) -> None:

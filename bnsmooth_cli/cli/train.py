@@ -43,7 +43,7 @@ def train(
 
       bnsmooth train --problem dln --norm batch --preset paper --seed 1
 
-      bnsmooth train --norm none --data path/to/cifar10 --steps 3000 --save-every 150
+      bnsmooth train --norm none --data path/to/cifar10 --steps 3000
     """  # fmt: skip
     machine.apply()
     trained = train_or_find(run.config(), machine, output, resume)

@@ -57,16 +57,17 @@ def line(point: Point, alphas: Sequence[float]) -> list[dict[str, float]]:
     return rows
 
 
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
 def hessian(point: Point) -> tuple[Tensor, Tensor]:
     """The gradient (n,) and the Hessian (n, n), every second derivative."""
     model = double_copy(point)
     parameters = list(model.parameters())
-    flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(point.loss(model), parameters, create_graph=True)])
-    rows = []
-    for some in torch.eye(len(flat), dtype=flat.dtype).split(200):
-        found = torch.autograd.grad(flat, parameters, some, retain_graph=True, is_grads_batched=True)
-        rows.append(torch.cat([r.reshape(len(some), -1) for r in found], 1))
-    return flat.detach(), torch.cat(rows)
+    flat = flatten(torch.autograd.grad(point.loss(model), parameters, create_graph=True))
+    rows = [flatten(torch.autograd.grad(entry, parameters, retain_graph=True)) for entry in flat]
+    return flat.detach(), torch.stack(rows)
 
 
 def ics(point: Point) -> list[dict[str, float]]:

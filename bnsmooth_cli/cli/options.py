@@ -189,12 +189,16 @@ TableOutput = Annotated[
 
 def grouped(command: Function) -> Function:
     """Let a command take option dataclasses: their fields become its options, and it receives the objects."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if dataclasses.is_dataclass(parameter.annotation)
+    }
     parameters = []
-    for name, parameter in inspect.signature(command).parameters.items():
+    for name, parameter in signature.parameters.items():
         if name not in groups:
-            parameters.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
             continue
         fields = get_type_hints(groups[name], include_extras=True)
         parameters += [

@@ -34,6 +34,9 @@ class _Rate(ProgressColumn):
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar with rate, time left and a note: call it with (done, total, note). Nothing where stderr is no terminal."""
+    if not _err.is_terminal:
+        yield lambda done, total, note="": None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -42,7 +45,7 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+    with Progress(*columns, console=_err, transient=True) as bar:
         task = bar.add_task(what, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:

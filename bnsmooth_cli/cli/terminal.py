@@ -31,11 +31,15 @@ class _Rate(ProgressColumn):
         return Text("" if not speed else f"{speed:.3g}/s")
 
 
+def _silent(done: int, total: int, note: str = "") -> None:
+    """What progress is where nobody looks at it."""
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar with rate, time left and a note: call it with (done, total, note). Nothing where stderr is no terminal."""
     if not _err.is_terminal:
-        yield lambda done, total, note="": None
+        yield _silent
         return
     columns = (
         TextColumn("{task.description}"),

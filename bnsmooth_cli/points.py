@@ -94,12 +94,11 @@ def visit(
     steps: Iterable[int],
     device: str = "auto",
     data: str | None = None,
-    dtype: torch.dtype | None = None,
 ) -> Iterator[Point]:
     """The points at the given steps in rising order, each trained forward from the nearest checkpoint before it.
 
-    `data` is where the images are now, should they have moved; `dtype` converts each point once it is reached. A point
-    is valid until the next one is asked for: the trajectory walks on with the same tensors.
+    `data` is where the images are now, should they have moved. A point is valid until the next one is asked for: the
+    trajectory walks on with the same tensors.
     """
     config = source.config if data is None else dataclasses.replace(source.config, data=data)
     trajectory: Trajectory | None = None
@@ -113,7 +112,7 @@ def visit(
             trajectory.load(source.checkpoints[reached])
         while trajectory.step < step:
             trajectory.advance()
-        yield _point(trajectory, source.name, reached, dtype)
+        yield _point(trajectory, source.name, reached)
 
 
 def reachable(source: Source, steps: Iterable[int]) -> list[int]:
@@ -128,14 +127,11 @@ def reachable(source: Source, steps: Iterable[int]) -> list[int]:
     return wanted
 
 
-def _point(trajectory: Trajectory, run: str, checkpoint: int, dtype: torch.dtype | None) -> Point:
-    problem, model, velocity = trajectory.problem, trajectory.model, trajectory.velocity
+def _point(trajectory: Trajectory, run: str, checkpoint: int) -> Point:
+    problem, model = trajectory.problem, trajectory.model
     inputs, targets = problem.batch(trajectory.step)
-    if dtype is not None:
-        model, velocity = model.to(dtype), [v.to(dtype) for v in velocity]
-        inputs, targets = inputs.to(dtype), _as(targets, dtype)
     norms.prepare(model.norms, problem.config.seed, trajectory.step)
-    return Point(problem, model, velocity, trajectory.step, inputs, targets, run, checkpoint)
+    return Point(problem, model, trajectory.velocity, trajectory.step, inputs, targets, run, checkpoint)
 
 
 def _as(targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,6 +148,7 @@ def load_point(
 ) -> Point:
     """The point of a checkpoint, or of a run at a step (by default its last checkpoint's).
 
+    `dtype` converts the point once it is reached: the way there is the run's own.
     Raises InputError for a path that is neither, or a step before the first checkpoint or after the training's end.
 
     >>> import tempfile, bnsmooth_cli as bns
@@ -162,5 +159,13 @@ def load_point(
     """
     source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
     wanted = max(source.checkpoints, default=0) if step is None else step
-    (point,) = visit(source, [wanted], device, data, dtype)
-    return point
+    (point,) = visit(source, [wanted], device, data)
+    if dtype is None:
+        return point
+    return dataclasses.replace(
+        point,
+        model=point.model.to(dtype),
+        velocity=[v.to(dtype) for v in point.velocity],
+        inputs=point.inputs.to(dtype),
+        targets=_as(point.targets, dtype),
+    )

@@ -1,6 +1,6 @@
 """Image data sets as uint8 tensors: the built-in shapes, torchvision's, and a user's folder in three layouts.
 
-A folder is decoded once and kept in the user's cache folder; nothing in it is ever unpickled.
+A folder is decoded once and kept in the user's cache folder; nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def _read_cifar(files: list[Path]) -> Arrays:
             these = np.array(content.get(b"labels", content.get(b"fine_labels")), np.int64)
             if these.shape != array.shape[:1]:
                 raise ValueError(f"{len(array)} images and labels of shape {these.shape}")
-        except Exception as error:
+        except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
             raise InputError(f"{path}: not a file of CIFAR's Python version ({_first_line(error)})") from error
         images.append(array)
         labels.append(these)

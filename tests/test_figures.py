@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bnsmooth_cli.figures import KINDS, render, style
+from bnsmooth_cli.tables import SCHEMAS
 
 NORMS = ("none", "batch", "l1", "l2", "linf")
 ROUGHNESS = {"none": 30.0, "batch": 1.0, "l1": 1.3, "l2": 1.1, "linf": 2.0}
@@ -355,3 +357,17 @@ def test_figures_need_neither_torch_nor_pyplot() -> None:
     code = "import sys, bnsmooth_cli.figures; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_labels_of_a_logarithmic_comparison_stay_apart():
+    table = pd.DataFrame({"run": list("abc"), "problem": "dln", "norm": ["none", "batch", "l1"], "lr": 1e-6, "seed": 0})
+    table = table.assign(final_loss=[2e4, 5e3, 5e3], predictiveness=[6e4, 3.9e5, 1.7e4])
+    missing = {name: np.nan for name in SCHEMAS["compare"] if name not in table}
+    figure = render("compare", table.assign(**missing))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        ticks = [*axes.xaxis.get_major_ticks(), *axes.xaxis.get_minor_ticks()]
+        boxes = sorted((t.label1.get_window_extent() for t in ticks if t.label1.get_text()), key=lambda box: box.x0)
+        shown = [box for box in boxes if axes.bbox.x0 - 5 < (box.x0 + box.x1) / 2 < axes.bbox.x1 + 5]
+        assert len(shown) >= 2
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))

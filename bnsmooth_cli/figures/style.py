@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 Dash = Literal["-"] | tuple[float, tuple[float, ...]]
@@ -119,6 +120,12 @@ class Scale:
         options = {} if self.linear_to is None else {"linthresh": self.linear_to}
         axes.set(**{f"{which}lim": (self.low, self.high)})
         (axes.set_xscale if which == "x" else axes.set_yscale)(self.name, **options)
+        if which == "x" and self.name == "log":
+            # Side by side, matplotlib's labels of the minor ticks (2 x 10^4, 3 x 10^4, ...) run into each other.
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            if self.high < DECADES * self.low:
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
 
     def width(self, values: pd.DataFrame) -> float:
         """How wide the band from the rows' smallest to their largest values is drawn."""

@@ -3,7 +3,8 @@
 import bnsmooth_cli as bns
 run = bns.train("vgg", "l1")                   # -> Run, its directory in runs/
 point = bns.load_point(run, step=137)          # the network and the batch at a step
-bns.landscape(point), bns.smoothness(point), bns.ics(point)     # -> pandas.DataFrame
+bns.landscape(point), bns.smoothness(point), bns.ics(point), bns.activations(point), bns.theory(point)
+                                               # -> pandas.DataFrame each
 bns.read_table("runs/vgg-l1-lr0.1-seed0/train.parquet")
 """
 
@@ -17,9 +18,11 @@ from bnsmooth_cli._version import __version__
 if TYPE_CHECKING:
     from bnsmooth_cli import norms
     from bnsmooth_cli.errors import InputError
+    from bnsmooth_cli.measures.activations import activations
     from bnsmooth_cli.measures.ics import ics
     from bnsmooth_cli.measures.line import landscape
     from bnsmooth_cli.measures.smoothness import smoothness
+    from bnsmooth_cli.measures.theory import theory
     from bnsmooth_cli.points import Point, load_point
     from bnsmooth_cli.runs import Run
     from bnsmooth_cli.study import compare
@@ -31,6 +34,7 @@ __all__ = [
     "Point",
     "Run",
     "__version__",
+    "activations",
     "compare",
     "ics",
     "landscape",
@@ -38,6 +42,7 @@ __all__ = [
     "norms",
     "read_table",
     "smoothness",
+    "theory",
     "train",
 ]
 
@@ -45,12 +50,14 @@ _MODULES = {
     "InputError": "errors",
     "Point": "points",
     "Run": "runs",
+    "activations": "measures",
     "compare": "study",
     "ics": "measures",
     "landscape": "measures",
     "load_point": "points",
     "read_table": "tables",
     "smoothness": "measures",
+    "theory": "measures",
     "train": "training",
 }
 

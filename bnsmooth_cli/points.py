@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -50,6 +51,24 @@ class Point:
             for name, layer in self.model.layers.items()
         ]
 
+    def to(self, dtype: torch.dtype) -> Point:
+        """The point in another precision: itself where it has it already, else a copy of the network and its batch.
+
+        What has no float64 (MPS) hands such a point to the CPU.
+        """
+        if next(self.model.parameters()).dtype == dtype:
+            return self
+        device = self.inputs.device
+        if dtype == torch.float64 and device.type == "mps":
+            device = torch.device("cpu")
+        return dataclasses.replace(
+            self,
+            model=copy.deepcopy(self.model).to(device, dtype),
+            velocity=[v.to(device, dtype) for v in self.velocity],
+            inputs=self.inputs.to(device, dtype),
+            targets=_as(self.targets, dtype).to(device),
+        )
+
     @property
     def theta(self) -> Tensor:
         """A copy of the parameters, shape (n,)."""
@@ -89,23 +108,16 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def visit(
-    source: Source,
-    steps: Iterable[int],
-    device: str = "auto",
-    data: str | None = None,
-) -> Iterator[Point]:
+def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterator[Point]:
     """The points at the given steps in rising order, each trained forward from the nearest checkpoint before it.
 
-    `data` is where the images are now, should they have moved. A point is valid until the next one is asked for: the
-    trajectory walks on with the same tensors.
+    A point is valid until the next one is asked for: the trajectory walks on with the same tensors.
     """
-    config = source.config if data is None else dataclasses.replace(source.config, data=data)
     trajectory: Trajectory | None = None
     reached = -1
     for step in reachable(source, steps):
         if trajectory is None:
-            trajectory = Trajectory(problems.build(config, choose_device(device)))
+            trajectory = Trajectory(problems.build(source.config, choose_device(device)))
         nearest = max(s for s in source.checkpoints if s <= step)
         if reached < nearest:  # otherwise the walk is past that checkpoint already
             reached = nearest
@@ -148,7 +160,8 @@ def load_point(
 ) -> Point:
     """The point of a checkpoint, or of a run at a step (by default its last checkpoint's).
 
-    `dtype` converts the point once it is reached: the way there is the run's own.
+    `data` is where the images are now, should they have moved. `dtype` converts the point once it is reached: the way
+    there is the run's own.
     Raises InputError for a path that is neither, or a step before the first checkpoint or after the training's end.
 
     >>> import tempfile, bnsmooth_cli as bns
@@ -159,13 +172,5 @@ def load_point(
     """
     source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
     wanted = max(source.checkpoints, default=0) if step is None else step
-    (point,) = visit(source, [wanted], device, data)
-    if dtype is None:
-        return point
-    return dataclasses.replace(
-        point,
-        model=point.model.to(dtype),
-        velocity=[v.to(dtype) for v in point.velocity],
-        inputs=point.inputs.to(dtype),
-        targets=_as(point.targets, dtype),
-    )
+    (point,) = visit(source.with_data(data), [wanted], device)
+    return point if dtype is None else point.to(dtype)

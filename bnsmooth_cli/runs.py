@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import getpid
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,10 @@ class Source:
     name: str
     config: Config
     checkpoints: dict[int, Path]
+
+    def with_data(self, data: str | None) -> Source:
+        """The source with its images where they are now; None leaves them where they were."""
+        return self if data is None else replace(self, config=replace(self.config, data=data))
 
     def table_path(self, kind: str) -> Path:
         """Where a table of this kind goes unless told otherwise."""

@@ -18,6 +18,8 @@ METADATA_KEY: Final = b"bnsmooth"
 
 _RUN: Final = {"run": "string", "problem": "string", "norm": "string", "lr": "double", "seed": "int64"}
 _STEP: Final = {**_RUN, "step": "int64"}
+_LAYER: Final = {"layer": "int64", "layer_name": "string"}
+_UNIT: Final = {**_LAYER, "unit": "int64"}
 
 
 def _doubles(*names: str) -> dict[str, str]:
@@ -32,7 +34,8 @@ COMPARED: Final = (
     *SMOOTHNESS,
 )  # fmt: skip
 
-#: Kind of table -> column -> Arrow type. Every double may be null: not measured, or not defined for the row.
+#: Kind of table -> column -> Arrow type, or "list" of doubles. Every double and bool may be null: not measured, or not
+#: defined for the row.
 SCHEMAS: Final[dict[str, dict[str, str]]] = {
     "train": {**_STEP, **_doubles("loss", "accuracy", "grad_norm", "test_loss", "test_accuracy")},
     "landscape": {
@@ -46,9 +49,25 @@ SCHEMAS: Final[dict[str, dict[str, str]]] = {
     },
     "ics": {
         **_STEP,
-        "layer": "int64",
-        "layer_name": "string",
+        **_LAYER,
         **_doubles("grad_norm", "grad_norm_updated", "ics", "cosine"),
+    },
+    "activations": {
+        **_STEP,
+        **_UNIT,
+        **_doubles("mean", "std", "skewness", "kurtosis", "q01", "q05", "q25", "q50", "q75", "q95", "q99"),
+        **_doubles("sigma", "wasserstein"),
+        "quantiles": "list",
+    },
+    "theory": {
+        **_STEP,
+        "statement": "string",
+        **_UNIT,
+        "affine": "string",
+        **_doubles("lhs", "rhs", "residual"),
+        **dict.fromkeys(("holds", "condition"), "bool"),
+        **_doubles("sigma", "gamma", "grad_norm", "mean_fraction", "output_fraction", "alignment", "curvature"),
+        **_doubles("input_norm"),
     },
     "compare": {
         **_RUN,
@@ -71,17 +90,21 @@ def check_target(path: Path, kind: str, force: bool) -> None:
 def write_table(path: Path, kind: str, rows: pd.DataFrame, provenance: dict[str, Any]) -> None:
     """Write rows of a kind, zstd-compressed, with `provenance` beside kind and version in the schema's metadata."""
     schema = pa.schema(
-        [pa.field(name, pa.type_for_alias(type_)) for name, type_ in SCHEMAS[kind].items()],
+        [
+            pa.field(name, pa.list_(pa.float64()) if type_ == "list" else pa.type_for_alias(type_))
+            for name, type_ in SCHEMAS[kind].items()
+        ],
         metadata={METADATA_KEY: json.dumps({"kind": kind, "format": FORMAT, **provenance}, sort_keys=True)},
     )
-    columns = [pa.array(rows[field.name], type=field.type, from_pandas=_nullable(field.name)) for field in schema]
+    columns = [pa.array(rows[field.name], type=field.type, from_pandas=_nullable(kind, field.name)) for field in schema]
     with atomic(path) as temporary:
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="zstd")
 
 
-def _nullable(column: str) -> bool:
+def _nullable(kind: str, column: str) -> bool:
     # On the line a NaN is a measurement (an overflow), elsewhere it stands for "none": null.
-    return column not in ("loss", "grad_norm", "grad_distance", "grad_cosine", "grad_norm_updated", "ics")
+    overflowing = ("loss", "grad_norm", "grad_distance", "grad_cosine", "grad_norm_updated", "ics")
+    return kind in ("activations", "theory") or column not in overflowing
 
 
 def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:

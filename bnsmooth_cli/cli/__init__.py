@@ -9,7 +9,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from bnsmooth_cli._version import __version__
-from bnsmooth_cli.cli import compare, ics, landscape, plot, smoothness, train
+from bnsmooth_cli.cli import activations, compare, ics, landscape, plot, smoothness, theory, train
 from bnsmooth_cli.errors import InputError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command("train")(train.train)
 app.command("landscape")(landscape.landscape)
 app.command("smoothness")(smoothness.smoothness)
 app.command("ics")(ics.ics)
+app.command("activations")(activations.activations)
+app.command("theory")(theory.theory)
 app.command("compare")(compare.compare)
 app.command("plot")(plot.plot)
 
@@ -44,8 +46,8 @@ def bnsmooth(
     """Does a normalisation make the loss landscape smoother, and does that explain why it trains better?
 
     The experiments of Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018): train networks with
-    different norms, probe the loss along the gradient, measure smoothness and internal covariate shift, compare, plot.
-    Every stage writes a Parquet table that the next one reads.
+    different norms, probe the loss along the gradient, measure smoothness, internal covariate shift and the inputs'
+    distributions, verify the theorems, compare, plot. Every stage writes a Parquet table that the next one reads.
     """
 
 

@@ -36,7 +36,7 @@ def landscape(
 
       bnsmooth landscape runs/vgg-l1-lr0.1-seed0/checkpoints/000050.pt --points 16
     """
-    rows = measure_sources("landscape", sources, run, steps, machine, output, line.line())
+    rows = measure_sources("landscape", sources, run, steps, machine, output, line.chosen())
     moved = rows[rows["alpha"] > 0]
     table = moved.groupby(["run", "step"], sort=False).agg(
         loss_min=("loss", "min"),

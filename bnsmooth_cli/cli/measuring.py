@@ -1,4 +1,4 @@
-"""What landscape, smoothness and ics do alike: find or train the runs, measure, say where the tables are."""
+"""What the measuring commands do alike: find or train the runs, measure, say where the tables are."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def measure_sources(
     steps: StepOptions,
     machine: MachineOptions,
     output: Path | None,
-    line: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Measure the paths, or the run that the options describe; the rows of all tables."""
     chosen = steps.chosen()
     if paths and run.given():
         raise InputError(f"{run.given()[0]}: describes a run to train; leave it out, or leave out {paths[0]}")
     machine.apply()
-    from bnsmooth_cli.measures import line_alphas, measure
+    from bnsmooth_cli.measures import MEASURES, measure
     from bnsmooth_cli.runs import open_source
 
     sources, data = [open_source(path) for path in paths or []], run.data
     if not paths:
         config = run.config()
-        line_alphas(config.problem, **(line or {}))  # what cannot be measured is found before it is trained
+        MEASURES[kind].plan(config, **(options or {}))  # what cannot be measured is found before it is trained
         if output is not None:
             check_target(output, kind, machine.force)
         # --force is about this command's table: the run beneath it is found, never replaced.
@@ -45,7 +45,7 @@ def measure_sources(
             sources,
             output,
             **chosen,
-            line=line,
+            options=options,
             device=machine.device,
             data=data,
             force=machine.force,

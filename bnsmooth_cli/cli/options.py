@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -139,13 +139,17 @@ class StepOptions:
             return {"every": self.every, "at": None}
         if self.every is not None:
             raise InputError("--every and --at: give one of the two")
-        try:
-            at: Sequence[int] = [int(step) for step in self.at.split(",")]
-        except ValueError:
-            at = [-1]
-        if min(at) < 0:
-            raise InputError(f"--at {self.at}: give steps separated by commas, as in 0,100,250")
-        return {"every": None, "at": at}
+        return {"every": None, "at": _integers("--at", self.at, "0,100,250")}
+
+
+def _integers(option: str, text: str, example: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise InputError(f"{option} {text}: give whole numbers separated by commas, as in {example}")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,26 @@ class LineOptions:
     ] = None
     points: Annotated[int | None, _option("--points", "Step lengths probed, evenly spaced (default 8).", _STEPS)] = None
 
-    def line(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Any]:
         """The keyword arguments of `measures.line_alphas`."""
         return {"minimum": self.min_alpha, "maximum": self.max_alpha, "points": self.points}
+
+
+@dataclass(frozen=True)
+class UnitOptions:
+    """Which layers and units are measured."""
+
+    layers: Annotated[
+        str | None, _option("--layers", "These layers, by name or number, as in conv1,fc2.", _STEPS, metavar="A,B,C")
+    ] = None
+    units: Annotated[
+        str | None, _option("--units", "These units of each layer, counted from 0.", _STEPS, metavar="A,B,C")
+    ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """The keyword arguments of `measures.selection.select`."""
+        layers = None if self.layers is None else [name.strip() for name in self.layers.split(",")]
+        return {"layers": layers, "units": None if self.units is None else _integers("--units", self.units, "0,3,7")}
 
 
 Sources = Annotated[

@@ -36,7 +36,7 @@ def smoothness(
 
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0,10,200 -o early.parquet
     """
-    rows = measure_sources("smoothness", sources, run, steps, machine, output, line.line())
+    rows = measure_sources("smoothness", sources, run, steps, machine, output, line.chosen())
     terminal.summary(
         "smoothness",
         rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,19 +11,42 @@ import pandas as pd
 
 from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures import line, selection
+from bnsmooth_cli.measures.activations import activations, distances
 from bnsmooth_cli.measures.ics import ics
 from bnsmooth_cli.measures.line import landscape, line_alphas
 from bnsmooth_cli.measures.smoothness import smoothness
+from bnsmooth_cli.measures.theory import theory
 from bnsmooth_cli.points import reachable, visit
 from bnsmooth_cli.runs import Source
 
-__all__ = ["MEASURES", "ics", "landscape", "line_alphas", "measure", "smoothness", "steps_of"]
+__all__ = [
+    "MEASURES", "activations", "ics", "landscape", "line_alphas", "measure", "smoothness", "steps_of", "theory",
+]  # fmt: skip
 
-MEASURES: Final[dict[str, Callable[..., pd.DataFrame]]] = {
-    "landscape": landscape,
-    "smoothness": smoothness,
-    "ics": ics,
+
+def _no_options(config: Config) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement: its rows at a point, the arguments that a run's configuration and the options make for it
+    (InputError where they cannot be), and what is said of all rows together."""
+
+    rows: Callable[..., pd.DataFrame]
+    plan: Callable[..., dict[str, Any]] = _no_options
+    finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda rows: rows
+
+
+MEASURES: Final = {
+    "landscape": Measure(landscape, line.plan),
+    "smoothness": Measure(smoothness, line.plan),
+    "ics": Measure(ics),
+    "activations": Measure(activations, selection.plan, distances),
+    "theory": Measure(theory, selection.plan),
 }
 
 Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
@@ -45,7 +69,7 @@ def measure(
     *,
     every: int | None = None,
     at: Sequence[int] | None = None,
-    line: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
     device: str = "auto",
     data: str | None = None,
     force: bool = False,
@@ -53,16 +77,18 @@ def measure(
 ) -> list[Path]:
     """Measure the sources and write a table each, or one for all at `output`; the tables' paths.
 
-    `line` holds the keyword arguments of `line_alphas`. A table that is there already is kept where it answers the
-    same question, refused where it does not, and replaced with `force`.
+    `options` holds the keyword arguments of `line_alphas` or of `selection.select`, whichever the kind has. A table
+    that is there already is kept where it answers the same question, refused where it does not, and replaced with
+    `force`.
     """
+    what = MEASURES[kind]
     groups = [[source] for source in sources] if output is None else [list(sources)]
     paths = [output or group[0].table_path(kind) for group in groups]
     if len({source.name if output else source.path.resolve() for source in sources}) < len(sources):
         raise InputError(f"{sources[0].path}: given twice, or two runs of one name in one table; give each once")
     plans = []
     for path, group in zip(paths, groups, strict=True):
-        arguments = [{"alphas": line_alphas(s.config.problem, **(line or {}))} if kind != "ics" else {} for s in group]
+        arguments = [what.plan(source.with_data(data).config, **(options or {})) for source in group]
         steps = [steps_of(source, every, at) for source in group]
         request = {
             "runs": {source.name: source.config.as_dict() for source in group},
@@ -77,14 +103,14 @@ def measure(
         rows: list[pd.DataFrame] = []
         reached: dict[str, dict[int, int]] = {}
         for source, chosen, argument in zip(group, steps, arguments, strict=True):
-            for point in visit(source, chosen, device, data):
+            for point in visit(source.with_data(data), chosen, device):
                 if progress is not None:
                     progress(source.name, point.step, done, total)
-                rows.append(MEASURES[kind](point, **argument))
+                rows.append(what.rows(point, **argument))
                 reached.setdefault(source.name, {})[point.step] = point.checkpoint
                 done += 1
         provenance = {"version": __version__, "trained_forward_from": reached, **request}
-        tables.write_table(path, kind, pd.concat(rows, ignore_index=True), provenance)
+        tables.write_table(path, kind, what.finish(pd.concat(rows, ignore_index=True)), provenance)
     return paths
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.config import LINE_RANGES
+from bnsmooth_cli.config import LINE_RANGES, Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.points import Point
@@ -38,6 +39,11 @@ def line_alphas(
     if count < 1:
         raise InputError(f"--points {count}: give a whole number of at least 1")
     return [float(alpha) for alpha in np.linspace(low, high, count)]
+
+
+def plan(config: Config, **line: Any) -> dict[str, Any]:
+    """The keyword arguments of a measurement on the line, of those of `line_alphas`."""
+    return {"alphas": line_alphas(config.problem, **line)}
 
 
 def landscape(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFrame:

@@ -13,12 +13,16 @@ from bnsmooth_cli.streams import generator
 
 
 class Layer(nn.Module):
-    """One layer as the paper counts them: a linear map, the norm that follows it, then what has no parameters."""
+    """One layer as the paper counts them: a linear map, the norm that follows it, then what has no parameters.
 
-    def __init__(self, linear: nn.Linear | nn.Conv2d, norm: nn.Module, *rest: nn.Module) -> None:
+    A norm of None stands for a layer that never takes one (a classifier's last), nn.Identity for a plain one.
+    """
+
+    def __init__(self, linear: nn.Linear | nn.Conv2d, norm: nn.Module | None, *rest: nn.Module) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = norm
+        self.normalisable = norm is not None
+        self.norm = nn.Identity() if norm is None else norm
         self.rest = nn.Sequential(*rest)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,15 +44,17 @@ class Chain(nn.Module):
             x = layer(x)
         return x
 
+    def named_layers(self) -> list[tuple[str, Layer]]:
+        """(name, layer) in order."""
+        return [(name, layer) for name, layer in self.layers.items() if isinstance(layer, Layer)]
+
     def initialise(self, seed: int) -> None:
         """Glorot-uniform weights (Glorot & Bengio 2010, equation 16) and zero biases, a function of the seed alone."""
         random = generator(seed, "init")
-        for layer in self.layers.values():
-            assert isinstance(layer, Layer)
-            linear = layer.linear
-            nn.init.xavier_uniform_(linear.weight, generator=random)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        for _, layer in self.named_layers():
+            nn.init.xavier_uniform_(layer.linear.weight, generator=random)
+            if layer.linear.bias is not None:
+                nn.init.zeros_(layer.linear.bias)
 
 
 class Problem(ABC):

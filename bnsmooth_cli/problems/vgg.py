@@ -74,7 +74,7 @@ class Vgg(Problem):
         for i in (1, 2):
             linear = nn.Linear(channels, channels)
             layers[f"fc{i}"] = Layer(linear, norms.build(self.config.norm, channels), nn.ReLU())
-        layers["fc3"] = Layer(nn.Linear(channels, self.images.num_classes), nn.Identity())
+        layers["fc3"] = Layer(nn.Linear(channels, self.images.num_classes), None)
         model = Chain(layers)
         model.initialise(self.config.seed)
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

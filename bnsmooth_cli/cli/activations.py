@@ -1,0 +1,50 @@
+"""`bnsmooth activations`: the distributions of the inputs to the non-linearities."""
+
+from __future__ import annotations
+
+from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli.measuring import measure_sources
+from bnsmooth_cli.cli.options import (
+    MachineOptions,
+    RunOptions,
+    Sources,
+    StepOptions,
+    TableOutput,
+    UnitOptions,
+    grouped,
+)
+
+
+@grouped
+def activations(
+    steps: StepOptions,
+    units: UnitOptions,
+    run: RunOptions,
+    machine: MachineOptions,
+    sources: Sources = None,
+    output: TableOutput = None,
+) -> None:
+    """Measure how the inputs to the non-linearities are distributed, and how far they move (figures 1c, 2, 7, 8, 14).
+
+    One row a measured step, layer and unit; by default five layers over the depth and five units of each.
+
+    [bold]Examples[/]
+
+      bnsmooth activations --norm linf
+
+      bnsmooth activations runs/vgg-batch-lr0.1-seed0 --layers conv3,fc1 --units 0,1,2
+    """
+    rows = measure_sources("activations", sources, run, steps, machine, output, units.chosen())
+    table = (
+        rows.assign(moved=rows["wasserstein"] / rows["std"])
+        .groupby(["run", "layer_name"], sort=False)
+        .agg(
+            sigma_median=("sigma", "median"),
+            std_median=("std", "median"),
+            skewness_median=("skewness", "median"),
+            kurtosis_median=("kurtosis", "median"),
+            wasserstein_median=("wasserstein", "median"),
+            wasserstein_by_std=("moved", "median"),
+        )
+    )
+    terminal.summary("inputs to the non-linearities", table.reset_index(), ["run", "layer_name", *table.columns])

@@ -35,16 +35,7 @@ def activations(
       bnsmooth activations runs/vgg-batch-lr0.1-seed0 --layers conv3,fc1 --units 0,1,2
     """
     rows = measure_sources("activations", sources, run, steps, machine, output, units.chosen())
-    table = (
-        rows.assign(moved=rows["wasserstein"] / rows["std"])
-        .groupby(["run", "layer_name"], sort=False)
-        .agg(
-            sigma_median=("sigma", "median"),
-            std_median=("std", "median"),
-            skewness_median=("skewness", "median"),
-            kurtosis_median=("kurtosis", "median"),
-            wasserstein_median=("wasserstein", "median"),
-            wasserstein_by_std=("moved", "median"),
-        )
-    )
-    terminal.summary("inputs to the non-linearities", table.reset_index(), ["run", "layer_name", *table.columns])
+    rows = rows.assign(moved=rows["wasserstein"], moved_in_std=rows["wasserstein"] / rows["std"])
+    columns = ["sigma", "std", "skewness", "kurtosis", "moved", "moved_in_std"]
+    table = rows.groupby(["run", "layer_name"], sort=False)[columns].median()
+    terminal.summary("medians over steps and units", table.reset_index(), ["run", "layer_name", *columns])

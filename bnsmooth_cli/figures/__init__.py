@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bnsmooth_cli import tables
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.figures import compare, ics, landscape, smoothness, style, training
+from bnsmooth_cli.figures import activations, compare, ics, landscape, smoothness, style, theory, training
 from bnsmooth_cli.figures.panels import Panel, page
 from bnsmooth_cli.files import atomic
 
@@ -23,6 +23,8 @@ KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
     "landscape": landscape.panels,
     "smoothness": smoothness.panels,
     "ics": ics.panels,
+    "activations": activations.panels,
+    "theory": theory.panels,
     "compare": compare.panels,
 }
 

@@ -3,10 +3,15 @@ before and after the layers below it move."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import pandas as pd
 
+from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures import training as curves
 from bnsmooth_cli.figures.panels import Curves, Panel, series
+
+_COSINE: Final = style.Scale("linear", -1.05, 1.05)
 
 
 def panels(table: pd.DataFrame, training: pd.DataFrame | None = None) -> list[list[Panel]]:
@@ -18,7 +23,7 @@ def panels(table: pd.DataFrame, training: pd.DataFrame | None = None) -> list[li
         first = not shift
         title = f"layer {layer} ({rows['layer_name'].iloc[0]})"
         shift.append(Curves(title, "ICS  ‖G − G′‖" if first else "", series(rows, "ics"), upper=True))
-        cosine.append(Curves("", "cos(G, G′)" if first else "", series(rows, "cosine"), bounds=(-1.05, 1.05)))
+        cosine.append(Curves("", "cos(G, G′)" if first else "", series(rows, "cosine"), scale=_COSINE))
     if training is None or training.empty:
         return [shift, cosine]
     lead = curves.progress(training)

@@ -55,7 +55,8 @@ class Curves:
     """A panel of curves, a line a run: thin where a series has several runs, with their median in full width.
 
     With `band`, a series is instead the range of all its values at each x. A value above the axis is drawn
-    along the upper edge and marked, once a series; a run named in `diverged` ends in a cross.
+    along the upper edge and marked, once a series; a run named in `diverged` ends in a cross. A `scale` of None is
+    fitted to the values.
     """
 
     title: str
@@ -63,7 +64,7 @@ class Curves:
     series: Sequence[Series]
     band: bool = False
     upper: bool = False  # stands on a panel with the same x axis, which names it
-    bounds: tuple[float, float] | None = None
+    scale: style.Scale | None = None
     diverged: frozenset[str] = frozenset()
     height: float = 2.45
 
@@ -71,11 +72,12 @@ class Curves:
         """Draw into `axes`; the legend's entries come back by their labels."""
         axes.set_title(self.title)
         axes.set_ylabel(self.ylabel)
-        scale = style.fit([one.values.to_numpy() for one in self.series], self.bounds)
+        scale = style.fit([one.values.to_numpy() for one in self.series])
         if scale is None:
             axes.text(0.5, 0.5, "no finite data", transform=axes.transAxes, ha="center", color="#666666")
             axes.set(xticks=[], yticks=[])
             return {}
+        scale = self.scale or scale
         scale.apply(axes, "y")
         self._set_x(axes)
         marks: dict[str, Line2D] = {}

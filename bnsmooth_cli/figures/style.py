@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 Dash = Literal["-"] | tuple[float, tuple[float, ...]]
@@ -120,12 +120,21 @@ class Scale:
         options = {} if self.linear_to is None else {"linthresh": self.linear_to}
         axes.set(**{f"{which}lim": (self.low, self.high)})
         (axes.set_xscale if which == "x" else axes.set_yscale)(self.name, **options)
+        if self.linear_to is not None:
+            (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(FixedLocator(self._powers(self.linear_to)))
         if which == "x" and self.name == "log":
             # Side by side, matplotlib's labels of the minor ticks (2 x 10^4, 3 x 10^4, ...) run into each other.
             axes.xaxis.set_minor_formatter(NullFormatter())
             if self.high < DECADES * self.low:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
                 axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+
+    def _powers(self, linear_to: float) -> list[float]:
+        """Zero and a few powers of ten to either side: matplotlib's own choice of ticks runs together around zero."""
+        first, last = np.log10(linear_to), np.floor(np.log10(max(self.high, -self.low)))
+        apart = max(1, int(np.ceil((last - first) / 2)))
+        powers = [10.0**exponent for exponent in np.arange(last, first, -apart)]
+        return [-power for power in powers if -power >= self.low] + [0.0] + [p for p in powers if p <= self.high]
 
     def width(self, values: pd.DataFrame) -> float:
         """How wide the band from the rows' smallest to their largest values is drawn."""
@@ -134,22 +143,17 @@ class Scale:
         return float((high / low if self.name == "log" else high - low).median())
 
 
-def fit(
-    series: Sequence[NDArray[np.float64]],
-    bounds: tuple[float, float] | None = None,
-    decades: float = DECADES,
-    headroom: float = _HEADROOM,
-) -> Scale | None:
+def fit(series: Sequence[NDArray[np.float64]], decades: float = DECADES, headroom: float = _HEADROOM) -> Scale | None:
     """The scale that shows the calmer series whole, and of the rest what leaves these readable.
 
     Logarithmic where the values span more than `decades`, symmetric-logarithmic if they change sign as well;
-    linear between `bounds` if these are given. Values above the axis (overflows, a diverged run's) are the
+    linear otherwise. Values above the axis (overflows, a diverged run's) are the
     drawing's to mark. None where there is no finite value.
     """
     finite = [values[np.isfinite(values)] for values in series]
     every = np.concatenate([*finite, np.empty(0)])
-    if bounds or not every.size:
-        return Scale("linear", *bounds) if bounds and every.size else None
+    if not every.size:
+        return None
     peaks = sorted(peak for values in finite if (peak := float(np.abs(values).max(initial=0.0))) > 0)
     # The lower quartile of the series' peaks: one calm series in four is enough to keep the axis readable.
     shown = every[np.abs(every) <= headroom * peaks[(len(peaks) - 1) // 4]] if peaks else every

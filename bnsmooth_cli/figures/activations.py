@@ -1,0 +1,124 @@
+"""Distributions of the inputs to the non-linearities (figures 1c, 2, 7, 14), how large sigma^2 is (figure 8), and how
+far the distributions move from one measured step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from bnsmooth_cli.figures import style
+from bnsmooth_cli.figures.panels import Curves, Panel, series
+
+_COLUMNS: Final = 5  # layers shown
+_RIDGES: Final = 12  # steps shown
+_BINS: Final = 40
+_OVERLAP: Final = 1.9  # a ridge's height, in distances between two of them
+_WIDEST: Final = 6.0  # how many times the median run's range an axis may show
+
+
+@dataclass(frozen=True, eq=False)
+class Ridges:
+    """A unit's distribution at several steps, a histogram above the other; x axis and heights are given, to compare."""
+
+    title: str
+    ylabel: str
+    colour: str
+    steps: Sequence[int]
+    densities: NDArray[np.float64]  # (steps, bins)
+    edges: NDArray[np.float64]
+    top: float  # the density that fills a ridge
+    lowest: bool
+    height: float = 1.65
+
+    def draw(self, axes: Axes) -> dict[str, Line2D]:
+        """Draw into `axes`; the colour is that of the norm on the left, so the legend gets nothing."""
+        axes.set_title(self.title)
+        axes.set_ylabel(self.ylabel)
+        centres = (self.edges[1:] + self.edges[:-1]) / 2
+        # From the top down, each in front of the one above it.
+        for place in reversed(range(len(self.steps))):
+            # A taller one than fits is cut off.
+            ridge = place + np.minimum(_OVERLAP * self.densities[place] / self.top, 1.6 * _OVERLAP)
+            axes.fill_between(centres, place, ridge, color=self.colour, alpha=0.45, linewidth=0)
+            axes.plot(centres, ridge, color=self.colour, linewidth=0.8)
+        marked = sorted({0, (len(self.steps) - 1) // 2, len(self.steps) - 1})
+        axes.set_yticks(marked, [f"{self.steps[place]:,}" for place in marked] if self.ylabel else [""] * len(marked))
+        axes.set(xlim=(self.edges[0], self.edges[-1]), ylim=(-0.2, len(self.steps) + 1.6 * _OVERLAP - 1))
+        axes.tick_params(labelbottom=self.lowest)
+        if self.lowest:
+            axes.set_xlabel("input to the non-linearity")
+        return {}
+
+
+def panels(table: pd.DataFrame) -> list[list[Panel]]:
+    """A column a layer: a row of distributions for every norm on the same axes, then sigma^2 and the distances."""
+    layers = sorted(int(layer) for layer in table["layer"].unique())
+    shown = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, _COLUMNS)})]
+    columns = [_column(table[table["layer"] == layer], first=layer == shown[0]) for layer in shown]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
+    name = table["layer_name"].iloc[0]
+    # Of several runs of a norm the first, and in each of them the first unit: a picture, where the curves are medians.
+    pictured = [(look, _one_unit(rows)) for look, rows in style.groups(table)]
+    edges = _edges([rows for _, rows in pictured])
+    densities = [_densities(rows, edges) for _, rows in pictured]
+    peaks = [float(np.median(one.max(axis=1))) for one in densities]
+    top = min(max(peaks), 4 * min(peaks)) or 1.0
+    column: list[Ridges] = []
+    for (look, rows), density in zip(pictured, densities, strict=True):
+        title = f"{name}, unit {rows['unit'].iloc[0]}"
+        column.append(
+            Ridges(
+                title if not column or title != column[0].title else "",
+                f"{look.label}\nstep" if first else "",
+                look.colour,
+                [int(step) for step in rows["step"]],
+                density,
+                edges,
+                top,
+                lowest=look is pictured[-1][0],
+            )
+        )
+    table = table.assign(variance=table["sigma"] ** 2, moved=table["wasserstein"] / table["std"])
+    medians = table.groupby(["run", "norm", "lr", "step"], as_index=False, sort=False)[["variance", "moved"]].median()
+    size = Curves(name, "σ² before the norm" if first else "", series(medians, "variance"), upper=True)
+    distance = Curves(name, "W₁ to the step before / std" if first else "", series(medians, "moved"))
+    return [*column, size, distance]
+
+
+def _one_unit(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows[rows["run"] == rows["run"].iloc[0]].drop_duplicates(["unit", "step"], keep="last")
+    rows = rows[rows["unit"] == rows["unit"].min()].sort_values("step")
+    return rows.iloc[sorted({round(i) for i in np.linspace(0, len(rows) - 1, _RIDGES)})]
+
+
+def _edges(pictured: Sequence[pd.DataFrame]) -> NDArray[np.float64]:
+    """Bins over all norms' values, but for what would flatten the others."""
+    ends = np.array([[rows["q01"].median(), rows["q99"].median()] for rows in pictured], dtype=np.float64)
+    ends = ends[np.isfinite(ends).all(axis=1)]
+    if not len(ends):
+        return np.linspace(-1, 1, _BINS + 1)
+    reach = _WIDEST * float(np.median(np.abs(ends).max(axis=1))) or 1.0
+    low, high = max(ends[:, 0].min(), -reach), min(ends[:, 1].max(), reach)
+    margin = 0.2 * (high - low) or 1.0
+    return np.linspace(low - margin, high + margin, _BINS + 1)
+
+
+def _densities(rows: pd.DataFrame, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The share in every bin, by the piecewise linear distribution function through the stored quantiles."""
+    shares: list[Any] = []
+    for quantiles in rows["quantiles"]:
+        values = np.asarray(quantiles, dtype=np.float64)
+        probabilities = (np.arange(len(values)) + 0.5) / len(values)
+        finite = bool(np.isfinite(values).all())
+        shares.append(np.diff(np.interp(edges, values, probabilities, 0, 1)) if finite else np.zeros(len(edges) - 1))
+    return np.array(shares)

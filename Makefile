@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 BNSMOOTH ?= $(BIN)/bnsmooth
 # More of train's options for the runs/ rules, as in: make TRAIN="--preset paper" runs/vgg-l1-lr0.1-seed0/ics.parquet
 TRAIN ?=
+# More of theory's options, as in --at 0,100: all units at all checkpoints of a VGG take long.
+THEORY ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: setup demo test check clean pictures
@@ -20,7 +22,8 @@ $(VENV)/.installed: pyproject.toml
 # The whole pipeline on built-in data. Two jobs of one thread each use two cores better than one job of two.
 VGG := $(foreach norm,none batch l1,runs/vgg-$(norm)-lr0.1-seed0)
 DLN := $(foreach norm,none batch l1,runs/dln-$(norm)-lr1e-06-seed0)
-DEMO_FIGURES := $(addprefix demo/,training.png landscape.png smoothness.png ics.png linear-training.png linear-ics.png compare.png)
+DEMO_FIGURES := $(addprefix demo/,training.png landscape.png smoothness.png ics.png activations.png \
+	linear-training.png linear-ics.png linear-theory.png compare.png)
 
 demo: setup
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO_FIGURES)
@@ -30,8 +33,11 @@ demo/training.png: $(VGG:=/train.parquet)
 demo/landscape.png: $(VGG:=/landscape.parquet)
 demo/smoothness.png: $(VGG:=/smoothness.parquet)
 demo/ics.png: $(VGG:=/ics.parquet) $(VGG:=/train.parquet)
+demo/activations.png: $(VGG:=/activations.parquet)
 demo/linear-training.png: $(DLN:=/train.parquet)
 demo/linear-ics.png: $(DLN:=/ics.parquet) $(DLN:=/train.parquet)
+demo/linear-theory.png: $(DLN:=/theory.parquet)
+demo/linear-theory.png: THEORY = --every 250
 demo/compare.png: demo/compare.parquet
 demo/%.png:
 	$(BNSMOOTH) plot $^ -o $@
@@ -57,6 +63,10 @@ runs/%/smoothness.parquet: runs/%/train.parquet
 	$(BNSMOOTH) smoothness runs/$* --force
 runs/%/ics.parquet: runs/%/train.parquet
 	$(BNSMOOTH) ics runs/$* --force
+runs/%/activations.parquet: runs/%/train.parquet
+	$(BNSMOOTH) activations runs/$* --force
+runs/%/theory.parquet: runs/%/train.parquet
+	$(BNSMOOTH) theory runs/$* $(THEORY) --force
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

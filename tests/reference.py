@@ -6,9 +6,11 @@ import copy
 from collections.abc import Sequence
 
 import torch
+from scipy import optimize
 from torch import Tensor, nn
 
 from bnsmooth_cli import Point
+from bnsmooth_cli.norms import prepare
 
 
 def double_copy(point: Point) -> nn.Module:
@@ -98,3 +100,126 @@ def ics(point: Point) -> list[dict[str, float]]:
         )
         moved += names
     return rows
+
+
+def feeding(point: Point, name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A float64 network at the point's step; of the layer its inputs, its linear map's output and its norm's."""
+    model = double_copy(point)
+    prepare(model.modules(), point.config.seed, point.step)
+    x = point.inputs.double()
+    for layer_name, layer in model.layers.items():
+        if layer_name == name:
+            y = layer.linear(x)
+            return model, x.detach(), y.detach(), layer.norm(y).detach()
+        x = layer(x)
+    raise KeyError(name)
+
+
+def moments(values: Tensor) -> dict[str, float]:
+    """The definitions, sums over every value."""
+    m, mean = len(values), sum(values.tolist()) / len(values)
+    second, third, fourth = (sum((v - mean) ** k for v in values.tolist()) / m for k in (2, 3, 4))
+    return {"mean": mean, "std": second**0.5, "skewness": third / second**1.5, "kurtosis": fourth / second**2 - 3}
+
+
+class TwoNetworks:
+    """Figure 5 for one unit: L (the plain network) of what feeds the rest, and L with BatchNorm of y."""
+
+    def __init__(self, point: Point, name: str, unit: int, affine: str) -> None:
+        self.model, self.x, self.y, _ = feeding(point, name)
+        self.point, self.name, self.unit = point, name, unit
+        self.dims = [d for d in range(self.y.dim()) if d != 1]
+        shape = [1, -1] + [1] * (self.y.dim() - 2)
+        self.sigmas, self.mus = self.y.std(self.dims, unbiased=False), self.y.mean(self.dims)
+        identity = affine == "identity"
+        self.gammas = (self.sigmas if identity else torch.ones_like(self.sigmas)).view(shape)
+        self.betas = (self.mus if identity else torch.zeros_like(self.mus)).view(shape)
+        self.gamma, self.sigma = float(self.gammas.flatten()[unit]), float(self.sigmas[unit])
+        self.m = self.y[:, unit].numel()
+        self.z = self.norm(self.y)
+        self.yhat = (self.column(self.y) - self.mus[unit]) / self.sigma
+
+    def norm(self, y: Tensor) -> Tensor:
+        centred = y - y.mean(self.dims, keepdim=True)
+        return self.gammas * centred / centred.square().mean(self.dims, keepdim=True).sqrt() + self.betas
+
+    def column(self, tensor: Tensor) -> Tensor:
+        return tensor[:, self.unit].flatten()
+
+    def rest(self, z: Tensor) -> Tensor:
+        layers = dict(self.model.layers)
+        place = list(layers).index(self.name)
+        z = layers[self.name].rest(z)
+        for layer in list(layers.values())[place + 1 :]:
+            z = layer(z)
+        targets = self.point.targets
+        return self.point.problem.objective(z, targets.double() if targets.is_floating_point() else targets)
+
+    def replaced(self, tensor: Tensor, values: Tensor) -> Tensor:
+        others = torch.arange(tensor.shape[1]) == self.unit
+        mask = others.view([1, -1] + [1] * (tensor.dim() - 2))
+        return torch.where(mask, values.view(tensor[:, self.unit].shape).unsqueeze(1), tensor)
+
+    def plain(self, values: Tensor) -> Tensor:
+        """L of what the unit feeds to the rest, all other units as BatchNorm has them."""
+        return self.rest(self.replaced(self.z, values))
+
+    def plain_at_y(self, values: Tensor) -> Tensor:
+        return self.rest(self.replaced(self.y, values))
+
+    def normalised(self, values: Tensor) -> Tensor:
+        """L of the unit's y, with BatchNorm after it."""
+        return self.rest(self.norm(self.replaced(self.y, values)))
+
+    def inputs(self) -> Tensor:
+        """The layer's inputs as a matrix (m, d), a convolution's patches cut out one by one."""
+        linear = self.model.layers[self.name].linear
+        if not isinstance(linear, nn.Conv2d):
+            return self.x
+        padded = nn.functional.pad(self.x, (1, 1, 1, 1))
+        rows, columns = self.y.shape[2:]
+        patches = [padded[:, :, i : i + 3, j : j + 3].flatten(1) for i in range(rows) for j in range(columns)]
+        return torch.cat(patches)
+
+
+def slope(f, values: Tensor) -> Tensor:
+    values = values.clone().requires_grad_()
+    return torch.autograd.grad(f(values), values)[0]
+
+
+def bend(f, values: Tensor, v: Tensor) -> float:
+    """v'Hv: by every entry of the Hessian where it is small, else by one product with it."""
+    if len(values) <= 40:
+        return float(v @ torch.autograd.functional.hessian(f, values) @ v)
+    return float(torch.autograd.functional.vhp(f, values, v)[1] @ v)
+
+
+def statements(point: Point, name: str, unit: int, affine: str) -> dict[str, tuple[float, float]]:
+    """(left, right) of the statements, as PAPER.md and the module's derivation have them."""
+    net = TwoNetworks(point, name, unit, affine)
+    y, z, m, yhat = net.column(net.y), net.column(net.z), net.m, net.yhat
+    g, v = slope(net.plain, z), slope(net.normalised, y)
+    ratio = net.gamma**2 / net.sigma**2
+
+    def reduced(g: Tensor) -> float:
+        return float(ratio * (g @ g - g.sum() ** 2 / m - (g @ yhat) ** 2 / m))
+
+    largest = float(torch.linalg.matrix_norm(net.inputs(), 2)) ** 2
+    second = ratio * bend(net.plain, z, v) - net.gamma / (m * net.sigma**2) * float(g @ yhat) * float(v @ v)
+    mean = float(g.mean())
+    worst = ratio * (largest * float(g @ g) - m * mean**2 * largest - largest / m * float(g @ yhat) ** 2)
+    return {
+        "4.1": (float(v @ v), reduced(g)),
+        "4.2": (bend(net.normalised, y, v), second),
+        "4.4": (largest * float(v @ v), worst),
+        "4.3": (float(z.norm()), float(y.norm())),
+        "4.1 at y": (float(v @ v), reduced(slope(net.plain_at_y, y))),
+    }
+
+
+def nearest_on_ray(begun: Tensor, optimum: Tensor) -> float:
+    """The squared distance from W_0 to the ray a W*, a >= 0, by a search along it."""
+    found = optimize.minimize_scalar(
+        lambda a: float((begun - a * optimum).square().sum()), bounds=(0, 10), options={"xatol": 1e-12}
+    )
+    return float(found.fun)

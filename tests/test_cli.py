@@ -30,7 +30,7 @@ def test_stages_compose_through_files(cli, tmp_path):
     for norm in ("none", "batch"):
         assert cli(f"train --norm {norm} {DLN}")[0] == 0
     runs = "runs/dln-none-lr0.0001-seed0 runs/dln-batch-lr0.0001-seed0"
-    for kind in ("landscape", "smoothness", "ics"):
+    for kind in ("landscape", "smoothness", "ics", "activations", "theory"):
         code, out, err = cli(f"{kind} {runs}")
         assert (code, err) == (0, "")
         assert f"runs/dln-batch-lr0.0001-seed0/{kind}.parquet" in out
@@ -59,6 +59,24 @@ def test_without_a_run_an_analysis_trains_it_and_finds_it_again(cli, tmp_path):
     assert cli(f"landscape --norm l1 {DLN}")[0] == 0
     assert cli(f"train --norm l1 {DLN}")[0] == 0
     assert stamps == {name: (folder / name).stat().st_mtime_ns for name in stamps}
+
+
+def test_theory_alone_verifies_the_linear_network_and_says_so(cli, tmp_path):
+    code, out, err = cli(f"theory {DLN.replace('-p dln ', '')}")
+    assert (code, err) == (0, "")
+    assert "equal to 1e-09 of the largest term in 640 cases" in out  # 4 points x 20 units x (2 + 2 + 1 + 2 + 1)
+    table = bns.read_table(tmp_path / "runs/dln-batch-lr0.0001-seed0/theory.parquet", "theory")
+    assert table.groupby("statement")["holds"].all().drop("4.1 at y").all()
+
+
+def test_summaries_fit_a_narrow_terminal(cli, run):
+    for kind in ("activations", "theory"):
+        _, out, _ = cli(f"{kind} {run.path} -o {kind}.parquet")
+        rows = out.splitlines()
+        assert max(len(row) for row in rows if "equal" not in row and ".parquet" not in row) <= 80
+        table = bns.read_table(f"{kind}.parquet")
+        shown = table["sigma"].median() if kind == "theory" else table.query("layer == 1")["sigma"].median()
+        assert any(f"{shown:.3g}" in row.split() for row in rows)
 
 
 def test_a_lone_checkpoint_is_measured_beside_itself(cli, run, tmp_path):
@@ -158,6 +176,18 @@ BAD = [
     ("smoothness --norm l1 --max-alpha -1", "--max-alpha"),
     ("ics -o file", "file"),
     ("ics -o full", "is a folder"),
+    ("activations RUN --layers fc6", "did you mean 'fc"),
+    ("activations RUN --layers fc1,,", "unknown layer ''"),
+    ("activations RUN --units 4", "--units 4: the layer fc1 has the units 0 to 3"),
+    ("activations RUN --units x", "--units x"),
+    ("activations RUN --units -1", "--units -1"),
+    ("theory RUN --layers conv1", "known: fc1, fc2, fc3, fc4, fc5"),
+    ("theory RUN --units 0,99", "--units 99"),
+    ("theory --layers fc26", "unknown layer 'fc26'"),
+    ("theory hostile.pt", "hostile.pt"),
+    ("theory short.pt", "short.pt"),
+    ("theory RUN -o RUN/train.parquet", "a train table"),
+    ("activations --norm l1 --layers fc3", "unknown layer 'fc3'"),
     ("compare absent", "absent"),
     ("compare full", "full"),
     ("compare RUN -o RUN/train.parquet", "a train table"),
@@ -226,7 +256,7 @@ def test_two_processes_do_not_write_one_run(cli, run, tmp_path):
 def test_help_shows_an_example_for_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for command in ("train", "landscape", "smoothness", "ics", "compare", "plot"):
+    for command in ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot"):
         assert command in out
         code, text, _ = cli(f"{command} --help")
         assert code == 0

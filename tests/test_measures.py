@@ -117,9 +117,12 @@ def test_measuring_leaves_the_point_bit_identical(small_run, problem, norm):
     before = {name: value.clone() for name, value in point.model.state_dict().items()}
     velocity = [v.clone() for v in point.velocity]
     inputs, random = point.inputs.clone(), torch.get_rng_state()
-    first = [bns.landscape(point, ALPHAS), bns.smoothness(point, ALPHAS), bns.ics(point)]
-    again = [bns.landscape(point, ALPHAS), bns.smoothness(point, ALPHAS), bns.ics(point)]
-    for a, b in zip(first, again, strict=True):
+
+    def measured():
+        yield from (bns.landscape(point, ALPHAS), bns.smoothness(point, ALPHAS), bns.ics(point))
+        yield from (bns.theory(point, units=[0, 1]), bns.activations(point).explode("quantiles"))
+
+    for a, b in zip(measured(), measured(), strict=True):
         assert a.equals(b)
     assert before.keys() == point.model.state_dict().keys()
     assert all(torch.equal(before[name], value) for name, value in point.model.state_dict().items())

@@ -114,7 +114,7 @@ def _activations(point: Point, chosen: Selected, x: Tensor, rest: Sequence[nn.Mo
         y = linear(x)
         mu, sigma = _mean(y), _deviation(y)
         yhat = (y - mu) / sigma
-        defined = (sigma > _CONSTANT * _mean(y.square()).sqrt()).flatten()[units]
+        defined = (_mean((y - mu).square()) > _CONSTANT**2 * _mean(y.square())).flatten()[units]
         input_norm = _spectral_norm(linear, x)
     m = y.numel() // y.shape[1]
 
@@ -272,4 +272,6 @@ def _spectral_norm(linear: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
         x = patches.movedim(1, -1)
     x = x.flatten(0, -2)
     gram = x.T @ x if len(x) > x.shape[1] else x @ x.T
+    if not torch.isfinite(gram).all():
+        return gram.new_tensor(torch.nan)
     return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()

@@ -70,8 +70,15 @@ class Problem(ABC):
         self._epoch: tuple[int, Tensor] | None = None
 
     @abstractmethod
+    def network(self) -> Chain:
+        """The network, its parameters not yet initialised."""
+
     def build(self) -> Chain:
         """The network at its initial state (step 0), on the problem's device, in train mode."""
+        with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the user's generator
+            model = self.network()
+        model.initialise(self.config.seed)
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @abstractmethod
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

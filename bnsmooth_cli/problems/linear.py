@@ -33,18 +33,16 @@ class DeepLinear(Problem):
         self._inputs = inputs.to(device)
         self._targets = (inputs @ matrix.T).to(device)
 
-    def build(self) -> Chain:
+    def network(self) -> Chain:
         """`depth` bias-free linear layers named fc1, fc2, ..., each followed by the norm."""
         size = self.config.dimension
         assert size is not None
-        model = Chain(
+        return Chain(
             {
                 f"fc{i + 1}": Layer(nn.Linear(size, size, bias=False), norms.build(self.config.norm, size))
                 for i in range(self.config.depth)
             }
         )
-        model.initialise(self.config.seed)
-        return model.to(self.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """All samples in order where the batch holds them all (the paper's full batch), else the epoch's next ones."""

@@ -57,7 +57,7 @@ class Vgg(Problem):
         self._mean = self.images.mean.to(device).view(unit)
         self._std = self.images.std.to(device).view(unit)
 
-    def build(self) -> Chain:
+    def network(self) -> Chain:
         """Layers conv1, conv2, ..., fc1, fc2, fc3."""
         width = self.config.width
         assert width is not None
@@ -75,9 +75,7 @@ class Vgg(Problem):
             linear = nn.Linear(channels, channels)
             layers[f"fc{i}"] = Layer(linear, norms.build(self.config.norm, channels), nn.ReLU())
         layers["fc3"] = Layer(nn.Linear(channels, self.images.num_classes), None)
-        model = Chain(layers)
-        model.initialise(self.config.seed)
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Chain(layers)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images indexed out of the uint8 tensor, augmented where the run does, and standardised per channel."""

@@ -1,0 +1,87 @@
+"""The distributions of activations against their definitions, and how far they move."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+import torch
+from conftest import NORMS
+from scipy import stats
+
+import bnsmooth_cli as bns
+from bnsmooth_cli.measures import measure
+from bnsmooth_cli.measures.activations import PROBABILITIES, distances
+from bnsmooth_cli.points import visit
+
+CASES = [(problem, dtype, norm) for problem in ("vgg", "dln") for dtype in ("float32", "float64") for norm in NORMS]
+
+
+@pytest.mark.parametrize(("problem", "dtype", "norm"), CASES)
+def test_a_row_is_the_distribution_by_its_definitions(small_run, problem, dtype, norm):
+    point = bns.load_point(small_run(problem, norm), step=3, dtype=getattr(torch, dtype))
+    name = "conv8" if problem == "vgg" else "fc4"
+    tolerance = 1e-4 if dtype == "float32" else 1e-9
+    for row in bns.activations(point, [name]).to_dict("records"):
+        _, _, y, z = reference.feeding(point, name)
+        values = z[:, row["unit"]].flatten()
+        for column, expected in reference.moments(values).items():
+            assert row[column] == pytest.approx(expected, rel=tolerance, abs=tolerance), column
+        assert row["sigma"] == pytest.approx(reference.moments(y[:, row["unit"]].flatten())["std"], rel=tolerance)
+        assert row["q05"] == pytest.approx(float(torch.quantile(values, 0.05)), rel=tolerance, abs=tolerance)
+        assert row["q99"] == pytest.approx(float(torch.quantile(values, 0.99)), rel=tolerance, abs=tolerance)
+        evenly = torch.quantile(values, torch.from_numpy(PROBABILITIES)).tolist()
+        assert row["quantiles"] == pytest.approx(evenly, rel=tolerance, abs=tolerance)
+
+
+def test_five_layers_over_the_depth_and_the_same_five_units_for_every_norm(small_run):
+    settings = {"depth": 9, "dimension": 8}
+    tables = [
+        bns.activations(bns.load_point(small_run("dln", norm, **settings), step=s))
+        for norm in ("none", "l1")
+        for s in (0, 6)
+    ]
+    assert tables[0]["layer"].unique().tolist() == [1, 3, 5, 7, 9]
+    assert (tables[0].groupby("layer")["unit"].nunique() == 5).all()
+    assert all(table["unit"].equals(tables[0]["unit"]) for table in tables)
+    assert tables[0].groupby("layer")["unit"].apply(tuple).nunique() > 1  # not the first five of each
+
+
+def test_the_distance_is_that_of_the_batches_themselves(small_run, tmp_path):
+    """From 100 quantiles each, against SciPy's Wasserstein-1 of all values; a run's first step has none."""
+    runs = [small_run("dln", norm, samples=1000, lr=1e-2 if norm == "batch" else 1e-6) for norm in ("batch", "none")]
+    steps = [1, 4, 6]
+    (path,) = measure("activations", [run.source() for run in runs], tmp_path / "t.parquet", at=steps)
+    table = bns.read_table(path, "activations")
+    for run in runs:
+        rows = table[table["run"] == run.name]
+        assert rows.loc[rows["step"] == 1, "wasserstein"].isna().all()
+        points = {p.step: p for p in (bns.load_point(run, s) for s in steps)}
+        for row in rows[rows["step"] > 1].to_dict("records"):
+            before = {4: 1, 6: 4}[row["step"]]
+            here, there = (
+                reference.feeding(points[s], row["layer_name"])[3][:, row["unit"]].numpy()
+                for s in (row["step"], before)
+            )
+            exact = stats.wasserstein_distance(here, there)
+            assert row["wasserstein"] == pytest.approx(exact, rel=0.1, abs=2e-3 * here.std())
+
+
+def test_distances_go_by_the_steps_whatever_the_rows_order(small_run):
+    points = visit(small_run("dln", "batch", lr=1e-2).source(), [0, 2, 4], "cpu")
+    rows = [bns.activations(point) for point in points]
+    forward = distances(pd.concat(rows, ignore_index=True))
+    backward = distances(pd.concat(rows[::-1], ignore_index=True))
+    key = ["step", "layer", "unit"]
+    left, right = (table.sort_values(key)["wasserstein"].to_numpy() for table in (forward, backward))
+    np.testing.assert_array_equal(left, right)
+    assert np.isfinite(left).sum() == 2 / 3 * len(left)
+
+
+def test_a_network_that_overflowed_is_rows_without_numbers(small_run):
+    point = bns.load_point(small_run("dln", "none"), step=3)
+    with torch.no_grad():
+        point.model.layers["fc1"].linear.weight.fill_(torch.inf)
+    rows = distances(bns.activations(point))
+    assert not np.isfinite(rows[["mean", "std", "kurtosis"]].to_numpy()).any()

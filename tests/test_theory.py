@@ -1,0 +1,197 @@
+"""The theory against brute force: both networks of figure 5 built plainly, every derivative by autograd in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import reference
+import torch
+from conftest import NORMS
+from torch import nn
+
+import bnsmooth_cli as bns
+from bnsmooth_cli import InputError
+from bnsmooth_cli.cli.theory import _verdict
+from bnsmooth_cli.measures.selection import select
+from bnsmooth_cli.measures.taylor import second_derivatives
+from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
+from bnsmooth_cli.norms import BatchNorm, LpNorm, build
+from bnsmooth_cli.problems import Chain, Layer
+
+PLACES = {"vgg": ("conv1", "conv8", "fc1"), "dln": ("fc1", "fc3", "fc5")}
+CASES = [(problem, norm, name) for problem, names in PLACES.items() for norm in NORMS for name in names]
+
+
+@pytest.mark.parametrize(("problem", "norm", "name"), CASES)
+def test_both_sides_are_those_of_brute_force(small_run, problem, norm, name):
+    point = bns.load_point(small_run(problem, norm), step=3)
+    found = bns.theory(point, [name], [1]).set_index(["affine", "statement"])
+    for affine in ("identity", "standard"):
+        for statement, (left, right) in reference.statements(point, name, 1, affine).items():
+            if (affine, statement) in found.index:
+                row = found.loc[(affine, statement)]
+                scale = max(abs(left), abs(right))
+                assert row["lhs"] == pytest.approx(left, rel=1e-7, abs=1e-10 * scale), statement
+                assert row["rhs"] == pytest.approx(right, rel=1e-7, abs=1e-10 * scale), statement
+                if statement in PROVED:  # and brute force says the same of the statement
+                    assert left == pytest.approx(right, rel=1e-9, abs=1e-9 * scale), statement
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_every_statement_holds_for_every_layer_and_unit(small_run, problem, norm):
+    point = bns.load_point(small_run(problem, norm), step=6)
+    rows = bns.theory(point)
+    layers = [name for name, layer in point.model.named_layers() if name != "fc3" or problem == "dln"]
+    assert list(rows["layer_name"].unique()) == layers
+    units = sum(point.model.layers[name].linear.weight.shape[0] for name in layers)
+    counts = {"4.1": 2, "4.1 at y": 1, "4.2": 2, "4.3": 1, "4.4": 2, "4.5": 1}
+    assert rows.groupby("statement").size().to_dict() == {name: n * units for name, n in counts.items()}
+    proved = rows[rows["statement"].isin(PROVED)]
+    assert proved["holds"].all()
+    assert proved["residual"].abs().max() < TOLERANCE
+    at_y = rows[rows["statement"] == "4.1 at y"]
+    assert (at_y["holds"] == (at_y["lhs"] <= at_y["rhs"] * (1 + 1e-12))).all()
+
+
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_the_weights_nearest_optimum_is_that_of_a_search_along_the_ray(small_run, problem):
+    run = small_run(problem, "batch", lr=0.5 if problem == "vgg" else 1e-2)
+    point = bns.load_point(run, step=6)
+    rows = bns.theory(point, ["fc2"]).set_index("statement").loc["4.5"]
+    first = bns.load_point(run, step=0).model.layers["fc2"].linear.weight.detach().double()
+    weights = bns.load_point(run, step=6).model.layers["fc2"].linear.weight.detach().double()
+    for row, begun, optimum in zip(rows.to_dict("records"), first, weights, strict=True):
+        assert row["condition"]
+        assert row["lhs"] == pytest.approx(reference.nearest_on_ray(begun, optimum), rel=1e-6)
+        plain, along = (begun - optimum).square().sum(), (optimum @ optimum - optimum @ begun) ** 2
+        assert row["rhs"] == pytest.approx(float(plain - along / (optimum @ optimum)), rel=1e-6)
+        assert row["lhs"] <= float(plain)
+
+
+def test_an_optimum_on_the_other_side_fails_lemma_4_5_and_says_so(small_run):
+    """Turned around, the weights' ray leads away from W_0: the lemma's condition is not met, and it does not hold."""
+    point = bns.load_point(small_run("dln", "none"), step=6)
+    with torch.no_grad():
+        point.model.layers["fc2"].linear.weight.neg_()
+    rows = bns.theory(point, ["fc2"]).set_index("statement").loc["4.5"]
+    assert not rows["condition"].any()
+    assert not rows["holds"].any()
+    begun = bns.load_point(small_run("dln", "none"), step=0).model.layers["fc2"].linear.weight.detach().double()
+    assert rows["lhs"].to_numpy() == pytest.approx(begun.square().sum(1).detach().numpy())  # a = 0 is the nearest
+
+
+def test_batchnorms_output_knows_no_scale_of_the_weights():
+    """What 4.5 rests on: a W gives the same output for every a > 0."""
+    x, linear, norm = torch.randn(50, 4).double(), nn.Linear(4, 3, bias=False).double(), BatchNorm(3).double()
+    before = norm(1e6 * linear(x))  # far above eps
+    with torch.no_grad():
+        linear.weight *= 0.3
+    torch.testing.assert_close(norm(1e6 * linear(x)), before, rtol=1e-9, atol=1e-9)
+
+
+def test_the_worst_case_of_4_4_is_what_a_direct_maximisation_finds():
+    """max ||X'g||^2 over ||X||_2 <= lambda, by gradient ascent on X projected back through its singular values."""
+    torch.manual_seed(0)
+    m, d, largest = 12, 5, 1.7
+    g = torch.randn(m, dtype=torch.float64)
+    x = torch.randn(m, d, dtype=torch.float64)
+    for _ in range(300):
+        x = x + 0.1 * torch.outer(g, x.T @ g)
+        u, s, v = torch.linalg.svd(x, full_matrices=False)
+        x = u @ torch.diag(s.clamp_max(largest)) @ v
+    assert float((x.T @ g).square().sum()) == pytest.approx(largest**2 * float(g @ g), rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "l1", "l2", "linf", "lp:3", "lp:7.5", "noisy-batch", "noisy-none"])
+@pytest.mark.parametrize("image", [False, True])
+def test_second_derivatives_are_those_of_the_whole_hessian(norm, image):
+    torch.manual_seed(1)
+    shape = (3, 2, 4, 4) if image else (5, 2)
+    linear = nn.Conv2d(2, 3, 3, padding=1) if image else nn.Linear(2, 3)
+    end = [nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)] if image else [nn.Tanh(), nn.Linear(3, 3)]
+    layers = [Layer(linear, build(norm, 3), *end), Layer(nn.Linear(3, 2), build(norm, 2), nn.Sigmoid())]
+    modules = [nn.Sequential(nn.Identity(), module.double()) for module in layers]
+    z, direction = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
+    found = second_derivatives(modules, lambda out: (out**3).sum(), z, direction, torch.tensor([1, 0]))
+
+    def loss(z):
+        return (nn.Sequential(*modules)(z.view(shape)) ** 3).sum()
+
+    hessian = torch.autograd.functional.hessian(loss, z.flatten())
+    for unit, value in zip((1, 0), found.tolist(), strict=True):
+        only = torch.zeros_like(direction)
+        only[:, unit] = direction[:, unit]
+        assert value == pytest.approx(float(only.flatten() @ hessian @ only.flatten()), rel=1e-9)
+
+
+def test_directions_are_taken_in_portions_of_bounded_memory(monkeypatch):
+    z, direction = torch.randn(6, 5).double(), torch.randn(6, 5).double()
+    arguments = ([nn.Linear(5, 5).double(), LpNorm(5, 3).double()], lambda out: (out**3).sum(), z, direction)
+    at_once = second_derivatives(*arguments, torch.arange(5))
+    monkeypatch.setattr("bnsmooth_cli.measures.taylor.CHUNK", 2 * z.numel())
+    torch.testing.assert_close(second_derivatives(*arguments, torch.arange(5)), at_once)
+
+
+def test_a_dead_unit_of_an_lp_norm_bends_nothing():
+    norm = LpNorm(2, 2).double()
+    z = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
+    found = second_derivatives([norm], lambda out: (out**2).sum(), z, torch.ones_like(z), torch.tensor([0, 1]))
+    assert torch.isfinite(found).all()
+
+
+def test_a_constant_unit_is_null_and_leaves_the_others_alone(small_run):
+    point = bns.load_point(small_run("dln", "none"), step=3)
+    with torch.no_grad():
+        point.model.layers["fc2"].linear.weight[1] = 0
+    rows = bns.theory(point, ["fc2"])
+    dead = (rows["unit"] == 1) & (rows["statement"] != "4.5")
+    assert rows.loc[dead, ["lhs", "rhs", "residual", "holds", "sigma"]].isna().all(axis=None)
+    proved = rows[~dead & rows["statement"].isin(PROVED)]
+    assert proved["holds"].all()
+    assert f"{2 + 2 + 2 + 1 + 1} undefined" in _verdict(rows)
+
+
+def test_a_point_that_overflows_is_null_throughout(small_run):
+    point = bns.load_point(small_run("dln", "none"), step=3)
+    with torch.no_grad():
+        point.model.layers["fc1"].linear.weight.fill_(torch.inf)
+    rows = bns.theory(point)
+    assert rows.loc[rows["statement"] == "4.1", "lhs"].isna().all()
+
+
+def test_the_verdict_tells_of_a_statement_that_fails(small_run):
+    rows = bns.theory(bns.load_point(small_run("dln", "batch"), step=3), ["fc1"])
+    assert "equal to 1e-09" in _verdict(rows)
+    rows.loc[rows.index[0], "holds"] = False
+    assert "NOT equal in 1 cases" in _verdict(rows)
+
+
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_it_is_measured_in_float64_whatever_the_points_precision(small_run, problem):
+    run = small_run(problem, "l1")
+    single = bns.theory(bns.load_point(run, step=3), ["fc1"])
+    double = bns.theory(bns.load_point(run, step=3, dtype=torch.float64), ["fc1"])
+    assert single.equals(double)
+
+
+def test_selection_names_what_there_is(small_run):
+    point = bns.load_point(small_run("vgg", "none"), step=0)
+    with pytest.raises(InputError, match="unknown layer 'conv9': did you mean 'conv8'"):
+        bns.theory(point, ["conv9"])
+    with pytest.raises(InputError, match=r"unknown layer 'fc3'.*known: conv1, .*, fc2\)"):
+        bns.theory(point, ["fc3"])  # never normalised
+    with pytest.raises(InputError, match="the layer conv1 has the units 0 to 3"):
+        bns.theory(point, ["conv1"], [4])
+    with pytest.raises(InputError, match="no layer of this network takes a norm"):
+        select(Chain({"only": Layer(nn.Linear(2, 2), None)}))
+    by_number, by_name = bns.activations(point, ["2", "fc1"]), bns.activations(point, ["conv2", "fc1"])
+    assert by_number.drop(columns="quantiles").equals(by_name.drop(columns="quantiles"))
+
+
+def test_the_noise_of_the_step_is_in_the_second_derivatives(small_run):
+    point = bns.load_point(small_run("dln", "noisy-batch"), step=3)
+    rows, elsewhere = bns.theory(point, ["fc1"]), bns.theory(dataclasses.replace(point, step=4), ["fc1"])
+    assert not np.allclose(rows["lhs"], elsewhere["lhs"])

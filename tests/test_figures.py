@@ -84,6 +84,35 @@ def ics(rough: float, noise: np.random.Generator, layers: int = 25) -> pd.DataFr
     return frame.assign(grad_norm=1.0, grad_norm_updated=1.0, cosine=noise.uniform(-1, 1, len(step)))
 
 
+def activations(rough: float, noise: np.random.Generator, layers: int = 3) -> pd.DataFrame:
+    grid = np.meshgrid(range(0, 310, 10), range(1, layers + 1), (4, 7), indexing="ij")
+    step, layer, unit = (axis.ravel() for axis in grid)
+    probabilities = (np.arange(100) + 0.5) / 100
+    width = np.sqrt(rough) * noise.uniform(0.9, 1.1, len(step))
+    quantiles = [scale * np.log(probabilities / (1 - probabilities)) for scale in width]
+    frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"conv{i}" for i in layer], "unit": unit})
+    moved = np.where(step == 0, np.nan, noise.random(len(step)))
+    ends = {"q01": [q[1] for q in quantiles], "q99": [q[-2] for q in quantiles]}
+    return frame.assign(mean=0.0, std=width, sigma=2 * width, wasserstein=moved, **ends, quantiles=quantiles)
+
+
+def theory(rough: float, noise: np.random.Generator, layers: int = 4) -> pd.DataFrame:
+    statements = ["4.1", "4.1 at y", "4.2", "4.4", "4.5"]
+    grid = np.meshgrid(range(0, 310, 50), range(1, layers + 1), range(3), range(len(statements)), indexing="ij")
+    step, layer, unit, which = (axis.ravel() for axis in grid)
+    statement = np.array(statements)[which]
+    rhs = (
+        rough
+        * 10 ** noise.uniform(-4, 4, len(step))
+        * np.where(statement == "4.2", noise.choice([-1, 1], len(step)), 1)
+    )
+    lhs = np.where(statement == "4.1 at y", rhs * noise.uniform(0.1, 3, len(step)), rhs)
+    frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"conv{i}" for i in layer], "unit": unit})
+    frame = frame.assign(statement=statement, affine="identity", lhs=lhs, rhs=rhs, holds=lhs <= rhs, sigma=rough)
+    signed = {name: noise.choice([-1.0, 1.0], len(step)) for name in ("alignment", "curvature")}
+    return frame.assign(mean_fraction=1e-34, output_fraction=1e-3 * noise.random(len(step)), **signed)
+
+
 def compared(rough: float, noise: np.random.Generator) -> pd.DataFrame:
     figures = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
     accuracy = 0.85 - 0.002 * rough + noise.normal(0, 0.001)
@@ -102,6 +131,8 @@ ROWS = {
     "landscape": landscape,
     "smoothness": smoothness,
     "ics": ics,
+    "activations": activations,
+    "theory": theory,
     "compare": compared,
 }
 
@@ -157,7 +188,7 @@ def test_a_single_row_is_drawn(kind: str) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"landscpae.*train, landscape, smoothness, ics, compare"):
+    with pytest.raises(ValueError, match=r"landscpae.*train, landscape, smoothness, ics, activations, theory, compare"):
         render("landscpae", make(landscape))
 
 
@@ -174,8 +205,8 @@ def test_the_legend_names_each_norm_once_in_the_papers_order(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_norm_has_its_colour_in_every_figure_whatever_stands_beside_it(kind: str) -> None:
-    alone = line_colours(render(kind, make(ROWS[kind], norms=("my:Norm",))).axes[0])
-    both = line_colours(render(kind, make(ROWS[kind], norms=("none", "batch", "my:Norm"))).axes[0])
+    alone = line_colours(render(kind, make(ROWS[kind], norms=("my:Norm",))).axes[-1])
+    both = line_colours(render(kind, make(ROWS[kind], norms=("none", "batch", "my:Norm"))).axes[-1])
     assert both == {"#000000", "#0072B2", *alone}
     assert alone == line_colours(render("train", make(vgg_training, norms=("my:Norm",))).axes[0])
 
@@ -324,6 +355,75 @@ def test_ics_stands_beside_the_training_curve_of_its_own_runs(
     figure = render("ics", make(ics, norms=("none", "batch")), training=make(rows))
     assert figure.axes[0].get_ylabel() == ylabel
     assert line_colours(figure.axes[0]) == {"#000000", "#0072B2"}
+
+
+def test_distributions_share_their_axes_across_norms() -> None:
+    table = make(activations, norms=("none", "batch", "linf"))
+    figure = render("activations", table)
+    names = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
+    assert names == ["none\nstep", "batch\nstep", "linf\nstep", "σ² before the norm", "W₁ to the step before / std"]
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["conv1, unit 4", "conv2, unit 4", "conv3, unit 4"]
+    for layer in range(3):
+        column = [figure.axes[layer + 3 * row] for row in range(3)]
+        assert len({(axes.get_xlim(), axes.get_ylim()) for axes in column}) == 1
+        assert [len(axes.lines) for axes in column] == [12] * 3  # of 31 measured steps
+    # The wide norm's ridges are lower than the narrow one's, in the same proportion at every bin's width.
+    heights = [np.ptp(np.asarray(figure.axes[3 * row].lines[-1].get_ydata())) for row in (0, 1)]
+    assert heights[0] < heights[1] / 2
+
+
+def test_a_ridge_is_the_unit_s_density() -> None:
+    figure = render("activations", make(activations, norms=("batch",)))
+    line = figure.axes[0].lines[0]  # the last step's, at the top
+    x, height = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float) - 11
+    logistic = 1 / (4 * np.cosh(x / 2) ** 2)
+    np.testing.assert_allclose(height / height.max(), logistic / logistic.max(), atol=0.12)
+
+
+def test_one_norm_that_is_far_wider_does_not_flatten_the_others() -> None:
+    table = make(activations, norms=("none", "batch", "l1"))
+    wide = table["norm"] == "none"
+    table.loc[wide, ["q01", "q99"]] *= 1e4
+    low, high = render("activations", table).axes[0].get_xlim()
+    assert -100 < low < -4 < 4 < high < 100
+
+
+def test_many_layers_are_shown_by_five_of_them() -> None:
+    figure = render("activations", make(lambda r, n: activations(r, n, layers=25), norms=("batch",)))
+    assert [axes.get_title().split(",")[0] for axes in figure.axes[:5]] == [
+        "conv1",
+        "conv7",
+        "conv13",
+        "conv19",
+        "conv25",
+    ]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_the_theory_sets_side_against_side_for_layers_over_the_depth(layers: int) -> None:
+    figure = render("theory", make(lambda r, n: theory(r, n, layers), norms=("none", "batch")))
+    shown = {1: ["conv1"], 2: ["conv1", "conv2"], 4: ["conv1", "conv3", "conv4"]}[layers]
+    statements = [f"{s}, {layer}" for s in ("4.1", "4.1 at y", "4.2") for layer in shown]
+    assert [axes.get_title() for axes in figure.axes[: len(statements)]] == statements
+    dots = [line for line in figure.axes[0].lines if line.get_marker() == "."]
+    assert [len(line.get_xdata()) for line in dots] == [21, 21]  # 7 steps x 3 units
+    np.testing.assert_allclose(dots[0].get_xdata(), dots[0].get_ydata())
+    for axes in figure.axes[: len(statements)]:
+        assert (axes.get_xlim(), axes.get_xscale()) == (axes.get_ylim(), axes.get_yscale())
+    reductions = [axes for axes in figure.axes if axes.get_title().startswith("reduction")]
+    assert [axes.get_yscale() for axes in reductions] == ["log", "log"]
+    assert_finite(figure)
+
+
+def test_ticks_of_an_axis_through_zero_stay_apart() -> None:
+    figure = render("theory", make(theory, norms=("none", "batch")))
+    figure.draw_without_rendering()
+    signed = [axes for axes in figure.axes if axes.get_xscale() == "symlog"]
+    assert signed
+    for axes in signed:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert len(boxes) >= 3
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_compare_puts_the_best_first_and_says_what_diverged_or_fell_short() -> None:

@@ -30,8 +30,11 @@ def theory(
 ) -> None:
     """Verify theorems 4.1, 4.2, 4.4, observation 4.3 and lemma 4.5, unit by unit in float64 (section 4, figure 5).
 
-    One row a measured step, statement, layer and unit: both sides, and what the reductions amount to. Without a run it
-    takes the deep linear network (convolutions: --problem vgg). A VGG's units take a while: choose --at, --units.
+    One row a measured step, statement, layer and unit: both sides, and what the reductions amount to.
+
+    Without a run it takes the deep linear network; for convolutions, --problem vgg.
+
+    All units of a VGG take about a minute a step: choose some with --at and --units.
 
     [bold]Examples[/]
 

@@ -132,7 +132,7 @@ class Scale:
     def _powers(self, linear_to: float) -> list[float]:
         """Zero and a few powers of ten to either side: matplotlib's own choice of ticks runs together around zero."""
         first, last = np.log10(linear_to), np.floor(np.log10(max(self.high, -self.low)))
-        apart = max(1, int(np.ceil((last - first) / 2)))
+        apart = max(2, int(np.ceil((last - first) / 2)))
         powers = [10.0**exponent for exponent in np.arange(last, first, -apart)]
         return [-power for power in powers if -power >= self.low] + [0.0] + [p for p in powers if p <= self.high]
 

@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 BNSMOOTH ?= $(BIN)/bnsmooth
 # More of train's options for the runs/ rules, as in: make TRAIN="--preset paper" runs/vgg-l1-lr0.1-seed0/ics.parquet
 TRAIN ?=
-# More of theory's options, as in --at 0,100: all units at all checkpoints of a VGG take long.
+# More options of the two that take long, as in THEORY="--at 0,100".
+SMOOTHNESS ?=
 THEORY ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -26,7 +27,7 @@ DEMO_FIGURES := $(addprefix demo/,training.png landscape.png smoothness.png ics.
 	linear-training.png linear-ics.png linear-theory.png compare.png)
 
 demo: setup
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO_FIGURES)
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 SMOOTHNESS="--every 100" THEORY="--every 250" $(DEMO_FIGURES)
 	@echo "Tables are in runs/*/, figures in demo/: $(notdir $(DEMO_FIGURES))"
 
 demo/training.png: $(VGG:=/train.parquet)
@@ -37,7 +38,6 @@ demo/activations.png: $(VGG:=/activations.parquet)
 demo/linear-training.png: $(DLN:=/train.parquet)
 demo/linear-ics.png: $(DLN:=/ics.parquet) $(DLN:=/train.parquet)
 demo/linear-theory.png: $(DLN:=/theory.parquet)
-demo/linear-theory.png: THEORY = --every 250
 demo/compare.png: demo/compare.parquet
 demo/%.png:
 	$(BNSMOOTH) plot $^ -o $@
@@ -60,7 +60,7 @@ runs/%/train.parquet:
 runs/%/landscape.parquet: runs/%/train.parquet
 	$(BNSMOOTH) landscape runs/$* --force
 runs/%/smoothness.parquet: runs/%/train.parquet
-	$(BNSMOOTH) smoothness runs/$* --force
+	$(BNSMOOTH) smoothness runs/$* $(SMOOTHNESS) --force
 runs/%/ics.parquet: runs/%/train.parquet
 	$(BNSMOOTH) ics runs/$* --force
 runs/%/activations.parquet: runs/%/train.parquet

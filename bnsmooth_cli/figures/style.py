@@ -134,7 +134,7 @@ class Scale:
         first, last = np.log10(linear_to), np.floor(np.log10(max(self.high, -self.low)))
         apart = max(2, int(np.ceil((last - first) / 2)))
         powers = [10.0**exponent for exponent in np.arange(last, first, -apart)]
-        return [-power for power in powers if -power >= self.low] + [0.0] + [p for p in powers if p <= self.high]
+        return sorted([-p for p in powers if -p >= self.low] + [0.0] + [p for p in powers if p <= self.high])
 
     def width(self, values: pd.DataFrame) -> float:
         """How wide the band from the rows' smallest to their largest values is drawn."""

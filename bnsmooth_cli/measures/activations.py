@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from bnsmooth_cli import norms
@@ -69,6 +68,8 @@ def _sample(selected: Selected, seed: int) -> Selected:
 
 
 def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
+    from scipy import stats  # half a second, which no other command should wait for
+
     before, after = (_values(tensor, selected.units) for tensor in (y, z))
     with np.errstate(invalid="ignore"):
         named, evenly = np.quantile(after, [*_NAMED.values()], axis=1), np.quantile(after, PROBABILITIES, axis=1)
@@ -103,6 +104,8 @@ def distances(rows: pd.DataFrame) -> pd.DataFrame:
     $W_1(P, Q) = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)| du$ (SciPy's), P and Q given by their `quantiles`: points of equal
     weight. In the unit of the activations; null at a run's first measured step.
     """
+    from scipy import stats
+
     for _, unit in rows.groupby(["run", "layer", "unit"], sort=False):
         unit = unit.sort_values("step")
         for before, after in zip(unit.index[:-1], unit.index[1:], strict=True):

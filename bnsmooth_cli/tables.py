@@ -122,9 +122,9 @@ def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise InputError(f"{path}: table format {provenance.get('format')}, this bnsmooth reads {FORMAT}; upgrade it")
     found = provenance["kind"]
     if kind is not None and found != kind:
-        raise InputError(f"{path}: a {found} table; a {kind} table is needed here")
+        raise InputError(f"{path}: a table of kind {found}; one of kind {kind} is needed here")
     if missing := [name for name in SCHEMAS[found] if name not in schema.names]:
-        raise InputError(f"{path}: the column '{missing[0]}' of a {found} table is missing")
+        raise InputError(f"{path}: the column '{missing[0]}' of a table of kind {found} is missing")
     return provenance
 
 

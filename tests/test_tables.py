@@ -64,7 +64,7 @@ def test_tables_that_cannot_be_used_say_why(small_run, tmp_path):
     rewritten(good, file, kind="ics")
     with pytest.raises(InputError, match="column 'layer'"):
         read_table(file)
-    with pytest.raises(InputError, match="a train table; a landscape table is needed"):
+    with pytest.raises(InputError, match="of kind train; one of kind landscape is needed"):
         read_table(good, "landscape")
 
 

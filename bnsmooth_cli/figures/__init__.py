@@ -67,7 +67,7 @@ def plot_tables(sources: Sequence[Path], output: Path) -> None:
     kind = "ics" if set(kinds) == {"ics", "train"} else kinds[0]
     for path, other in zip(sources, kinds, strict=True):
         if other != kind and kind != "ics":
-            raise InputError(f"{path}: a {other} table among {kind} tables; plot one kind at a time")
+            raise InputError(f"{path}: of kind {other} among tables of kind {kind}; plot one kind at a time")
     chosen = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]
     training = [frame for frame, other in zip(frames, kinds, strict=True) if other != kind]
     figure = render(kind, pd.concat(chosen), pd.concat(training) if training else None)

@@ -121,6 +121,6 @@ def _answered(path: Path, kind: str, request: dict[str, Any]) -> bool:
     provenance = tables.read_provenance(path, kind)
     if different := [key for key, value in request.items() if provenance.get(key) != value]:
         raise InputError(
-            f"{path}: already a {kind} table, of other {' and '.join(different)}; --force, or -o another file"
+            f"{path}: already a table of kind {kind}, of other {' and '.join(different)}; --force, or -o another file"
         )
     return True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.func import functional_call
 from bnsmooth_cli import norms, problems, runs
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.problems import Chain, Problem
+from bnsmooth_cli.problems import Chain, Problem, Program
 from bnsmooth_cli.runs import Source
 from bnsmooth_cli.training import Trajectory, choose_device
 
@@ -92,11 +93,47 @@ class Point:
         values = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
         return self.problem.objective(functional_call(self.model, values, (self.inputs,)), self.targets)
 
-    def gradient_at(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss at `theta` and its gradient, shape (n,), both without a graph."""
-        theta = theta.detach().requires_grad_()
-        loss = self.loss_at(theta)
-        return loss.detach(), torch.autograd.grad(loss, theta)[0]
+    @property
+    def program(self) -> Program | None:
+        """A faster way to losses and gradients at many parameter vectors, where the problem has one."""
+        return self.problem.program(self.inputs.dtype, self.inputs.device)
+
+    def gradients_at(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses (P,) at parameter vectors (P, n) and their gradients (P, n), without a graph."""
+        if self.program is not None:
+            found = self.program(thetas)
+            return found.loss, found.gradient
+        pairs = []
+        for theta in thetas.detach():
+            theta.requires_grad_()
+            loss = self.loss_at(theta)
+            pairs.append((loss.detach(), torch.autograd.grad(loss, theta)[0]))
+        if len(pairs) == 1:
+            return pairs[0][0][None], pairs[0][1][None]
+        return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+
+    def hessian(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        r"""The gradient (n,), and the Hessian as the function that multiplies a vector with it.
+
+        By a second differentiation of the gradient's graph, or by the complex step
+        $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$ where the point has a program, which is holomorphic.
+        """
+        theta = self.theta
+        program = self.program
+        if program is None or theta.device.type == "mps":  # that has few complex operations
+            theta.requires_grad_()
+            (graph,) = torch.autograd.grad(self.loss_at(theta, fused=False), theta, create_graph=True)
+            # The graph of the gradient is built once and differentiated many times.
+            return graph.detach(), lambda v: torch.autograd.grad(graph, theta, v, retain_graph=True)[0]
+
+        def product(v: Tensor) -> Tensor:
+            size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+            return program(torch.complex(theta, v * (_STEP / size))[None]).gradient[0].imag * (size / _STEP)
+
+        return program(theta[None]).gradient[0], product
+
+
+_STEP: Final = 1e-12  # of the complex step: its error is the square of this
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from bnsmooth_cli import norms, problems, runs, tables
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.problems import Problem
+from bnsmooth_cli.problems import Problem, Program
 from bnsmooth_cli.runs import Run
 
 #: Steps between two reads of the recorded losses, each of which waits for the device.
@@ -60,6 +60,12 @@ class Trajectory:
         momentum = problem.config.momentum
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if momentum else []
         self.step = 0
+        #: What a step is taken on: the parameters and the velocities, or one vector of each for a program.
+        self._moving, self._pushing = self.parameters, self.velocity
+        self._program = problem.program(self.parameters[0].dtype, problem.device)
+        if self._program is not None:
+            self._moving, self._running = [_joined(self.parameters)], _joined([*self.model.buffers()])
+            self._pushing = [_joined(self.velocity)] if momentum else []
 
     def state(self) -> dict[str, Any]:
         """The tensors that the future depends on."""
@@ -79,8 +85,10 @@ class Trajectory:
             raise InputError(f"{checkpoint}: its tensors do not fit its configuration ({reason})") from error
         (self.step,) = source.checkpoints
 
-    def gradients(self, *, update_statistics: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
         """(loss, accuracy, gradient norm) on this step's batch as one tensor on the device, and the gradients."""
+        if self._program is not None:
+            return self._run_program(self._program, update_statistics)
         problem = self.problem
         norms.prepare(self.model.norms, problem.config.seed, self.step, update_statistics=update_statistics)
         inputs, targets = problem.batch(self.step)
@@ -90,13 +98,30 @@ class Trajectory:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return torch.stack((loss.detach(), problem.accuracy(outputs.detach(), targets), norm)), gradients
 
+    def _run_program(self, program: Program, update_statistics: bool) -> tuple[Tensor, Tensors]:
+        found = program(self._moving[0][None])
+        if update_statistics:
+            program.follow(self._running, found)
+        loss, gradient = found.loss[0], found.gradient[0]
+        return torch.stack((loss, torch.full_like(loss, torch.nan), torch.linalg.vector_norm(gradient))), [gradient]
+
     def advance(self) -> Tensor:
         """Take the step to theta_{t+1}; what `gradients` recorded at theta_t."""
         record, gradients = self.gradients(update_statistics=True)
         config = self.problem.config
-        sgd_step(self.parameters, gradients, self.velocity, config.lr, config.momentum)
+        sgd_step(self._moving, gradients, self._pushing, config.lr, config.momentum)
         self.step += 1
         return record
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """One vector of all their numbers, which the tensors become views of."""
+    if not tensors:
+        return torch.empty(0)
+    whole = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    for tensor, piece in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.data = piece.view(tensor.shape)
+    return whole
 
 
 class _Log:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 import torch
@@ -27,24 +29,18 @@ def ics(point: Point) -> pd.DataFrame:
     ...     bns.ics(bns.load_point(run))[["layer", "ics", "cosine"]].values[0].tolist()
     [1.0, 0.0, 1.0]
     """
-    parameters: list[Tensor] = list(point.model.parameters())
-    gradients = torch.autograd.grad(point.loss(), parameters)
-    updated = [p.detach().clone() for p in parameters]
-    sgd_step(updated, gradients, [v.clone() for v in point.velocity], point.config.lr, point.config.momentum)
+    theta = point.theta
+    (gradient,) = point.gradients_at(theta[None])[1]
+    updated, velocity = theta.clone(), [flatten(point.velocity)] if point.velocity else []
+    sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
 
-    records: list[Tensor] = []
-    activations, place = point.inputs, 0
-    for layer in point.model.layers.values():
-        own: list[Tensor] = list(layer.parameters())
-        here = slice(place, place + len(own))
-        before = flatten(gradients[here])
-        # Nothing before layer 1 moves, so its G' is G; the others' run only the layers from theirs on.
-        after = flatten(_suffix_gradient(point, len(records), activations, own)) if records else before
-        records.append(_compare(before, after))
-        values = dict(zip(dict(layer.named_parameters()), updated[here], strict=True))
-        with torch.no_grad():  # the updated prefix is run once, a layer at a time
-            activations = functional_call(layer, values, (activations,))
-        place = here.stop
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in point.model.layers.values()]
+    first, *later = gradient.split(sizes)
+    shifted = (
+        _layer_by_layer(point, updated, sizes) if point.program is None else _at_once(point, theta, updated, sizes)
+    )
+    # Nothing before layer 1 moves, so its G' is G.
+    records = [_compare(first, first), *(_compare(g, there) for g, there in zip(later, shifted, strict=True))]
     norms, norms_updated, distances, products = torch.stack(records).cpu().double().numpy().T
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = products / (norms * norms_updated)
@@ -62,11 +58,31 @@ def ics(point: Point) -> pd.DataFrame:
     return label(point, frame)
 
 
-def _suffix_gradient(point: Point, first: int, activations: Tensor, own: list[Tensor]) -> tuple[Tensor, ...]:
-    """G' of the layer at index `first`: forward from its inputs, backward down to its own parameters."""
-    for layer in list(point.model.layers.values())[first:]:
-        activations = layer(activations)
-    return torch.autograd.grad(point.problem.objective(activations, point.targets), own)
+def _at_once(point: Point, theta: Tensor, updated: Tensor, sizes: list[int]) -> list[Tensor]:
+    """G' of the layers from the second on: a parameter vector each, the updated one up to the layer."""
+    starts = np.cumsum(sizes)[:-1].tolist()
+    thetas = theta.repeat(len(starts), 1)
+    for mixed, start in zip(thetas, starts, strict=True):
+        mixed[:start] = updated[:start]
+    gradients = point.gradients_at(thetas)[1]
+    return [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
+
+
+def _layer_by_layer(point: Point, updated: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """G' of the layers from the second on: the updated prefix runs once, and only what follows it is differentiated."""
+    layers = list(point.model.layers.values())
+    activations = point.inputs
+    for place, (layer, values) in enumerate(zip(layers[:-1], updated.split(sizes), strict=False)):
+        named = dict(layer.named_parameters())
+        pieces = values.split([p.numel() for p in named.values()])
+        moved = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+        with torch.no_grad():
+            activations = functional_call(layer, moved, (activations,))
+        outputs = activations
+        for following in layers[place + 1 :]:
+            outputs = following(outputs)
+        loss = point.problem.objective(outputs, point.targets)
+        yield flatten(torch.autograd.grad(loss, list(layers[place + 1].parameters())))
 
 
 def _compare(before: Tensor, after: Tensor) -> Tensor:

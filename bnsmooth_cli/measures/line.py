@@ -66,17 +66,18 @@ def landscape(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFra
 def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
     """The line's rows without the run's columns."""
     lr = point.config.lr
-    theta = point.theta
-    loss, gradient = point.gradient_at(theta)
-    norm = torch.linalg.vector_norm(gradient)
+    theta = point.theta[None]
+    loss, gradient = point.gradients_at(theta)
+    norm = torch.linalg.vector_norm(gradient, dim=1)
     records = [torch.stack((loss, norm, torch.zeros_like(norm), norm * norm))]
-    moved = torch.empty_like(theta)
-    for alpha in alphas:
-        torch.add(theta, gradient, alpha=-alpha * lr, out=moved)
-        loss, there = point.gradient_at(moved)
-        records.append(_compare(loss, gradient, there))
+    # A program takes the whole line at once; a network takes one step length after the other, in the same memory.
+    at_once = len(alphas) if point.program is not None else 1
+    moved = theta.new_empty(at_once, theta.shape[1])
+    for etas in theta.new_tensor([[-alpha * lr] for alpha in alphas]).split(at_once) if alphas else ():
+        torch.addcmul(theta, etas, gradient, out=moved)
+        records.append(_compare(*point.gradients_at(moved), gradient))
     # One transfer for the whole line: nothing waits for the device before this.
-    losses, norms, distances, products = torch.stack(records).cpu().double().numpy().T
+    losses, norms, distances, products = torch.cat(records, 1).cpu().double().numpy()
     step_sizes = lr * np.array([0.0, *alphas])
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = products / (norms * norms[0])
@@ -93,7 +94,7 @@ def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
     )
 
 
-def _compare(loss: Tensor, gradient: Tensor, there: Tensor) -> Tensor:
-    """(loss, norm, distance, inner product) of the gradient elsewhere; `there` is overwritten."""
-    norm, product = torch.linalg.vector_norm(there), torch.dot(there, gradient)
-    return torch.stack((loss, norm, torch.linalg.vector_norm(there.sub_(gradient)), product))
+def _compare(losses: Tensor, there: Tensor, gradient: Tensor) -> Tensor:
+    """(loss, norm, distance, inner product) of the gradients elsewhere, (4, P); `there` is overwritten."""
+    norm, product = torch.linalg.vector_norm(there, dim=1), there @ gradient[0]
+    return torch.stack((losses, norm, torch.linalg.vector_norm(there.sub_(gradient), dim=1), product))

@@ -60,22 +60,13 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFr
 
 def hessian_figures(point: Point) -> tuple[float, float]:
     """(curvature along the gradient, eigenvalue of largest magnitude); NaN where the gradient is not finite."""
-    theta = point.theta.requires_grad_()
-    loss = point.loss_at(theta, fused=False)
-    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-    direction = gradient.detach()
+    direction, product = point.hessian()
     squared = torch.dot(direction, direction)
     if not (torch.isfinite(squared) and squared > 0):
         return float("nan"), float("nan")
-
-    def product(
-        vector: Tensor,
-    ) -> Tensor:  # the graph of the gradient is built once and differentiated many times
-        return torch.autograd.grad(gradient, theta, vector, retain_graph=True)[0]
-
     curvature = torch.dot(direction, product(direction)) / squared
-    start = torch.randn(len(theta), generator=generator(point.config.seed, "lanczos", point.step))
-    return curvature.item(), largest_eigenvalue(product, start.to(theta))
+    start = torch.randn(len(direction), generator=generator(point.config.seed, "lanczos", point.step))
+    return curvature.item(), largest_eigenvalue(product, start.to(direction))
 
 
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor) -> float:

@@ -7,11 +7,11 @@ from typing import Final
 import torch
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.problems.base import Chain, Layer, Problem
+from bnsmooth_cli.problems.base import Chain, Layer, Problem, Program
 from bnsmooth_cli.problems.linear import DeepLinear
 from bnsmooth_cli.problems.vgg import Vgg
 
-__all__ = ["Chain", "Layer", "Problem", "build"]
+__all__ = ["Chain", "Layer", "Problem", "Program", "build"]
 
 _PROBLEMS: Final[dict[str, type[Problem]]] = {"vgg": Vgg, "dln": DeepLinear}
 

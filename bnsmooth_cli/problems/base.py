@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,30 @@ class Chain(nn.Module):
                 nn.init.zeros_(layer.linear.bias)
 
 
+class Pass(NamedTuple):
+    """At P parameter vectors: losses (P,), gradients (P, n), and the norms' means and scales, (layers, P, d) each."""
+
+    loss: Tensor
+    gradient: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
+class Program(ABC):
+    """The whole batch's loss and gradient as a function of parameter vectors, where a problem knows a faster way to it.
+
+    It is holomorphic, so that complex vectors give derivatives of the gradient.
+    """
+
+    @abstractmethod
+    def __call__(self, theta: Tensor) -> Pass:
+        """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
+
+    @abstractmethod
+    def follow(self, running: Tensor, found: Pass) -> None:
+        """Update the running statistics, all the network's buffers in one vector, by those of a training step."""
+
+
 class Problem(ABC):
     """A network, an objective, and the batch of every step, all functions of the configuration."""
 
@@ -87,6 +111,10 @@ class Problem(ABC):
     @abstractmethod
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss that training minimises, a scalar with its graph."""
+
+    def program(self, dtype: torch.dtype, device: torch.device) -> Program | None:
+        """A faster way than the network's to the loss and its gradient, where the problem has one."""
+        return None
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The share of correct answers, a scalar on the device; NaN for a problem that classifies nothing."""

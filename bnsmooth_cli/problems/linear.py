@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config
+from bnsmooth_cli.problems.affine import AffineProgram
 from bnsmooth_cli.problems.base import Chain, Layer, Problem
 from bnsmooth_cli.streams import generator
 
@@ -32,6 +33,7 @@ class DeepLinear(Problem):
         matrix = torch.randn(config.dimension, config.dimension, generator=random)
         self._inputs = inputs.to(device)
         self._targets = (inputs @ matrix.T).to(device)
+        self._programs: dict[tuple[torch.dtype, torch.device], AffineProgram] = {}
 
     def network(self) -> Chain:
         """`depth` bias-free linear layers named fc1, fc2, ..., each followed by the norm."""
@@ -50,6 +52,17 @@ class DeepLinear(Problem):
             return self._inputs, self._targets
         chosen = self.indices(step)
         return self._inputs[chosen], self._targets[chosen]
+
+    def program(self, dtype: torch.dtype, device: torch.device) -> AffineProgram | None:
+        """Of the full batch, but for the noise, which is another one for every sample."""
+        config = self.config
+        if config.batch_size < self.num_samples or config.norm.startswith("noisy"):
+            return None
+        key = (dtype, device)
+        if key not in self._programs:
+            data = self._inputs.to(device), self._targets.to(device)
+            self._programs[key] = AffineProgram(*data, config.norm, config.depth, dtype)
+        return self._programs[key]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The squared error summed over samples and units."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,15 @@ class _Norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(num_features))
         self.beta = nn.Parameter(torch.zeros(num_features))
         self.update_statistics = True
+        self.fused = True  # False computes the batch's statistics in operations that are cheap to differentiate twice
 
-    def normalise(self, y: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        """The affine map of every unit, given its centre and scale, shape (C,) each."""
+    def normalise(
+        self, y: Tensor, centre: Tensor, scale: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None
+    ) -> Tensor:
+        """The affine map of every unit, given its centre and scale, shape (C,) each; gamma and beta are its own."""
+        gamma, beta = self.gamma if gamma is None else gamma, self.beta if beta is None else beta
         unit = (-1,) + (1,) * (y.dim() - 2)
-        return (y - centre.view(unit)) * (self.gamma / scale).view(unit) + self.beta.view(unit)
+        return (y - centre.view(unit)) * (gamma / scale).view(unit) + beta.view(unit)
 
     def extra_repr(self) -> str:
         return str(self.num_features)
@@ -106,7 +110,6 @@ class BatchNorm(_Norm):
         super().__init__(num_features)
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
-        self.fused = True  # False computes the batch's statistics in operations that are cheap to differentiate twice
 
     def forward(self, y: Tensor) -> Tensor:
         if self.training and not self.fused:
@@ -139,33 +142,130 @@ class LpNorm(_Norm):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_scale", torch.ones(num_features))
 
-    def scale(self, y: Tensor) -> Tensor:
-        """s_p of every unit, shape (C,)."""
-        reduced = (0, *range(2, y.dim()))
+    def scale(self, y: Tensor, repeat: int = 1, buffer: Tensor | None = None) -> Tensor:
+        """s_p of every unit, (C,), of activations laid out as by `_rows`; `buffer` takes what is as large as these."""
+        if self.p == 2:
+            s = _mean(torch.mul(y, y, out=buffer), repeat).clamp_min(EPSILON**2).sqrt()
+            return s.clamp_min(EPSILON)
+        size = torch.abs(y, out=buffer)
         if self.p == 1:
-            s = y.abs().mean(reduced)
-        elif self.p == 2:
-            s = y.square().mean(reduced).clamp_min(EPSILON**2).sqrt()
+            s = _mean(size, repeat)
         elif self.p == math.inf:
-            s = y.abs().amax(reduced)
+            s = _largest(size, repeat)
         else:
             # Divided by the largest value first: |y|^p of a large P would overflow.
-            peak = y.detach().abs().amax(reduced, keepdim=True).clamp_min(EPSILON)
-            s = (y / peak).abs().pow(self.p).mean(reduced).clamp_min(torch.finfo(y.dtype).tiny).pow(1 / self.p)
-            s = s * peak.flatten()
+            peak = _largest(size.detach(), repeat).clamp_min(EPSILON)
+            powers = torch.pow(torch.div(size, _spread(peak, repeat), out=buffer), self.p, out=buffer)
+            s = _mean(powers, repeat).clamp_min(torch.finfo(y.dtype).tiny).pow(1 / self.p) * peak
         return s.clamp_min(EPSILON)
 
     def forward(self, y: Tensor) -> Tensor:
         if not self.training:
             return self.normalise(y, self.running_mean, self.running_scale)
-        mean, scale = y.mean((0, *range(2, y.dim()))), self.scale(y)
+        if self.fused:
+            out, mean, scale = _FusedLpNorm.apply(y, self.gamma, self.beta, self)
+        else:
+            by_unit = y.movedim(1, -1).flatten(0, -2)
+            mean, scale = by_unit.mean(0), self.scale(by_unit)
+            out = self.normalise(y, mean, scale)
         if self.update_statistics:
             self.running_mean.lerp_(mean.detach(), MOMENTUM)
             self.running_scale.lerp_(scale.detach(), MOMENTUM)
-        return self.normalise(y, mean, scale)
+        return out
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, p={self.p:g}"
+
+
+class _FusedLpNorm(torch.autograd.Function):
+    r"""LpNorm's forward and backward in the memory of their results: large temporaries cost more than the arithmetic.
+
+    With $r = \gamma / s$ and $g$ the gradient at the output, $\dot s = -\frac{r}{s} \sum g (y - \mu)$ and the gradient
+    at y is $r g - \frac{r}{m} \sum g + \dot s \, \partial s / \partial y$, where $\partial s / \partial y$ is
+    $\frac1m s^{1-p} |y|^{p-1} \operatorname{sign} y$; for p = inf it is sign y, shared by the largest.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, gamma: Tensor, beta: Tensor, norm: LpNorm) -> tuple[Tensor, Tensor, Tensor]:
+        y = _dense(y)
+        out = torch.empty_like(y)
+        (rows, repeat), (result, _) = _rows(y), _rows(out)
+        mean, scale = _mean(rows, repeat), norm.scale(rows, repeat, result)
+        torch.sub(rows, _spread(mean, repeat), out=result)
+        result.mul_(_spread(gamma / scale, repeat)).add_(_spread(beta, repeat))
+        ctx.save_for_backward(y, gamma, beta, mean, scale)
+        ctx.norm = norm
+        ctx.mark_non_differentiable(mean, scale)
+        return out, mean, scale
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        y, gamma, beta, mean, scale = ctx.saved_tensors
+        norm: LpNorm = ctx.norm
+        if torch.is_grad_enabled():  # a gradient that is to be differentiated again: by elementary operations
+            inputs = [tensor for tensor in (y, gamma, beta) if tensor.requires_grad]
+            by_unit = y.movedim(1, -1).flatten(0, -2)
+            again = norm.normalise(y, by_unit.mean(0), norm.scale(by_unit), gamma, beta)
+            found = iter(torch.autograd.grad(again, inputs, g, create_graph=True))
+            return *(next(found) if tensor.requires_grad else None for tensor in (y, gamma, beta)), None
+
+        result = torch.empty_like(y)
+        (rows, repeat), (slope, _), (arriving, _) = _rows(y), _rows(result), _rows(_dense(g, like=y))
+        count = y.numel() // y.shape[1]
+        total = count * _mean(arriving, repeat)
+        torch.sub(rows, _spread(mean, repeat), out=slope).mul_(arriving)
+        along = count * _mean(slope, repeat) / scale  # the gradient at gamma
+        ratio = gamma / scale
+        # A scale that is held at EPSILON does not move.
+        turn = (-ratio * along).where(scale > EPSILON, 0.0)
+        if norm.p == 2:
+            torch.mul(rows, _spread(turn / scale / count, repeat), out=slope)
+        elif norm.p == math.inf:
+            torch.abs(rows, out=slope).eq_(_spread(scale, repeat))
+            share = turn / (count * _mean(slope, repeat)).clamp_min(1)
+            slope.copysign_(rows).mul_(_spread(share, repeat))
+        elif norm.p == 1:
+            torch.sign(rows, out=slope).mul_(_spread(turn / count, repeat))
+        else:
+            torch.abs(rows, out=slope).div_(_spread(scale, repeat)).pow_(norm.p - 1)
+            slope.copysign_(rows).mul_(_spread(turn / count, repeat))
+        slope.sub_(_spread(ratio * total / count, repeat)).addcmul_(arriving, _spread(ratio, repeat))
+        return result, along, total, None
+
+
+def _dense(y: Tensor, like: Tensor | None = None) -> Tensor:
+    """y in the layout of `like`, or in the one of the two below that it is in already."""
+    layout = torch.contiguous_format
+    if y.dim() == 4 and (y if like is None else like).is_contiguous(memory_format=torch.channels_last):
+        layout = torch.channels_last
+    return y.contiguous(memory_format=layout)
+
+
+def _rows(y: Tensor) -> tuple[Tensor, int]:
+    """Activations as a matrix whose columns belong to one unit each, and how often a unit comes in a row.
+
+    A view that operations run through as one stretch of memory: (N H W, C) and 1 where the channels come last, else
+    (N, C H W) and H W.
+    """
+    if y.dim() == 2 or y.is_contiguous():
+        return y.flatten(1), y[0, 0].numel()
+    return y.movedim(1, -1).flatten(0, -2), 1
+
+
+def _mean(rows: Tensor, repeat: int) -> Tensor:
+    """Of every unit, shape (C,)."""
+    mean = rows.mean(0)
+    return mean if repeat == 1 else mean.view(-1, repeat).mean(1)
+
+
+def _largest(rows: Tensor, repeat: int) -> Tensor:
+    largest = rows.amax(0)
+    return largest if repeat == 1 else largest.view(-1, repeat).amax(1)
+
+
+def _spread(values: Tensor, repeat: int) -> Tensor:
+    """A value a unit, (C,), as a row."""
+    return values if repeat == 1 else values.repeat_interleave(repeat)
 
 
 class Noise(nn.Module):
@@ -209,5 +309,4 @@ def prepare(
             place += 1
         elif isinstance(module, _Norm):
             module.update_statistics = update_statistics
-            if isinstance(module, BatchNorm):
-                module.fused = fused
+            module.fused = fused

@@ -41,6 +41,32 @@ def test_lp_is_its_formula_and_gradient(name, shape):
     assert torch.autograd.gradcheck(norm, (y[:4].requires_grad_(),))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", P)
+def test_lp_and_all_its_gradients_are_those_of_elementary_operations(name, dtype, layout):
+    norm = norms.build(name, 5).to(dtype)
+    with torch.no_grad():
+        norm.gamma.uniform_(0.5, 2)
+        norm.beta.normal_()
+    y = data((8, 5, 3, 4)).to(dtype)
+    if layout == "channels_last":
+        y = y.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        y = torch.cat((y, y), 3)[..., ::2]
+    y, g = y.detach().requires_grad_(), torch.randn_like(y)
+    found = []
+    for fused in (True, False):
+        norms.prepare([norm], 0, 0, fused=fused)
+        out = norm(y)
+        slopes = torch.autograd.grad(out, [y, norm.gamma, norm.beta], g, create_graph=True)
+        again = torch.autograd.grad(sum((slope**2).sum() for slope in slopes), [y, norm.gamma])
+        found.append([out, *torch.autograd.grad(norm(y), [y, norm.gamma, norm.beta], g), *slopes, *again])
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-11
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance * float(plain.abs().max()))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fused", [True, False])
 def test_batch_is_torchs_batchnorm(shape, fused):

@@ -187,14 +187,14 @@ class _FusedLpNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, gamma: Tensor, beta: Tensor, norm: LpNorm) -> tuple[Tensor, Tensor, Tensor]:
-        y = _dense(y)
-        out = torch.empty_like(y)
-        (rows, repeat), (result, _) = _rows(y), _rows(out)
+        ctx.norm = norm
+        dense = _dense(y)
+        out = torch.empty_like(dense)
+        (rows, repeat), (result, _) = _rows(dense), _rows(out)
         mean, scale = _mean(rows, repeat), norm.scale(rows, repeat, result)
         torch.sub(rows, _spread(mean, repeat), out=result)
         result.mul_(_spread(gamma / scale, repeat)).add_(_spread(beta, repeat))
         ctx.save_for_backward(y, gamma, beta, mean, scale)
-        ctx.norm = norm
         ctx.mark_non_differentiable(mean, scale)
         return out, mean, scale
 
@@ -209,6 +209,7 @@ class _FusedLpNorm(torch.autograd.Function):
             found = iter(torch.autograd.grad(again, inputs, g, create_graph=True))
             return *(next(found) if tensor.requires_grad else None for tensor in (y, gamma, beta)), None
 
+        y = _dense(y)
         result = torch.empty_like(y)
         (rows, repeat), (slope, _), (arriving, _) = _rows(y), _rows(result), _rows(_dense(g, like=y))
         count = y.numel() // y.shape[1]

@@ -192,8 +192,9 @@ class _FusedLpNorm(torch.autograd.Function):
         out = torch.empty_like(dense)
         (rows, repeat), (result, _) = _rows(dense), _rows(out)
         mean, scale = _mean(rows, repeat), norm.scale(rows, repeat, result)
-        torch.sub(rows, _spread(mean, repeat), out=result)
-        result.mul_(_spread(gamma / scale, repeat)).add_(_spread(beta, repeat))
+        # A unit's scale is never below its mean's size, so that no digits are lost between the two products.
+        ratio = gamma / scale
+        torch.addcmul(_spread(beta - ratio * mean, repeat), rows, _spread(ratio, repeat), out=result)
         ctx.save_for_backward(y, gamma, beta, mean, scale)
         ctx.mark_non_differentiable(mean, scale)
         return out, mean, scale
@@ -214,23 +215,23 @@ class _FusedLpNorm(torch.autograd.Function):
         (rows, repeat), (slope, _), (arriving, _) = _rows(y), _rows(result), _rows(_dense(g, like=y))
         count = y.numel() // y.shape[1]
         total = count * _mean(arriving, repeat)
-        torch.sub(rows, _spread(mean, repeat), out=slope).mul_(arriving)
-        along = count * _mean(slope, repeat) / scale  # the gradient at gamma
+        along = (count * _mean(torch.mul(rows, arriving, out=slope), repeat) - mean * total) / scale  # gamma's gradient
         ratio = gamma / scale
         # A scale that is held at EPSILON does not move.
-        turn = (-ratio * along).where(scale > EPSILON, 0.0)
+        turn = (-ratio * along / count).where(scale > EPSILON, 0.0)
+        turned = slope
         if norm.p == 2:
-            torch.mul(rows, _spread(turn / scale / count, repeat), out=slope)
+            turned, turn = rows, turn / scale
         elif norm.p == math.inf:
             torch.abs(rows, out=slope).eq_(_spread(scale, repeat))
-            share = turn / (count * _mean(slope, repeat)).clamp_min(1)
-            slope.copysign_(rows).mul_(_spread(share, repeat))
+            turn = turn / _mean(slope, repeat).clamp_min(1 / count)
+            slope.copysign_(rows)
         elif norm.p == 1:
-            torch.sign(rows, out=slope).mul_(_spread(turn / count, repeat))
+            torch.sign(rows, out=slope)
         else:
-            torch.abs(rows, out=slope).div_(_spread(scale, repeat)).pow_(norm.p - 1)
-            slope.copysign_(rows).mul_(_spread(turn / count, repeat))
-        slope.sub_(_spread(ratio * total / count, repeat)).addcmul_(arriving, _spread(ratio, repeat))
+            torch.abs(rows, out=slope).div_(_spread(scale, repeat)).pow_(norm.p - 1).copysign_(rows)
+        torch.addcmul(_spread(-ratio * total / count, repeat), turned, _spread(turn, repeat), out=slope)
+        slope.addcmul_(arriving, _spread(ratio, repeat))
         return result, along, total, None
 
 

@@ -11,6 +11,5 @@ def label(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of a measurement behind the point's `run, problem, norm, lr, seed, step`."""
     config = point.config
     values: tuple[str | float, ...] = (point.run, config.problem, config.norm, config.lr, config.seed, point.step)
-    for place, (column, value) in enumerate(zip(("run", "problem", "norm", "lr", "seed", "step"), values, strict=True)):
-        rows.insert(place, column, value)
-    return rows
+    lead: dict[str, object] = dict(zip(("run", "problem", "norm", "lr", "seed", "step"), values, strict=True))
+    return pd.DataFrame(lead | {str(name): rows[name] for name in rows}, index=rows.index)

@@ -1,0 +1,53 @@
+"""Run the rows named on the command line (all, with none named), print the table, leave it as a file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import command_line, growth, linear, norms, vgg
+from benchmarks.harness import ROWS, Result, machine, write
+
+__all__ = ["command_line", "growth", "linear", "norms", "vgg"]  # importing a module registers its rows
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks.json"))
+    arguments = parser.parse_args()
+    if unknown := set(arguments.rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
+    console, results = Console(), list[Result]()
+    console.width = max(console.width, 120)
+    for name in arguments.rows or ROWS:
+        start = time.perf_counter()
+        results += ROWS[name]()
+        console.print(f"[dim]{name}: {time.perf_counter() - start:.0f} s[/]", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("row", "case", "against"):
+        table.add_column(column, overflow="fold")
+    for column in ("ours", "reference", "ratio", "goal"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for r in results:
+        style = "" if r.met else "bold red"
+        ratio = f"[{style}]{r.ratio:.2f}[/]" if style else f"{r.ratio:.2f}"
+        table.add_row(r.row, r.case, r.reference, _time(r.ours_s), _time(r.reference_s), ratio, r.goal)
+    console.print(table)
+    for name, value in machine().items():
+        console.print(f"{name}: {value}", highlight=False)
+    write(arguments.output, results)
+    missed = [f"{r.row} ({r.case})" for r in results if not r.met]
+    console.print(f"{len(results) - len(missed)} of {len(results)} goals met; {arguments.output}", highlight=False)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"
+
+
+main()

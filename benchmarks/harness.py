@@ -1,0 +1,109 @@
+"""A row: our work and its reference, shown to agree, then timed in turns; medians, ratios, and where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table: seconds of ours and of the reference, and their ratio against the goal."""
+
+    row: str
+    case: str
+    reference: str
+    ours_s: float
+    reference_s: float
+    ratio: float
+    goal: str
+    met: bool
+
+
+Rows = Callable[[], Iterator[Result]]
+ROWS: dict[str, Rows] = {}  # by name
+
+
+def row(name: str, threads: int | None = None) -> Callable[[Rows], Rows]:
+    """Register a function as a row of the table, with a number of threads other than torch's choice."""
+
+    def register(function: Rows) -> Rows:
+        def timed() -> Iterator[Result]:
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads or before)
+            try:
+                yield from function()
+            finally:
+                torch.set_num_threads(before)
+
+        ROWS[name] = timed
+        return function
+
+    return register
+
+
+def medians(*works: Work, repeats: int = 9, settle: bool = False) -> list[float]:
+    """The median seconds of every work, timed in turns so that the machine's moods meet them all, after a warm-up.
+
+    With `settle` a work is run once before each time that it is timed: else short ones pay for the memory that the
+    one before them has handed back to the system.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    for round_ in range(repeats + 1):
+        for work, spent in zip(works, times, strict=True):
+            if settle:
+                work()
+            start = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_:
+                spent.append(time.perf_counter() - start)
+    return [statistics.median(spent) for spent in times]
+
+
+def faster(row: str, case: str, reference: str, ours: float, theirs: float, goal: float) -> Result:
+    """A result whose ratio is how many times faster than the reference we are."""
+    ratio = theirs / ours
+    return Result(row, case, reference, ours, theirs, ratio, f"at least {goal:g}x faster", ratio >= goal)
+
+
+def within(row: str, case: str, reference: str, ours: float, theirs: float, goal: float) -> Result:
+    """A result whose ratio is how much of the reference's time we take."""
+    ratio = ours / theirs
+    return Result(row, case, reference, ours, theirs, ratio, f"at most {goal:g}x", ratio <= goal)
+
+
+def agree(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+    """Stop where two results differ by more than the tolerance, relative to the reference's norm."""
+    error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
+    if not error <= tolerance:
+        raise AssertionError(f"a relative difference of {error:.2g}, above {tolerance:g}: nothing to time")
+
+
+def machine() -> dict[str, str]:
+    """Where and with what it was measured."""
+    model = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return {
+        "machine": f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
+def write(path: Path, results: list[Result]) -> None:
+    """The results as JSON."""
+    path.write_text(json.dumps({**machine(), "results": [asdict(result) for result in results]}, indent=2) + "\n")

@@ -1,0 +1,130 @@
+"""Plain PyTorch as it is written today: what every row is measured against, and has to agree with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bnsmooth_cli.norms import BatchNorm, LpNorm
+from bnsmooth_cli.points import Point, flatten
+
+
+class PlainLpNorm(nn.Module):
+    """The l_p formula in elementary operations."""
+
+    def __init__(self, features: int, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.gamma = nn.Parameter(torch.ones(features))
+        self.beta = nn.Parameter(torch.zeros(features))
+
+    def forward(self, y: Tensor) -> Tensor:
+        dims = [0, *range(2, y.dim())]
+        if self.p == float("inf"):
+            scale = y.abs().amax(dims, keepdim=True)
+        else:
+            scale = y.abs().pow(self.p).mean(dims, keepdim=True).pow(1 / self.p)
+        unit = [1, -1] + [1] * (y.dim() - 2)
+        return self.gamma.view(unit) * (y - y.mean(dims, keepdim=True)) / scale + self.beta.view(unit)
+
+
+def plain_network(model: nn.Module) -> nn.Module:
+    """The same network out of torch.nn alone: nn.BatchNorm2d, nn.Linear, nn.ReLU, ..., and the same weights."""
+    parts: list[nn.Module] = []
+    for layer in model.layers.values():
+        parts.append(copy.deepcopy(layer.linear))
+        norm = layer.norm
+        if isinstance(norm, BatchNorm):
+            two = isinstance(layer.linear, nn.Conv2d)
+            plain = (nn.BatchNorm2d if two else nn.BatchNorm1d)(norm.num_features)
+            plain.weight.data.copy_(norm.gamma.data)
+            plain.bias.data.copy_(norm.beta.data)
+            parts.append(plain)
+        elif isinstance(norm, LpNorm):
+            plain_lp = PlainLpNorm(norm.num_features, norm.p)
+            plain_lp.gamma.data.copy_(norm.gamma.data)
+            plain_lp.beta.data.copy_(norm.beta.data)
+            parts.append(plain_lp)
+        parts += copy.deepcopy(list(layer.rest))
+    return nn.Sequential(*parts)
+
+
+Loss = Callable[[], Tensor]
+
+
+def gradient(model: nn.Module, loss: Loss) -> Tensor:
+    """One forward and backward pass."""
+    return flatten(torch.autograd.grad(loss(), list(model.parameters())))
+
+
+def line(model: nn.Module, loss: Loss, alphas: Sequence[float], lr: float) -> list[Tensor]:
+    """(loss, norm, distance) at the start and at every step length, the parameters moved and moved back."""
+    parameters = list(model.parameters())
+    start = [p.detach().clone() for p in parameters]
+    first = torch.autograd.grad(loss(), parameters)
+    found = []
+    for alpha in alphas:
+        with torch.no_grad():
+            for p, s, g in zip(parameters, start, first, strict=True):
+                p.copy_(s - alpha * lr * g)
+        value = loss()
+        there = torch.autograd.grad(value, parameters)
+        distance = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(there, first, strict=True)))
+        found.append(torch.stack((value.detach(), distance)))
+    with torch.no_grad():
+        for p, s in zip(parameters, start, strict=True):
+            p.copy_(s)
+    return found
+
+
+def ics(model: nn.Module, loss: Loss, groups: Sequence[int], lr: float) -> list[Tensor]:
+    """Per layer the distance of its gradients, one full gradient a layer; `groups`: parameters a layer."""
+    parameters = list(model.parameters())
+    start = [p.detach().clone() for p in parameters]
+    first = torch.autograd.grad(loss(), parameters)
+    found, place = [], 0
+    for size in groups:
+        there = torch.autograd.grad(loss(), parameters)
+        own = slice(place, place + size)
+        found.append(torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(there[own], first[own], strict=True))))
+        with torch.no_grad():
+            for p, g in zip(parameters[own], first[own], strict=True):
+                p.sub_(lr * g)
+        place += size
+    with torch.no_grad():
+        for p, s in zip(parameters, start, strict=True):
+            p.copy_(s)
+    return found
+
+
+def hessian_product(model: nn.Module, loss: Loss, vector: Tensor) -> Tensor:
+    """Double backward through the network, as every plain script does it."""
+    parameters = list(model.parameters())
+    slopes = torch.autograd.grad(loss(), parameters, create_graph=True)
+    pieces = vector.split([p.numel() for p in parameters])
+    product = sum((g * v.view_as(g)).sum() for g, v in zip(slopes, pieces, strict=True))
+    return flatten(torch.autograd.grad(product, parameters))
+
+
+def power_iteration(model: nn.Module, loss: Loss, tolerance: float, most: int = 200) -> float:
+    """The Hessian's largest eigenvalue as PyHessian has it: until it changes by less than the tolerance."""
+    torch.manual_seed(0)
+    vector = torch.randn(sum(p.numel() for p in model.parameters()))
+    vector /= vector.norm()
+    value = 0.0
+    for _ in range(most):
+        product = hessian_product(model, loss, vector)
+        previous, value = value, float(product @ vector)
+        vector = product / product.norm()
+        if previous and abs(value - previous) / abs(value) < tolerance:
+            break
+    return value
+
+
+def plain_loss(point: Point) -> tuple[nn.Module, Loss]:
+    """A plain network at the point, and its loss on the point's batch."""
+    model = plain_network(point.model).train()
+    return model, lambda: point.problem.objective(model(point.inputs), point.targets)

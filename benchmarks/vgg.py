@@ -1,0 +1,188 @@
+"""VGG: training steps, line probe, ICS, the Hessian, and the theory's second derivatives."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+import bnsmooth_cli as bns
+from benchmarks import references
+from benchmarks.harness import Result, agree, faster, medians, row, within
+from bnsmooth_cli import problems
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.measures.line import line_alphas
+from bnsmooth_cli.measures.smoothness import hessian_figures
+from bnsmooth_cli.measures.taylor import second_derivatives
+from bnsmooth_cli.norms import prepare
+from bnsmooth_cli.training import Trajectory
+
+
+def _point(norm: str = "batch", **settings: Any) -> bns.Point:
+    with tempfile.TemporaryDirectory() as folder:
+        run = bns.train("vgg", norm, steps=20, output=f"{folder}/run", device="cpu", **settings)
+        return bns.load_point(run, device="cpu")
+
+
+def _flops(model: nn.Module, inputs: Tensor) -> float:
+    """Of the convolutions in a training step: twice the multiplications, three times (the first layer's twice)."""
+    total, x = 0.0, inputs
+    for place, layer in enumerate(model.layers.values()):
+        y = layer.linear(x)
+        if isinstance(layer.linear, nn.Conv2d):
+            total += 2 * y.numel() * layer.linear.weight[0].numel() * (3 if place else 2)
+        x = layer(x)
+    return total
+
+
+@row("vgg-step")
+def step() -> Iterator[Result]:
+    """VGG-A at full width, batch 128, data included, against a bare loop on a fixed batch; and the machine's sgemm."""
+    problem = problems.build(resolve("vgg", norm="batch", width=1.0))
+    trajectory = Trajectory(problem)
+    inputs, targets = problem.batch(0)
+    model = references.plain_network(problem.build()).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def bare() -> Tensor:
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    agree(trajectory.advance()[0], bare(), 1e-5)
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    mine, theirs, product = medians(trajectory.advance, bare, lambda: a @ b, repeats=5)
+    yield within("vgg-step", "width 1, batch 128", "bare loop, fixed batch", mine, theirs, 1.03)
+    rate, peak = _flops(trajectory.model, inputs) / mine, 2 * 2048**3 / product
+    share = rate / peak
+    yield Result(
+        "vgg-step", f"{rate / 1e9:.0f} GFLOP/s", "sgemm 2048", mine, product, share, "at least 0.85", share >= 0.85
+    )
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """One image at a time through transforms, the usual script."""
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> None:
+        self.images, self.labels = [v2.functional.to_pil_image(image) for image in images[:2000]], labels
+        convert = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean.tolist(), std.tolist())]
+        self.transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), *convert])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+@row("vgg-loader")
+def loader() -> Iterator[Result]:
+    """Width 0.25 with augmentation against a DataLoader loop; ten steps each."""
+    problem = problems.build(resolve("vgg", norm="batch", augment=True))
+    trajectory = Trajectory(problem)
+    images = problem.images
+    data = DataLoader(
+        _Images(images.train.contiguous(), images.train_labels, images.mean, images.std), 128, shuffle=True
+    )
+    model = references.plain_network(problem.build())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    criterion = nn.CrossEntropyLoss()
+
+    def usual() -> None:
+        for _, (batch, labels) in zip(range(10), data, strict=False):
+            optimiser.zero_grad()
+            loss = criterion(model(batch), labels)
+            loss.backward()
+            optimiser.step()
+            loss.item()
+
+    mine, theirs = medians(lambda: [trajectory.advance() for _ in range(10)], usual, repeats=5)
+    yield faster("vgg-loader", "width 0.25, 10 steps", "DataLoader, transforms a sample", mine, theirs, 1.5)
+
+
+@row("vgg-measure")
+def measures() -> Iterator[Result]:
+    """Line probe and ICS at width 0.25."""
+    point = _point()
+    model, loss = references.plain_loss(point)
+    model.to(memory_format=torch.channels_last)
+    alphas = line_alphas("vgg")
+    expected = torch.stack(references.line(model, loss, alphas, 0.1))
+    agree(torch.tensor(bns.landscape(point).iloc[1:]["grad_distance"].to_numpy()), expected[:, 1], 2e-2)
+    gradients = len(alphas) + 1
+    mine, theirs = medians(
+        lambda: bns.landscape(point), lambda: [references.gradient(model, loss) for _ in range(gradients)], repeats=7
+    )
+    yield within("vgg-measure", "line of 8 and its start", "nine bare forward-backwards", mine, theirs, 1.05)
+    groups = [len(names) for _, names in point.layers]
+    agree(torch.tensor(bns.ics(point)["ics"].to_numpy()), torch.stack(references.ics(model, loss, groups, 0.1)), 2e-2)
+    mine, theirs = medians(lambda: bns.ics(point), lambda: references.ics(model, loss, groups, 0.1), repeats=5)
+    yield faster("vgg-measure", "ICS, 11 layers", "a full gradient a layer", mine, theirs, 3)
+
+
+@row("hessian")
+def hessian() -> Iterator[Result]:
+    """A product with the Hessian, and its largest eigenvalue, at width 0.25."""
+    point = _point()
+    model, loss = references.plain_loss(point)
+    model.to(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    vector = torch.randn(len(point.theta))
+    _, product = point.hessian()
+    agree(product(vector), references.hessian_product(model, loss, vector), 1e-3)
+    mine, theirs, one = medians(
+        lambda: point.hessian()[1](vector),
+        lambda: references.hessian_product(model, loss, vector),
+        lambda: references.gradient(model, loss),
+        repeats=7,
+    )
+    yield faster("hessian", "product", "double backward, nn.BatchNorm2d", mine, theirs, 1.8)
+    yield within("hessian", "product", "gradient", mine, one, 3.3)
+    value, expected = hessian_figures(point)[1], references.power_iteration(model, loss, 1e-4)
+    agree(torch.tensor(value), torch.tensor(expected), 3e-2)
+    mine, theirs = medians(
+        lambda: hessian_figures(point), lambda: references.power_iteration(model, loss, 1e-2), repeats=1
+    )
+    yield faster("hessian", "sharpness to 0.1%", "power iteration to a change of 1%", mine, theirs, 4)
+
+
+@row("theory")
+def theory() -> Iterator[Result]:
+    """The second derivatives of conv5's units, float64, against a double backward a unit."""
+    point = _point().to(torch.float64)
+    prepare(point.model.norms, point.config.seed, point.step, fused=False)
+    layers = list(point.model.layers.values())
+    with torch.no_grad():
+        x = point.inputs
+        for layer in layers[:4]:
+            x = layer(x)
+        z = layers[4].linear(x)
+    modules, units = [layers[4].rest, *layers[5:]], torch.arange(8)
+    direction = torch.randn_like(z)
+
+    def objective(outputs: Tensor) -> Tensor:
+        return point.problem.objective(outputs, point.targets)
+
+    def plain() -> Tensor:
+        fed = z.clone().requires_grad_()
+        (g,) = torch.autograd.grad(objective(nn.Sequential(*modules)(fed)), fed, create_graph=True)
+        found = []
+        for unit in units:
+            v = torch.zeros_like(z)
+            v[:, unit] = direction[:, unit]
+            found.append((torch.autograd.grad(g, fed, v, retain_graph=True)[0] * v).sum())
+        return torch.stack(found)
+
+    def ours() -> Tensor:
+        return second_derivatives(modules, objective, z, direction, units)
+
+    agree(ours(), plain(), 1e-9)
+    mine, theirs = medians(ours, plain, repeats=3)
+    yield faster("theory", "8 units of conv5", "double backward a unit", mine, theirs, 1.5)

@@ -157,7 +157,7 @@ def hessian() -> Iterator[Result]:
 def theory() -> Iterator[Result]:
     """The second derivatives of conv5's units, float64, against a double backward a unit."""
     point = _point().to(torch.float64)
-    prepare(point.model.norms, point.config.seed, point.step, fused=False)
+    prepare(point.model.norms, point.config.seed, point.step)
     layers = list(point.model.layers.values())
     with torch.no_grad():
         x = point.inputs

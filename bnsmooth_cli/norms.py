@@ -79,7 +79,6 @@ class _Norm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(num_features))
         self.beta = nn.Parameter(torch.zeros(num_features))
         self.update_statistics = True
-        self.fused = True  # False computes the batch's statistics in operations that are cheap to differentiate twice
 
     def normalise(
         self, y: Tensor, centre: Tensor, scale: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None
@@ -112,10 +111,6 @@ class BatchNorm(_Norm):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, y: Tensor) -> Tensor:
-        if self.training and not self.fused:
-            reduced = (0, *range(2, y.dim()))
-            var, mean = torch.var_mean(y, reduced, correction=0)
-            return self.normalise(y, mean, (var + EPSILON).sqrt())
         running = (self.running_mean, self.running_var)
         if self.training and not self.update_statistics:
             return F.batch_norm(y, None, None, self.gamma, self.beta, True, MOMENTUM, EPSILON)
@@ -162,12 +157,7 @@ class LpNorm(_Norm):
     def forward(self, y: Tensor) -> Tensor:
         if not self.training:
             return self.normalise(y, self.running_mean, self.running_scale)
-        if self.fused:
-            out, mean, scale = _FusedLpNorm.apply(y, self.gamma, self.beta, self)
-        else:
-            by_unit = y.movedim(1, -1).flatten(0, -2)
-            mean, scale = by_unit.mean(0), self.scale(by_unit)
-            out = self.normalise(y, mean, scale)
+        out, mean, scale = _FusedLpNorm.apply(y, self.gamma, self.beta, self)
         if self.update_statistics:
             self.running_mean.lerp_(mean.detach(), MOMENTUM)
             self.running_scale.lerp_(scale.detach(), MOMENTUM)
@@ -300,9 +290,7 @@ class Noise(nn.Module):
         return torch.addcmul(shift.to(a.dtype).movedim(-1, 1), scale.to(a.dtype).movedim(-1, 1), a)
 
 
-def prepare(
-    modules: Iterable[nn.Module], seed: int, step: int, *, update_statistics: bool = False, fused: bool = True
-) -> None:
+def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statistics: bool = False) -> None:
     """Set the norms among `modules`, in the network's order, to a step: its noise, and what a forward pass may do."""
     place = 0
     for module in modules:
@@ -311,4 +299,3 @@ def prepare(
             place += 1
         elif isinstance(module, _Norm):
             module.update_statistics = update_statistics
-            module.fused = fused

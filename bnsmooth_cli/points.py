@@ -16,6 +16,7 @@ from torch.func import functional_call
 from bnsmooth_cli import norms, problems, runs
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.hessian import Hessian
 from bnsmooth_cli.problems import Chain, Problem, Program
 from bnsmooth_cli.runs import Source
 from bnsmooth_cli.training import Trajectory, choose_device
@@ -85,9 +86,9 @@ class Point:
         dtype = next(model.parameters()).dtype
         return self.problem.objective(model(self.inputs.to(dtype)), _as(self.targets, dtype))
 
-    def loss_at(self, theta: Tensor, *, fused: bool = True) -> Tensor:
-        """The loss at other parameters, with its graph to `theta` (n,); `fused` as in norms.BatchNorm."""
-        norms.prepare(self.model.norms, self.config.seed, self.step, fused=fused)
+    def loss_at(self, theta: Tensor) -> Tensor:
+        """The loss at other parameters, with its graph to `theta` (n,)."""
+        norms.prepare(self.model.norms, self.config.seed, self.step)
         named = dict(self.model.named_parameters())
         pieces = theta.split([p.numel() for p in named.values()])
         values = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
@@ -115,16 +116,15 @@ class Point:
     def hessian(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         r"""The gradient (n,), and the Hessian as the function that multiplies a vector with it.
 
-        By a second differentiation of the gradient's graph, or by the complex step
+        By the network's own derivatives (`Hessian`), or by the complex step
         $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$ where the point has a program, which is holomorphic.
         """
-        theta = self.theta
         program = self.program
-        if program is None or theta.device.type == "mps":  # that has few complex operations
-            theta.requires_grad_()
-            (graph,) = torch.autograd.grad(self.loss_at(theta, fused=False), theta, create_graph=True)
-            # The graph of the gradient is built once and differentiated many times.
-            return graph.detach(), lambda v: torch.autograd.grad(graph, theta, v, retain_graph=True)[0]
+        if program is None or self.inputs.device.type == "mps":  # that has few complex operations
+            norms.prepare(self.model.norms, self.config.seed, self.step)
+            hessian = Hessian(self.model, self.inputs, lambda outputs: self.problem.objective(outputs, self.targets))
+            return hessian.gradient, hessian
+        theta = self.theta
 
         def product(v: Tensor) -> Tensor:
             size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)

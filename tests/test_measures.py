@@ -165,7 +165,7 @@ def test_an_impossible_line_is_refused(arguments, option):
         line_alphas("vgg", *arguments)
 
 
-def test_sharpness_of_a_network_too_small_for_lanczos(small_run):
+def test_sharpness_of_a_network_of_one_number(small_run):
     run = small_run("dln", "none", depth=1, dimension=1)
     point = bns.load_point(run, step=0, dtype=torch.float64)
     expected = 2 * float((point.inputs**2).sum())  # L = sum (w x - a x)^2

@@ -14,7 +14,6 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ class Hessian:
         self._parts: list[_Part] = []
         x = inputs
         for module in _parts_of(model):
-            self._parts.append(part(module, x))
+            self._parts.append(_part(module, x))
             x = self._parts[-1].output
         x = x.detach().requires_grad_()
         (g,) = torch.autograd.grad(objective(x), x, create_graph=True)
@@ -79,7 +78,7 @@ def _parts_of(module: nn.Module) -> Iterable[nn.Module]:
         children = module
     else:
         return [] if isinstance(module, nn.Identity) else [module]
-    return [part for child in children for part in _parts_of(child)]
+    return [leaf for child in children for leaf in _parts_of(child)]
 
 
 class _Part(ABC):
@@ -112,9 +111,7 @@ class _Any(_Part):
 
     def back(self, g: Tensor) -> tuple[Tensor, Tensors]:
         self.g = g.requires_grad_()
-        self.gradients = torch.autograd.grad(
-            self.y, self.inputs, self.g, create_graph=True, materialize_grads=True
-        )
+        self.gradients = torch.autograd.grad(self.y, self.inputs, self.g, create_graph=True, materialize_grads=True)
         return self.gradients[0].detach(), [gradient.detach() for gradient in self.gradients[1:]]
 
     def push(self, dx: Tensor | None, dp: Tensors) -> Tensor:
@@ -143,7 +140,7 @@ class _PiecewiseLinear(_Any):
 
 
 class _Bilinear(_Part):
-    r"""$y = W x + b$ of a linear map or a convolution: $\partial y = W \partial x + V x + \partial b$, and so backwards."""
+    r"""$y = W x + b$, linear or a convolution: $\partial y = W \partial x + V x + \partial b$, and so backwards."""
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
         self.module, self.names = module, [name for name, _ in module.named_parameters()]
@@ -178,8 +175,8 @@ class _Bilinear(_Part):
 class _Normalisation(_Part):
     r"""$y = \gamma c / s + \beta$ with $c = z - \mu$, for a scale s of either norm, as matrices (m, C).
 
-    $m \, \partial s / \partial z = q = s^{1-p} |u|^{p-1} \operatorname{sign} u$, u = c and p = 2 for BatchNorm, u = z for
-    an l_p norm; so $\partial s = \frac1m \sum q \, \partial z$ and, along v,
+    $m \, \partial s / \partial z = q = s^{1-p} |u|^{p-1} \operatorname{sign} u$, u = c and p = 2 for BatchNorm, u = z
+    for an l_p norm; so $\partial s = \frac1m \sum q \, \partial z$ and, along v,
     $\partial q = (1 - p) \frac{\partial s}{s} q + (p - 1) s^{1-p} |u|^{p-2} \partial u$, which is 0 for p = 1 and inf.
     """
 
@@ -255,10 +252,27 @@ class _Normalisation(_Part):
         return self._image(out), [dalong / self.s - self.along * self.ds / self.s**2, dtotal]
 
 
-part = functools.singledispatch(_Any)
-for _kind in (nn.Linear, nn.Conv2d):
-    part.register(_kind)(_Bilinear)
-for _kind in (nn.ReLU, nn.MaxPool2d, nn.Flatten, Noise):
-    part.register(_kind)(_PiecewiseLinear)
-for _kind in (BatchNorm, LpNorm):
-    part.register(_kind)(_Normalisation)
+@functools.singledispatch
+def _part(module: nn.Module, x: Tensor) -> _Part:
+    """The part that a module is at its input."""
+    return _Any(module, x)
+
+
+@_part.register(nn.Linear)
+@_part.register(nn.Conv2d)
+def _(module: nn.Linear | nn.Conv2d, x: Tensor) -> _Part:
+    return _Bilinear(module, x)
+
+
+@_part.register(nn.ReLU)
+@_part.register(nn.MaxPool2d)
+@_part.register(nn.Flatten)
+@_part.register(Noise)
+def _(module: nn.Module, x: Tensor) -> _Part:
+    return _PiecewiseLinear(module, x)
+
+
+@_part.register(BatchNorm)
+@_part.register(LpNorm)
+def _(module: BatchNorm | LpNorm, x: Tensor) -> _Part:
+    return _Normalisation(module, x)

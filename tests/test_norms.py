@@ -58,10 +58,7 @@ def test_lp_and_all_its_gradients_are_those_of_elementary_operations(name, dtype
 
     def elementary(y):
         dims = reduced(y)
-        if P[name] == math.inf:
-            scale = y.abs().amax(dims)
-        else:
-            scale = y.abs().pow(P[name]).mean(dims).pow(1 / P[name])
+        scale = y.abs().amax(dims) if P[name] == math.inf else y.abs().pow(P[name]).mean(dims).pow(1 / P[name])
         return norm.normalise(y, y.mean(dims), scale)
 
     found = []

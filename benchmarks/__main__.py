@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command_line, growth, linear, norms, vgg
+from benchmarks import command_line, growth, linear, memory, norms, vgg
 from benchmarks.harness import ROWS, Result, machine, write
+from bnsmooth_cli.memory import keep_freed_memory
 
-__all__ = ["command_line", "growth", "linear", "norms", "vgg"]  # importing a module registers its rows
+__all__ = ["command_line", "growth", "linear", "memory", "norms", "vgg"]  # importing a module registers its rows
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
+    keep_freed_memory()  # as the command line does
     console, results = Console(), list[Result]()
     console.width = max(console.width, 120)
     for name in arguments.rows or ROWS:
@@ -46,7 +48,9 @@ def main() -> None:
     console.print(f"{len(results) - len(missed)} of {len(results)} goals met; {arguments.output}", highlight=False)
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"
 
 

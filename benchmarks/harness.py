@@ -18,13 +18,13 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: seconds of ours and of the reference, and their ratio against the goal."""
+    """One line of the table: seconds of ours and of the reference (None: not timed), and their ratio and its goal."""
 
     row: str
     case: str
     reference: str
-    ours_s: float
-    reference_s: float
+    ours_s: float | None
+    reference_s: float | None
     ratio: float
     goal: str
     met: bool
@@ -52,17 +52,11 @@ def row(name: str, threads: int | None = None) -> Callable[[Rows], Rows]:
     return register
 
 
-def medians(*works: Work, repeats: int = 9, settle: bool = False) -> list[float]:
-    """The median seconds of every work, timed in turns so that the machine's moods meet them all, after a warm-up.
-
-    With `settle` a work is run once before each time that it is timed: else short ones pay for the memory that the
-    one before them has handed back to the system.
-    """
+def medians(*works: Work, repeats: int = 9) -> list[float]:
+    """The median seconds of every work, timed in turns so that the machine's moods meet them all, after a warm-up."""
     times: list[list[float]] = [[] for _ in works]
     for round_ in range(repeats + 1):
         for work, spent in zip(works, times, strict=True):
-            if settle:
-                work()
             start = time.perf_counter()
             work()
             if torch.cuda.is_available():

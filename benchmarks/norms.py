@@ -25,7 +25,7 @@ def norms() -> Iterator[Result]:
                 return torch.autograd.grad(module(x), [x, *module.parameters()], g)
 
             agree(both(modules[0])[0], both(modules[1])[0], 1e-5)
-            times = medians(*(lambda module=module: both(module) for module in modules), repeats=9, settle=True)
+            times = medians(*(lambda module=module: both(module) for module in modules), repeats=15)
             case = f"{name}, {' x '.join(map(str, shape))}"
             yield faster("norms", case, "formula in elementary operations", times[0], times[1], 2)
             yield within("norms", case, "nn.BatchNorm2d", times[0], times[2], 1.5)

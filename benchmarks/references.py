@@ -100,28 +100,32 @@ def ics(model: nn.Module, loss: Loss, groups: Sequence[int], lr: float) -> list[
     return found
 
 
-def hessian_product(model: nn.Module, loss: Loss, vector: Tensor) -> Tensor:
-    """Double backward through the network, as every plain script does it."""
-    parameters = list(model.parameters())
-    slopes = torch.autograd.grad(loss(), parameters, create_graph=True)
-    pieces = vector.split([p.numel() for p in parameters])
-    product = sum((g * v.view_as(g)).sum() for g, v in zip(slopes, pieces, strict=True))
-    return flatten(torch.autograd.grad(product, parameters))
+class DoubleBackward:
+    """Products with the Hessian by differentiating the gradient once more; its graph is kept between products."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        self.parameters = list(model.parameters())
+        self.slopes = torch.autograd.grad(loss(), self.parameters, create_graph=True)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        pieces = vector.split([p.numel() for p in self.parameters])
+        given = [v.view_as(g) for v, g in zip(pieces, self.slopes, strict=True)]
+        return flatten(torch.autograd.grad(self.slopes, self.parameters, given, retain_graph=True))
 
 
-def power_iteration(model: nn.Module, loss: Loss, tolerance: float, most: int = 200) -> float:
-    """The Hessian's largest eigenvalue as PyHessian has it: until it changes by less than the tolerance."""
+def power_iteration(model: nn.Module, loss: Loss, value: float, tolerance: float, most: int = 500) -> float:
+    """The Hessian's largest eigenvalue, as PyHessian iterates; it is told the value, and ends within the tolerance."""
     torch.manual_seed(0)
-    vector = torch.randn(sum(p.numel() for p in model.parameters()))
-    vector /= vector.norm()
-    value = 0.0
+    product, vector = DoubleBackward(model, loss), torch.randn(sum(p.numel() for p in model.parameters()))
+    found = 0.0
     for _ in range(most):
-        product = hessian_product(model, loss, vector)
-        previous, value = value, float(product @ vector)
-        vector = product / product.norm()
-        if previous and abs(value - previous) / abs(value) < tolerance:
+        vector /= vector.norm()
+        following = product(vector)
+        found = float(following @ vector)
+        if abs(found - value) <= tolerance * abs(value):
             break
-    return value
+        vector = following
+    return found
 
 
 def plain_loss(point: Point) -> tuple[nn.Module, Loss]:

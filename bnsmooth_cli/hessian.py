@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bnsmooth_cli.norms import EPSILON, BatchNorm, LpNorm, Noise
+from bnsmooth_cli.norms import EPSILON, BatchNorm, LpNorm, Noise, slope
 from bnsmooth_cli.problems import Chain, Layer
 
 Tensors = Sequence[Tensor]
@@ -186,26 +186,19 @@ class _Normalisation(_Part):
         self.c, gamma, self.m = z - z.mean(0), norm.gamma.detach(), len(z)
         self.centred = isinstance(norm, BatchNorm)
         self.p = norm.p if isinstance(norm, LpNorm) else 2.0
-        u = z if isinstance(norm, LpNorm) else self.c
-        alive: Tensor | float = 1.0
         if isinstance(norm, LpNorm):
-            self.s = norm.scale(z)
+            u, self.s = z, norm.scale(z)
             alive = (self.s > EPSILON).to(z.dtype)
         else:
-            self.s = (self.c.square().mean(0) + EPSILON).sqrt()
+            u, self.s = self.c, (self.c.square().mean(0) + EPSILON).sqrt()
+            alive = torch.ones_like(self.s)
         # q is factor (C,) times direction (m, C), and bend, times du, its own change.
-        self.bend: Tensor | None = None
+        self.direction, factor = slope(u, self.s, self.p)
+        self.factor, self.bend = alive * factor, None
         if self.p == 2:
-            self.direction, self.factor, self.bend = u, alive / self.s, alive / self.s
-        elif self.p == 1:
-            self.direction, self.factor = u.sign(), alive * torch.ones_like(self.s)
-        elif self.p == math.inf:
-            top = u.abs() == self.s
-            self.direction, self.factor = u.sign() * top, alive * self.m / top.sum(0)
-        else:
-            size = u.abs() / self.s
-            self.direction, self.factor = size.pow(self.p - 1).copysign(u), alive * torch.ones_like(self.s)
-            self.bend = alive * (self.p - 1) * size.pow(self.p - 2) / self.s
+            self.bend = self.factor
+        elif 1 < self.p < math.inf:
+            self.bend = alive * (self.p - 1) * (u.abs() / self.s).pow(self.p - 2) / self.s
         self.r = gamma / self.s
         self.output = self._image(torch.addcmul(norm.beta.detach(), self.c, self.r))
 

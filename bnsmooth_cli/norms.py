@@ -137,21 +137,19 @@ class LpNorm(_Norm):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_scale", torch.ones(num_features))
 
-    def scale(self, y: Tensor, repeat: int = 1, buffer: Tensor | None = None) -> Tensor:
-        """s_p of every unit, (C,), of activations laid out as by `_rows`; `buffer` takes what is as large as these."""
-        if self.p == 2:
-            s = _mean(torch.mul(y, y, out=buffer), repeat).clamp_min(EPSILON**2).sqrt()
-            return s.clamp_min(EPSILON)
-        size = torch.abs(y, out=buffer)
+    def scale(self, y: Tensor) -> Tensor:
+        """s_p of every unit, (C,), of activations (m, C), in operations that autograd differentiates."""
         if self.p == 1:
-            s = _mean(size, repeat)
+            s = y.abs().mean(0)
+        elif self.p == 2:
+            s = y.square().mean(0).clamp_min(EPSILON**2).sqrt()
         elif self.p == math.inf:
-            s = _largest(size, repeat)
+            s = y.abs().amax(0)
         else:
             # Divided by the largest value first: |y|^p of a large P would overflow.
-            peak = _largest(size.detach(), repeat).clamp_min(EPSILON)
-            powers = torch.pow(torch.div(size, _spread(peak, repeat), out=buffer), self.p, out=buffer)
-            s = _mean(powers, repeat).clamp_min(torch.finfo(y.dtype).tiny).pow(1 / self.p) * peak
+            peak = y.detach().abs().amax(0).clamp_min(EPSILON)
+            powers = (y.abs() / peak).pow(self.p).mean(0)
+            s = powers.clamp_min(torch.finfo(y.dtype).tiny).pow(1 / self.p) * peak
         return s.clamp_min(EPSILON)
 
     def forward(self, y: Tensor) -> Tensor:
@@ -159,20 +157,36 @@ class LpNorm(_Norm):
             return self.normalise(y, self.running_mean, self.running_scale)
         out, mean, scale = _FusedLpNorm.apply(y, self.gamma, self.beta, self)
         if self.update_statistics:
-            self.running_mean.lerp_(mean.detach(), MOMENTUM)
-            self.running_scale.lerp_(scale.detach(), MOMENTUM)
+            self.running_mean.lerp_(mean, MOMENTUM)
+            self.running_scale.lerp_(scale, MOMENTUM)
         return out
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, p={self.p:g}"
 
 
+def slope(u: Tensor, s: Tensor, p: float, repeat: int = 1, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""m times the slope of the l_p scale s (C,) in what it is taken of, u, a matrix as by `_rows`.
+
+    That is $s^{1-p} |u|^{p-1} \operatorname{sign} u$, for p = inf sign u shared out among the largest: a matrix, which
+    may be u or takes the memory of `out`, and the factor of each unit, (C,).
+    """
+    if p == 1:
+        return torch.sign(u, out=out), torch.ones_like(s)
+    if p == 2:
+        return u, 1 / s
+    size = torch.abs(u, out=out)
+    if p == math.inf:
+        share = size.eq_(_spread(s, repeat)).mean(0).view(-1, repeat).mean(1).clamp_min_(1 / u.numel())
+        return size.mul_(u), 1 / (s * share)
+    return size.div_(_spread(s, repeat)).pow_(p - 1).copysign_(u), torch.ones_like(s)
+
+
 class _FusedLpNorm(torch.autograd.Function):
-    r"""LpNorm's forward and backward in the memory of their results: large temporaries cost more than the arithmetic.
+    r"""LpNorm's forward and backward by few passes through memory, which cost more than the arithmetic.
 
     With $r = \gamma / s$ and $g$ the gradient at the output, $\dot s = -\frac{r}{s} \sum g (y - \mu)$ and the gradient
-    at y is $r g - \frac{r}{m} \sum g + \dot s \, \partial s / \partial y$, where $\partial s / \partial y$ is
-    $\frac1m s^{1-p} |y|^{p-1} \operatorname{sign} y$; for p = inf it is sign y, shared by the largest.
+    at y is $r g - \frac{r}{m} \sum g + \dot s \, \partial s / \partial y$; `slope` has $m \, \partial s / \partial y$.
     """
 
     @staticmethod
@@ -181,10 +195,11 @@ class _FusedLpNorm(torch.autograd.Function):
         dense = _dense(y)
         out = torch.empty_like(dense)
         (rows, repeat), (result, _) = _rows(dense), _rows(out)
-        mean, scale = _mean(rows, repeat), norm.scale(rows, repeat, result)
+        mean, scale = _statistics(rows, repeat, norm.p, result)
         # A unit's scale is never below its mean's size, so that no digits are lost between the two products.
         ratio = gamma / scale
-        torch.addcmul(_spread(beta - ratio * mean, repeat), rows, _spread(ratio, repeat), out=result)
+        constant = torch.addcmul(beta, ratio, mean, value=-1)
+        torch.addcmul(_spread(constant, repeat), rows, _spread(ratio, repeat), out=result)
         ctx.save_for_backward(y, gamma, beta, mean, scale)
         ctx.mark_non_differentiable(mean, scale)
         return out, mean, scale
@@ -201,28 +216,67 @@ class _FusedLpNorm(torch.autograd.Function):
             return *(next(found) if tensor.requires_grad else None for tensor in (y, gamma, beta)), None
 
         y = _dense(y)
-        result = torch.empty_like(y)
-        (rows, repeat), (slope, _), (arriving, _) = _rows(y), _rows(result), _rows(_dense(g, like=y))
+        g = _dense(g, like=y)
         count = y.numel() // y.shape[1]
-        total = count * _mean(arriving, repeat)
-        along = (count * _mean(torch.mul(rows, arriving, out=slope), repeat) - mean * total) / scale  # gamma's gradient
+        # Both sums at once, of g (y - mean) and of g, are BatchNorm's backward with given statistics. It adds up number
+        # by number, so that the sums of blocks are more exact than one of all.
+        given = None, mean, torch.ones_like(mean), None, None, False, 0.0, [False, True, True]
+        pairs = zip(_blocks(g), _blocks(y), strict=True)
+        sums = [torch.ops.aten.native_batch_norm_backward(*pair, *given) for pair in pairs]
+        along, total = (torch.stack(found).sum(0) for found in list(zip(*sums, strict=True))[1:])
         ratio = gamma / scale
+        along /= scale  # gamma's gradient
+        even = ratio / -count
         # A scale that is held at EPSILON does not move.
-        turn = (-ratio * along / count).where(scale > EPSILON, 0.0)
-        turned = slope
-        if norm.p == 2:
-            turned, turn = rows, turn / scale
-        elif norm.p == math.inf:
-            torch.abs(rows, out=slope).eq_(_spread(scale, repeat))
-            turn = turn / _mean(slope, repeat).clamp_min(1 / count)
-            slope.copysign_(rows)
-        elif norm.p == 1:
-            torch.sign(rows, out=slope)
+        pull = (even * along).masked_fill_(scale <= EPSILON, 0)
+        out = torch.empty_like(y)
+        (rows, repeat), (arriving, _), (result, _) = _rows(y), _rows(g), _rows(out)
+        turned, factor = slope(rows, scale, norm.p, repeat, out=result)
+        torch.addcmul(_spread(even * total, repeat), turned, _spread(pull * factor, repeat), out=result)
+        result.addcmul_(arriving, _spread(ratio, repeat))
+        return out, along, total, None
+
+
+#: Numbers that stay in a CPU's cache from one operation on them to the next.
+_BLOCK: Final = 2**20
+
+
+def _blocks(values: Tensor) -> tuple[Tensor, ...]:
+    """Split along the first dimension so that the cache holds a block; whole where no block would stay there."""
+    return values.split(max(1, _BLOCK // values[0].numel()) if values.device.type == "cpu" else len(values))
+
+
+def _statistics(rows: Tensor, repeat: int, p: float, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """The units' means and their scales s_p, (C,) each, reading a block of rows at a time; `scratch` is overwritten."""
+    blocks = _blocks(rows)
+    found = rows.new_empty(3, len(blocks), rows.shape[1])
+    for block, total, power, peak in zip(blocks, *found, strict=True):
+        work = scratch[: len(block)]
+        torch.sum(block, 0, out=total)
+        if p == 2:
+            torch.mul(block, block, out=work)
         else:
-            torch.abs(rows, out=slope).div_(_spread(scale, repeat)).pow_(norm.p - 1).copysign_(rows)
-        torch.addcmul(_spread(-ratio * total / count, repeat), turned, _spread(turn, repeat), out=slope)
-        slope.addcmul_(arriving, _spread(ratio, repeat))
-        return result, along, total, None
+            torch.abs(block, out=work)
+        if p not in (1, 2):
+            torch.amax(work, 0, out=peak)
+            if p == math.inf:
+                continue
+            work.div_(peak.clamp_min_(EPSILON)).pow_(p)  # divided by the largest: |y|^p of a large p would overflow
+        torch.sum(work, 0, out=power)
+
+    totals, powers, peaks = found.view(3, len(blocks), -1, repeat)
+    count = rows.numel() // totals.shape[1]
+    mean = totals.sum((0, 2)) / count
+    if p == 1:
+        scale = powers.sum((0, 2)) / count
+    elif p == 2:
+        scale = (powers.sum((0, 2)) / count).sqrt_()
+    else:
+        scale = peaks.amax((0, 2))
+        if p != math.inf:
+            share = peaks.div_(scale[:, None]).pow_(p).mul_(powers).sum((0, 2)) / count
+            scale *= share.clamp_min_(torch.finfo(rows.dtype).tiny).pow_(1 / p)
+    return mean, scale.clamp_min_(EPSILON)
 
 
 def _dense(y: Tensor, like: Tensor | None = None) -> Tensor:
@@ -242,17 +296,6 @@ def _rows(y: Tensor) -> tuple[Tensor, int]:
     if y.dim() == 2 or y.is_contiguous():
         return y.flatten(1), y[0, 0].numel()
     return y.movedim(1, -1).flatten(0, -2), 1
-
-
-def _mean(rows: Tensor, repeat: int) -> Tensor:
-    """Of every unit, shape (C,)."""
-    mean = rows.mean(0)
-    return mean if repeat == 1 else mean.view(-1, repeat).mean(1)
-
-
-def _largest(rows: Tensor, repeat: int) -> Tensor:
-    largest = rows.amax(0)
-    return largest if repeat == 1 else largest.view(-1, repeat).amax(1)
 
 
 def _spread(values: Tensor, repeat: int) -> Tensor:

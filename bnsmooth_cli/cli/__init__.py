@@ -1,4 +1,7 @@
-"""The command line: parses, calls, prints, computes nothing. One module a subcommand; torch is imported on use."""
+"""The command line: parses, calls, prints, computes nothing. One module a subcommand.
+
+What takes long to import (torch, pandas) is imported where it is used: `bnsmooth --help` uses none of it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import typer
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.cli import activations, compare, ics, landscape, plot, smoothness, theory, train
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.memory import keep_freed_memory
 
 app = typer.Typer(
     name="bnsmooth",
@@ -56,6 +60,7 @@ _INTERRUPTED: Final = 130
 
 def main() -> NoReturn:
     """Run the command line; an error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
+    keep_freed_memory()
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name="bnsmooth", standalone_mode=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 
 from bnsmooth_cli.cli import terminal
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def compare(

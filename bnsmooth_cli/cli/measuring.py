@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import MachineOptions, RunOptions, StepOptions
 from bnsmooth_cli.cli.train import train_or_find
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.tables import check_target, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def measure_sources(
@@ -28,8 +28,11 @@ def measure_sources(
     if paths and run.given():
         raise InputError(f"{run.given()[0]}: describes a run to train; leave it out, or leave out {paths[0]}")
     machine.apply()
+    import pandas as pd
+
     from bnsmooth_cli.measures import MEASURES, measure
     from bnsmooth_cli.runs import open_source
+    from bnsmooth_cli.tables import check_target, read_table
 
     sources, data = [open_source(path) for path in paths or []], run.data
     if not paths:

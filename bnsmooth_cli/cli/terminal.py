@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +19,9 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 out = Console(highlight=False)
 _err = Console(stderr=True)
@@ -72,7 +75,7 @@ def summary(title: str, frame: pd.DataFrame, columns: Sequence[str], note: str =
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     columns_of_cells = []
     for column in columns:
-        numeric = pd.api.types.is_numeric_dtype(frame[column])
+        numeric = frame[column].dtype.kind not in "OU"
         cells = [_cell(value) for value in shown[column]]
         words = [*cells, *column.split("_")]
         width = 12 if column == "run" else max(map(len, words))  # a narrow terminal folds names, never numbers

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measure_sources
@@ -17,6 +16,9 @@ from bnsmooth_cli.cli.options import (
     UnitOptions,
     grouped,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @grouped

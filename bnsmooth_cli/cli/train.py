@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import MachineOptions, RunOptions, grouped
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.runs import Run
-from bnsmooth_cli.tables import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bnsmooth_cli.runs import Run
 
 
 @grouped
@@ -47,6 +49,8 @@ def train(
     """  # fmt: skip
     machine.apply()
     trained = train_or_find(run.config(), machine, output, resume)
+    from bnsmooth_cli.tables import read_table
+
     rows = read_table(trained.train_path, "train")
     tested = rows[rows["test_accuracy"].notna()]
     columns = (

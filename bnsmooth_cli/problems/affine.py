@@ -39,7 +39,7 @@ class AffineProgram(Program):
         root = math.sqrt(self.samples)
         self.inputs, self.targets, self.basis, self.but_mean = (
             values.to(inputs.device, dtype)
-            for values in (basis.T @ x / root, basis.T @ t / root, basis * root, but_mean)
+            for values in (basis.T @ x / root, basis.T @ t / root, (basis.T * root).contiguous(), but_mean)
         )
 
     @torch.no_grad()
@@ -131,20 +131,22 @@ class AffineProgram(Program):
     def _of_samples(self, y: Tensor, basis: Tensor, scale: Tensor, turn: Tensor) -> None:
         """s and ds/dy of one layer's l_p norm, for which every sample counts: norms.LpNorm's scale."""
         assert self.p is not None
-        seen = y.mT @ basis.mT  # (P, d, N)
-        sign = seen.real.sign()
-        size = seen * sign  # |y|, continued holomorphically from the real line
+        seen = y.mT @ basis  # (P, d, N)
         if self.p == math.inf:
-            top = size.real.argmax(-1, keepdim=True)
-            scale.copy_(size.gather(-1, top).mT)
-            turn.copy_((basis[top.squeeze(-1)] * sign.gather(-1, top)).mT)
+            top = seen.real.abs().argmax(-1, keepdim=True)
+            largest = seen.gather(-1, top)
+            sign = largest.real.sign()
+            turn.copy_((basis[:, top.squeeze(-1)] * sign.squeeze(-1)).movedim(0, 1))
+            torch.mul(largest, sign, out=scale.mT)
             return
-        if self.p == 1:
-            torch.mean(size, -1, keepdim=True, out=scale.mT)
-        else:
+        slope = sign = seen.real.sign()
+        if self.p != 1:
+            size = seen * sign  # |y|, continued holomorphically from the real line
             peak = size.real.amax(-1, keepdim=True).clamp_min(EPSILON)  # |y|^p of a large p would overflow
             s = (size / peak).pow(self.p).mean(-1, keepdim=True).pow(1 / self.p) * peak
-            scale.copy_(s.mT)
-            sign = sign * (size / s.where(s.real > EPSILON, EPSILON)).pow(self.p - 1)
-        torch.matmul(basis.mT, sign.mT.to(y.dtype), out=turn)
-        turn.div_(self.samples)
+            slope = sign * (size / s.where(s.real > EPSILON, EPSILON)).pow(self.p - 1)
+        # One product of two matrices, both read along their rows: several times faster than one for each of the P.
+        product = basis @ slope.to(y.dtype).flatten(0, 1).mT
+        torch.div(product.unflatten(1, seen.shape[:2]).movedim(0, 1), self.samples, out=turn)
+        # s is homogeneous, so that s = <ds/dy, y> (Euler).
+        torch.sum(turn * y, -2, keepdim=True, out=scale)

@@ -11,6 +11,8 @@ layer. Several parameter vectors are a batch of matrix products.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,60 +36,68 @@ class AffineProgram(Program):
         basis = basis * basis[0, 0].sign()
         #: The part of the loss that no linear network changes: rounding, where the targets are linear too.
         self.unreached = float((t - basis @ (basis.T @ t)).square().sum())
-        but_mean = torch.ones(basis.shape[1], 1)
-        but_mean[0] = 0
         root = math.sqrt(self.samples)
-        self.inputs, self.targets, self.basis, self.but_mean = (
+        self.inputs, self.targets, self.basis = (
             values.to(inputs.device, dtype)
-            for values in (basis.T @ x / root, basis.T @ t / root, (basis.T * root).contiguous(), but_mean)
+            for values in (basis.T @ x / root, basis.T @ t / root, (basis.T * root).contiguous())
         )
+        self._spaces: dict[tuple[int, torch.dtype], _Space] = {}
 
     @torch.no_grad()
     def __call__(self, theta: Tensor) -> Pass:
         """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
-        count, (rows, size) = len(theta), self.inputs.shape
-        layers = theta.view(count, self.depth, -1).transpose(0, 1)
-        weights = layers[..., : size * size].unflatten(-1, (size, size))
-        gradient = torch.empty_like(theta)
-        slopes = gradient.view(count, self.depth, -1).transpose(0, 1)
-
-        # Coordinates (depth, P, r, d): of what enters the layers and the output, and of the linear maps' outputs y.
-        entering = theta.new_empty(self.depth + 1, count, rows, size)
-        entering[0] = self.inputs
+        key = len(theta), theta.dtype
+        if key not in self._spaces:
+            self._spaces[key] = _Space(self, theta)
+        space = self._spaces[key]
+        space.theta.copy_(theta)
         if self.norm == "none":
-            y, scale = entering[1:], theta.new_ones(self.depth, count, 1, size)
-            for x, weight, out in zip(entering, weights.mT, y, strict=False):
-                torch.bmm(x, weight, out=out)
+            for layer in space.layers:
+                torch.bmm(layer.x, layer.weight_t, out=layer.y)
         else:
-            gamma, beta = layers[..., size * size :].unflatten(-1, (2, 1, size)).unbind(2)
-            y, centred, scale, turn = self._normalised(entering, weights, gamma, beta)
-
-        error = entering[-1] - self.targets
-        arriving = theta.new_empty(self.depth, count, rows, size)  # the gradient at the norms' outputs
-        torch.mul(error, 2 * self.samples, out=arriving[-1])
+            self._normalise(space)
+        error = space.out[-1] - self.targets
+        torch.mul(error, 2 * self.samples, out=space.arriving[-1])
         if self.norm == "none":
-            leaving = arriving  # the gradient at y
-            for before, after, weight in reversed([*zip(arriving, arriving[1:], weights[1:], strict=False)]):
-                torch.bmm(after, weight, out=before)
+            for layer, before in space.backwards[:-1]:
+                torch.bmm(layer.arriving, layer.weight, out=before.arriving)
         else:
-            leaving = torch.empty_like(arriving)
-            along = torch.empty_like(scale)
-            ratio = gamma / scale * self.but_mean
-            pull = -gamma / scale.square()
-            product = torch.empty_like(error)
-            steps = [*zip(arriving, leaving, along, centred, ratio, pull, turn, weights, strict=True)]
-            for place, (after, before, sum_, c, r, k, v, weight) in reversed([*enumerate(steps)]):
-                torch.mul(after, c, out=product)
-                torch.sum(product, -2, keepdim=True, out=sum_)
-                torch.mul(after, r, out=before)
-                before.addcmul_(v, sum_ * k)
-                if place:
-                    torch.bmm(before, weight, out=arriving[place - 1])
-            slopes[..., size * size : -size] = (along / scale).squeeze(-2)
-            slopes[..., -size:] = arriving[:, :, 0]
-        slopes[..., : size * size] = (leaving.mT @ entering[:-1]).flatten(-2)
+            self._differentiate(space)
+        space.weights_slope.copy_((space.leaving.mT @ space.x).flatten(-2))
         loss = self.samples * error.square().sum((1, 2)) + self.unreached
-        return Pass(loss, gradient, y[:, :, 0], scale.squeeze(-2))
+        return Pass(loss, space.gradient.clone(), space.y[:, :, 0].clone(), space.scale[:, :, 0].clone())
+
+    def _normalise(self, space: _Space) -> None:
+        """Forwards: every layer's y, its scales s with what ds/dy takes, and what enters the next."""
+        samples = None if self.p in (None, 2.0) else self.basis.to(space.y.dtype)
+        space.out_mean.copy_(space.beta)
+        for layer in space.layers:
+            torch.bmm(layer.x, layer.weight_t, out=layer.y)
+            if samples is not None:
+                self._of_samples(layer.y, samples, layer.scale, layer.turn)
+            else:
+                torch.sum(layer.scaled * layer.scaled, -2, keepdim=True, out=layer.scale)
+                layer.scale.add_(EPSILON if self.p is None else 0).sqrt_()
+            if self.p is not None:
+                layer.scale.copy_(layer.scale.where(layer.scale.real > EPSILON, EPSILON))
+            torch.mul(layer.y_varying, layer.gamma / layer.scale, out=layer.out_varying)
+        if samples is None:
+            torch.div(space.scaled, space.scale, out=space.turned)
+        if self.p is not None:
+            space.turn.masked_fill_(space.scale.real <= EPSILON, 0)
+
+    def _differentiate(self, space: _Space) -> None:
+        """Backwards: the gradients at every layer's output, at its y, and at gamma and beta."""
+        torch.div(space.gamma, space.scale, out=space.ratio)
+        torch.div(space.ratio, -space.scale, out=space.pull)
+        for layer, before in space.backwards:
+            torch.sum(layer.arriving_varying * layer.y_varying, -2, keepdim=True, out=layer.along)
+            torch.mul(layer.turn, layer.along * layer.pull, out=layer.leaving)
+            layer.leaving_varying.addcmul_(layer.arriving_varying, layer.ratio)
+            if before is not None:
+                torch.bmm(layer.leaving, layer.weight, out=before.arriving)
+        torch.div(space.along, space.scale, out=space.gamma_slope)
+        space.beta_slope.copy_(space.arriving[:, :, :1])
 
     def follow(self, running: Tensor, found: Pass) -> None:
         """The running statistics, all buffers in one vector, after a training step that found these of the batch."""
@@ -99,34 +109,6 @@ class AffineProgram(Program):
         if self.p is None:  # of BatchNorm the variance, divided by one less than the samples
             scale = (scale.square() - EPSILON) * (self.samples / (self.samples - 1))
         other.lerp_(scale, MOMENTUM)
-
-    def _normalised(
-        self, entering: Tensor, weights: Tensor, gamma: Tensor, beta: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Fill in what enters the layers; y, y less its mean, the scales s and their derivatives ds/dy, by layers."""
-        y, centred = (torch.empty_like(entering[1:]) for _ in range(2))
-        scale = torch.empty_like(gamma)
-        of_samples = self.p not in (None, 2.0)
-        turn = torch.empty_like(y) if of_samples else y
-        samples = self.basis.to(y.dtype)
-        for x, weight, out, c, s, g, b, v, following in zip(
-            entering, weights.mT, y, centred, scale, gamma, beta, turn, entering[1:], strict=False
-        ):
-            torch.bmm(x, weight, out=out)
-            torch.mul(out, self.but_mean, out=c)
-            if of_samples:
-                self._of_samples(out, samples, s, v)
-            else:
-                values = c if self.p is None else out
-                torch.sum(values * values, -2, keepdim=True, out=s)
-                s.add_(EPSILON if self.p is None else 0).sqrt_()
-            if self.p is not None:
-                s.copy_(s.where(s.real > EPSILON, EPSILON))
-            torch.mul(c, g / s, out=following)
-            following[:, :1] = b
-        if not of_samples:
-            turn = (centred if self.p is None else y) / scale
-        return y, centred, scale, turn if self.p is None else turn.masked_fill(scale.real <= EPSILON, 0)
 
     def _of_samples(self, y: Tensor, basis: Tensor, scale: Tensor, turn: Tensor) -> None:
         """s and ds/dy of one layer's l_p norm, for which every sample counts: norms.LpNorm's scale."""
@@ -150,3 +132,40 @@ class AffineProgram(Program):
         torch.div(product.unflatten(1, seen.shape[:2]).movedim(0, 1), self.samples, out=turn)
         # s is homogeneous, so that s = <ds/dy, y> (Euler).
         torch.sum(turn * y, -2, keepdim=True, out=scale)
+
+
+class _Space:
+    """The memory of passes at P parameter vectors, made once, as are its views: they cost as much as the arithmetic.
+
+    Coordinates are (depth, P, r, d), `..._varying` those without the first row, the mean; a value a unit is
+    (depth, P, 1, d). `layers` are the layers' parts of them, by the same names.
+    """
+
+    def __init__(self, program: AffineProgram, theta: Tensor) -> None:
+        depth, count, (rows, size) = program.depth, len(theta), program.inputs.shape
+        whole, gradient = torch.empty_like(theta), torch.zeros_like(theta)
+        own, slopes = (v.view(count, depth, -1).transpose(0, 1) for v in (whole, gradient))
+        weights, self.weights_slope = own[..., : size * size], slopes[..., : size * size]
+        walk = theta.new_empty(depth + 1, count, rows, size)
+        walk[0] = program.inputs
+        #: What enters a layer and what leaves it, and the gradient arriving there.
+        self.x, self.out, self.arriving = walk[:-1], walk[1:], theta.new_empty(depth, count, rows, size)
+        self.weight = weights.unflatten(-1, (size, size))
+        self.weight_t = self.weight.mT
+        if program.norm == "none":
+            self.y, self.leaving, self.scale = self.out, self.arriving, theta.new_ones(depth, count, 1, size)
+        else:
+            #: The linear map's output, the gradient leaving there, and ds/dy.
+            self.y, self.leaving, self.turn = (torch.zeros_like(self.arriving) for _ in range(3))
+            self.scale, self.along, self.ratio, self.pull = (theta.new_empty(depth, count, 1, size) for _ in range(4))
+            self.gamma, self.beta = own[..., size * size :].unflatten(-1, (2, 1, size)).unbind(2)
+            self.gamma_slope, self.beta_slope = slopes[..., size * size :].unflatten(-1, (2, 1, size)).unbind(2)
+            self.y_varying, self.out_mean, self.out_varying = self.y[:, :, 1:], self.out[:, :, :1], self.out[:, :, 1:]
+            self.arriving_varying, self.leaving_varying = self.arriving[:, :, 1:], self.leaving[:, :, 1:]
+            # BatchNorm's scale is of the centred activations, an l_p norm's of the activations.
+            start = 1 if program.p is None else 0
+            self.scaled, self.turned = self.y[:, :, start:], self.turn[:, :, start:]
+        self.layers = [SimpleNamespace(**{name: v[i] for name, v in vars(self).items()}) for i in range(depth)]
+        #: From the last layer on, each with the one before it (None before the first).
+        self.backwards: list[tuple[Any, Any]] = [*zip(self.layers, [None, *self.layers], strict=False)][::-1]
+        self.theta, self.gradient = whole, gradient

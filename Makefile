@@ -10,7 +10,7 @@ SMOOTHNESS ?=
 THEORY ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test check clean pictures
+.PHONY: setup demo test check bench clean pictures
 
 setup: $(VENV)/.installed
 
@@ -75,6 +75,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Every speed against plain PyTorch, about six minutes; docs/speed.md is what it prints. A row alone:
+# python -m benchmarks ROW.
+bench: setup
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks -o docs/speed.json
 
 clean:
 	rm -rf demo pictures runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

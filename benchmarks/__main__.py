@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import command_line, growth, linear, memory, norms, vgg
-from benchmarks.harness import ROWS, Result, machine, write
+from benchmarks.harness import ROWS, Result, duration, machine, write
 from bnsmooth_cli.memory import keep_freed_memory
 
 __all__ = ["command_line", "growth", "linear", "memory", "norms", "vgg"]  # importing a module registers its rows
@@ -39,7 +39,7 @@ def main() -> None:
     for r in results:
         style = "" if r.met else "bold red"
         ratio = f"[{style}]{r.ratio:.2f}[/]" if style else f"{r.ratio:.2f}"
-        table.add_row(r.row, r.case, r.reference, _time(r.ours_s), _time(r.reference_s), ratio, r.goal)
+        table.add_row(r.row, r.case, r.reference, duration(r.ours_s), duration(r.reference_s), ratio, r.goal)
     console.print(table)
     for name, value in machine().items():
         console.print(f"{name}: {value}", highlight=False)
@@ -48,10 +48,5 @@ def main() -> None:
     console.print(f"{len(results) - len(missed)} of {len(results)} goals met; {arguments.output}", highlight=False)
 
 
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"
-
-
-main()
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import torch
 
@@ -99,5 +100,39 @@ def machine() -> dict[str, str]:
 
 
 def write(path: Path, results: list[Result]) -> None:
-    """The results as JSON."""
-    path.write_text(json.dumps({**machine(), "results": [asdict(result) for result in results]}, indent=2) + "\n")
+    """The results as JSON, and beside them the same as a page of Markdown."""
+    content = {**machine(), "results": [asdict(result) for result in results]}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    path.with_suffix(".md").write_text(page(content))
+
+
+PAGE: Final = """# Speed
+
+What `make bench` measured: bnsmooth's work and its reference, plain PyTorch as it is written today, in turns in one
+process; medians. Before a time is taken the two have to agree. A ratio is how many times faster, or how much of the
+reference's time (or how many seconds more), as its goal says. {met} of {all} goals met.
+
+{machine}; GPU: {gpu}; {versions}.
+
+| row | case | against | ours | reference | ratio | goal |
+| --- | --- | --- | ---: | ---: | ---: | --- |
+"""
+
+
+def page(content: dict[str, Any]) -> str:
+    """The Markdown of what `write` has written as JSON."""
+    results = [Result(**result) for result in content["results"]]
+    told = {name: value for name, value in content.items() if name != "results"}
+    lines = [
+        f"| {r.row} | {r.case} | {r.reference} | {duration(r.ours_s)} | {duration(r.reference_s)} "
+        f"| {r.ratio:.2f} | {r.goal}{'' if r.met else ' (missed)'} |\n"
+        for r in results
+    ]
+    return PAGE.format(met=sum(r.met for r in results), all=len(results), **told) + "".join(lines)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a reader wants them."""
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"

@@ -32,7 +32,7 @@ class PlainLpNorm(nn.Module):
 
 
 def plain_network(model: nn.Module) -> nn.Module:
-    """The same network out of torch.nn alone: nn.BatchNorm2d, nn.Linear, nn.ReLU, ..., and the same weights."""
+    """The same network out of torch.nn alone: nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, ..., and the same weights."""
     parts: list[nn.Module] = []
     for layer in model.layers.values():
         parts.append(copy.deepcopy(layer.linear))
@@ -48,7 +48,7 @@ def plain_network(model: nn.Module) -> nn.Module:
             plain_lp.gamma.data.copy_(norm.gamma.data)
             plain_lp.beta.data.copy_(norm.beta.data)
             parts.append(plain_lp)
-        parts += copy.deepcopy(list(layer.rest))
+        parts += sorted(copy.deepcopy(list(layer.rest)), key=lambda part: not isinstance(part, nn.ReLU))
     return nn.Sequential(*parts)
 
 

@@ -27,7 +27,7 @@ class Point:
     """The network at theta_t with the batch (x_t, y_t), batch statistics in use and running ones left alone.
 
     A measurement reads a point and leaves it bit-identical. `theta` is the network's parameters as one flat vector
-    of n numbers, in the order of `model.parameters()`; the loss is a function of it (`loss_at`).
+    of n numbers, in the order of `model.parameters()`; the loss is a function of it (`gradients_at`).
     """
 
     problem: Problem
@@ -86,14 +86,6 @@ class Point:
         dtype = next(model.parameters()).dtype
         return self.problem.objective(model(self.inputs.to(dtype)), _as(self.targets, dtype))
 
-    def loss_at(self, theta: Tensor) -> Tensor:
-        """The loss at other parameters, with its graph to `theta` (n,)."""
-        norms.prepare(self.model.norms, self.config.seed, self.step)
-        named = dict(self.model.named_parameters())
-        pieces = theta.split([p.numel() for p in named.values()])
-        values = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
-        return self.problem.objective(functional_call(self.model, values, (self.inputs,)), self.targets)
-
     @property
     def program(self) -> Program | None:
         """A faster way to losses and gradients at many parameter vectors, where the problem has one."""
@@ -104,14 +96,23 @@ class Point:
         if self.program is not None:
             found = self.program(thetas)
             return found.loss, found.gradient
-        pairs = []
-        for theta in thetas.detach():
-            theta.requires_grad_()
-            loss = self.loss_at(theta)
-            pairs.append((loss.detach(), torch.autograd.grad(loss, theta)[0]))
-        if len(pairs) == 1:
-            return pairs[0][0][None], pairs[0][1][None]
-        return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+        norms.prepare(self.model.norms, self.config.seed, self.step)
+        gradients = torch.empty_like(thetas)
+        losses = [self._gradient_at(theta, gradient) for theta, gradient in zip(thetas, gradients, strict=True)]
+        return torch.stack(losses), gradients
+
+    def _gradient_at(self, theta: Tensor, gradient: Tensor) -> Tensor:
+        """The loss; the gradient is written to `gradient`."""
+        named = dict(self.model.named_parameters())
+        pieces = theta.split([p.numel() for p in named.values()])
+        # In the parameters' own layouts: a convolution would convert its weights, and their gradient, at every use.
+        values = {
+            name: torch.empty_like(p).copy_(piece.view(p.shape)).requires_grad_()
+            for (name, p), piece in zip(named.items(), pieces, strict=True)
+        }
+        loss = self.problem.objective(functional_call(self.model, values, (self.inputs,)), self.targets)
+        torch.cat([found.reshape(-1) for found in torch.autograd.grad(loss, list(values.values()))], out=gradient)
+        return loss.detach()
 
     def hessian(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         r"""The gradient (n,), and the Hessian as the function that multiplies a vector with it.

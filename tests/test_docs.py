@@ -69,7 +69,7 @@ def test_every_option_that_the_readme_names_exists(command, done):
         if line.split()[1] == command:
             assert set(shown.findall(line)) <= options
     if command == "train":
-        text = README.split("## What can be chosen")[1].split("## Tables")[0]
+        text = README.split("## What can be chosen")[1].split("## Speed")[0]
         assert set(shown.findall(text)) - {"--every", "--at"} <= options
         assert options - set(shown.findall(README)) <= {
             "--output", "--resume", "--no-resume", "--no-augment", "--device", "--force", "--help",

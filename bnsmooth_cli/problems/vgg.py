@@ -66,7 +66,8 @@ class Vgg(Problem):
         for convolutions, full in zip(STAGES[self.config.depth], CHANNELS, strict=True):
             for i in range(convolutions):
                 out = max(1, round(full * width))
-                rest = [nn.ReLU()] + [nn.MaxPool2d(2)] * (i == convolutions - 1)
+                # A ReLU after a maximum is the ReLU before it, values and gradients, on a quarter of the activations.
+                rest = [nn.MaxPool2d(2)] * (i == convolutions - 1) + [nn.ReLU()]
                 conv = nn.Conv2d(channels, out, 3, padding=1)
                 layers[f"conv{len(layers) + 1}"] = Layer(conv, norms.build(self.config.norm, out), *rest)
                 channels = out
@@ -126,7 +127,9 @@ def crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
     along = torch.arange(SIZE)
     rows = top + along
     columns = left + torch.where(mirrored, along.flip(0), along)
-    padded = F.pad(images, (CROP_PADDING,) * 4)
-    each = torch.arange(count, device=images.device)[:, None, None]
-    # Advanced indices around a slice put the channels last: (N, H, W, C), the layout that training wants anyway.
-    return padded[each, :, rows.to(images.device)[:, :, None], columns.to(images.device)[:, None, :]].movedim(-1, 1)
+    padded = F.pad(images, (CROP_PADDING,) * 4).movedim(1, -1)
+    # By the numbers of the padded batch's pixels, channels last: the layout that training wants anyway.
+    first = torch.arange(count)[:, None] * padded.shape[1] + rows
+    places = (first * padded.shape[2]).to(images.device)[:, :, None] + columns.to(images.device)[:, None]
+    pixels = padded.reshape(-1, images.shape[1]).index_select(0, places.flatten())
+    return pixels.view(count, SIZE, SIZE, -1).movedim(-1, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from benchmarks.harness import ROWS, agree, medians, page
 
 ROOT = Path(__file__).parents[1]

@@ -129,6 +129,6 @@ def power_iteration(model: nn.Module, loss: Loss, value: float, tolerance: float
 
 
 def plain_loss(point: Point) -> tuple[nn.Module, Loss]:
-    """A plain network at the point, and its loss on the point's batch."""
-    model = plain_network(point.model).train()
+    """A plain network at the point, channels_last, and its loss on the point's batch."""
+    model = plain_network(point.model).train().to(memory_format=torch.channels_last)
     return model, lambda: point.problem.objective(model(point.inputs), point.targets)

@@ -116,7 +116,6 @@ def measures() -> Iterator[Result]:
     """Line probe and ICS at width 0.25."""
     point = _point()
     model, loss = references.plain_loss(point)
-    model.to(memory_format=torch.channels_last)
     alphas = line_alphas("vgg")
     expected = torch.stack(references.line(model, loss, alphas, 0.1))
     agree(torch.tensor(bns.landscape(point).iloc[1:]["grad_distance"].to_numpy()), expected[:, 1], 2e-2)
@@ -136,7 +135,6 @@ def hessian() -> Iterator[Result]:
     """Products with the Hessian at width 0.25: the first at a point, with what prepares it, and those that follow."""
     point = _point()
     model, loss = references.plain_loss(point)
-    model.to(memory_format=torch.channels_last)
     torch.manual_seed(0)
     vector = torch.randn(len(point.theta))
     (_, ours), plain = point.hessian(), references.DoubleBackward(model, loss)
@@ -162,7 +160,6 @@ def sharpness() -> Iterator[Result]:
         run = bns.train("vgg", "batch", steps=150, output=f"{folder}/run", device="cpu")
         for point in visit(run.source(), [0, 20, 150], "cpu"):
             model, loss = references.plain_loss(point)
-            model.to(memory_format=torch.channels_last)
             value = hessian_figures(point)[1]
             works = {
                 "ours": functools.partial(hessian_figures, point),

@@ -4,8 +4,8 @@ Pearlmutter (1994), "Fast exact multiplication by the Hessian": with $\partial$ 
 $\theta + t v$, every module turns its input's $\partial x$ into $\partial y$ on the way forward, and its output's
 $\partial (\nabla_y L)$ into $\partial (\nabla_x L)$ and its part of $H v = \partial (\nabla_\theta L)$ on the way back.
 What does not depend on v is computed once for all products. A product costs six convolutions a layer where a gradient
-costs three; PyTorch's double backward takes convolutions with kernels as large as the images for two of the six, and
-some thirty passes over the activations of each norm.
+costs three; PyTorch's double backward turns two of the six into convolutions with kernels as large as the images, and
+each norm's second derivative into a long chain of elementary operations.
 """
 
 from __future__ import annotations

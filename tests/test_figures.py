@@ -5,136 +5,32 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from fake_tables import (
+    NORMS,
+    ROWS,
+    activations,
+    compared,
+    dln_training,
+    ics,
+    landscape,
+    make,
+    smoothness,
+    theory,
+    vgg_training,
+)
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bnsmooth_cli.figures import KINDS, render, style
 from bnsmooth_cli.tables import SCHEMAS
-
-NORMS = ("none", "batch", "l1", "l2", "linf")
-ROUGHNESS = {"none": 30.0, "batch": 1.0, "l1": 1.3, "l2": 1.1, "linf": 2.0}
-
-
-def make(
-    rows: Callable[[float, np.random.Generator], pd.DataFrame],
-    problem: str = "vgg",
-    norms: Sequence[str] = NORMS,
-    lrs: Sequence[float] = (0.1,),
-    seeds: Sequence[int] = (0,),
-) -> pd.DataFrame:
-    """One table over a grid of runs; `rows` makes a run's own columns from its norm's roughness."""
-    tables = []
-    for norm, lr, seed in ((norm, lr, seed) for norm in norms for lr in lrs for seed in seeds):
-        table = rows(ROUGHNESS.get(norm, 3.0), np.random.default_rng(seed))
-        run = {
-            "run": f"{problem}-{norm}-lr{lr:g}-seed{seed}",
-            "problem": problem,
-            "norm": norm,
-            "lr": lr,
-            "seed": seed,
-        }
-        tables.append(pd.DataFrame({**run, **{name: table[name] for name in table}}))
-    return pd.concat(tables, ignore_index=True)
-
-
-def vgg_training(rough: float, noise: np.random.Generator, steps: int = 200) -> pd.DataFrame:
-    step = np.arange(steps)
-    accuracy = 0.1 + 0.75 * (1 - np.exp(-step / 40 / rough**0.3)) + noise.normal(0, 0.02, steps)
-    tested = np.where(step % 20 == 0, accuracy - 0.04, np.nan)
-    frame = pd.DataFrame({"step": step, "loss": 2.4 - 2.3 * accuracy, "accuracy": accuracy})
-    return frame.assign(grad_norm=rough, test_loss=2.4 - 2 * tested, test_accuracy=tested)
-
-
-def dln_training(rough: float, noise: np.random.Generator) -> pd.DataFrame:
-    step = np.arange(200)
-    loss = 1e6 * np.exp(-step / 10 / rough**0.3) + noise.random()
-    return pd.DataFrame({"step": step, "loss": loss, "grad_norm": 1.0}).assign(
-        accuracy=np.nan, test_loss=np.nan, test_accuracy=np.nan
-    )
-
-
-def landscape(rough: float, noise: np.random.Generator, steps: Sequence[int] = range(0, 310, 10)) -> pd.DataFrame:
-    step, alpha = (grid.ravel() for grid in np.meshgrid(list(steps), [0, 0.5, 1, 2, 4], indexing="ij"))
-    frame = pd.DataFrame({"step": step, "alpha": alpha, "step_size": 0.1 * alpha, "distance": 0.1 * alpha})
-    change = rough * alpha * np.exp(-step / 200) * noise.uniform(0.8, 1.2, len(step))
-    return frame.assign(loss=2 + 0.01 * change, grad_norm=rough, grad_distance=change, grad_cosine=0.5)
-
-
-def smoothness(rough: float, noise: np.random.Generator) -> pd.DataFrame:
-    step = np.arange(0, 310, 10)
-    level = rough * noise.uniform(0.8, 1.2, len(step))
-    names = ("loss", "grad_norm", "loss_min", "loss_max", "predictiveness_min", "predictiveness_max")
-    frame = pd.DataFrame({"step": step, **dict.fromkeys((*names, "lipschitz", "beta"), level)})
-    signed = level * noise.choice([-1, 1], len(step))
-    return frame.assign(curvature=signed, sharpness=signed, critical_alpha=np.nan)
-
-
-def ics(rough: float, noise: np.random.Generator, layers: int = 25) -> pd.DataFrame:
-    step, layer = (grid.ravel() for grid in np.meshgrid(range(0, 310, 10), range(1, layers + 1), indexing="ij"))
-    shift = np.where(layer == 1, 0.0, np.exp(-step / 30) * layer / rough)
-    frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"linear{i}" for i in layer], "ics": shift})
-    return frame.assign(grad_norm=1.0, grad_norm_updated=1.0, cosine=noise.uniform(-1, 1, len(step)))
-
-
-def activations(rough: float, noise: np.random.Generator, layers: int = 3) -> pd.DataFrame:
-    grid = np.meshgrid(range(0, 310, 10), range(1, layers + 1), (4, 7), indexing="ij")
-    step, layer, unit = (axis.ravel() for axis in grid)
-    probabilities = (np.arange(100) + 0.5) / 100
-    width = np.sqrt(rough) * noise.uniform(0.9, 1.1, len(step))
-    quantiles = [scale * np.log(probabilities / (1 - probabilities)) for scale in width]
-    frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"conv{i}" for i in layer], "unit": unit})
-    moved = np.where(step == 0, np.nan, noise.random(len(step)))
-    ends = {"q01": [q[1] for q in quantiles], "q99": [q[-2] for q in quantiles]}
-    return frame.assign(mean=0.0, std=width, sigma=2 * width, wasserstein=moved, **ends, quantiles=quantiles)
-
-
-def theory(rough: float, noise: np.random.Generator, layers: int = 4) -> pd.DataFrame:
-    statements = ["4.1", "4.1 at y", "4.2", "4.4", "4.5"]
-    grid = np.meshgrid(range(0, 310, 50), range(1, layers + 1), range(3), range(len(statements)), indexing="ij")
-    step, layer, unit, which = (axis.ravel() for axis in grid)
-    statement = np.array(statements)[which]
-    rhs = (
-        rough
-        * 10 ** noise.uniform(-4, 4, len(step))
-        * np.where(statement == "4.2", noise.choice([-1, 1], len(step)), 1)
-    )
-    lhs = np.where(statement == "4.1 at y", rhs * noise.uniform(0.1, 3, len(step)), rhs)
-    frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"conv{i}" for i in layer], "unit": unit})
-    frame = frame.assign(statement=statement, affine="identity", lhs=lhs, rhs=rhs, holds=lhs <= rhs, sigma=rough)
-    signed = {name: noise.choice([-1.0, 1.0], len(step)) for name in ("alignment", "curvature")}
-    return frame.assign(mean_fraction=1e-34, output_fraction=1e-3 * noise.random(len(step)), **signed)
-
-
-def compared(rough: float, noise: np.random.Generator) -> pd.DataFrame:
-    figures = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
-    accuracy = 0.85 - 0.002 * rough + noise.normal(0, 0.001)
-    row = {"steps": 200, "diverged_at": np.nan, "final_loss": 0.1 * rough, "final_test_accuracy": accuracy}
-    row |= {
-        "target_loss": 0.5,
-        "steps_to_loss": 50 * rough,
-        "target_accuracy": 0.8,
-        "steps_to_accuracy": 60 * rough,
-    }
-    return pd.DataFrame([row | dict.fromkeys(figures, rough)])
-
-
-ROWS = {
-    "train": vgg_training,
-    "landscape": landscape,
-    "smoothness": smoothness,
-    "ics": ics,
-    "activations": activations,
-    "theory": theory,
-    "compare": compared,
-}
 
 
 def legend(figure: Figure) -> list[str]:

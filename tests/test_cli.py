@@ -286,6 +286,32 @@ def test_what_takes_long_to_import_is_imported_on_use(run, tmp_path, line, unuse
     assert done.returncode == 0, done.stderr
 
 
+FAULTS = """
+import resource, sys, torch
+from bnsmooth_cli import memory
+
+def faults(rounds=10):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.ones(2**24)  # above glibc's largest threshold of its own, 32 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+handed_back = faults()
+if not memory.keep_freed_memory():
+    sys.exit(77)
+faults()  # the heap finds its size
+print(handed_back, faults())
+"""
+
+
+def test_memory_once_used_is_used_again():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("not glibc")
+    handed_back, kept = map(int, done.stdout.split())
+    assert kept < handed_back / 4
+
+
 def test_shell_completion_offers_norms(tmp_path):
     environment = {
         "_BNSMOOTH_COMPLETE": "complete_bash",

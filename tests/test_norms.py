@@ -43,8 +43,10 @@ def test_lp_is_its_formula_and_gradient(name, shape):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("block", [norms._BLOCK, 150])  # all at once, and a few samples at a time
 @pytest.mark.parametrize("name", P)
-def test_lp_and_all_its_gradients_are_those_of_elementary_operations(name, dtype, layout):
+def test_lp_and_all_its_gradients_are_those_of_elementary_operations(name, block, dtype, layout, monkeypatch):
+    monkeypatch.setattr(norms, "_BLOCK", block)
     norm = norms.build(name, 5).to(dtype)
     with torch.no_grad():
         norm.gamma.uniform_(0.5, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from benchmarks import command_line, growth, linear, memory, norms, vgg
 from benchmarks.harness import ROWS, Result, duration, machine, write
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.files import check_writable
 from bnsmooth_cli.memory import keep_freed_memory
 
 __all__ = ["command_line", "growth", "linear", "memory", "norms", "vgg"]  # importing a module registers its rows
@@ -24,6 +27,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
+    try:
+        check_writable(arguments.output)
+    except InputError as error:
+        parser.error(str(error))
     keep_freed_memory()  # as the command line does
     console, results = Console(), list[Result]()
     console.width = max(console.width, 120)
@@ -49,4 +56,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; no results are written")

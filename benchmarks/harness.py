@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import torch
 
+from bnsmooth_cli.files import atomic
+
 Work = Callable[[], object]
 
 
@@ -102,8 +104,10 @@ def machine() -> dict[str, str]:
 def write(path: Path, results: list[Result]) -> None:
     """The results as JSON, and beside them the same as a page of Markdown."""
     content = {**machine(), "results": [asdict(result) for result in results]}
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    path.with_suffix(".md").write_text(page(content))
+    texts = {path: json.dumps(content, indent=2) + "\n", path.with_suffix(".md"): page(content)}
+    for target, text in texts.items():
+        with atomic(target) as temporary:
+            temporary.write_text(text)
 
 
 PAGE: Final = """# Speed

@@ -38,6 +38,13 @@ def test_a_row_that_there_is_not_is_one_line_and_no_run(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_results_that_cannot_be_written_are_found_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    done = suite("dln-step", "-o", str(tmp_path / "file/found.json"))
+    assert done.returncode == 2
+    assert str(tmp_path / "file") in done.stderr.splitlines()[-1]
+
+
 def test_nothing_is_timed_that_disagrees():
     agree(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.001]), 1e-3)
     for wrong in (torch.tensor([1.0, 2.1]), torch.tensor([1.0, torch.nan])):

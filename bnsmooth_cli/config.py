@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -95,6 +96,8 @@ class Config:
 
         A longer run of the same trajectory is none, nor are the same images in another folder.
         """
+        if self.problem != other.problem:
+            return [f"problem {self.problem}, now {other.problem}"]
         immaterial = {"steps"}
         if None in (self.data_digest, other.data_digest):
             immaterial.add("data_digest")  # of images that were not looked at nothing can be said
@@ -135,9 +138,18 @@ def from_dict(values: object, source: str) -> Config:
     >>> from_dict(resolve("dln").as_dict(), "config.json") == resolve("dln")
     True
     """
-    fields = {field.name: field.type for field in dataclasses.fields(Config)}
     if not isinstance(values, dict):
         raise InputError(f"{source}: holds no configuration of a bnsmooth run")
+    check_types(values, source)
+    try:
+        return Config(**values)
+    except TypeError as error:
+        raise InputError(f"{source}: the configuration is incomplete ({error})") from error
+
+
+def check_types(values: Mapping[str, object], source: str) -> None:
+    """Raise InputError, naming `source`, for a value that no field of `Config` has or of another type than its own."""
+    fields = {field.name: field.type for field in dataclasses.fields(Config)}
     kinds = {"str": str, "int": int, "float": (int, float), "bool": bool}
     for key, value in values.items():
         if key not in fields:
@@ -145,7 +157,3 @@ def from_dict(values: object, source: str) -> Config:
         kind = kinds[str(fields[key]).split(" ")[0]]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
             raise InputError(f"{source}: the setting '{key}' has the wrong type ({type(value).__name__})")
-    try:
-        return Config(**values)
-    except TypeError as error:
-        raise InputError(f"{source}: the configuration is incomplete ({error})") from error

@@ -10,6 +10,14 @@ class InputError(ValueError):
     """Something handed to us cannot be used; the command line prints the message alone and exits 2."""
 
 
+class DamagedError(InputError):
+    """A file of ours that cannot be read, or is not whole."""
+
+
+class IncompleteError(RuntimeError):
+    """Work of which a part failed, each reported as it did; the command line prints the message and exits 1."""
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> InputError:
     """The error for a name that is none of `known`, with the nearest one.
 

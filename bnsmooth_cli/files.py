@@ -55,8 +55,9 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values in torch's format."""
     import torch
 
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
+    # Into a stream: given a path, torch writes the temporary name into the file, and equal states differ.
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

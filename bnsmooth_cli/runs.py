@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, from_dict
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.files import atomic, load_tensors, save_tensors
 
 FORMAT: Final = 1
@@ -89,26 +89,31 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: one process writes it at a time. The system drops a dead process's lock."""
-        owner = self.path / ".lock.owner"
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            who = owner.read_text().strip() if owner.is_file() else "another process"
-            raise InputError(
-                f"{self.path}: {who} is writing this run; wait for it, or choose another folder with -o"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another folder with -o"
-            ) from error
-        try:
-            owner.write_text(f"process {getpid()} on {socket.gethostname()}")
+        """Hold the run: one process writes it at a time."""
+        with locked(self.path, "run"):
             yield
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a folder, named as `what` to whoever finds it held. The system drops a dead process's lock."""
+    owner = path / ".lock.owner"
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = owner.read_text().strip() if owner.is_file() else "another process"
+        raise InputError(
+            f"{path}: {who} is writing this {what}; wait for it, or choose another folder with -o"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder with -o") from error
+    try:
+        owner.write_text(f"process {getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def read_config(path: Path) -> Config:
@@ -119,7 +124,7 @@ def read_config(path: Path) -> Config:
     except FileNotFoundError as error:
         raise InputError(f"{path}: not a run directory (it has no config.json)") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable as JSON ({error})") from error
+        raise DamagedError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file}: not a configuration of this version of bnsmooth (format {FORMAT})")
     return from_dict(content.get("config"), str(file))

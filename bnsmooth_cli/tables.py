@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.files import atomic, check_writable
 
 FORMAT: Final = 1
@@ -28,11 +29,15 @@ def _doubles(*names: str) -> dict[str, str]:
 
 #: The figures of `smoothness` that `compare` summarises by their medians.
 SMOOTHNESS: Final = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
+#: The figures of `compare` from the tables of `ics` and `activations`, medians too; `cosine` knows no ratio.
+_SHIFT: Final = ("ics", "movement", "kurtosis")
 #: The figures of `compare` that are also given as ratios to the `none` run of the same problem, lr and seed.
 COMPARED: Final = (
     "final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy", "steps_to_loss", "steps_to_accuracy",
-    *SMOOTHNESS,
+    *SMOOTHNESS, *_SHIFT,
 )  # fmt: skip
+#: The figures of `compare` that are summarised over seeds.
+SUMMARISED: Final = (*COMPARED, "cosine")
 
 #: Kind of table -> column -> Arrow type, or "list" of doubles. Every double and bool may be null: not measured, or not
 #: defined for the row.
@@ -73,9 +78,31 @@ SCHEMAS: Final[dict[str, dict[str, str]]] = {
         **_RUN,
         "steps": "int64",
         "diverged_at": "double",
-        **_doubles("final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy"),
+        **_doubles("initial_loss", "final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy"),
         **_doubles("target_loss", "steps_to_loss", "target_accuracy", "steps_to_accuracy", *SMOOTHNESS),
-        **_doubles(*(f"ratio_{name}" for name in COMPARED)),
+        **_doubles(*_SHIFT, "cosine", *(f"ratio_{name}" for name in COMPARED)),
+    },
+    "compare-summary": {
+        "problem": "string",
+        "norm": "string",
+        "lr": "double",
+        "figure": "string",
+        "seeds": "int64",
+        "diverged": "int64",
+        **_doubles("median", "low", "high", "ratio", "ratio_low", "ratio_high"),
+    },
+    "compare-claims": {
+        "problem": "string",
+        "claim": "int64",
+        "title": "string",
+        "verdict": "string",
+        "part": "string",
+        "rule": "string",
+        "lr": "double",
+        "seeds": "int64",
+        **_doubles("median", "low", "high"),
+        "part_verdict": "string",
+        "command": "string",
     },
 }
 
@@ -128,20 +155,22 @@ def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
     return provenance
 
 
-def read_table(path: Path | str, kind: str | None = None) -> pd.DataFrame:
+def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """A table's rows; its provenance is in `.attrs["bnsmooth"]`. With `kind`, a table of another kind is refused.
+
+    `columns` are those to read, by default all.
 
     Raises InputError for a file that is missing, damaged, no table of bnsmooth's, or of a newer format.
     """
     path = Path(path)
     provenance = read_provenance(path, kind)
     try:
-        frame: pd.DataFrame = pq.read_table(path, partitioning=None).to_pandas()
+        frame: pd.DataFrame = pq.read_table(path, columns=columns, partitioning=None).to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     frame.attrs["bnsmooth"] = provenance
     return frame
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:100]})")
+def _unreadable(path: Path, error: Exception) -> DamagedError:
+    return DamagedError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:100]})")

@@ -219,7 +219,12 @@ def _continue(run: Run, trajectory: Trajectory) -> pd.DataFrame:
 
 
 def _write(run: Run, log: _Log, **outcome: int | None) -> None:
-    provenance = {"version": __version__, "runs": {run.name: run.config.as_dict()}, **outcome}
+    provenance = {
+        "version": __version__,
+        "torch": torch.__version__,
+        "runs": {run.name: run.config.as_dict()},
+        **outcome,
+    }
     tables.write_table(run.train_path, "train", log.table(run), provenance)
 
 

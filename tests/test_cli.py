@@ -256,7 +256,7 @@ def test_two_processes_do_not_write_one_run(cli, run, tmp_path):
 def test_help_shows_an_example_for_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for command in ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot"):
+    for command in ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot", "report"):
         assert command in out
         code, text, _ = cli(f"{command} --help")
         assert code == 0

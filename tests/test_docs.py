@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +18,8 @@ from bnsmooth_cli.tables import SCHEMAS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (bnsmooth .*)$", README, re.MULTILINE)
-EVERY = ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot")
+EVERY = ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot", "report")
+STUDIES = (ROOT / "docs/studies.md").read_text()
 #: What the examples leave out so that they are short, and the tests put in so that they are quick.
 SMALLER = {"vgg": "--width 0.07 --batch-size 16 --steps 40 --save-every 10", "dln": "--steps 20 --save-every 10"}
 
@@ -32,8 +36,10 @@ def done(cli):
     return call
 
 
-def test_every_command_of_the_readme_runs_in_its_order(done):
+def test_every_command_of_the_readme_runs_in_its_order(done, tmp_path):
     """In small: the same lines on a narrower, shorter run; a data folder that nobody has becomes the built-in one."""
+    file = "\n".join(re.findall(r"^    (.*)$", README.split("# study.toml")[1].split("bnsmooth")[0], re.MULTILINE))
+    (tmp_path / "study.toml").write_text(file.replace("cifar10", "shapes").replace("0.1, 0.5", "0.1"))
     done("train --norm none " + SMALLER["vgg"])
     ran = set()
     for line in COMMANDS:
@@ -47,7 +53,7 @@ def test_every_command_of_the_readme_runs_in_its_order(done):
             ("000050.pt", "000030.pt"),
         ):
             command = command.replace(shown, smaller)
-        if "runs/" not in line:
+        if "runs/" not in line and "report" not in line:
             command += " " + SMALLER["dln" if "dln" in line or command == "theory" else "vgg"]
         done(command)
         ran.add(command.split()[0])
@@ -83,6 +89,62 @@ def test_the_readme_names_every_column():
         lead = "run, problem, norm, lr, seed, step"
         for column in columns:
             assert column.startswith("ratio_") or re.search(rf"\b{column}\b", row + lead), (kind, column)
+
+
+BIN = Path(sys.executable).parent
+SMALL_STUDY = f"--problem dln --dimension 4 --samples 30 {SMALLER['dln']} --threads 1"
+
+
+def fenced(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+
+
+def test_the_makefile_of_the_studies_page_does_a_study(tmp_path):
+    (tmp_path / "study.mk").write_text(fenced(STUDIES, "make"))
+    line = ["make", "-j2", "-f", "study.mk", "NORMS=none,batch", "SEEDS=0,1", f"TRAIN={SMALL_STUDY}"]
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    for said in ("study/report.html", "nothing to be done"):
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout.replace("Nothing", "nothing").replace("is up to date", "nothing to be done")
+    assert len([*tmp_path.glob("study/runs/*/smoothness.parquet")]) == 4
+
+
+def test_the_cluster_of_the_studies_page_does_a_study(cli, tmp_path):
+    """Real jobs of dask-jobqueue, in a queue that starts each at once."""
+    queue = {"sbatch": 'setsid sh "$1" >/dev/null 2>&1 &\necho "Submitted batch job $!"', "scancel": 'kill -- "-$1"'}
+    for name, does in queue.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    script = fenced(STUDIES, "python").replace("8786", port).replace("jobs=16", "jobs=2")
+    (tmp_path / "cluster.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, "cluster.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
+        env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert address.endswith(port)
+        code, _, err = cli(f"compare --norms none,batch {SMALL_STUDY} --dask {address} -o study")
+        assert (code, err) == (0, "")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert len([*tmp_path.glob("study/runs/*/train.parquet")]) == 2
+
+
+def test_every_option_of_the_studies_page_exists(done):
+    shown = re.compile(r"--[a-z][a-z-]+")
+    lines = re.findall(r"bnsmooth compare .*$", STUDIES, re.MULTILINE)
+    assert {option for line in lines for option in shown.findall(line)} <= set(shown.findall(done("compare --help")))
+    install = re.search(r"pip install '?([a-z-]+)'?\n    python cluster", STUDIES)
+    assert install
+    assert f'"{install[1]}' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_pictures_and_links_of_the_documentation_exist():

@@ -12,8 +12,8 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from bnsmooth_cli._version import __version__
-from bnsmooth_cli.cli import activations, compare, ics, landscape, plot, smoothness, theory, train
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.cli import activations, compare, ics, landscape, plot, report, smoothness, theory, train
+from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("activations")(activations.activations)
 app.command("theory")(theory.theory)
 app.command("compare")(compare.compare)
 app.command("plot")(plot.plot)
+app.command("report")(report.report)
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,6 +83,8 @@ def _explain(error: BaseException) -> int:
         )
     elif isinstance(error, InputError):
         message, code = str(error), 2
+    elif isinstance(error, IncompleteError):
+        message, code = str(error), 1
     elif hasattr(error, "format_message"):  # wrong use, as typer words it
         message, code = error.format_message(), 2
     elif isinstance(error, BrokenPipeError):

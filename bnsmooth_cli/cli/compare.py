@@ -1,23 +1,50 @@
-"""`bnsmooth compare`: runs side by side."""
+"""`bnsmooth compare`: runs side by side; with a grid, a whole study."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli import studying, terminal
+from bnsmooth_cli.cli.options import (
+    ExecutionOptions,
+    GridOptions,
+    MachineOptions,
+    SettingOptions,
+    StepOptions,
+    grouped,
+)
+from bnsmooth_cli.errors import IncompleteError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bnsmooth_cli.study.outcome import Outcome
 
+
+@grouped
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="TABLE", help="The table.")] = Path(
-        "compare.parquet"
-    ),
+    grid: GridOptions,
+    execution: ExecutionOptions,
+    steps: StepOptions,
+    settings: SettingOptions,
+    machine: MachineOptions,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN", help="Run directories.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="TABLE|FOLDER",
+            show_default=False,
+            help="The table (default: compare.parquet); of a grid the study's folder (default: study).",
+        ),
+    ] = None,
     target_loss: Annotated[
         float | None,
         typer.Option(
@@ -34,26 +61,74 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is not a compare table.")] = False,
 ) -> None:
-    """Compare runs: final and best figures, steps to a target, smoothness, and ratios to the run without a norm.
+    """Compare runs, and judge the paper's claims by them; or train and measure a whole grid of runs first.
 
-    Smoothness is in it where `bnsmooth smoothness RUN` has been measured. Best first; ratios in parentheses.
+    Figures, steps to a target, smoothness; medians and intervals over seeds; ratios to the run without a norm.
+
+    A grid is a study in a folder: run it again to resume it, with another norm or seed to let it grow.
+    `bnsmooth report` makes a page of it.
 
     [bold]Examples[/]
 
       bnsmooth compare runs/vgg-none-lr0.1-seed0 runs/vgg-batch-lr0.1-seed0
 
-      bnsmooth compare runs/* -o compare.parquet --target-accuracy 0.7
-    """
-    from bnsmooth_cli import study, tables
+      bnsmooth compare --norms none,batch,l1 --seeds 0-4 --measure ics --jobs 2
 
-    tables.check_target(output, "compare", force)
-    frame = study.compare(runs, target_loss=target_loss, target_accuracy=target_accuracy)
-    study.write(output, frame, runs)
-    for problem, rows in frame.groupby("problem", sort=False):
-        terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows))
-    terminal.out.print(f"{output}", soft_wrap=True)
+      bnsmooth compare --study study.toml --dry-run
+    """
+    from bnsmooth_cli.study.outcome import conclude, paths
+
+    asked = {**grid.given(), **steps.given(), **settings.given()}
+    if not runs:
+        folder = output or Path("study")
+        found = studying.run_study(folder, grid, asked, execution, machine, target_loss, target_accuracy)
+        if found is None:
+            return
+        (outcome, failed), written = found, folder / "compare.parquet"
+    else:
+        if asked or execution != ExecutionOptions() or grid != GridOptions():
+            name = next(iter(asked), "study" if grid.study else "jobs, --dask, --dry-run")
+            raise InputError(
+                f"--{name.replace('_', '-')}: describes runs to train; leave it out, or leave out {runs[0]}"
+            )
+        from bnsmooth_cli.runs import open_run
+        from bnsmooth_cli.tables import check_target
+
+        written = output or Path("compare.parquet")
+        for path, kind in zip(paths(written), ("compare", "compare-summary", "compare-claims"), strict=True):
+            check_target(path, kind, machine.force)
+        opened = [open_run(path) for path in runs]
+        outcome = conclude(opened, target_loss=target_loss, target_accuracy=target_accuracy)
+        outcome.write(written, opened)
+        failed = []
+    _show(outcome)
+    for path in paths(written):
+        terminal.out.print(f"{path}", soft_wrap=True)
+    if failed:
+        raise IncompleteError(
+            f"{len(failed)} runs failed and are left out: {', '.join(failed)}; the same command retries"
+        )
+
+
+def _show(outcome: Outcome) -> None:
+    from bnsmooth_cli.study.claims import SEEDS
+
+    for problem, rows in outcome.comparison.groupby("problem", sort=False):
+        if rows["seed"].nunique() > 1:
+            summary = outcome.summary[outcome.summary["problem"] == problem]
+            terminal.summary(
+                f"{problem}, medians over seeds [95% interval]; x: the ratio to none, seed by seed",
+                *_statistics(summary),
+            )
+        else:
+            terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows))
+    for problem, rows in outcome.claims.groupby("problem", sort=False):
+        few = rows["seeds"].max() < SEEDS
+        note = f"a verdict takes {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if few else ""
+        terminal.summary(f"{problem}, the paper's claims (rules: docs/claims.md)", *_verdicts(rows), note)
+    for command in outcome.next:
+        terminal.out.print(f"to measure more: {command}", soft_wrap=True)
 
 
 def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -75,3 +150,49 @@ def _with_ratio(value: float, ratio: float) -> str:
         return "-"
     shown = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
     return shown if ratio != ratio else f"{shown} ({ratio:.2g})"
+
+
+def _statistics(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """A row a norm and learning rate: the median and interval of what was measured first of accuracy, loss, ..."""
+    import pandas as pd
+
+    accuracy = "final_test_accuracy" in set(summary["figure"])
+    wanted = ["final_test_accuracy", "steps_to_accuracy"] if accuracy else ["final_loss", "steps_to_loss"]
+    rows = []
+    for (norm, lr), found in summary.groupby(["norm", "lr"], sort=False):
+        by_figure = found.set_index("figure")
+        row: dict[str, object] = {"norm": norm, "lr": f"{lr:g}", "seeds": int(found["seeds"].max())}
+        for figure in (*wanted, "beta"):
+            if figure in by_figure.index:
+                row[figure] = _with_interval(by_figure.loc[figure])
+        rows.append(row)
+    table = pd.DataFrame(rows).fillna("-")
+    if table["lr"].nunique() == 1:
+        del table["lr"]
+    return table, list(table)
+
+
+def _with_interval(row: pd.Series[float]) -> str:
+    never = "never" if str(row.name).startswith("steps_to") else "inf"
+    median, low, high = (never if math.isinf(row[name]) else f"{row[name]:.3g}" for name in ("median", "low", "high"))
+    text = f"{median} [{low}, {high}]" if row["low"] == row["low"] else median
+    return text + (f" x{row['ratio']:.2g}" if math.isfinite(row["ratio"]) and row["ratio"] != 1 else "")
+
+
+def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """A row a claim: its verdict, and the part that decides it."""
+    import pandas as pd
+
+    from bnsmooth_cli.study.claims import CLAIMS
+
+    table, short = [], {claim.number: claim.short for claim in CLAIMS}
+    for number, parts in rows.groupby("claim", sort=False):
+        verdict = parts["verdict"].iloc[0]
+        deciding = parts[parts["part_verdict"] == verdict]
+        first = (deciding if len(deciding) else parts).iloc[0]
+        known = first["median"] == first["median"]
+        numbers = f"{first['median']:.2g} [{first['low']:.2g}, {first['high']:.2g}]" if known else "-"
+        row = {"#": str(number), "claim": short[int(str(number))], "verdict": verdict, "deciding statistic": numbers}
+        table.append({**row, "rule": first["rule"], "seeds": str(first["seeds"])})
+    shown = pd.DataFrame(table)
+    return shown, list(shown)

@@ -25,8 +25,8 @@ def measure_sources(
 ) -> pd.DataFrame:
     """Measure the paths, or the run that the options describe; the rows of all tables."""
     chosen = steps.chosen()
-    if paths and run.given():
-        raise InputError(f"{run.given()[0]}: describes a run to train; leave it out, or leave out {paths[0]}")
+    if paths and run.described():
+        raise InputError(f"{run.described()[0]}: describes a run to train; leave it out, or leave out {paths[0]}")
     machine.apply()
     import pandas as pd
 

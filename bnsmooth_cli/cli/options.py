@@ -8,13 +8,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
 from bnsmooth_cli.config import PRESETS, Config, resolve
 from bnsmooth_cli.errors import InputError
 
+NORMS: Final = ("none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SETTINGS = "The run (values come from --preset unless given)"
@@ -31,8 +32,8 @@ def _option(flags: str, help: str, panel: str = _SETTINGS, **more: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """train's settings as given: None where they are the preset's."""
+class SettingOptions:
+    """The settings that the runs of a study share, as given: None where they are the preset's."""
 
     problem: Annotated[
         str | None, _option("--problem -p", "vgg (default) or dln.", autocompletion=_choices(*PRESETS))
@@ -45,14 +46,6 @@ class RunOptions:
             autocompletion=_choices("quick", "paper"),
         ),
     ] = None
-    norm: Annotated[
-        str | None,
-        _option(
-            "--norm -n",
-            "batch (default), none, l1, l2, linf, lp:P, noisy-batch or noisy-none.",
-            autocompletion=_choices("none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none"),
-        ),
-    ] = None
     data: Annotated[
         str | None,
         _option(
@@ -62,15 +55,11 @@ class RunOptions:
             autocompletion=_choices("shapes", "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist"),
         ),
     ] = None
-    lr: Annotated[float | None, _option("--lr", "Learning rate, constant.")] = None
     steps: Annotated[int | None, _option("--steps", "Length of the training run; more than before continues it.")] = (
         None
     )
     batch_size: Annotated[int | None, _option("--batch-size", "Samples a step; dln: all of them.")] = None
     momentum: Annotated[float | None, _option("--momentum", "Momentum of SGD, 0 in the paper.")] = None
-    seed: Annotated[
-        int | None, _option("--seed", "Initialisation, data order, noise and augmentation (default 0).")
-    ] = None
     augment: Annotated[bool | None, _option("--augment/--no-augment", "vgg: random crops and mirror images.")] = None
     depth: Annotated[int | None, _option("--depth", "Layers; vgg: 11, 13, 16 or 19.")] = None
     width: Annotated[float | None, _option("--width", "vgg: the channels' scale, 1 in the paper.")] = None
@@ -79,20 +68,45 @@ class RunOptions:
     save_every: Annotated[int | None, _option("--save-every", "Steps between checkpoints.")] = None
     eval_every: Annotated[int | None, _option("--eval-every", "vgg: steps between test evaluations.")] = None
 
-    def config(self) -> Config:
-        """The configuration that the options and their preset give."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        named = {key: given.pop(key) for key in ("problem", "preset", "norm", "seed")}
-        if given["data"] is not None:
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, by name, a data folder by its full path."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.data is not None:
             from bnsmooth_cli.problems.images import canonical
 
-            given["data"] = canonical(given["data"])
-        return resolve(**{key: value for key, value in named.items() if value is not None}, **given)
+            values["data"] = canonical(self.data)
+        return {name: value for name, value in values.items() if value is not None}
 
-    def given(self) -> list[str]:
+
+@dataclass(frozen=True)
+class _Which:
+    """What tells the runs of a study apart."""
+
+    norm: Annotated[
+        str | None,
+        _option(
+            "--norm -n",
+            "batch (default), none, l1, l2, linf, lp:P, noisy-batch or noisy-none.",
+            autocompletion=_choices(*NORMS),
+        ),
+    ] = None
+    lr: Annotated[float | None, _option("--lr", "Learning rate, constant.")] = None
+    seed: Annotated[
+        int | None, _option("--seed", "Initialisation, data order, noise and augmentation (default 0).")
+    ] = None
+
+
+@dataclass(frozen=True)
+class RunOptions(SettingOptions, _Which):
+    """train's settings as given: None where they are the preset's."""
+
+    def config(self) -> Config:
+        """The configuration that the options and their preset give."""
+        return resolve(**self.given())
+
+    def described(self) -> list[str]:
         """The flags that were given, `--data` aside: they contradict a RUN."""
-        names = (field.name for field in dataclasses.fields(self))
-        return [f"--{n.replace('_', '-')}" for n in names if n != "data" and getattr(self, n) is not None]
+        return [f"--{name.replace('_', '-')}" for name in self.given() if name != "data"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,9 @@ class MachineOptions:
             autocompletion=_choices("auto", "cpu", "cuda", "mps"),
         ),
     ] = "auto"
-    threads: Annotated[int | None, _option("--threads", "CPU threads (default: torch's choice).", _MACHINE)] = None
+    threads: Annotated[
+        int | None, _option("--threads", "CPU threads (default: torch's choice; of a study's run, 1).", _MACHINE)
+    ] = None
     force: Annotated[bool, _option("--force", "Replace what is there.", _MACHINE)] = False
 
     def apply(self) -> None:
@@ -122,6 +138,62 @@ class MachineOptions:
         torch.set_num_threads(self.threads)
 
 
+_STUDY = "A study"
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The grid of a study, as given."""
+
+    norms: Annotated[
+        str | None, _option("--norms", "Every norm of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C")
+    ] = None
+    lrs: Annotated[
+        str | None, _option("--lrs", "Its learning rates (default: the preset's).", _STUDY, metavar="A,B")
+    ] = None
+    seeds: Annotated[
+        str | None,
+        _option("--seeds", "Its seeds, as in 0-4 (default: 0); a verdict takes five.", _STUDY, metavar="A-B"),
+    ] = None
+    measure: Annotated[
+        str | None,
+        _option(
+            "--measure", "What is measured: landscape, smoothness, ics, activations, theory.", _STUDY, metavar="A,B"
+        ),
+    ] = None
+    study: Annotated[
+        Path | None,
+        _option("--study", "The options from a TOML file; those given here win.", _STUDY, metavar="FILE"),
+    ] = None
+
+    def given(self) -> dict[str, str]:
+        """The lists that were given, as they were."""
+        lists = {name: getattr(self, name) for name in ("norms", "lrs", "seeds", "measure")}
+        return {name: value for name, value in lists.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """Where a study executes."""
+
+    jobs: Annotated[
+        int | None,
+        _option("--jobs -j", "Worker processes on this machine (default: none, runs go one by one).", _STUDY),
+    ] = None
+    dask: Annotated[
+        str | None,
+        _option(
+            "--dask", "A Dask scheduler's address, or local for a cluster of --jobs workers.", _STUDY, metavar="ADDRESS"
+        ),
+    ] = None
+    dry_run: Annotated[bool, _option("--dry-run", "Print the runs and what they would cost, and end.", _STUDY)] = False
+
+    def check(self) -> None:
+        """Raise InputError for a number of jobs that cannot be."""
+        if self.jobs is not None and self.jobs < 1:
+            raise InputError(f"--jobs {self.jobs}: give a whole number of at least 1")
+
+
 @dataclass(frozen=True)
 class StepOptions:
     """Which points of a run are measured."""
@@ -130,6 +202,10 @@ class StepOptions:
         int | None, _option("--every", "Every so many steps, instead of the run's checkpoints.", _STEPS)
     ] = None
     at: Annotated[str | None, _option("--at", "These steps, as in 0,100,250.", _STEPS, metavar="A,B,C")] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as it was."""
+        return {name: value for name, value in (("every", self.every), ("at", self.at)) if value is not None}
 
     def chosen(self) -> dict[str, Any]:
         """The keyword arguments of `measures.measure`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +14,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -61,24 +62,65 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         yield update
 
 
-def summary(title: str, frame: pd.DataFrame, columns: Sequence[str], note: str = "") -> None:
-    """Print some rows and columns of a table; of a long one evenly spaced rows, the first and last among them.
+@contextmanager
+def board(what: str, total: int) -> Iterator[tuple[Callable[[dict[str, dict[str, Any]]], None], Callable[[], None]]]:
+    """A bar for the whole and one for each part at work: (show the parts, count one as finished)."""
+    if not _err.is_terminal:
+        yield (lambda parts: None), (lambda: None)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}", markup=False),
+    )  # fmt: skip
+    with Progress(*columns, console=_err, transient=True) as bars:
+        whole = bars.add_task(what, total=total, note="runs")
+        shown: dict[str, tuple[TaskID, str]] = {}
+
+        def show(parts: dict[str, dict[str, Any]]) -> None:
+            for name in shown.keys() - parts.keys():
+                bars.remove_task(shown.pop(name)[0])
+            for name, part in parts.items():
+                stage = str(part.get("what", "starts"))
+                if name in shown and shown[name][1] != stage:  # its rate was another one
+                    bars.remove_task(shown.pop(name)[0])
+                if name not in shown:
+                    shown[name] = bars.add_task(f"{name} {stage}", total=None, note=""), stage
+                bars.update(
+                    shown[name][0],
+                    completed=part.get("done", 0),
+                    total=part.get("total"),
+                    note=str(part.get("note", "")),
+                )
+
+        yield show, lambda: bars.advance(whole)
+
+
+def complain(message: str) -> None:
+    """A line on stderr that does not end the command."""
+    _err.print(f"bnsmooth: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def summary(
+    title: str, frame: pd.DataFrame, columns: Sequence[str], note: str = "", most: int | None = MAX_ROWS
+) -> None:
+    """Print some rows and columns of a table; of a long one `most` evenly spaced rows, the first and last among them.
 
     Where all rows are one run's, its name goes into the title.
     """
     if "run" in columns and len(columns) > 1 and frame["run"].nunique() == 1:
         title, columns = f"{frame['run'].iloc[0]}: {title}", [name for name in columns if name != "run"]
     shown = frame
-    if len(frame) > MAX_ROWS:
-        shown = frame.iloc[[round(i * (len(frame) - 1) / (MAX_ROWS - 1)) for i in range(MAX_ROWS)]]
-        note = f"{MAX_ROWS} of {len(frame)} rows. {note}".strip()
+    if most is not None and len(frame) > most:
+        shown = frame.iloc[[round(i * (len(frame) - 1) / (most - 1)) for i in range(most)]]
+        note = f"{most} of {len(frame)} rows. {note}".strip()
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     columns_of_cells = []
     for column in columns:
         numeric = frame[column].dtype.kind not in "OU"
         cells = [_cell(value) for value in shown[column]]
         words = [*cells, *column.split("_")]
-        width = 12 if column == "run" else max(map(len, words))  # a narrow terminal folds names, never numbers
+        # A narrow terminal folds names and sentences, never numbers.
+        width = 12 if column == "run" or max(map(len, cells)) > 28 else max(map(len, words))
         table.add_column(
             column.replace("_", " "), justify="right" if numeric else "left", min_width=width, overflow="fold"
         )

@@ -88,30 +88,45 @@ def measure(
         raise InputError(f"{sources[0].path}: given twice, or two runs of one name in one table; give each once")
     plans = []
     for path, group in zip(paths, groups, strict=True):
-        arguments = [what.plan(source.with_data(data).config, **(options or {})) for source in group]
-        steps = [steps_of(source, every, at) for source in group]
-        request = {
-            "runs": {source.name: source.config.as_dict() for source in group},
-            "steps": {source.name: chosen for source, chosen in zip(group, steps, strict=True)},
-            "options": {source.name: chosen for source, chosen in zip(group, arguments, strict=True)},
-        }
+        request = _request(kind, group, every, at, options or {}, data)
         tables.check_target(path, kind, force)
         if force or not _answered(path, kind, request):
-            plans.append((path, group, steps, arguments, request))
-    total, done = sum(len(chosen) for plan in plans for chosen in plan[2]), 0
-    for path, group, steps, arguments, request in plans:
+            plans.append((path, group, request))
+    total, done = sum(len(chosen) for plan in plans for chosen in plan[2]["steps"].values()), 0
+    for path, group, request in plans:
         rows: list[pd.DataFrame] = []
         reached: dict[str, dict[int, int]] = {}
-        for source, chosen, argument in zip(group, steps, arguments, strict=True):
-            for point in visit(source.with_data(data), chosen, device):
+        for source in group:
+            for point in visit(source.with_data(data), request["steps"][source.name], device):
                 if progress is not None:
                     progress(source.name, point.step, done, total)
-                rows.append(what.rows(point, **argument))
+                rows.append(what.rows(point, **request["options"][source.name]))
                 reached.setdefault(source.name, {})[point.step] = point.checkpoint
                 done += 1
         provenance = {"version": __version__, "trained_forward_from": reached, **request}
         tables.write_table(path, kind, what.finish(pd.concat(rows, ignore_index=True)), provenance)
     return paths
+
+
+def measured(kind: str, source: Source, every: int | None = None, at: Sequence[int] | None = None) -> bool:
+    """Whether a source's table of a kind is there, of these steps; InputError where it is of others."""
+    return _answered(source.table_path(kind), kind, _request(kind, [source], every, at, {}, None))
+
+
+def _request(
+    kind: str,
+    group: Sequence[Source],
+    every: int | None,
+    at: Sequence[int] | None,
+    options: dict[str, Any],
+    data: str | None,
+) -> dict[str, dict[str, Any]]:
+    """What a table is the answer to, by source: the configuration, the steps, the measurement's arguments."""
+    return {
+        "runs": {source.name: source.config.as_dict() for source in group},
+        "steps": {source.name: steps_of(source, every, at) for source in group},
+        "options": {source.name: MEASURES[kind].plan(source.with_data(data).config, **options) for source in group},
+    }
 
 
 def _answered(path: Path, kind: str, request: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Many runs side by side: what `compare` says of them. Reads tables only, no torch."""
+"""Runs side by side, a row each: what `compare` says of them. Reads tables only, no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import tables
-from bnsmooth_cli._version import __version__
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.runs import Run, open_run
 
@@ -28,7 +27,10 @@ def compare(
     `final_` and `best_test_accuracy`; `steps_to_loss` and `steps_to_accuracy`: the first step at or beyond the target
     (null if never), which is by default what the `none` run of the same problem, lr and seed ends with;
     `loss_range` (loss_max - loss_min), `predictiveness` (its largest on the line) and the other figures of a run's
-    smoothness table, where it has one, as medians over the measured steps; `ratio_...` of each to the `none` run.
+    smoothness table, where it has one, as medians over the measured steps; from its tables of ics and activations the
+    medians over steps, layers from the second on and units of `ics`, of its `cosine`, of `movement` (the Wasserstein
+    distance to the measured step before, in the unit's deviations) and of the excess `kurtosis`' size; `ratio_...` of
+    each to the `none` run.
 
     Raises InputError for a folder that is no run, or that has no train table.
     """
@@ -39,9 +41,10 @@ def compare(
             f"{max(names, key=names.count)}: given twice, or two runs of that name; each row is to be one run"
         )
     curves = {run.name: _curve(run) for run in opened}
-    frame = pd.DataFrame([_final_figures(run, curves[run.name]) | _smoothness_figures(run) for run in opened])
-    frame = _add_targets(frame, curves, target_loss, target_accuracy)
-    frame = _add_ratios(frame)
+    frame = pd.DataFrame(
+        [_final_figures(run, curves[run.name]) | _smoothness_figures(run) | _shift_figures(run) for run in opened]
+    )
+    frame = with_ratios(_add_targets(frame, curves, target_loss, target_accuracy))
     order = ["problem", "final_test_accuracy", "final_loss", "run"]
     return frame.sort_values(order, ascending=[True, False, True, True], ignore_index=True)[
         list(tables.SCHEMAS["compare"])
@@ -68,6 +71,7 @@ def _final_figures(run: Run, rows: pd.DataFrame) -> dict[str, Any]:
         "seed": config.seed,
         "steps": int(rows["step"].iloc[-1]),
         "diverged_at": provenance.get("diverged_at"),
+        "initial_loss": rows["loss"].iloc[0],
         "final_loss": rows["loss"].iloc[-1],
         "best_loss": rows["loss"].min(),
         "final_test_accuracy": tested.iloc[-1] if len(tested) else np.nan,
@@ -75,14 +79,32 @@ def _final_figures(run: Run, rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _smoothness_figures(run: Run) -> dict[str, float]:
-    path = run.path / "smoothness.parquet"
+def measured_rows(run: Run, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of a run's table of a kind, none where it has not been measured."""
+    path = run.source().table_path(kind)
     if not path.is_file():
-        return dict.fromkeys(tables.SMOOTHNESS, np.nan)
-    rows = tables.read_table(path, "smoothness")
-    rows["loss_range"] = rows["loss_max"] - rows["loss_min"]
-    rows["predictiveness"] = rows["predictiveness_max"]
+        return pd.DataFrame(columns=list(columns or tables.SCHEMAS[kind]), dtype="float64")
+    return tables.read_table(path, kind, columns)
+
+
+def smoothness_rows(run: Run) -> pd.DataFrame:
+    """A run's smoothness table with the two figures of its line that are compared."""
+    rows = measured_rows(run, "smoothness")
+    return rows.assign(loss_range=rows["loss_max"] - rows["loss_min"], predictiveness=rows["predictiveness_max"])
+
+
+def _smoothness_figures(run: Run) -> dict[str, float]:
+    rows = smoothness_rows(run)
     return {name: float(rows[name].median()) for name in tables.SMOOTHNESS}
+
+
+def _shift_figures(run: Run) -> dict[str, float]:
+    shift = measured_rows(run, "ics", ["layer", "ics", "cosine"])
+    shift = shift[shift["layer"] > 1]  # before the first layer nothing moves
+    inputs = measured_rows(run, "activations", ["std", "wasserstein", "kurtosis"])
+    moved = (inputs["wasserstein"] / inputs["std"]).replace(np.inf, np.nan)
+    figures = {"ics": shift["ics"], "cosine": shift["cosine"], "movement": moved, "kurtosis": inputs["kurtosis"].abs()}
+    return {name: float(values.median()) for name, values in figures.items()}
 
 
 def _add_targets(
@@ -107,18 +129,28 @@ def _add_targets(
     return frame
 
 
-def _add_ratios(frame: pd.DataFrame) -> pd.DataFrame:
+def with_ratios(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with `ratio_...` of each compared figure, to that of the `none` run of its group."""
     plain = frame[frame["norm"] == "none"].drop_duplicates(_GROUP).set_index(_GROUP)
     baseline = plain[list(tables.COMPARED)].reindex(pd.MultiIndex.from_frame(frame[_GROUP]))
     figures = frame[list(tables.COMPARED)].astype("float64")
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = pd.DataFrame(figures.to_numpy() / baseline.to_numpy(np.float64), index=frame.index)
     ratios.columns = pd.Index([f"ratio_{name}" for name in tables.COMPARED])
-    return pd.concat([frame, ratios], axis=1)
+    return pd.concat([frame.drop(columns=ratios.columns, errors="ignore"), ratios], axis=1)
 
 
-def write(path: Path, frame: pd.DataFrame, sources: Sequence[Path | str]) -> None:
-    """Write a comparison, with the configurations of its runs."""
-    runs = [open_run(source) for source in sources]
-    configurations = {run.name: run.config.as_dict() for run in runs}
-    tables.write_table(path, "compare", frame, {"version": __version__, "runs": configurations})
+def worst_where_diverged(comparison: pd.DataFrame) -> pd.DataFrame:
+    """The comparison with the worst in place of nothing, so that a median over runs is never that of the survivors.
+
+    A diverged run's last loss is infinite and its accuracy 0; a target that is never reached takes infinitely long.
+    """
+    frame = comparison.copy()
+    diverged = frame["diverged_at"].notna()
+    frame.loc[diverged, "final_loss"] = np.inf
+    if frame["final_test_accuracy"].notna().any():
+        frame.loc[diverged, "final_test_accuracy"] = 0.0
+    for target in ("loss", "accuracy"):
+        never = frame[f"target_{target}"].notna() & frame[f"steps_to_{target}"].isna()
+        frame.loc[never, f"steps_to_{target}"] = np.inf
+    return with_ratios(frame)

@@ -1,0 +1,48 @@
+"""`bnsmooth report`: a study as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.errors import InputError, unknown
+
+
+def report(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The folder of a study.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="PAGE", show_default=False, help="The page (default: report.html in the study)."
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="html|md", show_default=False, help="By default what the page's suffix says."),
+    ] = None,
+) -> None:
+    """Write a study's report: claims, figures with their readings, a sortable comparison, settings and commands.
+
+    The HTML is one file that opens without a network; Markdown has its figures in a folder beside it.
+
+    [bold]Examples[/]
+
+      bnsmooth report study -o report.html
+
+      bnsmooth report study --format md
+    """
+    from bnsmooth_cli import report
+    from bnsmooth_cli.study.grid import Study
+
+    suffix = "" if output is None else output.suffix.removeprefix(".").lower()
+    chosen = form or (suffix if suffix in report.FORMATS else "html")
+    if chosen not in report.FORMATS:
+        raise unknown("format", chosen, report.FORMATS)
+    if output is not None and suffix != chosen:
+        raise InputError(f"-o {output}: a page of format {chosen} is named .{chosen}")
+    page = output or study / f"report.{chosen}"
+    report.write(Study(study), page, chosen)
+    terminal.out.print(f"{page}", soft_wrap=True)

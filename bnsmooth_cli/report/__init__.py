@@ -1,0 +1,211 @@
+"""A study as one page: claims, figures with their readings, the comparison, settings and commands. No torch here."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import matplotlib
+import pandas as pd
+
+from bnsmooth_cli import figures, tables
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.figures import style
+from bnsmooth_cli.files import atomic, check_writable
+from bnsmooth_cli.runs import Run, open_run
+from bnsmooth_cli.study import claims, outcome
+from bnsmooth_cli.study.comparison import measured_rows
+from bnsmooth_cli.study.grid import Study, command
+
+FORMATS: Final = ("html", "md")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure of the report: the kind of table that it is of, how it is read, and what is quoted beneath it."""
+
+    kind: str
+    title: str
+    reading: str
+    quoted: tuple[tuple[str, str], ...]  # (figure of the summary, its words)
+    claims: tuple[int, ...]
+
+
+SECTIONS: Final = (
+    Section("train", "Training", "A thin line a run, a wide one their median; a cross is where a run diverged.",
+            (("final_test_accuracy", "Last test accuracy"), ("final_loss", "Last training loss")), (1, 2, 3, 8)),
+    Section("landscape", "Landscape along the gradient", "Bands from the smallest to the largest value on the line: "
+            "narrow bands are a loss, and a gradient, that change little along a step.",
+            (("loss_range", "Range of the loss"), ("predictiveness", "Largest change of the gradient")), (5, 6)),
+    Section("smoothness", "Smoothness", "The largest change of the gradient on the line, per distance: lower is "
+            "smoother.", (("beta", "Effective beta"), ("sharpness", "Sharpness")), (7,)),
+    Section("ics", "Internal covariate shift", "How far a layer's gradient turns when the layers below it have "
+            "stepped: 0 and a cosine of 1 are no shift.",
+            (("ics", "Distance of the gradients"), ("cosine", "Their cosine")), (4,)),
+    Section("activations", "Distributions of the layers' inputs", "Quantiles of single units over training: bands "
+            "that wander are inputs that are not stable.",
+            (("movement", "Movement between measured steps, in deviations"), ("kurtosis", "Excess kurtosis")), (3, 9)),
+    Section("theory", "The theorems, both sides", "Points on the diagonal are equalities; below it the left side is "
+            "the smaller one.", (), (10, 11, 12, 13, 14)),
+    Section("compare", "Comparison", "A dot a run, a bar at the median, best first.",
+            (("steps_to_accuracy", "Steps to none's last accuracy"), ("steps_to_loss", "Steps to none's last loss")),
+            (1, 8)),
+)  # fmt: skip
+_COLUMNS: Final = ("norm", "lr", "seed", "steps", "diverged_at", "final_loss", "final_test_accuracy", "steps_to_loss",
+                   "steps_to_accuracy", *tables.SMOOTHNESS, "ics", "cosine", "movement", "kurtosis")  # fmt: skip
+
+
+def write(study: Study, output: Path, form: str) -> None:
+    """Write the report of a study: one HTML file, or Markdown with its figures in `<name>_files/` beside it.
+
+    Raises InputError for a folder that is no study or has not been compared yet, and for a damaged table.
+    """
+    check_writable(output)
+    images: dict[str, bytes] = {}
+    context = _context(study, images)
+    folder = output.with_name(f"{output.stem}_files")
+    sizes = {name: int.from_bytes(png[16:20], "big") * 96 // style.SAVE["savefig.dpi"] for name, png in images.items()}
+    if form == "html":
+        sources = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in images.items()}
+    else:
+        sources = {name: f"{folder.name}/{name}.png" for name in images}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bnsmooth_cli.report", "templates"), autoescape=form == "html",
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["number"] = number
+    page = environment.get_template(f"report.{form}").render(**context, images=sources, widths=sizes)
+    if form == "md":
+        for name, png in images.items():
+            with atomic(folder / f"{name}.png") as temporary:
+                temporary.write_bytes(png)
+    with atomic(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def number(value: Any) -> str:
+    """A table's cell: three digits, a dash where there is nothing.
+
+    >>> number(0.12345), number(float("nan")), number(12), number("l1"), number(float("inf"))
+    ('0.123', '–', '12', 'l1', 'never')
+    """
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "never"
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _context(study: Study, images: dict[str, bytes]) -> dict[str, Any]:
+    content = study.read()
+    if not study.table.is_file():
+        raise InputError(f"{study.path}: nothing is compared there yet; {command(content['requests'][-1], study.path)}")
+    files = outcome.paths(study.table)
+    comparison, summary, judged = (
+        tables.read_table(file, kind) for file, kind in zip(files, outcome.KINDS, strict=True)
+    )
+    runs = [open_run(study.path / "runs" / name) for name in comparison["run"]]
+    sections = []
+    for section in SECTIONS:
+        figure = _figure(section.kind, runs, comparison)
+        if figure is not None:
+            images[section.kind] = figure
+            sections.append({"section": section, "says": list(_says(section, summary, judged))})
+    versions = sorted({run_version for run in runs for run_version in _versions(run)})
+    columns = [name for name in _COLUMNS if comparison[name].notna().any()]
+    return {
+        "name": study.path.resolve().name,
+        "claims": [_claim(parts) for _, parts in judged.groupby("claim", sort=True)],
+        "missing": judged.attrs["bnsmooth"].get("next", []),
+        "sections": sections,
+        "summary": _medians(summary),
+        "columns": [*columns],
+        "rows": comparison[columns].to_dict("records"),
+        "runs": len(runs),
+        "diverged": int(comparison["diverged_at"].notna().sum()),
+        "settings": {**content["settings"], "threads a run": content["threads"]},
+        "grid": {name: sorted(comparison[name].unique(), key=style.rank if name == "norm" else None)
+                 for name in ("norm", "lr", "seed")},
+        "versions": versions,
+        "commands": [*(command(request, study.path) for request in content["requests"]),
+                     f"bnsmooth report {study.path} -o report.html"],
+        "seeds_needed": claims.SEEDS,
+    }  # fmt: skip
+
+
+def _claim(parts: pd.DataFrame) -> dict[str, Any]:
+    first = parts.iloc[0]
+    return {"number": int(first["claim"]), "title": first["title"], "verdict": first["verdict"],
+            "parts": parts.to_dict("records")}  # fmt: skip
+
+
+def _figure(kind: str, runs: Sequence[Run], comparison: pd.DataFrame) -> bytes | None:
+    """The PNG of a kind's tables over all runs, None where there are none."""
+    if kind == "compare":
+        table = comparison
+    else:
+        table = _rows(kind, runs)
+        if table.empty:
+            return None
+    training = _rows("train", runs) if kind == "ics" else None
+    figure = figures.render(kind, table, training)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(style.SAVE):
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _rows(kind: str, runs: Sequence[Run]) -> pd.DataFrame:
+    found = [rows for run in runs if not (rows := measured_rows(run, kind)).empty]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _says(section: Section, summary: pd.DataFrame, judged: pd.DataFrame) -> Iterator[str]:
+    """What a figure's numbers are, a sentence a quoted figure, and the verdicts of the claims that it bears on."""
+    for figure, words in section.quoted:
+        rows = summary[summary["figure"] == figure]
+        if len(rows):
+            yield f"{words}: " + "; ".join(_quoted(rows, figure)) + "."
+    verdicts = judged[judged["claim"].isin(section.claims)].drop_duplicates("claim")
+    yield "Claims: " + ", ".join(f"{row.claim} {row.verdict}" for row in verdicts.itertuples()) + "."
+
+
+def _quoted(rows: pd.DataFrame, figure: str) -> Iterator[str]:
+    percent = figure.endswith("accuracy") and not figure.startswith("steps")
+    show: Callable[[float], str] = (lambda v: f"{100 * v:.1f}%") if percent else number
+    several = rows["lr"].nunique() > 1
+    for row in sorted(rows.to_dict("records"), key=lambda row: (row["lr"], style.rank(row["norm"]))):
+        text = f"{row['norm']}{', ' + style.lr_text(row['lr']) if several else ''} {show(row['median'])}"
+        if row["norm"] != "none" and math.isfinite(row["ratio"]):
+            ends = (
+                f" [{number(row['ratio_low'])}, {number(row['ratio_high'])}]"
+                if row["ratio_low"] == row["ratio_low"]
+                else ""
+            )
+            text += f" ({number(row['ratio'])}{ends} of none's)"
+        yield text
+
+
+def _medians(summary: pd.DataFrame) -> dict[str, Any]:
+    """Rows a norm and learning rate, of (median, interval) a figure."""
+    names = [name for name in tables.SUMMARISED if name in set(summary["figure"])]
+    rows = []
+    for (norm, lr), found in summary.groupby(["norm", "lr"], sort=False):
+        cells = {row["figure"]: row for row in found.to_dict("records")}
+        rows.append(
+            {"norm": norm, "lr": lr, "seeds": int(found["seeds"].max()), "cells": [cells.get(name) for name in names]}
+        )
+    return {"figures": names, "rows": sorted(rows, key=lambda row: (row["lr"], style.rank(row["norm"])))}
+
+
+def _versions(run: Run) -> Iterator[str]:
+    provenance = tables.read_provenance(run.train_path, "train")
+    yield f"bnsmooth {provenance.get('version')}"
+    if "torch" in provenance:
+        yield f"torch {provenance['torch']}"

@@ -1,0 +1,188 @@
+"""How a study's runs are brought about: what one is, what is missing of it, and all of them on an executor."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from bnsmooth_cli._version import __version__
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.runs import Run, open_run
+from bnsmooth_cli.study.executors import check_version
+from bnsmooth_cli.study.grid import Grid, Study
+
+#: A run whose worker died is begun again from its last checkpoint; after so many workers it has failed.
+ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a study and its measurements: all that a worker is told."""
+
+    study: Path
+    config: Config
+    measure: tuple[str, ...]
+    every: int | None
+    at: tuple[int, ...] | None
+    threads: int
+    device: str
+    force: bool
+    version: str = __version__
+
+    @property
+    def run(self) -> Run:
+        """The run, which may not be there yet."""
+        return Study(self.study).run(self.config)
+
+    def trained(self) -> int:
+        """The step that its training has reached; the length of the run where it is finished, or has diverged."""
+        run = self.run
+        if not (run.path / "config.json").exists():
+            return 0
+        if differences := open_run(run.path).config.differences(run.config):
+            raise InputError(f"{run.path}: a run of another configuration ({'; '.join(differences)}); move it away")
+        return self.config.steps if run.outcome() is not None else max(run.checkpoints(), default=0)
+
+    def missing(self) -> tuple[str, ...]:
+        """The tables that are still to be measured; InputError where one is there, of other steps."""
+        if self.force:
+            return self.measure
+        from bnsmooth_cli.measures import measured
+
+        if not self.trained():
+            return self.measure
+        config = replace(open_run(self.run.path).config, steps=self.config.steps)
+        source = Run(self.run.path, config).source()
+        return tuple(kind for kind in self.measure if not measured(kind, source, self.every, self.at))
+
+
+def tasks(study: Study, grid: Grid, device: str = "auto", force: bool = False) -> list[Task]:
+    """A task for every run of the grid, finished ones too."""
+    folder = study.path.resolve()  # a worker may have another working directory
+    return [
+        Task(folder, config, grid.measure, grid.every, grid.at, grid.threads, device, force)
+        for config in grid.configs()
+    ]
+
+
+class Stopped(Exception):
+    """Told to a run by whoever started the study."""
+
+
+class Progress:
+    """Where a run is, in a file that whoever started the study reads, wherever the run executes.
+
+    The file is the run's permission too: once it is removed the run ends at its next step, raising Stopped.
+    """
+
+    EVERY: Final = 0.5  # seconds
+
+    def __init__(self, study: Path, name: str) -> None:
+        self._path = study / ".progress" / f"{name}.json"
+        self._path.parent.mkdir(exist_ok=True)
+        self._last = 0.0
+        self._path.write_text("{}")
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
+        """Say what the run is doing; seldom enough to cost nothing."""
+        now = time.monotonic()
+        if now - self._last < self.EVERY:
+            return
+        self._last = now
+        if not self._path.exists():
+            raise Stopped
+        self._path.write_text(json.dumps({"what": what, "done": done, "total": total, "note": note}))
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self._path.unlink(missing_ok=True)
+
+    @staticmethod
+    def read(study: Path) -> dict[str, dict[str, Any]]:
+        """What every running run is doing, by name."""
+        found = {}
+        for path in sorted((study / ".progress").glob("*.json")):
+            try:
+                found[path.stem] = json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue  # ended, or being written, this moment
+        return found
+
+    @staticmethod
+    def stop(study: Path) -> None:
+        """Stop every run of a study, and forget what was left by a killed one."""
+        shutil.rmtree(study / ".progress", ignore_errors=True)
+
+
+def work(task: Task) -> float:
+    """Train and measure one run, or what is missing of it; the seconds that it took. What a worker does."""
+    check_version(task.version, platform.node())
+    import torch
+
+    from bnsmooth_cli.measures import measure
+    from bnsmooth_cli.memory import keep_freed_memory
+    from bnsmooth_cli.training import train_config
+
+    begun, config = time.monotonic(), task.config
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(task.threads)
+    progress = Progress(task.study, config.name)
+    try:
+        run = train_config(
+            config,
+            task.run.path,
+            device=task.device,
+            progress=lambda step, loss: progress("train", step, config.steps, f"loss {loss:.4g}"),
+        )
+        for kind in task.measure:
+            measure(
+                kind,
+                [run.source()],
+                every=task.every,
+                at=task.at,
+                device=task.device,
+                force=task.force,
+                progress=lambda _, step, done, total, kind=kind: progress(kind, done, total, f"step {step}"),  # type: ignore[misc]
+            )
+    finally:
+        progress.end()
+        torch.set_num_threads(threads)
+    return time.monotonic() - begun
+
+
+def execute(executor: Executor, todo: Sequence[Task]) -> Iterator[tuple[Task, float | str]]:
+    """Each task once it is over, with the seconds that it took or the reason why it failed.
+
+    A task whose worker died is given to another, which goes on from its last checkpoint; a Dask cluster does so itself.
+    """
+    waiting = deque((task, 1) for task in todo)
+    running: dict[Future[float], tuple[Task, int]] = {}
+    while waiting or running:
+        if waiting:
+            task, attempt = waiting.popleft()
+            running[executor.submit(work, task)] = task, attempt
+        # An executor that works in this very thread is asked after every task, any other once it has them all.
+        over, _ = wait(running, timeout=0 if waiting else None, return_when=FIRST_COMPLETED)
+        for future in over:
+            task, attempt = running.pop(future)
+            try:
+                yield task, future.result()
+            except BrokenExecutor:
+                if attempt < ATTEMPTS:
+                    waiting.append((task, attempt + 1))
+                else:
+                    yield task, f"its worker process died {ATTEMPTS} times; was there too little memory?"
+            except InputError as error:
+                yield task, str(error)
+            except Exception as error:  # whatever ends one run, the others go on
+                yield task, f"{type(error).__name__}: {' '.join(str(error).split())}"

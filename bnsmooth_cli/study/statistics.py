@@ -1,0 +1,69 @@
+"""Statistics over seeds: medians, with bootstrap intervals, of each figure and of its ratio to the plain run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bnsmooth_cli import tables
+from bnsmooth_cli.study.comparison import worst_where_diverged
+
+CONFIDENCE: Final = 0.95
+RESAMPLES: Final = 9_999
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The median's percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13), by SciPy, the same every time.
+
+    NaN for fewer than two values. Infinite ones (a target that is never reached) are the largest, and may be an end.
+
+    >>> interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    (1.0, 5.0)
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    if (values == values[0]).all():
+        return float(values[0]), float(values[0])
+    finite = values[np.isfinite(values)]
+    top = float(finite.max())
+    beyond = top + 10 * (top - float(finite.min())) + 1.0  # stands for infinity: a mean with it is beyond the top too
+    values = np.where(np.isfinite(values), values, beyond)
+    from scipy import stats  # half a second, which no other command should wait for
+
+    found = stats.bootstrap(
+        (values,), np.median, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile",
+        rng=np.random.default_rng(0), vectorized=True,
+    ).confidence_interval  # fmt: skip
+    low, high = (float("inf") if end > top else float(end) for end in (found.low, found.high))
+    return low, high
+
+
+def median(values: NDArray[np.float64]) -> float:
+    """The median, NaN of nothing."""
+    return float(np.median(values)) if len(values) else float("nan")
+
+
+def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
+    """One row a norm, learning rate and figure of a compare table: the columns of a compare-summary table.
+
+    `median`, `low`, `high` over the `seeds` that have the figure; `ratio`, `ratio_low`, `ratio_high` the same of each
+    seed's ratio to the `none` run of that seed.
+    """
+    rows = []
+    frame = worst_where_diverged(comparison)
+    for (problem, norm, lr), runs in frame.groupby(["problem", "norm", "lr"], sort=False):
+        for figure in tables.SUMMARISED:
+            values = runs[figure].dropna().to_numpy(np.float64)
+            if not len(values):
+                continue
+            row = {"problem": problem, "norm": norm, "lr": lr, "figure": figure, "seeds": len(values),
+                   "diverged": int(runs["diverged_at"].notna().sum()), "median": median(values)}  # fmt: skip
+            row["low"], row["high"] = interval(values)
+            paired = runs[f"ratio_{figure}"] if figure in tables.COMPARED else runs[figure].iloc[:0]
+            ratios = paired.dropna().to_numpy(np.float64)
+            row["ratio"], (row["ratio_low"], row["ratio_high"]) = median(ratios), interval(ratios)
+            rows.append(row)
+    return pd.DataFrame(rows, columns=list(tables.SCHEMAS["compare-summary"]))

@@ -1,0 +1,221 @@
+"""The claims' verdicts and the statistics under them, on runs whose tables are written to be right or wrong."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bnsmooth_cli import tables
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.runs import Run, write_config
+from bnsmooth_cli.study import claims
+from bnsmooth_cli.study.outcome import conclude
+from bnsmooth_cli.study.statistics import interval
+
+ROOT = Path(__file__).parents[1]
+NORMS = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
+STEPS = 100
+#: What each norm's runs are like where the paper is right: the last loss and accuracy, and what is measured on them.
+RIGHT = {
+    "none": {"loss": 1.0, "accuracy": 0.6, "rough": 100.0, "moves": 0.1, "cosine": 0.95},
+    "batch": {"loss": 0.1, "accuracy": 0.8, "rough": 1.0, "moves": 0.1, "cosine": 0.05},
+    "l1": {"loss": 0.09, "accuracy": 0.8, "rough": 1.2, "moves": 0.2, "cosine": 0.05},
+    "l2": {"loss": 0.1, "accuracy": 0.79, "rough": 1.2, "moves": 0.2, "cosine": 0.05},
+    "linf": {"loss": 0.1, "accuracy": 0.79, "rough": 1.2, "moves": 0.2, "cosine": 0.05},
+    "noisy-batch": {"loss": 0.11, "accuracy": 0.79, "rough": 1.0, "moves": 0.3, "cosine": 0.05},
+    "noisy-none": {"loss": 2.0, "accuracy": 0.1, "rough": 100.0, "moves": 0.3, "cosine": 0.5},
+}
+#: And where nothing that it says is so.
+WRONG = {
+    "none": {"loss": 0.5, "accuracy": 0.8, "rough": 1.0, "moves": 0.3, "cosine": 0.5},
+    "batch": {"loss": 1.0, "accuracy": 0.81, "rough": 100.0, "moves": 0.4, "cosine": 0.9},
+    "l1": {"loss": 1.5, "accuracy": 0.6, "rough": 200.0, "moves": 0.1, "cosine": 0.9},
+    "l2": {"loss": 1.5, "accuracy": 0.6, "rough": 200.0, "moves": 0.1, "cosine": 0.9},
+    "linf": {"loss": 1.5, "accuracy": 0.6, "rough": 200.0, "moves": 0.1, "cosine": 0.9},
+    "noisy-batch": {"loss": 1.5, "accuracy": 0.6, "rough": 200.0, "moves": 0.1, "cosine": 0.9},
+    "noisy-none": {"loss": 0.1, "accuracy": 0.8, "rough": 1.0, "moves": 0.1, "cosine": 0.5},
+}
+
+
+def write_run(
+    folder, problem, norm, lr, seed, world, kinds=("smoothness", "ics", "activations", "theory"), diverged=None
+):
+    """A run folder with tables that say what the world says of the norm, a little different for each seed."""
+    about, right = dict(world[norm]), world is RIGHT
+    config = resolve(problem, norm=norm, lr=lr, seed=seed, steps=STEPS)
+    run = Run(folder / config.name, config)
+    run.path.mkdir(parents=True)
+    write_config(run)
+    jitter = 1 + 0.01 * seed
+    lead = {"run": run.name, "problem": problem, "norm": norm, "lr": lr, "seed": seed}
+    step = np.arange(STEPS + 1)
+    loss = 2.0 * (about["loss"] * jitter / 2.0) ** (step / STEPS)
+    accuracy = np.where(step % 10 == 0, about["accuracy"] * jitter * step / STEPS, np.nan)
+    train = pd.DataFrame({**lead, "step": step, "loss": loss, "accuracy": np.nan, "grad_norm": 1.0})
+    train = train.assign(test_loss=np.nan, test_accuracy=accuracy if problem == "vgg" else np.nan)
+    end = {"last_step": STEPS} if diverged is None else {"diverged_at": diverged}
+    rows = train if diverged is None else train[: diverged + 1]
+    tables.write_table(run.train_path, "train", rows, {"version": "0", "runs": {}, **end})
+    measured = np.arange(0, STEPS + 1, 5)
+    early = 1.0 if norm != "none" else 10.0 if right else 0.1
+    rough = about["rough"] * jitter * np.where(measured <= 10, early, 1.0)
+    turn = 1.0 if norm != "none" else 0.5 if right else 2.0
+    frames = {
+        "smoothness": pd.DataFrame({**lead, "step": measured, "loss_min": 0.0, "loss_max": rough, "beta": rough,
+                                    "predictiveness_max": rough}),
+        "ics": pd.DataFrame({**lead, "step": 0, "layer": [1, 2], "ics": [0, turn],
+                             "cosine": [1.0, about["cosine"]]}),
+        "activations": pd.DataFrame({**lead, "step": [0, 5], "layer": 1, "unit": 0, "std": 2.0,
+                                     "wasserstein": [np.nan, 2.0 * about["moves"] * jitter],
+                                     "kurtosis": 1.0 if right else 0.1, "quantiles": [[0.0]] * 2}),
+        "theory": pd.DataFrame({**lead, "step": 0, "statement": ["4.1", "4.2", "4.3", "4.4", "4.5"], "holds": right,
+                                "condition": [None, True, None, None, True], "mean_fraction": 0.1,
+                                "output_fraction": 0.2}),
+    }  # fmt: skip
+    for kind in kinds:
+        frame = frames[kind].reindex(columns=list(tables.SCHEMAS[kind]))
+        for column, type_ in tables.SCHEMAS[kind].items():
+            if type_ == "string":
+                frame[column] = frame[column].astype(object).fillna("x")
+            elif type_ == "int64":
+                frame[column] = frame[column].fillna(0).astype("int64")
+        tables.write_table(run.path / f"{kind}.parquet", kind, frame, {"version": "0", "runs": {}})
+    return run
+
+
+def world(folder, problem, which, seeds=5, norms=NORMS, lrs=None, **more):
+    lr = resolve(problem).lr
+    return [
+        write_run(folder, problem, norm, lr, seed, which, **more)
+        for norm, lr, seed in itertools.product(norms, lrs or (lr,), range(seeds))
+    ]
+
+
+def verdicts(outcome):
+    return dict(outcome.claims[["claim", "verdict"]].drop_duplicates().itertuples(index=False))
+
+
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_where_the_paper_is_right_every_claim_is_reproduced(tmp_path, problem):
+    lr = resolve(problem).lr
+    runs = world(tmp_path, problem, RIGHT)
+    runs += [write_run(tmp_path, problem, "none", 10 * lr, seed, RIGHT, diverged=30) for seed in range(5)]
+    runs += [write_run(tmp_path, problem, "batch", 10 * lr, seed, RIGHT) for seed in range(5)]
+    found = verdicts(conclude(runs))
+    assert found == dict.fromkeys(range(1, 15), claims.REPRODUCED)
+
+
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_where_the_paper_is_wrong_no_claim_is_reproduced(tmp_path, problem):
+    lr = resolve(problem).lr
+    runs = world(tmp_path, problem, WRONG)
+    for norm, seed in itertools.product(("none", "batch"), range(5)):
+        runs.append(write_run(tmp_path, problem, norm, 10 * lr, seed, WRONG, diverged=30))
+    found = verdicts(conclude(runs))
+    assert found == dict.fromkeys(range(1, 15), claims.NOT_REPRODUCED)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_few_seeds_never_make_a_verdict(tmp_path, seeds):
+    found = conclude(world(tmp_path, "vgg", RIGHT, seeds=seeds)).claims
+    assert set(found["verdict"]) == {claims.INCONCLUSIVE, claims.NOT_MEASURED}
+    assert set(found.loc[found["verdict"] == claims.NOT_MEASURED, "claim"]) == {2}  # no lr at which none fails
+
+
+def test_seeds_that_disagree_are_inconclusive(tmp_path):
+    runs = world(tmp_path / "a", "vgg", RIGHT, seeds=5, norms=("none",))
+    runs += world(tmp_path / "b", "vgg", RIGHT, seeds=4, norms=("batch",))
+    rough = {"batch": {**RIGHT["batch"], "rough": 1e4, "loss": 3.0}}
+    runs.append(write_run(tmp_path / "c", "vgg", "batch", 0.1, 4, rough))
+    found = verdicts(conclude(runs))
+    assert [found[number] for number in (1, 5, 6, 7)] == [claims.INCONCLUSIVE] * 4
+
+
+def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path):
+    outcome = conclude(world(tmp_path, "dln", RIGHT, norms=("none", "batch", "l1"), kinds=("smoothness",)))
+    found = verdicts(outcome)
+    assert found[1] == found[5] == found[6] == found[7] == claims.REPRODUCED
+    assert {found[number] for number in (2, 3, 4, 8, 9, *range(10, 15))} == {claims.NOT_MEASURED}
+    lines = outcome.claims.set_index("claim")["command"]
+    assert "--norms none,batch " in lines[4].iloc[0]
+    assert "--measure ics" in lines[4].iloc[0]
+    assert "--measure theory" in lines[12]
+    assert "--lrs 1e-05" in lines[2]
+    merged, further = outcome.next
+    assert "--norms none,batch,noisy-batch,noisy-none,l2,linf" in merged
+    assert "--measure " in merged
+    assert further == lines[2]
+
+
+def test_a_part_that_is_refuted_outweighs_those_not_measured(tmp_path):
+    found = verdicts(conclude(world(tmp_path, "vgg", WRONG, norms=("none", "batch", "l1"), kinds=("smoothness",))))
+    assert found[8] == claims.NOT_REPRODUCED
+
+
+def test_a_learning_rate_at_which_both_diverge_decides_nothing(tmp_path):
+    runs = world(tmp_path, "vgg", RIGHT, norms=("none", "batch"), kinds=())
+    assert verdicts(conclude(runs))[1] == claims.REPRODUCED
+    runs += world(tmp_path, "vgg", RIGHT, norms=("none", "batch"), kinds=(), lrs=(10.0,), diverged=0)
+    outcome = conclude(runs)
+    parts = outcome.claims[outcome.claims["claim"] == 1].set_index("lr")["part_verdict"]
+    assert parts.to_dict() == {0.1: claims.REPRODUCED, 10.0: claims.UNDEFINED}
+    assert verdicts(outcome)[1] == claims.REPRODUCED
+
+
+def test_each_problem_has_its_own_verdicts(tmp_path):
+    outcome = conclude(world(tmp_path, "vgg", RIGHT, kinds=()) + world(tmp_path, "dln", WRONG, kinds=()))
+    first = outcome.claims[outcome.claims["claim"] == 1].set_index("problem")["verdict"]
+    assert first.to_dict() == {"vgg": claims.REPRODUCED, "dln": claims.NOT_REPRODUCED}
+
+
+def test_runs_of_one_norm_lr_and_seed_have_no_statistics(tmp_path):
+    runs = [write_run(tmp_path / str(i), "vgg", "none", 0.1, 0, RIGHT, kinds=()) for i in range(2)]
+    other = Run(runs[1].path.rename(tmp_path / "other"), runs[1].config)
+    outcome = conclude([runs[0], other])
+    assert len(outcome.comparison) == 2
+    assert outcome.summary.empty
+    assert outcome.claims.empty
+
+
+def test_the_page_of_the_rules_is_what_the_code_says():
+    assert (ROOT / "docs/claims.md").read_text() == claims.page()
+
+
+def test_the_summary_has_medians_and_ratios_paired_by_seed(tmp_path):
+    outcome = conclude(world(tmp_path, "vgg", RIGHT, kinds=("smoothness",)))
+    rows = outcome.summary.set_index(["norm", "figure"])
+    beta = outcome.comparison[outcome.comparison["norm"] == "l1"].sort_values("seed")["beta"].to_numpy()
+    plain = outcome.comparison[outcome.comparison["norm"] == "none"].sort_values("seed")["beta"].to_numpy()
+    row = rows.loc["l1", "beta"]
+    assert (row["seeds"], row["median"]) == (5, np.median(beta))
+    assert (row["low"], row["high"]) == pytest.approx((beta.min(), beta.max()))  # of five values
+    assert row["ratio"] == np.median(beta / plain)
+    assert rows.loc["none", "final_loss"]["ratio"] == 1.0
+
+
+def test_a_median_is_never_that_of_the_survivors(tmp_path):
+    runs = world(tmp_path, "vgg", RIGHT, seeds=2, norms=("none",), kinds=())
+    runs += [write_run(tmp_path, "vgg", "none", 0.1, seed, RIGHT, kinds=(), diverged=20) for seed in (2, 3, 4)]
+    row = conclude(runs).summary.set_index("figure")
+    assert row.loc["final_loss", "median"] == np.inf
+    assert row.loc["final_test_accuracy", "median"] == 0
+    assert row.loc["final_loss", "diverged"] == 3
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_the_interval_is_that_of_every_possible_resample(size):
+    """Brute force: all size^size resamples, instead of SciPy's random ones."""
+    values = np.random.default_rng(size).lognormal(size=size)
+    medians = [np.median(chosen) for chosen in itertools.product(values, repeat=size)]
+    exact = np.quantile(medians, [0.025, 0.975], method="inverted_cdf")
+    np.testing.assert_allclose(interval(values), exact, rtol=1e-12)
+
+
+def test_intervals_with_infinite_values_end_at_infinity():
+    assert interval(np.array([1.0, np.inf, np.inf, np.inf, 2.0])) == (1.0, np.inf)
+    assert interval(np.array([np.inf] * 5)) == (np.inf, np.inf)
+    assert np.isnan(interval(np.array([1.0]))).all()

@@ -1,0 +1,348 @@
+"""Studies: a grid trained, measured and concluded, wherever it executes, through deaths, stops and bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bnsmooth_cli import tables
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.study import execution, executors
+from bnsmooth_cli.study.grid import Grid, Study, command, read_grid
+
+DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
+GRID = f"compare --norms none,batch --seeds 0,1 {DLN} --lrs 1e-4 --steps 20 --save-every 10 --measure smoothness"
+#: Long enough to be met while it trains.
+LONG = f"compare --norms none,l1 --seeds 0 {DLN} --lrs 1e-6 --steps 4000 --save-every 500"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def files(study: Path) -> dict[str, bytes]:
+    """What a study has made: every table and checkpoint, but for the claims, whose commands name the folder."""
+    return {
+        str(path.relative_to(study)): path.read_bytes()
+        for path in study.rglob("*")
+        if path.suffix in (".parquet", ".pt") and "claims" not in path.name
+    }
+
+
+def start(line: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bnsmooth_cli", *line.split()], cwd=folder, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
+    """A run that is at work and has checkpoints enough, and the process that has it, as soon as there is one."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for owner in study.glob("runs/*/.lock.owner"):
+            saved = len([*owner.parent.glob("checkpoints/*.pt")])
+            if checkpoints <= saved < 9 and (words := owner.read_text().split()):
+                return owner.parent, int(words[1])
+        time.sleep(0.02)
+    raise AssertionError("no run was at work")
+
+
+@contextmanager
+def cluster():
+    """A scheduler in a process of its own, and two workers in theirs, as on a cluster: its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    options = ["--host", "127.0.0.1", "--port", address.rsplit(":")[-1], "--no-dashboard"]
+    dask = [sys.executable, "-m", "distributed.cli"]
+    begun = [subprocess.Popen([*dask[:2], "distributed.cli.dask_scheduler", *options], stderr=subprocess.DEVNULL)]
+    worker = [*dask[:2], "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    begun += [subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=ENVIRONMENT) for _ in range(2)]
+    try:
+        yield address
+    finally:
+        for process in begun:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The study of LONG and what it holds, made in one process without any mishap."""
+    folder = tmp_path_factory.mktemp("made")
+    _, err = (process := start(f"{LONG} -o study", folder)).communicate()
+    assert process.returncode == 0, err
+    return files(folder / "study")
+
+
+def test_a_study_trains_measures_and_concludes(cli, tmp_path):
+    code, out, err = cli(f"{GRID} -o study")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "study/runs").iterdir()) == [
+        f"dln-{norm}-lr0.0001-seed{seed}" for norm in ("batch", "none") for seed in (0, 1)
+    ]
+    assert "beta lower" in out
+    assert "inconclusive" in out
+    frame = tables.read_table(tmp_path / "study/compare.parquet", "compare")
+    assert len(frame) == 4
+    assert frame["beta"].notna().all()
+    assert {path.name for path in tables_beside(tmp_path)} == {
+        "compare.parquet", "compare.summary.parquet", "compare.claims.parquet",
+    }  # fmt: skip
+
+
+def tables_beside(folder: Path):
+    return (folder / "study").glob("*.parquet")
+
+
+def test_a_study_resumes_and_grows_without_doing_anything_twice(cli, tmp_path, monkeypatch):
+    cli(f"{GRID} -o study")
+    before = files(tmp_path / "study")
+    done: list[str] = []
+    work = execution.work
+    monkeypatch.setattr(execution, "work", lambda task: done.append(task.config.name) or work(task))
+    assert cli(f"{GRID} -o study")[0] == 0
+    assert done == []
+    grown = GRID.replace("none,batch", "none,batch,l1").replace("0,1", "0-2").replace("smoothness", "smoothness,ics")
+    assert cli(f"{grown} -o study")[0] == 0
+    assert len(done) == 9
+    after = files(tmp_path / "study")
+    assert {name: after[name] for name in before if "/" in name} == {n: v for n, v in before.items() if "/" in n}
+    assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 9
+
+
+def test_results_are_bit_identical_whichever_executor_ran_them(made, tmp_path):
+    for name, options in (("processes", "--jobs 2"), ("dask", "--dask local --jobs 2")):
+        _, err = (process := start(f"{LONG} {options} -o study", tmp_path)).communicate()
+        assert process.returncode == 0, err
+        assert files(tmp_path / "study") == made, name
+        (tmp_path / "study").rename(tmp_path / name)
+
+
+def test_a_killed_worker_process_is_replaced_and_its_run_goes_on(made, tmp_path):
+    process = start(f"{LONG} --jobs 2 -o study", tmp_path)
+    _, worker = running(tmp_path / "study", checkpoints=3)
+    os.kill(worker, signal.SIGKILL)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert files(tmp_path / "study") == made
+
+
+def test_on_a_dask_cluster_a_killed_workers_run_goes_to_another(made, tmp_path):
+    with cluster() as address:
+        process = start(f"{LONG} --dask {address} -o study", tmp_path)
+        _, worker = running(tmp_path / "study", checkpoints=3)
+        os.kill(worker, signal.SIGKILL)
+        _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert files(tmp_path / "study") == made
+
+
+@pytest.mark.parametrize("where", ["", "--jobs 2"])
+def test_an_interrupted_study_ends_at_once_and_resumes(made, tmp_path, where):
+    process = start(f"{LONG} {where} -o study", tmp_path)
+    running(tmp_path / "study", checkpoints=2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process of the command
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.startswith("bnsmooth: interrupted")
+    assert err.count("\n") == 1
+    assert not [*(tmp_path / "study").rglob("*.tmp*")]
+    _, err = (process := start(f"{LONG} {where} -o study", tmp_path)).communicate()
+    assert process.returncode == 0, err
+    assert files(tmp_path / "study") == made
+
+
+def test_a_killed_study_leaves_no_worker_behind(tmp_path):
+    process = start(f"{LONG} --jobs 2 -o study", tmp_path)
+    _, worker = running(tmp_path / "study")
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and Path(f"/proc/{worker}").exists():
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def _dies(task):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_that_kills_every_worker_has_failed_and_the_others_go_on(tmp_path, monkeypatch):
+    study = Study(tmp_path / "study")
+    todo = execution.tasks(study, small_grid())
+    monkeypatch.setattr(execution, "work", _dies)
+    with executors.local(2) as executor:
+        results = dict(execution.execute(executor, todo))
+    assert len(results) == 2
+    assert all("died 3 times" in str(reason) for reason in results.values())
+
+
+def small_grid(**more) -> Grid:
+    settings = {"problem": "dln", "depth": 5, "dimension": 4, "samples": 30, "steps": 10, "save_every": 5}
+    return Grid(**{"norms": ("none", "batch"), "settings": settings, **more})
+
+
+def test_one_failed_run_is_reported_and_the_rest_go_on(cli, tmp_path):
+    cli(f"{GRID} -o study")
+    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1/train.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    code, _, err = cli(f"{GRID.replace('0,1', '0-2')} -o study")
+    assert code == 1
+    lines = err.splitlines()
+    assert "dln-batch-lr0.0001-seed1 failed, the others go on" in lines[0]
+    assert str(damaged) in lines[0]
+    assert lines[-1].startswith("bnsmooth: 1 runs failed")
+    frame = tables.read_table(tmp_path / "study/compare.parquet")
+    assert len(frame) == 5
+
+
+def test_a_run_that_diverges_at_once_is_a_result(cli, tmp_path):
+    line = GRID.replace("1e-4", "1e30").replace("smoothness", "landscape,smoothness,ics,activations,theory")
+    code, _, err = cli(f"{line} -o study")
+    assert (code, err) == (0, "")
+    frame = tables.read_table(tmp_path / "study/compare.parquet")
+    assert frame["diverged_at"].notna().all()
+    assert cli("report study -o r.html")[0] == 0
+
+
+def test_a_dry_run_says_what_is_missing_and_writes_nothing(cli, tmp_path):
+    code, out, _ = cli(f"{GRID} -o study --dry-run")
+    assert code == 0
+    assert out.count("new") == 4
+    assert "4 runs: about" in out
+    assert not (tmp_path / "study").exists()
+    cli(f"{GRID} -o study")
+    before = files(tmp_path / "study")
+    out = cli(f"{GRID.replace('none,batch', 'none,batch,l2')} -o study --dry-run")[1]
+    assert (out.count("new"), out.count("finished")) == (2, 4)
+    assert files(tmp_path / "study") == before
+
+
+def test_a_study_file_says_the_same_as_the_options(cli, tmp_path):
+    (tmp_path / "study.toml").write_text("""
+norms = ["none", "batch"]
+seeds = "0-1"
+lrs = [1e-4]
+measure = ["smoothness"]
+steps = 20
+save-every = 10
+problem = "dln"
+depth = 5
+dimension = 4
+samples = 30
+""")
+    assert cli("compare --study study.toml -o a")[0] == 0
+    assert cli(f"{GRID} -o b")[0] == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert cli("compare --study study.toml --norms none --seeds 3 -o c")[0] == 0  # what is given here wins
+    assert [path.name for path in (tmp_path / "c/runs").iterdir()] == ["dln-none-lr0.0001-seed3"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--norms none,bacth", "did you mean 'batch'"),
+        ("--norms ,", "--norms none,batch"),
+        ("--norms none --seeds ,", "empty grid"),
+        ("--seeds 0-1", "--norms none,batch"),
+        ("--norms none --seeds 4-2", "--seeds 4-2"),
+        ("--norms none --seeds one", "--seeds one"),
+        ("--norms none --lrs fast", "--lrs fast"),
+        ("--norms none --measure smothness", "did you mean 'smoothness'"),
+        ("--norms none,none", "twice in the grid"),
+        ("--norms none --jobs 0", "--jobs 0"),
+        ("--norms none --threads 0", "--threads 0"),
+        ("--norms none --dask tcp://127.0.0.1:1", "no scheduler answers"),
+        ("--norms none --dask nonsense", "no scheduler answers"),
+        ("--norms none --jobs 2 --dask tcp://127.0.0.1:1", "leave it out"),
+        ("--study absent.toml", "absent.toml"),
+        ("--study broken.toml", "not readable as TOML"),
+        ("--study unknown.toml", "did you mean 'seeds'"),
+        ("--study typed.toml", "wrong type"),
+        ("--norms none -o full", "holds files but no study"),
+        ("--norms none -o broken.toml", "broken.toml"),
+        ("--norms none --at 1 --every 2", "one of the two"),
+        ("--norms none --at 99999 --measure ics --problem dln", "beyond"),
+        ("RUN --norms none", "leave out"),
+        ("RUN --jobs 2", "--jobs"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(cli, tmp_path, small_run, line, said):
+    (tmp_path / "broken.toml").write_text("norms = [")
+    (tmp_path / "unknown.toml").write_text('norms = "none"\nsedes = 3\n')
+    (tmp_path / "typed.toml").write_text('norms = "none"\nsteps = "many"\n')
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    code, _, err = cli(f"compare {line.replace('RUN', str(small_run('dln', 'none').path))}")
+    assert code == 2
+    assert "bnsmooth: " in err
+    assert said in err
+    assert "Traceback" not in err
+    assert not [*tmp_path.glob("study/runs/*/train.parquet")]
+
+
+def test_a_study_of_other_settings_is_refused(cli, tmp_path):
+    cli(f"{GRID} -o study")
+    before = files(tmp_path / "study")
+    for change, said in (
+        ("--depth 6", "depth 5, now 6"),
+        ("--problem vgg", "problem dln, now vgg"),
+        ("--threads 2", "threads 1, now 2"),
+        ("--at 0", "of other steps"),
+    ):
+        line = GRID.replace(DLN, "") if "vgg" in change else GRID.replace("--depth 5", "")
+        code, _, err = cli(f"{line} {change} {'' if 'depth' in change or 'vgg' in change else '--depth 5'} -o study")
+        assert (code, said in err) == (2, True), err
+    assert files(tmp_path / "study") == before
+    assert cli(f"{GRID} --at 0 --force -o study")[0] == 0  # measured again, the runs are kept
+    after = files(tmp_path / "study")
+    assert {n: v for n, v in after.items() if n.endswith(".pt")} == {
+        n: v for n, v in before.items() if n.endswith(".pt")
+    }
+
+
+def test_two_commands_on_one_study(cli, tmp_path):
+    study = Study(tmp_path / "study")
+    with study.locked():
+        code, _, err = cli(f"{GRID} -o study")
+    assert code == 2
+    assert "is writing this study" in err
+
+
+def test_a_worker_of_another_version_is_named(tmp_path, monkeypatch):
+    (task, _) = execution.tasks(Study(tmp_path), small_grid())
+    monkeypatch.setattr(executors, "__version__", "9.9")
+    with pytest.raises(InputError, match=r"the worker .* has bnsmooth .*, this is 9\.9"):
+        executors.check_version(task.version, "node7")
+    with pytest.raises(InputError, match="node7 has no bnsmooth"):
+        executors.check_version(None, "node7")
+
+
+def test_every_worker_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert executors.gpus(3) == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert executors.gpus(2) == ["4", "6"]
+    with executors.Processes(2, executors.gpus(2)) as workers:
+        seen = [future.result() for future in [workers.submit(_gpu_slowly) for _ in range(4)]]
+    assert set(seen) == {"4", "6"}
+
+
+def _gpu_slowly() -> str:
+    time.sleep(0.3)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_requests_are_kept_and_become_commands_again():
+    grid = read_grid({"norms": "none,lp:3", "seeds": "0-3,7", "lrs": "0.1,0.5", "augment": False, "measure": "ics"})
+    line = command(grid.request(), Path("a study"))
+    assert line == (
+        "bnsmooth compare --norms none,lp:3 --lrs 0.1,0.5 --seeds 0-3,7 --no-augment --measure ics -o 'a study'"
+    )

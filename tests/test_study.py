@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -54,8 +54,8 @@ def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
 
 
 @contextmanager
-def cluster():
-    """A scheduler in a process of its own, and two workers in theirs, as on a cluster: its address."""
+def cluster(workers: int = 2):
+    """A scheduler in a process of its own, and workers in theirs, as on a cluster: its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -63,8 +63,12 @@ def cluster():
     dask = [sys.executable, "-m", "distributed.cli"]
     begun = [subprocess.Popen([*dask[:2], "distributed.cli.dask_scheduler", *options], stderr=subprocess.DEVNULL)]
     worker = [*dask[:2], "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    begun += [subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=ENVIRONMENT) for _ in range(2)]
+    begun += [subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=ENVIRONMENT) for _ in range(workers)]
     try:
+        for _ in range(600):  # until the scheduler listens
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(address.rsplit(":")[-1]))):
+                break
+            time.sleep(0.1)
         yield address
     finally:
         for process in begun:
@@ -76,7 +80,7 @@ def cluster():
 def made(tmp_path_factory):
     """The study of LONG and what it holds, made in one process without any mishap."""
     folder = tmp_path_factory.mktemp("made")
-    _, err = (process := start(f"{LONG} -o study", folder)).communicate()
+    _, err = (process := start(f"{LONG} -o study", folder)).communicate(timeout=300)
     assert process.returncode == 0, err
     return files(folder / "study")
 
@@ -119,7 +123,7 @@ def test_a_study_resumes_and_grows_without_doing_anything_twice(cli, tmp_path, m
 
 def test_results_are_bit_identical_whichever_executor_ran_them(made, tmp_path):
     for name, options in (("processes", "--jobs 2"), ("dask", "--dask local --jobs 2")):
-        _, err = (process := start(f"{LONG} {options} -o study", tmp_path)).communicate()
+        _, err = (process := start(f"{LONG} {options} -o study", tmp_path)).communicate(timeout=300)
         assert process.returncode == 0, err
         assert files(tmp_path / "study") == made, name
         (tmp_path / "study").rename(tmp_path / name)
@@ -129,7 +133,7 @@ def test_a_killed_worker_process_is_replaced_and_its_run_goes_on(made, tmp_path)
     process = start(f"{LONG} --jobs 2 -o study", tmp_path)
     _, worker = running(tmp_path / "study", checkpoints=3)
     os.kill(worker, signal.SIGKILL)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     assert files(tmp_path / "study") == made
 
@@ -139,9 +143,20 @@ def test_on_a_dask_cluster_a_killed_workers_run_goes_to_another(made, tmp_path):
         process = start(f"{LONG} --dask {address} -o study", tmp_path)
         _, worker = running(tmp_path / "study", checkpoints=3)
         os.kill(worker, signal.SIGKILL)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert files(tmp_path / "study") == made
+
+
+def test_a_cluster_without_a_worker_is_waited_for(tmp_path):
+    with cluster(workers=0) as address:
+        process = start(f"{LONG} --dask {address} -o study", tmp_path)
+        assert process.stderr is not None
+        assert "no worker has joined yet" in process.stderr.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("bnsmooth: interrupted")
 
 
 @pytest.mark.parametrize("where", ["", "--jobs 2"])
@@ -154,7 +169,7 @@ def test_an_interrupted_study_ends_at_once_and_resumes(made, tmp_path, where):
     assert err.startswith("bnsmooth: interrupted")
     assert err.count("\n") == 1
     assert not [*(tmp_path / "study").rglob("*.tmp*")]
-    _, err = (process := start(f"{LONG} {where} -o study", tmp_path)).communicate()
+    _, err = (process := start(f"{LONG} {where} -o study", tmp_path)).communicate(timeout=300)
     assert process.returncode == 0, err
     assert files(tmp_path / "study") == made
 
@@ -163,7 +178,7 @@ def test_a_killed_study_leaves_no_worker_behind(tmp_path):
     process = start(f"{LONG} --jobs 2 -o study", tmp_path)
     _, worker = running(tmp_path / "study")
     process.kill()
-    process.communicate()
+    process.communicate(timeout=300)
     end = time.monotonic() + 20
     while time.monotonic() < end and Path(f"/proc/{worker}").exists():
         time.sleep(0.05)

@@ -149,7 +149,7 @@ def _executor(execution: ExecutionOptions, todo: list[Task]) -> AbstractContextM
     from bnsmooth_cli.study import executors
 
     if execution.dask is not None:
-        return executors.dask(execution.dask, execution.jobs)
+        return executors.dask(execution.dask, execution.jobs, terminal.complain)
     import torch
 
     gpus = None

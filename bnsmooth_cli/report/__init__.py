@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -79,7 +79,7 @@ def write(study: Study, output: Path, form: str) -> None:
         loader=jinja2.PackageLoader("bnsmooth_cli.report", "templates"), autoescape=form == "html",
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "interval": interval}
     page = environment.get_template(f"report.{form}").render(**context, images=sources, widths=sizes)
     if form == "md":
         for name, png in images.items():
@@ -93,13 +93,22 @@ def number(value: Any) -> str:
     """A table's cell: three digits, a dash where there is nothing.
 
     >>> number(0.12345), number(float("nan")), number(12), number("l1"), number(float("inf"))
-    ('0.123', '–', '12', 'l1', 'never')
+    ('0.123', '–', '12', 'l1', 'inf')
     """
     if not isinstance(value, float):
         return str(value)
     if not math.isfinite(value):
-        return "–" if math.isnan(value) else "never"
+        return "–" if math.isnan(value) else str(value)
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.3g}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """The ends of a row's interval, a dash where it has none.
+
+    >>> interval({"low": 0.5, "high": 2.0}), interval({"low": float("nan"), "high": float("nan")})
+    ('0.5 to 2', '–')
+    """
+    return "–" if math.isnan(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
 
 
 def _context(study: Study, images: dict[str, bytes]) -> dict[str, Any]:
@@ -171,25 +180,21 @@ def _says(section: Section, summary: pd.DataFrame, judged: pd.DataFrame) -> Iter
     for figure, words in section.quoted:
         rows = summary[summary["figure"] == figure]
         if len(rows):
-            yield f"{words}: " + "; ".join(_quoted(rows, figure)) + "."
+            yield f"{words} (×: of none's): " + "; ".join(_quoted(rows, figure)) + "."
     verdicts = judged[judged["claim"].isin(section.claims)].drop_duplicates("claim")
     yield "Claims: " + ", ".join(f"{row.claim} {row.verdict}" for row in verdicts.itertuples()) + "."
 
 
 def _quoted(rows: pd.DataFrame, figure: str) -> Iterator[str]:
     percent = figure.endswith("accuracy") and not figure.startswith("steps")
-    show: Callable[[float], str] = (lambda v: f"{100 * v:.1f}%") if percent else number
     several = rows["lr"].nunique() > 1
     for row in sorted(rows.to_dict("records"), key=lambda row: (row["lr"], style.rank(row["norm"]))):
-        text = f"{row['norm']}{', ' + style.lr_text(row['lr']) if several else ''} {show(row['median'])}"
-        if row["norm"] != "none" and math.isfinite(row["ratio"]):
-            ends = (
-                f" [{number(row['ratio_low'])}, {number(row['ratio_high'])}]"
-                if row["ratio_low"] == row["ratio_low"]
-                else ""
-            )
-            text += f" ({number(row['ratio'])}{ends} of none's)"
-        yield text
+        middle = row["median"]
+        shown = f"{100 * middle:.1f}%" if percent else number(middle)
+        if figure.startswith("steps") and math.isinf(middle):
+            shown = "never"
+        text = f"{row['norm']}{', ' + style.lr_text(row['lr']) if several else ''} {shown}"
+        yield text + (f" (×{number(row['ratio'])})" if row["norm"] != "none" and math.isfinite(row["ratio"]) else "")
 
 
 def _medians(summary: pd.DataFrame) -> dict[str, Any]:

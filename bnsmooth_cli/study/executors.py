@@ -131,8 +131,10 @@ def local(jobs: int, gpus: list[str] | None = None) -> Iterator[Executor]:
 
 
 @contextmanager
-def dask(address: str, jobs: int | None = None) -> Iterator[Executor]:
+def dask(address: str, jobs: int | None = None, tell: Callable[[str], None] = print) -> Iterator[Executor]:
     """The Dask cluster of a scheduler's address, or with `local` one of `jobs` worker processes on this machine.
+
+    A cluster that has no worker yet is waited for, and `tell` told so.
 
     Raises InputError where Dask is not installed, no scheduler answers, or a worker has another version of bnsmooth.
     """
@@ -154,8 +156,11 @@ def dask(address: str, jobs: int | None = None) -> Iterator[Executor]:
             )  # fmt: skip
     try:
         with distributed.Client(cluster or address, timeout=PATIENCE, set_as_default=False) as client:
-            for worker, version in client.run(_version, on_error="return").items():
+            versions = client.run(_version, on_error="return")
+            for worker, version in versions.items():
                 check_version(version if isinstance(version, str) else None, worker)
+            if not versions:
+                tell(f"--dask {address}: no worker has joined yet; the runs start when one does")
             yield client.get_executor(pure=False)
     finally:
         if cluster is not None:

@@ -166,6 +166,23 @@ def test_a_learning_rate_at_which_both_diverge_decides_nothing(tmp_path):
     assert verdicts(outcome)[1] == claims.REPRODUCED
 
 
+def test_a_norm_that_diverges_has_nothing_of_batchnorms_advantage(tmp_path):
+    runs = world(tmp_path, "dln", RIGHT, norms=("none", "batch", "l2", "linf"), kinds=())
+    runs += world(tmp_path, "dln", RIGHT, norms=("l1",), kinds=(), diverged=5)
+    part = conclude(runs).claims.set_index("part").filter(like="l1: share", axis=0).iloc[0]
+    assert (part["median"], part["low"], part["high"]) == (-np.inf,) * 3
+    assert part["part_verdict"] == claims.NOT_REPRODUCED
+
+
+@pytest.mark.parametrize(("diverged", "share"), [(None, 1.0), (5, 0.0)])
+def test_where_none_alone_diverges_a_norm_that_does_not_has_the_whole_advantage(tmp_path, diverged, share):
+    runs = world(tmp_path, "dln", RIGHT, norms=("none",), kinds=(), diverged=5)
+    runs += world(tmp_path, "dln", RIGHT, norms=("batch", "l2", "linf"), kinds=())
+    runs += world(tmp_path, "dln", RIGHT, norms=("l1",), kinds=(), diverged=diverged)
+    part = conclude(runs).claims.set_index("part").filter(like="l1: share", axis=0).iloc[0]
+    assert (part["median"], part["low"], part["high"]) == (share,) * 3
+
+
 def test_each_problem_has_its_own_verdicts(tmp_path):
     outcome = conclude(world(tmp_path, "vgg", RIGHT, kinds=()) + world(tmp_path, "dln", WRONG, kinds=()))
     first = outcome.claims[outcome.claims["claim"] == 1].set_index("problem")["verdict"]
@@ -218,4 +235,6 @@ def test_the_interval_is_that_of_every_possible_resample(size):
 def test_intervals_with_infinite_values_end_at_infinity():
     assert interval(np.array([1.0, np.inf, np.inf, np.inf, 2.0])) == (1.0, np.inf)
     assert interval(np.array([np.inf] * 5)) == (np.inf, np.inf)
+    assert interval(np.array([-np.inf, 1.0, 2.0, -np.inf, -np.inf])) == (-np.inf, 2.0)
+    assert interval(np.array([-np.inf, np.inf, np.inf, -np.inf, np.inf])) == (-np.inf, np.inf)
     assert np.isnan(interval(np.array([1.0]))).all()

@@ -50,13 +50,17 @@ class Figures:
         return self(norm, figure) / self(to, figure)
 
     def share(self, figure: str, norm: str, log: bool) -> pd.Series[float]:
-        """How much of BatchNorm's advantage over none a norm has; NaN where BatchNorm has none."""
+        """How much of BatchNorm's advantage over none a norm has; NaN where BatchNorm has none.
+
+        Where none alone diverged, a norm has all of it if it did not, and nothing if it did.
+        """
         plain, batch, other = (self(name, figure) for name in ("none", "batch", norm))
         if log:
             plain, batch, other = (pd.Series(np.log(v), index=v.index) for v in (plain, batch, other))
         advantage = batch - plain
         better = advantage < 0 if log else advantage > 0  # losses and beta in logarithms, less is better
-        return (other - plain) / advantage.where(better)
+        share = (other - plain) / advantage.where(better)
+        return share.mask(np.isinf(plain) & np.isfinite(batch), np.isfinite(other).astype("float64"))
 
     def trains(self, norm: str) -> pd.Series[float]:
         """1 where a run trains, 0 where it diverges or stalls."""
@@ -317,7 +321,7 @@ them, and writes every number to `compare.claims.parquet`.
 - A run *trains* where it does not diverge and its loss ends at or below {STALLED} of the first. *Early* is the first
   tenth of the steps. A diverged run's last loss counts as infinite, its accuracy as 0.
 - "About as well" is three quarters of BatchNorm's advantage over the plain network, in test accuracy; in the linear
-  network in the logarithm of the loss.
+  network in the logarithm of the loss. Where the plain network alone diverges, a norm that does not has all of it.
 - The statements of the theory hold or do not, whatever the seed: their rule is that they hold in every case.
 
 | claim | statistic | rule | needs |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,8 @@ RESAMPLES: Final = 9_999
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """The median's percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13), by SciPy, the same every time.
 
-    NaN for fewer than two values. Infinite ones (a target that is never reached) are the largest, and may be an end.
+    NaN for fewer than two values. Infinite ones (a target that is never reached) are the largest, or smallest, of all,
+    and may be an end.
 
     >>> interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     (1.0, 5.0)
@@ -28,16 +30,18 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     if (values == values[0]).all():
         return float(values[0]), float(values[0])
     finite = values[np.isfinite(values)]
-    top = float(finite.max())
-    beyond = top + 10 * (top - float(finite.min())) + 1.0  # stands for infinity: a mean with it is beyond the top too
-    values = np.where(np.isfinite(values), values, beyond)
+    least, most = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    far = 10 * (most - least) + 1.0  # so far beyond them stands for infinity: a mean with it is beyond them too
+    values = np.clip(values, least - far, most + far)
     from scipy import stats  # half a second, which no other command should wait for
 
     found = stats.bootstrap(
         (values,), np.median, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile",
         rng=np.random.default_rng(0), vectorized=True,
     ).confidence_interval  # fmt: skip
-    low, high = (float("inf") if end > top else float(end) for end in (found.low, found.high))
+    low, high = (
+        float(end) if least <= end <= most else math.copysign(math.inf, end - least) for end in (found.low, found.high)
+    )
     return low, high
 
 

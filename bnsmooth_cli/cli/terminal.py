@@ -118,9 +118,8 @@ def summary(
     for column in columns:
         numeric = frame[column].dtype.kind not in "OU"
         cells = [_cell(value) for value in shown[column]]
-        words = [*cells, *column.split("_")]
-        # A narrow terminal folds names and sentences, never numbers.
-        width = 12 if column == "run" or max(map(len, cells)) > 28 else max(map(len, words))
+        words = " ".join([*cells, *column.split("_")]).split()
+        width = 12 if column == "run" else max(map(len, words))  # a narrow terminal folds names and sentences alone
         table.add_column(
             column.replace("_", " "), justify="right" if numeric else "left", min_width=width, overflow="fold"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import tempfile
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
 
 
 @contextmanager
@@ -49,6 +50,25 @@ def check_writable(path: Path) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputError(f"{path}: cannot be written, {folder} takes no files; choose another place with -o")
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a dict of plain values."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_json(path: Path, folder_is: str, format: int) -> dict[str, Any]:
+    """Read the file that makes a folder a `folder_is`; InputError where it is none, DamagedError where unreadable."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent}: not a {folder_is} (it has no {path.name})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != format:
+        raise InputError(f"{path}: not of a {folder_is} of this version of bnsmooth (format {format})")
+    return content
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

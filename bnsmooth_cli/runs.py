@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from filelock import FileLock, Timeout
 from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, from_dict
-from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.files import atomic, load_tensors, save_tensors
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.files import load_json, load_tensors, save_json, save_tensors
 
 FORMAT: Final = 1
 CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
@@ -119,22 +118,14 @@ def locked(path: Path, what: str) -> Iterator[None]:
 def read_config(path: Path) -> Config:
     """The configuration in a run directory's config.json."""
     file = path / "config.json"
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not a run directory (it has no config.json)") from error
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{file}: not a configuration of this version of bnsmooth (format {FORMAT})")
+    content = load_json(file, "run directory", FORMAT)
     return from_dict(content.get("config"), str(file))
 
 
 def write_config(run: Run) -> None:
     """Write config.json."""
     content = {"format": FORMAT, "version": __version__, "config": run.config.as_dict()}
-    with atomic(run.path / "config.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    save_json(run.path / "config.json", content)
 
 
 def open_run(path: Path | str) -> Run:

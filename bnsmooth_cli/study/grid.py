@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 import sys
@@ -16,7 +15,7 @@ from typing import Any, Final
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, check_types, from_dict, resolve
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.files import atomic, check_writable
+from bnsmooth_cli.files import check_writable, load_json, save_json
 from bnsmooth_cli.runs import Run, locked, open_run
 
 if sys.version_info >= (3, 11):
@@ -193,14 +192,7 @@ class Study:
         Raises InputError where the folder is no study.
         """
         file = self.path / "study.json"
-        try:
-            content = json.loads(file.read_text())
-        except FileNotFoundError as error:
-            raise InputError(f"{self.path}: not a study (it has no study.json)") from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: not readable as JSON ({error})") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f"{file}: not a study of this version of bnsmooth (format {FORMAT})")
+        content = load_json(file, "study", FORMAT)
         requests = content.get("requests")
         if not isinstance(requests, list) or not requests or not all(isinstance(one, dict) for one in requests):
             raise InputError(f"{file}: names no runs; delete it, and run the study again")
@@ -246,8 +238,7 @@ class Study:
             "settings": shared,
             "requests": [*(one for one in asked if one != request), request],
         }
-        with atomic(self.path / "study.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        save_json(self.path / "study.json", content)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

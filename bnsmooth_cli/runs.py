@@ -88,8 +88,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: one process writes it at a time."""
+        """Hold the run: one process writes it at a time. It removes what a killed one was writing."""
         with locked(self.path, "run"):
+            for left in (*self.path.glob("checkpoints/.*.tmp.pt"), *self.path.glob(".train.*.tmp.parquet")):
+                left.unlink()
             yield
 
 

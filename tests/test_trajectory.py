@@ -32,6 +32,15 @@ def same_state(a, b):
         assert torch.equal(value, b[name]), name
 
 
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
+    run = bns.train("dln", "none", output=tmp_path / "run", device="cpu", **SMALL["dln"])
+    left = [run.path / "checkpoints/.000002.abcd.tmp.pt", run.path / ".train.abcd.tmp.parquet"]
+    for path in left:
+        path.write_bytes(b"half")
+    bns.train("dln", "none", output=tmp_path / "run", device="cpu", **{**SMALL["dln"], "steps": run.config.steps + 1})
+    assert not [path for path in left if path.exists()]
+
+
 @each
 def test_stopped_anywhere_and_resumed_is_bit_identical(small_run, tmp_path, problem, norm):
     whole = small_run(problem, norm, **EXTRA[problem])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,10 +130,11 @@ def test_results_are_bit_identical_whichever_executor_ran_them(made, tmp_path):
         (tmp_path / "study").rename(tmp_path / name)
 
 
-def test_a_killed_worker_process_is_replaced_and_its_run_goes_on(made, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_process_is_replaced_and_its_run_goes_on(made, tmp_path, how):
     process = start(f"{LONG} --jobs 2 -o study", tmp_path)
     _, worker = running(tmp_path / "study", checkpoints=3)
-    os.kill(worker, signal.SIGKILL)
+    os.kill(worker, how)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     assert files(tmp_path / "study") == made
@@ -183,6 +185,45 @@ def test_a_killed_study_leaves_no_worker_behind(tmp_path):
     while time.monotonic() < end and Path(f"/proc/{worker}").exists():
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3, 1.0])
+def test_an_interrupt_while_workers_start_stops_them_too(tmp_path, after):
+    process = start(f"{LONG} --jobs 2 -o study", tmp_path)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not [*tmp_path.glob("study/.progress/*")]:
+        time.sleep(0.01)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.startswith("bnsmooth: interrupted")
+    assert err.count("\n") == 1
+    steps = [path.stem for path in tmp_path.glob("study/runs/*/checkpoints/[0-9]*.pt")]
+    assert "004000" not in steps
+
+
+def test_a_run_without_a_permit_does_not_begin(tmp_path):
+    study = Study(tmp_path / "study")
+    (task, _) = execution.tasks(study, small_grid())
+    permitted = replace(task, permit=execution.Progress.permit(study.path))
+    execution.Progress.stop(study.path)
+    for one in (task, permitted):
+        with pytest.raises(execution.Stopped):
+            execution.work(one)
+    assert not [*study.path.glob("runs/*")]
+
+
+def _never_begins(gpu):
+    os._exit(1)
+
+
+def test_workers_that_cannot_start_fail_their_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "_begin", _never_begins)
+    with executors.local(2) as executor:
+        results = dict(execution.execute(executor, execution.tasks(Study(tmp_path), small_grid(seeds=(0, 1)))))
+    assert len(results) == 4
+    assert all("died 3 times" in str(reason) for reason in results.values())
 
 
 def _dies(task):

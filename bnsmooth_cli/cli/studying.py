@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,8 @@ def _execute(study: Study, todo: list[Task], execution: ExecutionOptions) -> dic
     from bnsmooth_cli.study.execution import Progress, execute
 
     failed: dict[str, str] = {}
-    Progress.stop(study.path)
+    permit = Progress.permit(study.path)
+    todo = [replace(task, permit=permit) for task in todo]
     with _executor(execution, todo) as executor, _board(study, len(todo)) as finished:
         try:
             for task, result in execute(executor, todo):

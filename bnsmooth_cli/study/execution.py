@@ -6,9 +6,11 @@ import json
 import platform
 import shutil
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +38,7 @@ class Task:
     threads: int
     device: str
     force: bool
+    permit: str = ""
     version: str = __version__
 
     @property
@@ -81,16 +84,16 @@ class Stopped(Exception):
 class Progress:
     """Where a run is, in a file that whoever started the study reads, wherever the run executes.
 
-    The file is the run's permission too: once it is removed the run ends at its next step, raising Stopped.
+    The files are in a folder that the command makes, its permit: once that is gone every run ends, raising Stopped,
+    those that have not begun at once, the others when they next say where they are.
     """
 
     EVERY: Final = 0.5  # seconds
 
-    def __init__(self, study: Path, name: str) -> None:
-        self._path = study / ".progress" / f"{name}.json"
-        self._path.parent.mkdir(exist_ok=True)
-        self._last = 0.0
-        self._path.write_text("{}")
+    def __init__(self, task: Task) -> None:
+        self._path = task.study / ".progress" / task.permit / f"{task.config.name}.json"
+        self._last = -self.EVERY
+        self("start", 0, 1)
 
     def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
         """Say what the run is doing; seldom enough to cost nothing."""
@@ -98,19 +101,28 @@ class Progress:
         if now - self._last < self.EVERY:
             return
         self._last = now
-        if not self._path.exists():
-            raise Stopped
-        self._path.write_text(json.dumps({"what": what, "done": done, "total": total, "note": note}))
+        try:
+            self._path.write_text(json.dumps({"what": what, "done": done, "total": total, "note": note}))
+        except FileNotFoundError:
+            raise Stopped from None
 
     def end(self) -> None:
         """Leave nothing behind."""
         self._path.unlink(missing_ok=True)
 
     @staticmethod
+    def permit(study: Path) -> str:
+        """Permit runs to work on a study, and no others than those that carry this name."""
+        Progress.stop(study)
+        folder = study / ".progress" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        return folder.name
+
+    @staticmethod
     def read(study: Path) -> dict[str, dict[str, Any]]:
         """What every running run is doing, by name."""
         found = {}
-        for path in sorted((study / ".progress").glob("*.json")):
+        for path in sorted((study / ".progress").glob("*/*.json")):
             try:
                 found[path.stem] = json.loads(path.read_text())
             except (OSError, ValueError):
@@ -120,7 +132,10 @@ class Progress:
     @staticmethod
     def stop(study: Path) -> None:
         """Stop every run of a study, and forget what was left by a killed one."""
-        shutil.rmtree(study / ".progress", ignore_errors=True)
+        folder = study / ".progress"
+        with suppress(FileNotFoundError):
+            gone = folder.rename(study / f".stopped-{uuid.uuid4().hex}")  # at once: no run can write there any more
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def work(task: Task) -> float:
@@ -136,7 +151,7 @@ def work(task: Task) -> float:
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
-    progress = Progress(task.study, config.name)
+    progress = Progress(task)
     try:
         run = train_config(
             config,
@@ -182,6 +197,8 @@ def execute(executor: Executor, todo: Sequence[Task]) -> Iterator[tuple[Task, fl
                     waiting.append((task, attempt + 1))
                 else:
                     yield task, f"its worker process died {ATTEMPTS} times; was there too little memory?"
+            except CancelledError:
+                yield task, "the cluster that it was handed to has gone; the same command goes on"
             except InputError as error:
                 yield task, str(error)
             except Exception as error:  # whatever ends one run, the others go on

@@ -15,8 +15,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -47,6 +48,15 @@ class InProcess(Executor):
         return future
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """A worker process: the pool that it is all of, its id, its GPU."""
+
+    pool: ProcessPoolExecutor
+    process: int
+    gpu: str | None
+
+
 class Processes(ThreadPoolExecutor):
     """`jobs` worker processes, each handed its work by a thread of its own.
 
@@ -58,7 +68,8 @@ class Processes(ThreadPoolExecutor):
         self._gpus: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         for i in range(jobs):
             self._gpus.put(gpus[i % len(gpus)] if gpus else None)
-        self._workers: dict[int, tuple[ProcessPoolExecutor, int, str | None]] = {}  # by thread: with process id, GPU
+        self._workers: dict[int, _Worker] = {}  # by thread
+        self._closing = False
         super().__init__(jobs, "bnsmooth-worker")
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -67,28 +78,56 @@ class Processes(ThreadPoolExecutor):
 
     def _hand_over(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         me = threading.get_ident()
-        if me not in self._workers:
-            gpu = self._gpus.get()
-            # Spawned, not forked: torch's threads and CUDA do not survive a fork.
-            started = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (gpu,))
-            self._workers[me] = started, started.submit(os.getpid).result(), gpu
-        worker, _, gpu = self._workers[me]
         try:
-            return worker.submit(fn, *args, **kwargs).result()
-        except BrokenExecutor:
-            del self._workers[me]
-            self._gpus.put(gpu)
+            worker = self._workers.get(me) or self._start()
+            if self._closing:
+                raise CancelledError
+            self._workers[me] = worker
+            return worker.pool.submit(fn, *args, **kwargs).result()
+        except (BrokenExecutor, SystemExit) as error:  # SystemExit is a SIGTERM's
+            if gone := self._workers.pop(me, None):
+                self._drop(gone)
+            raise BrokenExecutor(f"a worker process died ({error})") from error
+
+    def _start(self) -> _Worker:
+        gpu = self._gpus.get()
+        # Spawned, not forked: torch's threads and CUDA do not survive a fork.
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (gpu,))
+        try:
+            with _interrupts_blocked():
+                started = pool.submit(os.getpid)
+            return _Worker(pool, started.result(), gpu)
+        except BaseException:
+            self._drop(_Worker(pool, 0, gpu))
             raise
+
+    def _drop(self, worker: _Worker) -> None:
+        self._gpus.put(worker.gpu)
+        worker.pool.shutdown(wait=False, cancel_futures=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers: after their work, or with `cancel_futures` at once."""
+        self._closing = cancel_futures
         if cancel_futures:
-            for _, process, _ in list(self._workers.values()):
+            for worker in list(self._workers.values()):
                 with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGTERM)
+                    os.kill(worker.process, signal.SIGTERM)
         super().shutdown(wait, cancel_futures=cancel_futures)
-        for worker, *_ in self._workers.values():
-            worker.shutdown(wait, cancel_futures=True)
+        for worker in self._workers.values():
+            worker.pool.shutdown(wait, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that this thread starts within never see the Ctrl-C that a terminal sends to all."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where a worker's own process group is out of reach too
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def gpus(count: int) -> list[str] | None:
@@ -106,7 +145,6 @@ def _begin(gpu: str | None) -> None:
     """What a worker process does first."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process; the first one decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files are removed
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -183,6 +183,61 @@ def test_where_none_alone_diverges_a_norm_that_does_not_has_the_whole_advantage(
     assert (part["median"], part["low"], part["high"]) == (share,) * 3
 
 
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.parametrize("missing", NORMS)
+def test_a_seed_without_one_of_the_norms_is_left_out_of_what_needs_it(tmp_path, problem, missing):
+    runs = world(tmp_path, problem, RIGHT)
+    outcome = conclude([run for run in runs if (run.config.norm, run.config.seed) != (missing, 2)])
+    parts = outcome.claims[outcome.claims["claim"] == 1]
+    assert (parts["seeds"] == (4 if missing in ("none", "batch") else 5)).all()
+    lr = 10 * resolve(problem).lr
+    more = world(tmp_path, problem, RIGHT, norms=("none",), lrs=(lr,), diverged=20)
+    more += world(tmp_path, problem, RIGHT, norms=("batch",), lrs=(lr,))
+    found = conclude(runs + [run for run in more if (run.config.norm, run.config.seed) != (missing, 2)]).claims
+    assert (found[found["claim"] == 2]["seeds"] == (4 if missing in ("none", "batch") else 5)).all()
+
+
+def test_where_none_stalls_and_batchnorm_trains_it_trains_faster(tmp_path):
+    stalled = {**RIGHT, "none": {**RIGHT["none"], "loss": 2.0}}
+    runs = [write_run(tmp_path, "vgg", norm, 0.1, seed, stalled, ()) for norm in ("none", "batch") for seed in range(5)]
+    parts = conclude(runs).claims.set_index("claim")
+    assert (parts.loc[1, "median"], parts.loc[1, "verdict"]) == (0.0, claims.REPRODUCED)
+
+
+def test_a_learning_rate_at_which_all_diverge_does_not_refute_that_batchnorm_survives_more(tmp_path):
+    pair = ("none", "batch")
+    runs = world(tmp_path, "vgg", RIGHT, norms=pair, kinds=()) + world(
+        tmp_path, "vgg", RIGHT, norms=("none",), kinds=(), lrs=(1.0,), diverged=9
+    )
+    runs += world(tmp_path, "vgg", RIGHT, norms=("batch",), kinds=(), lrs=(1.0,))
+    assert verdicts(conclude(runs))[2] == claims.REPRODUCED
+    runs += world(tmp_path, "vgg", RIGHT, norms=pair, kinds=(), lrs=(5.0,), diverged=9)
+    assert verdicts(conclude(runs))[2] == claims.REPRODUCED
+
+
+def test_a_statement_that_fails_for_one_seed_of_many_is_refuted(tmp_path):
+    runs = world(tmp_path, "dln", RIGHT, seeds=7, norms=("none",), kinds=("theory",))
+    assert verdicts(conclude(runs))[10] == claims.REPRODUCED
+    runs.append(write_run(tmp_path, "dln", "none", resolve("dln").lr, 7, WRONG, ("theory",)))
+    found = verdicts(conclude(runs))
+    assert {found[number] for number in range(10, 15)} == {claims.NOT_REPRODUCED}
+
+
+def test_what_was_not_measured_at_one_learning_rate_or_early_is_not_reproduced(tmp_path):
+    runs = world(tmp_path, "vgg", RIGHT, norms=("none", "batch"), kinds=("smoothness",))
+    runs += world(tmp_path, "vgg", RIGHT, norms=("none", "batch"), kinds=(), lrs=(0.5,))
+    outcome = conclude(runs)
+    assert verdicts(outcome)[7] == claims.NOT_MEASURED
+    assert any("--lrs 0.5" in line and "--measure smoothness" in line for line in outcome.claims["command"])
+    late = world(tmp_path / "late", "vgg", RIGHT, norms=("none", "batch"), kinds=("smoothness",))
+    for run in late:
+        table = run.path / "smoothness.parquet"
+        rows = tables.read_table(table, "smoothness")
+        tables.write_table(table, "smoothness", rows[rows["step"] > 50], {"version": "0", "runs": {}})
+    found = verdicts(conclude(late))
+    assert (found[5], found[6], found[7]) == (claims.NOT_MEASURED, claims.NOT_MEASURED, claims.REPRODUCED)
+
+
 def test_each_problem_has_its_own_verdicts(tmp_path):
     outcome = conclude(world(tmp_path, "vgg", RIGHT, kinds=()) + world(tmp_path, "dln", WRONG, kinds=()))
     first = outcome.claims[outcome.claims["claim"] == 1].set_index("problem")["verdict"]
@@ -237,4 +292,5 @@ def test_intervals_with_infinite_values_end_at_infinity():
     assert interval(np.array([np.inf] * 5)) == (np.inf, np.inf)
     assert interval(np.array([-np.inf, 1.0, 2.0, -np.inf, -np.inf])) == (-np.inf, 2.0)
     assert interval(np.array([-np.inf, np.inf, np.inf, -np.inf, np.inf])) == (-np.inf, np.inf)
+    assert interval(np.array([1e17, np.inf, np.inf, np.inf, np.inf])) == (1e17, np.inf)
     assert np.isnan(interval(np.array([1.0]))).all()

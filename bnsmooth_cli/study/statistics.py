@@ -31,7 +31,9 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
         return float(values[0]), float(values[0])
     finite = values[np.isfinite(values)]
     least, most = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    far = 10 * (most - least) + 1.0  # so far beyond them stands for infinity: a mean with it is beyond them too
+    far = 10 * (most - least) + max(
+        1.0, abs(most), abs(least)
+    )  # so far beyond them stands for infinity: a mean with it is beyond them too
     values = np.clip(values, least - far, most + far)
     from scipy import stats  # half a second, which no other command should wait for
 

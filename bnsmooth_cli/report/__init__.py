@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +144,7 @@ def _context(study: Study, images: dict[str, bytes]) -> dict[str, Any]:
                  for name in ("norm", "lr", "seed")},
         "versions": versions,
         "commands": [*(command(request, study.path) for request in content["requests"]),
-                     f"bnsmooth report {study.path} -o report.html"],
+                     shlex.join(["bnsmooth", "report", str(study.path), "-o", "report.html"])],
         "seeds_needed": claims.SEEDS,
     }  # fmt: skip
 

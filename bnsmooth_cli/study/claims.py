@@ -250,7 +250,7 @@ CLAIMS: Final = (
 
 
 def claims(comparison: pd.DataFrame, runs: Sequence[Run], remedy: Callable[..., str]) -> pd.DataFrame:
-    """The columns of a compare-claims table: a row a part of a claim and learning rate, for every problem.
+    """The columns of a compare-claims table: a row a part of a claim and learning rate; runs of one problem.
 
     `remedy(norms=..., measure=..., lrs=...)` is the command that would measure what a part lacks. A part is reproduced
     where the whole interval of its median over at least SEEDS seeds obeys its rule, not reproduced where none of it
@@ -260,15 +260,14 @@ def claims(comparison: pd.DataFrame, runs: Sequence[Run], remedy: Callable[..., 
     figures = worst_where_diverged(comparison).merge(
         pd.DataFrame([{"run": run.name, **_line_figures(run), **_theory_figures(run)} for run in runs]), on="run"
     )
-    for problem, table in figures.groupby("problem", sort=False):
-        of = Figures(table)
-        for claim in CLAIMS:
-            parts = [row for part in claim.parts if part.problem in (None, problem) for row in _judge(part, of, remedy)]
-            judged = [row["part_verdict"] for row in parts]
-            order = (NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED)
-            verdict = next((one for one in order if one in judged), INCONCLUSIVE)
-            rows += [{"problem": problem, "claim": claim.number, "title": claim.title, "verdict": verdict, **row}
-                     for row in parts]  # fmt: skip
+    of = Figures(figures)
+    for claim in CLAIMS:
+        parts = [row for part in claim.parts if part.problem in (None, of.problem) for row in _judge(part, of, remedy)]
+        judged = [row["part_verdict"] for row in parts]
+        order = (NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED)
+        verdict = next((one for one in order if one in judged), INCONCLUSIVE)
+        named = {"problem": of.problem, "claim": claim.number, "title": claim.title, "verdict": verdict}
+        rows += [{**named, **row} for row in parts]
     return pd.DataFrame(rows, columns=list(tables.SCHEMAS["compare-claims"]))
 
 

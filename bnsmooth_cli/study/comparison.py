@@ -122,7 +122,9 @@ def _add_targets(
             ("loss", target_loss, "final_loss"),
             ("accuracy", target_accuracy, "final_test_accuracy"),
         ):
-            target = given if given is not None else (np.nan if baseline is None else baseline[default])
+            target = given
+            if target is None:  # a diverged run ends nowhere
+                target = np.nan if baseline is None or pd.notna(baseline["diverged_at"]) else baseline[default]
             reached = rows["loss"] <= target if column == "loss" else rows["test_accuracy"] >= target
             frame.loc[row, f"target_{column}"] = target
             frame.loc[row, f"steps_to_{column}"] = rows["step"][reached].min() if reached.any() else np.nan
@@ -148,8 +150,8 @@ def worst_where_diverged(comparison: pd.DataFrame) -> pd.DataFrame:
     frame = comparison.copy()
     diverged = frame["diverged_at"].notna()
     frame.loc[diverged, "final_loss"] = np.inf
-    if frame["final_test_accuracy"].notna().any():
-        frame.loc[diverged, "final_test_accuracy"] = 0.0
+    tested = frame.groupby("problem")["final_test_accuracy"].transform("count") > 0
+    frame.loc[diverged & tested, "final_test_accuracy"] = 0.0
     for target in ("loss", "accuracy"):
         never = frame[f"target_{target}"].notna() & frame[f"steps_to_{target}"].isna()
         frame.loc[never, f"steps_to_{target}"] = np.inf

@@ -25,10 +25,10 @@ else:
 
 FORMAT: Final = 1
 MEASURES: Final = ("landscape", "smoothness", "ics", "activations", "theory")
-_VARIED: Final = ("norm", "lr", "seed")
+VARIED: Final = ("norm", "lr", "seed")
 _SETTINGS: Final = (
     "preset",
-    *(f.name for f in dataclasses.fields(Config) if f.name not in (*_VARIED, "data_digest")),
+    *(f.name for f in dataclasses.fields(Config) if f.name not in (*VARIED, "data_digest")),
 )
 
 
@@ -75,6 +75,8 @@ class Grid:
             for lr in self.lrs or (None,)
             for norm in self.norms
         ]
+        if self.at == ():
+            raise InputError("--at: name at least one step, as in 0,100,250")
         if self.at and max(self.at) > min(config.steps for config in found):
             raise InputError(f"--at {max(self.at)}: beyond the {found[0].steps} steps of a run (--steps)")
         names = [config.name for config in found]
@@ -110,6 +112,7 @@ def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
 
 
 _LISTS: Final[dict[str, type]] = {"norms": str, "lrs": float, "seeds": int, "measure": str, "at": int}
+_MOST: Final = 100_000  # of a list
 _EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
 
 
@@ -126,6 +129,8 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
             continue
         if name in ("every", "threads") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{source}{key} {value}: give a whole number of at least 1")
+        if name == "preset" and not isinstance(value, str):
+            raise InputError(f"{source}{key} {value}: give quick or paper")
         if name in _SETTINGS and name != "preset":
             check_types({name: value}, source.rstrip(": ") or key)
         found[name] = value
@@ -143,12 +148,14 @@ def _list(value: object, convert: type, where: str) -> tuple[Any, ...]:
         try:
             if isinstance(part, bool) or (convert is int and isinstance(part, float)):
                 raise ValueError
-            new = range(int(reach[1]), int(reach[2]) + 1) if reach else [convert(part)]
+            new = range(int(reach[1]), min(int(reach[2]), int(reach[1]) + _MOST) + 1) if reach else [convert(part)]
         except (ValueError, TypeError):
             raise InputError(f"{where} {part}: give values as in {_EXAMPLES[convert]}") from None
         if convert is int and (not new or min(new) < 0):
             raise InputError(f"{where} {part}: give whole numbers from 0 on, as in {_EXAMPLES[int]}")
         found += new
+        if len(found) > _MOST:
+            raise InputError(f"{where} {part}: more than {_MOST} values")
     return tuple(found)
 
 
@@ -161,7 +168,10 @@ def _read_toml(path: Path) -> dict[str, object]:
         raise InputError(f"{path}: not readable as TOML ({error})") from error
     data = content.get("data")
     if isinstance(data, str) and (path.parent / data).is_dir():
-        content["data"] = str((path.parent / data).resolve())  # a file names its folders from where it lies
+        from bnsmooth_cli.problems.images import NAMES
+
+        if data not in NAMES:
+            content["data"] = str((path.parent / data).resolve())  # a file names its folders from where it lies
     return content
 
 
@@ -196,6 +206,8 @@ class Study:
         requests = content.get("requests")
         if not isinstance(requests, list) or not requests or not all(isinstance(one, dict) for one in requests):
             raise InputError(f"{file}: names no runs; delete it, and run the study again")
+        if not isinstance(content.get("settings"), dict) or not isinstance(content.get("threads"), int):
+            raise InputError(f"{file}: names no settings; delete it, and run the study again")
         return content
 
     def join(self, grid: Grid) -> None:
@@ -213,14 +225,13 @@ class Study:
         content, file = self.read(), str(self.path / "study.json")
         if not any((self.path / "runs").glob("*/config.json")):
             return  # nothing that other settings would contradict
-        shared = content.get("settings")
-        if not isinstance(shared, dict):
-            raise InputError(f"{file}: names no settings; delete it, and run the study again")
         first = configs[0]
-        mine = from_dict({**shared, **{name: getattr(first, name) for name in _VARIED}}, file)
+        mine = from_dict({**content["settings"], **{name: getattr(first, name) for name in VARIED}}, file)
         differences = mine.differences(first)
-        if grid.threads != content.get("threads"):
-            differences.append(f"threads {content.get('threads')}, now {grid.threads}")
+        if mine.steps != first.steps:  # a longer run is the same trajectory, and no fair comparison
+            differences.append(f"steps {mine.steps}, now {first.steps}")
+        if grid.threads != content["threads"]:
+            differences.append(f"threads {content['threads']}, now {grid.threads}")
         if differences:
             raise InputError(
                 f"{self.path}: a study of other settings ({'; '.join(differences)}); choose a new folder with -o"
@@ -228,9 +239,10 @@ class Study:
 
     def add(self, grid: Grid) -> None:
         """Record what is asked for, once."""
-        asked = self.read()["requests"] if (self.path / "study.json").exists() else []
+        begun = any((self.path / "runs").glob("*/config.json"))  # else what was asked for before came to nothing
+        asked = self.read()["requests"] if begun and (self.path / "study.json").exists() else []
         request = grid.request()
-        shared = {k: v for k, v in grid.configs()[0].as_dict().items() if k not in (*_VARIED, "data_digest")}
+        shared = {k: v for k, v in grid.configs()[0].as_dict().items() if k not in (*VARIED, "data_digest")}
         content = {
             "format": FORMAT,
             "version": __version__,

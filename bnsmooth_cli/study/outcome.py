@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
+from bnsmooth_cli.config import resolve
 from bnsmooth_cli.runs import Run
 from bnsmooth_cli.study.claims import claims
 from bnsmooth_cli.study.comparison import compare
-from bnsmooth_cli.study.grid import Study, command
+from bnsmooth_cli.study.grid import VARIED, Study, command
 from bnsmooth_cli.study.statistics import summarise
 
 
@@ -58,21 +60,33 @@ def conclude(
     comparison = compare([run.path for run in runs], target_loss=target_loss, target_accuracy=target_accuracy)
     twice = comparison.duplicated(["problem", "norm", "lr", "seed"]).any()
     judged = comparison.iloc[:0] if twice else comparison
-    remedy = _Remedy(runs, study)
-    return Outcome(comparison, summarise(judged), claims(judged, runs, remedy), remedy.everything())
+    verdicts, lacking = [pd.DataFrame(columns=list(tables.SCHEMAS["compare-claims"]))], []
+    for problem in judged["problem"].unique():
+        its = [run for run in runs if run.config.problem == problem]
+        remedy = _Remedy(its, study)
+        verdicts.append(claims(judged[judged["problem"] == problem], its, remedy))
+        lacking += remedy.everything()
+    return Outcome(comparison, summarise(judged), pd.concat(verdicts[1:] or verdicts, ignore_index=True), lacking)
 
 
 class _Remedy:
     """The command that adds norms, learning rates or tables to what is there; and the fewest that add all of them."""
 
     def __init__(self, runs: Sequence[Run], study: Study | None) -> None:
-        if study is not None:
-            self._asked, self._folder = study.read()["requests"][-1], study.path
+        first = runs[0].config
+        usual = resolve(first.problem, norm=first.norm).as_dict()
+        self._folder = Path("study") if study is None else study.path
+        if study is None:
+            different = {name: value for name, value in first.as_dict().items() if value != usual.get(name)}
+            named = {name: value for name, value in different.items() if name not in ("data_digest", *VARIED)}
+            self._asked: dict[str, Any] = {"norms": [], "problem": first.problem, **named}
         else:
-            settings = runs[0].config.as_dict()
-            named = {name: settings[name] for name in ("problem", "data", "steps") if name in settings}
-            self._asked = {"norms": [], "seeds": sorted({run.config.seed for run in runs}), **named}
-            self._folder = Path("study")
+            requests = study.read()["requests"]
+            self._asked = next((one for one in reversed(requests) if "measure" in one), requests[-1])
+        self._asked = {**self._asked, "seeds": sorted({run.config.seed for run in runs})}
+        lrs = sorted({run.config.lr for run in runs})
+        if lrs != [usual["lr"]] or "lrs" in self._asked:
+            self._asked["lrs"] = lrs
         self._present = list(dict.fromkeys(run.config.norm for run in runs))
         self._norms: dict[str, None] = {}
         self._measures: dict[str, None] = {}

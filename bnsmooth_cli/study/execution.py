@@ -122,11 +122,10 @@ class Progress:
     def read(study: Path) -> dict[str, dict[str, Any]]:
         """What every running run is doing, by name."""
         found = {}
-        for path in sorted((study / ".progress").glob("*/*.json")):
-            try:
-                found[path.stem] = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue  # ended, or being written, this moment
+        with suppress(FileNotFoundError):  # stopped this moment
+            for path in sorted((study / ".progress").glob("*/*.json")):
+                with suppress(OSError, ValueError):  # ended, or being written, this moment
+                    found[path.stem] = json.loads(path.read_text())
         return found
 
     @staticmethod
@@ -186,8 +185,9 @@ def execute(executor: Executor, todo: Sequence[Task]) -> Iterator[tuple[Task, fl
         if waiting:
             task, attempt = waiting.popleft()
             running[executor.submit(work, task)] = task, attempt
-        # An executor that works in this very thread is asked after every task, any other once it has them all.
-        over, _ = wait(running, timeout=0 if waiting else None, return_when=FIRST_COMPLETED)
+        # An executor that works in this very thread is asked after every task, any other once it has them all; not for
+        # long, as a signal that another thread of the process gets wakes no sleeper.
+        over, _ = wait(running, timeout=0 if waiting else Progress.EVERY, return_when=FIRST_COMPLETED)
         for future in over:
             task, attempt = running.pop(future)
             try:

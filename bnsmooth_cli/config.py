@@ -6,7 +6,6 @@ No torch here, so that commands which only parse or plot start quickly.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,6 +34,17 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
 LINE_RANGES: Final[dict[str, tuple[float, float]]] = {"vgg": (0.5, 4.0), "dln": (0.01, 30.0)}
 
 
+#: What is asked for by mistake, or by a damaged file, ends in a line and never in all of the memory.
+_MOST: Final = {
+    "steps": 10**9, "batch_size": 10**7, "depth": 1000, "save_every": 10**9, "eval_every": 10**9, "dimension": 10**7,
+    "samples": 10**7,
+}  # fmt: skip
+_OWN: Final = ("eval_every", "data", "width", "augment", "dimension", "samples")  # settings that not every problem has
+STEEPEST: Final = 1e30  # a learning rate; times any number of a line probe's range it is still a float32
+WIDEST: Final = 4.0  # VGG with four times the paper's channels
+LARGEST: Final = 2**26  # numbers in the deep linear network, or in its samples
+
+
 @dataclass(frozen=True)
 class Config:
     """The configuration of one run. Fields that the problem does not have are None.
@@ -61,14 +71,27 @@ class Config:
     samples: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size", "depth", "save_every", "eval_every", "dimension", "samples"):
+        if self.problem not in PRESETS:
+            raise unknown("problem", self.problem, PRESETS)
+        for field in _OWN:
+            if (getattr(self, field) is None) == (field in PRESETS[self.problem]["quick"]):
+                has = "has no such setting" if getattr(self, field) is not None else "needs this setting"
+                raise InputError(f"--{field.replace('_', '-')}: the problem {self.problem} {has}")
+        for field, most in _MOST.items():
             value = getattr(self, field)
-            if value is not None and not (isinstance(value, int) and value >= 1):
-                raise InputError(f"--{field.replace('_', '-')} {value}: give a whole number of at least 1")
-        for field in ("lr", "width"):
+            if value is not None and not (isinstance(value, int) and 1 <= value <= most):
+                raise InputError(f"--{field.replace('_', '-')} {value}: give a whole number from 1 to {most}")
+        for field, largest in (("lr", STEEPEST), ("width", WIDEST)):
             value = getattr(self, field)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"--{field} {value}: give a number above 0")
+            if value is not None and not 0 < value <= largest:
+                raise InputError(f"--{field} {value}: give a number above 0, at most {largest:g}")
+        if self.dimension is not None and self.samples is not None:
+            numbers = max(self.samples * self.dimension, self.depth * self.dimension**2)
+            if numbers > LARGEST:
+                raise InputError(
+                    f"--dimension {self.dimension}: with {self.samples} samples and depth {self.depth} that is "
+                    f"{numbers} numbers, at most {LARGEST}"
+                )
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum {self.momentum}: give a number from 0 up to, not including, 1")
         if self.samples is not None and self.batch_size > self.samples:
@@ -145,6 +168,8 @@ def from_dict(values: object, source: str) -> Config:
         return Config(**values)
     except TypeError as error:
         raise InputError(f"{source}: the configuration is incomplete ({error})") from error
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def check_types(values: Mapping[str, object], source: str) -> None:

@@ -155,7 +155,7 @@ def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterato
     reached = -1
     for step in reachable(source, steps):
         if trajectory is None:
-            trajectory = Trajectory(problems.build(source.config, choose_device(device)))
+            trajectory = _trajectory(source, device)
         nearest = max(s for s in source.checkpoints if s <= step)
         if reached < nearest:  # otherwise the walk is past that checkpoint already
             reached = nearest
@@ -163,6 +163,14 @@ def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterato
         while trajectory.step < step:
             trajectory.advance()
         yield _point(trajectory, source.name, reached)
+
+
+def _trajectory(source: Source, device: str) -> Trajectory:
+    chosen = choose_device(device)
+    try:
+        return Trajectory(problems.build(source.config, chosen))
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from error
 
 
 def reachable(source: Source, steps: Iterable[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from os import getpid
 from pathlib import Path
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, from_dict
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.files import load_json, load_tensors, save_json, save_tensors
 
 FORMAT: Final = 1
@@ -88,32 +88,35 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: one process writes it at a time. It removes what a killed one was writing."""
+        """Hold the run: one process trains it at a time."""
         with locked(self.path, "run"):
-            for left in (*self.path.glob("checkpoints/.*.tmp.pt"), *self.path.glob(".train.*.tmp.parquet")):
-                left.unlink()
             yield
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a folder, named as `what` to whoever finds it held. The system drops a dead process's lock."""
-    owner = path / ".lock.owner"
-    lock = FileLock(path / ".lock")
+def locked(path: Path, what: str, name: str = "") -> Iterator[None]:
+    """Hold a folder, or what is called `name` in it; whoever finds it held is told so, with `what` it is.
+
+    The system drops a dead process's lock.
+    """
+    owner = path / f".{name}lock.owner"
+    lock = FileLock(path / f".{name}lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        who = owner.read_text().strip() if owner.is_file() else "another process"
+        who = (owner.read_text().strip() if owner.is_file() else "") or "another process"
         raise InputError(
-            f"{path}: {who} is writing this {what}; wait for it, or choose another folder with -o"
+            f"{path}: {who} is writing this {what}; wait for it, or choose another place with -o"
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder with -o") from error
     try:
-        owner.write_text(f"process {getpid()} on {socket.gethostname()}")
+        with suppress(OSError):  # no space left: the lock holds without a name
+            owner.write_text(f"process {getpid()} on {socket.gethostname()}")
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with suppress(OSError):
+            owner.unlink(missing_ok=True)
         lock.release()
 
 
@@ -150,7 +153,7 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
     if not path.is_dir():
         raise InputError(f"{path}: is a file; a run directory is to be there (-o)")
     if not (path / "config.json").exists():
-        if any(item.name not in (".lock", ".lock.owner") for item in path.iterdir()):
+        if any(not item.name.startswith(".") for item in path.iterdir()):  # hidden: a lock, a killed process's rest
             raise InputError(f"{path}: holds files but no run; choose a new folder with -o")
         run = Run(path, config)
         write_config(run)
@@ -170,9 +173,6 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
     run = Run(path, config)
     if not resume and existing.outcome() is None:
         return _restart(run)
-    if config != existing.config:
-        with run.locked():
-            write_config(run)
     return run
 
 
@@ -193,10 +193,14 @@ def write_checkpoint(path: Path, run: str, config: Config, step: int, state: dic
 def read_checkpoint(path: Path) -> tuple[Source, dict[str, Any]]:
     """The source that a lone checkpoint is, and the state in it; InputError for a file that is none of ours."""
     content = load_tensors(path)
-    step, run = content.get("step"), content.get("run")
-    if content.get("format") != FORMAT or not isinstance(step, int) or not isinstance(run, str):
-        raise InputError(f"{path}: a torch file, but no checkpoint of this version of bnsmooth")
+    step, run, format = content.get("step"), content.get("run"), content.get("format")
+    if not isinstance(step, int) or not isinstance(run, str) or not isinstance(format, int):
+        raise InputError(f"{path}: a torch file, but no checkpoint of bnsmooth's")
+    if format != FORMAT:
+        raise InputError(f"{path}: a checkpoint of format {format}, this bnsmooth reads {FORMAT}; upgrade it")
     config = from_dict(content.get("config"), str(path))
+    if not 0 <= step <= config.steps:
+        raise DamagedError(f"{path}: says it is of step {step}, of a run of {config.steps}")
     return Source(path, run, config, {step: path}), content
 
 

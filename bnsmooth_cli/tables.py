@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.files import atomic, check_writable
 
 FORMAT: Final = 1
+#: Values in a table of points; one of runs has a hundredth. What is repeated takes no space in a file, and all memory.
+LARGEST: Final = 10**8
 METADATA_KEY: Final = b"bnsmooth"
 
 _RUN: Final = {"run": "string", "problem": "string", "norm": "string", "lr": "double", "seed": "int64"}
@@ -116,16 +119,21 @@ def check_target(path: Path, kind: str, force: bool) -> None:
 
 def write_table(path: Path, kind: str, rows: pd.DataFrame, provenance: dict[str, Any]) -> None:
     """Write rows of a kind, zstd-compressed, with `provenance` beside kind and version in the schema's metadata."""
-    schema = pa.schema(
+    metadata = {METADATA_KEY: json.dumps({"kind": kind, "format": FORMAT, **provenance}, sort_keys=True)}
+    schema = _schema(kind).with_metadata(metadata)
+    columns = [pa.array(rows[field.name], type=field.type, from_pandas=_nullable(kind, field.name)) for field in schema]
+    with atomic(path) as temporary:
+        table = pa.Table.from_arrays(columns, schema=schema)
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def _schema(kind: str) -> pa.Schema:
+    return pa.schema(
         [
             pa.field(name, pa.list_(pa.float64()) if type_ == "list" else pa.type_for_alias(type_))
             for name, type_ in SCHEMAS[kind].items()
-        ],
-        metadata={METADATA_KEY: json.dumps({"kind": kind, "format": FORMAT, **provenance}, sort_keys=True)},
+        ]
     )
-    columns = [pa.array(rows[field.name], type=field.type, from_pandas=_nullable(kind, field.name)) for field in schema]
-    with atomic(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="zstd")
 
 
 def _nullable(kind: str, column: str) -> bool:
@@ -136,14 +144,27 @@ def _nullable(kind: str, column: str) -> bool:
 
 def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
     """What a table says of itself, without reading its rows. Raises InputError as `read_table` does."""
+    with _opened(path) as file:
+        return _provenance(path, file, kind)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise InputError(f"{path}: no such table")
     try:
-        schema = pq.read_schema(path)
-        provenance = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(provenance, dict) or provenance.get("kind") not in SCHEMAS:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
+        raise DamagedError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+
+
+def _provenance(path: Path, file: pq.ParquetFile, kind: str | None) -> dict[str, Any]:
+    schema = file.schema_arrow
+    provenance = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
+    if not isinstance(provenance, dict) or str(provenance.get("kind")) not in SCHEMAS:
         raise InputError(f"{path}: a Parquet file, but no table of bnsmooth's")
     if provenance.get("format") != FORMAT:
         raise InputError(f"{path}: table format {provenance.get('format')}, this bnsmooth reads {FORMAT}; upgrade it")
@@ -163,14 +184,26 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
     Raises InputError for a file that is missing, damaged, no table of bnsmooth's, or of a newer format.
     """
     path = Path(path)
-    provenance = read_provenance(path, kind)
-    try:
-        frame: pd.DataFrame = pq.read_table(path, columns=columns, partitioning=None).to_pandas()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        provenance = _provenance(path, file, kind)
+        schema = _schema(provenance["kind"])
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+        size = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+        most = LARGEST // 100 if provenance["kind"].startswith("compare") else LARGEST
+        if size > most:
+            raise DamagedError(f"{path}: declares {size} values, a table of this kind has at most {most}")
+        table = file.read(columns=schema.names).select(schema.names).cast(schema)
+    columns_of_kind = SCHEMAS[provenance["kind"]]
+    for name in schema.names:
+        always = columns_of_kind[name] == "int64" or (name in _RUN and "run" in columns_of_kind)
+        if always and table.column(name).null_count:
+            raise DamagedError(f"{path}: rows without a {name}")
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     frame.attrs["bnsmooth"] = provenance
     return frame
 
 
-def _unreadable(path: Path, error: Exception) -> DamagedError:
-    return DamagedError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0][:100]})")
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:100] if str(error) else type(error).__name__

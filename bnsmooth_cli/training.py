@@ -15,7 +15,8 @@ from torch import Tensor
 from bnsmooth_cli import norms, problems, runs, tables
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, resolve
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
+from bnsmooth_cli.files import check_writable
 from bnsmooth_cli.problems import Problem, Program
 from bnsmooth_cli.runs import Run
 
@@ -76,13 +77,17 @@ class Trajectory:
         source, content = runs.read_checkpoint(checkpoint)
         if differences := source.config.differences(self.problem.config):
             raise InputError(f"{checkpoint}: belongs to another configuration ({'; '.join(differences)})")
-        try:
-            self.model.load_state_dict(content["model"])
-            for mine, saved in zip(self.velocity, content["velocity"], strict=True):
-                mine.copy_(saved)
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(f"{checkpoint}: its tensors do not fit its configuration ({reason})") from error
+        mine = {**self.model.state_dict(), **{f"velocity {i}": v for i, v in enumerate(self.velocity)}}
+        model, velocity = content.get("model"), content.get("velocity")
+        if not isinstance(model, dict) or not isinstance(velocity, list | tuple):
+            raise DamagedError(f"{checkpoint}: holds no tensors of a network")
+        saved = {**model, **{f"velocity {i}": v for i, v in enumerate(velocity)}}
+        for name in (*mine, *saved):
+            if not _alike(mine.get(name), saved.get(name)):
+                raise DamagedError(f"{checkpoint}: its tensors do not fit its configuration ({str(name)[:80]})")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(saved[name])
         (self.step,) = source.checkpoints
 
     def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
@@ -112,6 +117,16 @@ class Trajectory:
         sgd_step(self._moving, gradients, self._pushing, config.lr, config.momentum)
         self.step += 1
         return record
+
+
+def _alike(mine: Tensor | None, saved: object) -> bool:
+    """Whether a tensor of a file can stand in for one of a network."""
+    return (
+        mine is not None
+        and isinstance(saved, Tensor)
+        and (saved.shape, saved.dtype, saved.layout) == (mine.shape, mine.dtype, torch.strided)
+        and saved.device.type == "cpu"
+    )
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
@@ -177,9 +192,12 @@ def train_run(run: Run, problem: Problem, progress: Progress | None = None) -> R
     with run.locked():
         if run.outcome() is not None:
             return run
+        check_writable(run.train_path)
         trajectory = Trajectory(problem)
         log = _Log(_continue(run, trajectory), problem.device)
         config = run.config
+        if runs.read_config(run.path) != config:  # more steps than before
+            runs.write_config(run)
         while True:
             step = trajectory.step
             last = step == config.steps
@@ -219,6 +237,8 @@ def _continue(run: Run, trajectory: Trajectory) -> pd.DataFrame:
 
 
 def _write(run: Run, log: _Log, **outcome: int | None) -> None:
+    if not (run.path / "config.json").is_file():
+        raise InputError(f"{run.path}: was removed, or moved, while it was trained; train it again")
     provenance = {
         "version": __version__,
         "torch": torch.__version__,

@@ -13,6 +13,7 @@ from bnsmooth_cli import tables
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.runs import Run, write_config
 from bnsmooth_cli.study import claims
+from bnsmooth_cli.study.grid import Grid, Study
 from bnsmooth_cli.study.outcome import conclude
 from bnsmooth_cli.study.statistics import interval
 
@@ -151,6 +152,28 @@ def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path):
     assert further == lines[2]
 
 
+def test_the_commands_have_every_seed_and_lr_of_the_study_and_the_steps_last_measured(tmp_path):
+    study = Study(tmp_path)
+    shared = {"norms": ("none",), "settings": {"problem": "dln", "steps": STEPS}}
+    study.add(Grid(**shared, seeds=(0, 1), lrs=(1e-6,), measure=("smoothness",), every=5))
+    runs = world(tmp_path / "runs", "dln", RIGHT, norms=("none", "batch"), kinds=("smoothness",), lrs=(1e-6, 2e-6))
+    study.add(Grid(**shared, seeds=(2, 3, 4), lrs=(2e-6,)))
+    merged, _ = conclude(runs, study).next
+    for words in ("--lrs 1e-06,2e-06", "--seeds 0-4", "--every 5", f"--steps {STEPS}", f"-o {tmp_path}"):
+        assert f"{words} " in f"{merged} "
+
+
+def test_the_commands_for_runs_of_two_problems_have_the_settings_of_each(tmp_path):
+    outcome = conclude(
+        world(tmp_path, "vgg", RIGHT, norms=("none",), kinds=())
+        + world(tmp_path, "dln", RIGHT, norms=("l1",), kinds=())
+    )
+    lines = sorted(line for line in outcome.next if "--lrs" not in line)
+    for problem, line in zip(("dln", "vgg"), lines, strict=True):
+        assert f"--problem {problem} --steps {STEPS} " in line
+        assert line.endswith(f"-o study-{problem}")  # a study is of one problem
+
+
 def test_a_part_that_is_refuted_outweighs_those_not_measured(tmp_path):
     found = verdicts(conclude(world(tmp_path, "vgg", WRONG, norms=("none", "batch", "l1"), kinds=("smoothness",))))
     assert found[8] == claims.NOT_REPRODUCED
@@ -276,6 +299,18 @@ def test_a_median_is_never_that_of_the_survivors(tmp_path):
     assert row.loc["final_loss", "median"] == np.inf
     assert row.loc["final_test_accuracy", "median"] == 0
     assert row.loc["final_loss", "diverged"] == 3
+
+
+def test_a_diverged_run_has_no_accuracy_where_its_problem_has_none(tmp_path):
+    runs = world(tmp_path, "vgg", RIGHT, seeds=1, norms=("none",), kinds=())
+    runs += world(tmp_path, "dln", RIGHT, norms=("none",), kinds=(), diverged=20)
+    outcome = conclude(runs)
+    figures = outcome.summary.groupby("problem")["figure"].agg(set)
+    assert "final_test_accuracy" in figures["vgg"]
+    assert "final_test_accuracy" not in figures["dln"]
+    targets = outcome.comparison.set_index("problem")["target_loss"]
+    assert targets["dln"].isna().all()  # what has diverged ends nowhere
+    assert np.isfinite(targets["vgg"])
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])

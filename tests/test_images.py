@@ -152,18 +152,18 @@ def test_a_failed_download_names_both_ways_out(monkeypatch):
     def offline(*_, **__):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(datasets, "CIFAR10", offline)
+    monkeypatch.setattr(datasets.utils, "download_and_extract_archive", offline)
     with pytest.raises(InputError, match=r"connect to the network.*--data PATH"):
         images.load("cifar10")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("svhn", "SVHN"), ("cifar100", "CIFAR100")])
+@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("svhn", "SVHN")])
 def test_downloaded_sets_become_32_pixel_planes(monkeypatch, name, kind):
     from torchvision import datasets
 
     class Downloaded:
         def __init__(self, root, download, **_):
-            shape = {"mnist": (5, 28, 28), "svhn": (5, 3, 32, 32), "cifar100": (5, 32, 32, 3)}[name]
+            shape = {"mnist": (5, 28, 28), "svhn": (5, 3, 32, 32)}[name]
             self.data = np.full(shape, 7, np.uint8)
             self.targets = self.labels = [0, 1, 0, 1, 0]
 
@@ -172,6 +172,23 @@ def test_downloaded_sets_become_32_pixel_planes(monkeypatch, name, kind):
     assert data.train.shape == (5, 1 if name == "mnist" else 3, 32, 32)
     assert data.train[0, 0, 16, 16] == 7
     assert data.train[0, 0, 0, 0] == (0 if name == "mnist" else 7)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_downloaded_cifar_is_read_as_a_folder_of_it_is(monkeypatch, name):
+    from torchvision import datasets
+
+    def download(url, root, *, filename, md5):
+        assert url.startswith("https://")
+        assert filename.endswith(".tar.gz")
+        assert len(md5) == 32
+        write_cifar(root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name], name == "cifar100")
+
+    monkeypatch.setattr(datasets.utils, "download_and_extract_archive", download)
+    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
+    data = images.load(name)
+    assert data.test.shape == (4, 3, 32, 32)
+    assert data.test_labels.tolist() == [0, 1, 0, 1]
 
 
 def test_images_that_changed_since_training_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ def start(line: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bnsmooth_cli", *line.split()], cwd=folder, env=ENVIRONMENT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
 
 @contextmanager
 def cluster(workers: int = 2):
-    """A scheduler in a process of its own, and workers in theirs, as on a cluster: its address."""
+    """A scheduler in a process of its own, and workers in theirs, as on a cluster: its address and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -70,7 +72,7 @@ def cluster(workers: int = 2):
             with suppress(OSError), socket.create_connection(("127.0.0.1", int(address.rsplit(":")[-1]))):
                 break
             time.sleep(0.1)
-        yield address
+        yield address, begun[0]
     finally:
         for process in begun:
             process.kill()
@@ -141,7 +143,7 @@ def test_a_killed_worker_process_is_replaced_and_its_run_goes_on(made, tmp_path,
 
 
 def test_on_a_dask_cluster_a_killed_workers_run_goes_to_another(made, tmp_path):
-    with cluster() as address:
+    with cluster() as (address, _):
         process = start(f"{LONG} --dask {address} -o study", tmp_path)
         _, worker = running(tmp_path / "study", checkpoints=3)
         os.kill(worker, signal.SIGKILL)
@@ -150,8 +152,24 @@ def test_on_a_dask_cluster_a_killed_workers_run_goes_to_another(made, tmp_path):
     assert files(tmp_path / "study") == made
 
 
+def test_a_lost_scheduler_ends_the_study_by_name_and_it_resumes(made, tmp_path):
+    with cluster() as (address, scheduler):
+        process = start(f"{LONG} --dask {address} -o study", tmp_path)
+        running(tmp_path / "study", checkpoints=2)
+        scheduler.kill()
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    *lines, last = err.splitlines()
+    assert len(lines) == 2
+    assert all("the cluster that it was handed to has gone; the same command goes on" in line for line in lines)
+    assert last == "bnsmooth: study: none of its 2 runs has finished"
+    _, err = (process := start(f"{LONG} -o study", tmp_path)).communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert files(tmp_path / "study") == made
+
+
 def test_a_cluster_without_a_worker_is_waited_for(tmp_path):
-    with cluster(workers=0) as address:
+    with cluster(workers=0) as (address, _):
         process = start(f"{LONG} --dask {address} -o study", tmp_path)
         assert process.stderr is not None
         assert "no worker has joined yet" in process.stderr.readline()
@@ -245,18 +263,89 @@ def small_grid(**more) -> Grid:
     return Grid(**{"norms": ("none", "batch"), "settings": settings, **more})
 
 
-def test_one_failed_run_is_reported_and_the_rest_go_on(cli, tmp_path):
+@pytest.mark.parametrize("seeds", ["0-2", "0,2"], ids=["asked for", "not asked for"])
+@pytest.mark.parametrize("name", ["train.parquet", "config.json", "smoothness.parquet", "ics.parquet"])
+@pytest.mark.parametrize("options", ["", "--force"])
+def test_a_damaged_run_is_reported_and_the_rest_go_on(cli, tmp_path, name, seeds, options):
     cli(f"{GRID} -o study")
-    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1/train.parquet"
-    damaged.write_bytes(damaged.read_bytes()[:200])
-    code, _, err = cli(f"{GRID.replace('0,1', '0-2')} -o study")
-    assert code == 1
-    lines = err.splitlines()
-    assert "dln-batch-lr0.0001-seed1 failed, the others go on" in lines[0]
-    assert str(damaged) in lines[0]
-    assert lines[-1].startswith("bnsmooth: 1 runs failed")
-    frame = tables.read_table(tmp_path / "study/compare.parquet")
-    assert len(frame) == 5
+    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1" / name
+    damaged.write_bytes((damaged.read_bytes() if damaged.exists() else b"PAR1")[:200])
+    code, _, err = cli(f"{GRID.replace('0,1', seeds)} {options} -o study")
+    mended = (options, name, seeds) == ("--force", "smoothness.parquet", "0-2")  # it was to be measured anew anyway
+    assert code == (0 if mended else 1), err
+    if not mended:
+        lines = err.splitlines()
+        assert "dln-batch-lr0.0001-seed1 failed, the others go on" in lines[0]
+        assert str(damaged.relative_to(tmp_path)) in lines[0]
+        assert lines[-1].startswith("bnsmooth: left out: dln-batch-lr0.0001-seed1;")
+    assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 5 + mended
+
+
+@pytest.mark.parametrize("name", ["", "train.parquet", "smoothness.parquet"])
+def test_what_was_damaged_is_made_again_once_deleted(cli, tmp_path, name):
+    cli(f"{GRID} -o study")
+    before = files(tmp_path / "study")
+    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1" / name
+    shutil.rmtree(damaged) if damaged.is_dir() else damaged.unlink()
+    assert cli(f"{GRID} -o study")[0] == 0
+    assert files(tmp_path / "study") == before
+
+
+def test_a_run_killed_before_its_last_row_is_finished(cli, tmp_path):
+    cli(f"{GRID} -o study")
+    before = files(tmp_path / "study")
+    path = tmp_path / "study/runs/dln-batch-lr0.0001-seed1/train.parquet"
+    rows, provenance = tables.read_table(path), tables.read_provenance(path)
+    kept = {name: provenance[name] for name in ("version", "torch", "runs")}
+    tables.write_table(path, "train", rows.iloc[:-1], kept)  # as it is when the last checkpoint is written
+    assert cli(f"{GRID} -o study")[0] == 0
+    assert files(tmp_path / "study") == before
+
+
+def test_a_dry_run_with_damaged_runs(cli, tmp_path):
+    cli(f"{GRID} -o study")
+    runs = sorted((tmp_path / "study/runs").iterdir())
+    (runs[0] / "config.json").write_text("{")
+    code, out, err = cli(f"{GRID} -o study --dry-run")
+    assert (code, out.count("finished"), runs[0].name in err) == (0, 3, True)
+    for run in runs:
+        (run / "config.json").write_text("{")
+    code, _, err = cli(f"{GRID} -o study --dry-run")
+    assert (code, err.splitlines()[-1]) == (1, "bnsmooth: study: none of the 4 runs that were asked for can be read")
+
+
+def test_what_does_not_belong_is_left_out_by_name(cli, tmp_path):
+    cli(f"{GRID} -o study")
+    runs = tmp_path / "study/runs"
+    shutil.copytree(runs / "dln-none-lr0.0001-seed0", runs / "copy of none")
+    cli(f"train --norm none --seed 9 {DLN.replace('30', '31')} --lr 1e-4 --steps 20 -o {runs}/other")
+    code, out, err = cli(f"{GRID} -o study")
+    assert (code, "copy of none" in out, "other" in out) == (1, False, False)
+    assert f"{runs.relative_to(tmp_path)}/copy of none: no run of this study (it is dln-none-lr0.0001-seed0)" in err
+    assert "samples 30, now 31" in err
+    assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 4
+
+
+def test_runs_that_were_trained_one_by_one_become_a_study(cli, tmp_path):
+    for norm in ("none", "batch"):
+        name = f"dln-{norm}-lr0.0001-seed0"
+        cli(f"train --norm {norm} {DLN} --lr 1e-4 --steps 20 --save-every 10 -o study/runs/{name}")
+    before = files(tmp_path / "study")
+    assert cli(f"{GRID} -o study")[0] == 0
+    after = files(tmp_path / "study")
+    assert {name: after[name] for name in before} == before
+    assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 4
+
+
+def test_two_runs_of_one_norm_lr_and_seed_are_compared_without_verdicts(cli, tmp_path):
+    cli(f"{GRID} -o study")
+    shutil.copytree(tmp_path / "study/runs", tmp_path / "again")
+    names = sorted(str(path) for path in [*tmp_path.glob("study/runs/*"), tmp_path / "again/dln-none-lr0.0001-seed0"])
+    (tmp_path / "again/dln-none-lr0.0001-seed0").rename(tmp_path / "again/another")
+    code, out, err = cli(f"compare {' '.join(names[1:])} {tmp_path}/again/another")
+    assert (code, err) == (0, "")
+    assert "no statistics and no verdicts: two runs share norm, lr and seed" in out
+    assert "another" in out
 
 
 def test_a_run_that_diverges_at_once_is_a_result(cli, tmp_path):
@@ -326,6 +415,12 @@ samples = 30
         ("--norms none -o broken.toml", "broken.toml"),
         ("--norms none --at 1 --every 2", "one of the two"),
         ("--norms none --at 99999 --measure ics --problem dln", "beyond"),
+        ("--norms none --device nonsense", "--device nonsense"),
+        ("--norms none --measure ics --at ,", "name at least one step"),
+        ("--norms none --seeds 0-9999999999", "more than 100000 values"),
+        ("--norms none --study preset.toml", "preset 3: give quick or paper"),
+        ("--norms none --study presets.toml", "give quick or paper"),
+        ("--study machine.toml", "--jobs is an option of the command, not of the study"),
         ("RUN --norms none", "leave out"),
         ("RUN --jobs 2", "--jobs"),
     ],
@@ -334,6 +429,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli, tmp_path, small_run, line
     (tmp_path / "broken.toml").write_text("norms = [")
     (tmp_path / "unknown.toml").write_text('norms = "none"\nsedes = 3\n')
     (tmp_path / "typed.toml").write_text('norms = "none"\nsteps = "many"\n')
+    (tmp_path / "preset.toml").write_text("preset = 3\n")
+    (tmp_path / "presets.toml").write_text('preset = ["quick"]\n')
+    (tmp_path / "machine.toml").write_text('norms = "none"\njobs = 2\n')
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("mine")
     code, _, err = cli(f"compare {line.replace('RUN', str(small_run('dln', 'none').path))}")
@@ -351,6 +449,8 @@ def test_a_study_of_other_settings_is_refused(cli, tmp_path):
         ("--depth 6", "depth 5, now 6"),
         ("--problem vgg", "problem dln, now vgg"),
         ("--threads 2", "threads 1, now 2"),
+        ("--steps 10", "steps 20, now 10"),
+        ("--steps 40", "steps 20, now 40"),
         ("--at 0", "of other steps"),
     ):
         line = GRID.replace(DLN, "") if "vgg" in change else GRID.replace("--depth 5", "")
@@ -394,6 +494,14 @@ def test_every_worker_process_has_a_gpu_of_its_own(monkeypatch):
 def _gpu_slowly() -> str:
     time.sleep(0.3)
     return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_a_study_file_names_its_data_from_where_it_lies_unless_it_is_a_known_set(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "cifar10").mkdir()
+    for said, meant in (("mine", str(tmp_path / "mine")), ("cifar10", "cifar10"), ("absent", "absent")):
+        (tmp_path / "study.toml").write_text(f'norms = "none"\ndata = "{said}"\n')
+        assert read_grid({}, tmp_path / "study.toml").settings["data"] == meant
 
 
 def test_requests_are_kept_and_become_commands_again():

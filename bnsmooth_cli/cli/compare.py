@@ -107,7 +107,7 @@ def compare(
         terminal.out.print(f"{path}", soft_wrap=True)
     if failed:
         raise IncompleteError(
-            f"{len(failed)} runs failed and are left out: {', '.join(failed)}; the same command retries"
+            f"left out: {', '.join(failed)}; the same command tries again (delete a damaged table or run folder first)"
         )
 
 
@@ -115,14 +115,15 @@ def _show(outcome: Outcome) -> None:
     from bnsmooth_cli.study.claims import SEEDS
 
     for problem, rows in outcome.comparison.groupby("problem", sort=False):
-        if rows["seed"].nunique() > 1:
-            summary = outcome.summary[outcome.summary["problem"] == problem]
+        summary = outcome.summary[outcome.summary["problem"] == problem]
+        if rows["seed"].nunique() > 1 and len(summary):
             terminal.summary(
                 f"{problem}, medians over seeds [95% interval]; x: the ratio to none, seed by seed",
                 *_statistics(summary),
             )
         else:
-            terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows))
+            note = "" if len(summary) else "no statistics and no verdicts: two runs share norm, lr and seed"
+            terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows), note)
     for problem, rows in outcome.claims.groupby("problem", sort=False):
         few = rows["seeds"].max() < SEEDS
         note = f"a verdict takes {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if few else ""

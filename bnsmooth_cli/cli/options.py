@@ -125,7 +125,7 @@ class MachineOptions:
     threads: Annotated[
         int | None, _option("--threads", "CPU threads (default: torch's choice; of a study's run, 1).", _MACHINE)
     ] = None
-    force: Annotated[bool, _option("--force", "Replace what is there.", _MACHINE)] = False
+    force: Annotated[bool, _option("--force", "Replace what is there; of a study, the measurements.", _MACHINE)] = False
 
     def apply(self) -> None:
         """Set the number of threads."""

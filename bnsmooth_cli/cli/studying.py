@@ -48,8 +48,14 @@ def run_study(
     study.join(grid)
     missing, failed = _plan(tasks(study, grid, machine.device, machine.force))
     todo = [task for task, kinds in missing.items() if kinds or task.trained() < task.config.steps]
+    if todo and execution.dask in (None, "local"):
+        from bnsmooth_cli.training import choose_device
+
+        choose_device(machine.device)
     _check_networks(todo)
     if execution.dry_run:
+        if not missing:
+            raise IncompleteError(f"{folder}: none of the {len(failed)} runs that were asked for can be read")
         _print_plan(missing, execution)
         return None
     with study.locked():
@@ -58,7 +64,10 @@ def run_study(
             failed |= _execute(study, todo, execution)
         from bnsmooth_cli.study.outcome import conclude
 
-        runs = study.runs(besides=failed)
+        runs, refused = study.runs(besides=failed)
+        for name, reason in refused.items():
+            _report_failure(name, reason)
+        failed |= refused
         if not runs:
             raise IncompleteError(f"{folder}: none of its {len(failed)} runs has finished")
         outcome = conclude(runs, study, target_loss=target_loss, target_accuracy=target_accuracy)
@@ -74,12 +83,12 @@ def _plan(planned: list[Task]) -> tuple[dict[Task, tuple[str, ...]], dict[str, s
             missing[task] = task.missing()
         except DamagedError as error:
             failed[task.config.name] = str(error)
-            _report_failure(task, str(error))
+            _report_failure(task.config.name, str(error))
     return missing, failed
 
 
-def _report_failure(task: Task, reason: str) -> None:
-    terminal.complain(f"{task.config.name} failed, the others go on: {reason}")
+def _report_failure(name: str, reason: str) -> None:
+    terminal.complain(f"{name} failed, the others go on: {reason}")
 
 
 def _print_plan(missing: dict[Task, tuple[str, ...]], execution: ExecutionOptions) -> None:
@@ -140,7 +149,7 @@ def _execute(study: Study, todo: list[Task], execution: ExecutionOptions) -> dic
             for task, result in execute(executor, todo):
                 if isinstance(result, str):
                     failed[task.config.name] = result
-                    _report_failure(task, result)
+                    _report_failure(task.config.name, result)
                 finished()
         finally:
             Progress.stop(study.path)  # interrupted, the runs end before their workers do

@@ -65,7 +65,9 @@ def plot_tables(sources: Sequence[Path], output: Path) -> None:
     frames = [tables.read_table(path) for path in sources]
     kinds = [frame.attrs["bnsmooth"]["kind"] for frame in frames]
     kind = "ics" if set(kinds) == {"ics", "train"} else kinds[0]
-    for path, other in zip(sources, kinds, strict=True):
+    for path, other, frame in zip(sources, kinds, frames, strict=True):
+        if frame.empty:
+            raise InputError(f"{path}: no rows to plot")
         if other != kind and kind != "ics":
             raise InputError(f"{path}: of kind {other} among tables of kind {kind}; plot one kind at a time")
     chosen = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]

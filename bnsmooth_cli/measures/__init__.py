@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from bnsmooth_cli.measures.line import landscape, line_alphas
 from bnsmooth_cli.measures.smoothness import smoothness
 from bnsmooth_cli.measures.theory import theory
 from bnsmooth_cli.points import reachable, visit
-from bnsmooth_cli.runs import Source
+from bnsmooth_cli.runs import Source, locked
 
 __all__ = [
     "MEASURES", "activations", "ics", "landscape", "line_alphas", "measure", "smoothness", "steps_of", "theory",
@@ -96,15 +97,19 @@ def measure(
     for path, group, request in plans:
         rows: list[pd.DataFrame] = []
         reached: dict[str, dict[int, int]] = {}
-        for source in group:
-            for point in visit(source.with_data(data), request["steps"][source.name], device):
-                if progress is not None:
-                    progress(source.name, point.step, done, total)
-                rows.append(what.rows(point, **request["options"][source.name]))
-                reached.setdefault(source.name, {})[point.step] = point.checkpoint
-                done += 1
-        provenance = {"version": __version__, "trained_forward_from": reached, **request}
-        tables.write_table(path, kind, what.finish(pd.concat(rows, ignore_index=True)), provenance)
+        own = output is None and path.parent == group[0].path
+        with locked(path.parent, f"{kind} table", f"{kind}.") if own else nullcontext():
+            for source in group:
+                for point in visit(source.with_data(data), request["steps"][source.name], device):
+                    if progress is not None:
+                        progress(source.name, point.step, done, total)
+                    rows.append(what.rows(point, **request["options"][source.name]))
+                    reached.setdefault(source.name, {})[point.step] = point.checkpoint
+                    done += 1
+            provenance = {"version": __version__, "trained_forward_from": reached, **request}
+            if own and not path.parent.is_dir():
+                raise InputError(f"{path.parent}: was removed, or moved, while it was measured; choose a table with -o")
+            tables.write_table(path, kind, what.finish(pd.concat(rows, ignore_index=True)), provenance)
     return paths
 
 

@@ -61,6 +61,8 @@ def ics(point: Point) -> pd.DataFrame:
 def _at_once(point: Point, theta: Tensor, updated: Tensor, sizes: list[int]) -> list[Tensor]:
     """G' of the layers from the second on: a parameter vector each, the updated one up to the layer."""
     starts = np.cumsum(sizes)[:-1].tolist()
+    if not starts:  # one layer: nothing comes after it
+        return []
     thetas = theta.repeat(len(starts), 1)
     for mixed, start in zip(thetas, starts, strict=True):
         mixed[:start] = updated[:start]

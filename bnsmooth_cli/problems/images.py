@@ -10,14 +10,17 @@ import hashlib
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import platformdirs
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -38,6 +41,9 @@ DOWNLOADED: Final = {
 }
 NAMES: Final = (BUILT_IN, *DOWNLOADED)
 _CACHE_FORMAT: Final = 1
+_AT_ONCE: Final = 512  # images of a parquet file that are decoded at once
+_FEWEST_BYTES: Final = 16  # of a compressed image
+_MOST_PIXELS: Final = 50_000_000  # of an image; a damaged one may declare any number
 _SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -114,6 +120,10 @@ def _finish(splits: dict[str, Arrays], data: str) -> Images:
     if not len(train) or not len(test):
         raise InputError(f"--data {data}: no images in its {'test' if len(train) else 'train'} split")
     num_classes = int(train_labels.max()) + 1
+    if num_classes > len(train):
+        raise InputError(
+            f"--data {data}: a label of {num_classes - 1} with {len(train)} training images; number them 0, 1, ..."
+        )
     for labels in (train_labels, test_labels):
         if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise InputError(f"--data {data}: labels must be 0 to {num_classes - 1}, the largest in the training split")
@@ -142,6 +152,9 @@ def _download(name: str) -> dict[str, Arrays]:
     kind = getattr(datasets, DOWNLOADED[name])
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if name.startswith("cifar"):  # read as a folder of them is: torchvision would unpickle them
+            datasets.utils.download_and_extract_archive(kind.url, root, filename=kind.filename, md5=kind.tgz_md5)
+            return {split: _read_cifar(files) for split, files in _cifar_files(root).items()}
         splits = {}
         for split in ("train", "test"):
             chosen: dict[str, Any] = {"split": split} if name == "svhn" else {"train": split == "train"}
@@ -181,30 +194,38 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read_parquet(files: list[Path]) -> Arrays:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    encoded: list[bytes] = []
-    labels: list[NDArray[np.int64]] = []
+    images: list[NDArray[np.uint8]] = [np.empty((0, 3, SIZE, SIZE), np.uint8)]
+    labels: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     for path in files:
         try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
+            with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows * _FEWEST_BYTES > path.stat().st_size:  # repeated, they would take no space
+                    raise InputError(f"{path}: declares {file.metadata.num_rows} images, more than its size can hold")
+                first = 0
+                for batch in file.iter_batches(_AT_ONCE, columns=_columns(path, file.schema_arrow)):
+                    encoded, label = batch.column(0).field(0), batch.column(1)
+                    if label.null_count:
+                        raise InputError(f"{path}: an image without a label")
+                    bodies = (io.BytesIO(one.as_py() or b"") for one in encoded)
+                    images.append(_decode([(f"{path}: image {i}", body) for i, body in enumerate(bodies, first)]))
+                    labels.append(label.to_numpy(zero_copy_only=False).astype(np.int64))
+                    first += len(batch)
+        except InputError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
-        images = next(
-            (c for c in table.schema if pa.types.is_struct(c.type) and c.type.get_field_index("bytes") >= 0),
-            None,
-        )
-        integers = [c.name for c in table.schema if pa.types.is_integer(c.type)]
-        label = next((c for c in ("label", "fine_label") if c in integers), integers[0] if integers else None)
-        if images is None or label is None:
-            raise InputError(f"{path}: needs a column of images (a struct with 'bytes') and an integer column 'label'")
-        column = table.column(images.name).combine_chunks()
-        encoded += pa.compute.struct_field(column, "bytes").to_pylist()
-        labels.append(table.column(label).to_numpy().astype(np.int64))
-    return _decode(
-        [(f"{files[0].parent}: image {i}", io.BytesIO(b or b"")) for i, b in enumerate(encoded)]
-    ), np.concatenate(labels)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def _columns(path: Path, schema: pa.Schema) -> list[str]:
+    """The images' bytes, and the labels."""
+    structs = [c for c in schema if pa.types.is_struct(c.type) and c.type.get_field_index("bytes") >= 0]
+    binary = [c.name for c in structs if pa.types.is_binary(c.type.field("bytes").type)]
+    integers = [c.name for c in schema if pa.types.is_integer(c.type)]
+    label = next((c for c in ("label", "fine_label") if c in integers), integers[0] if integers else None)
+    if not binary or label is None:
+        raise InputError(f"{path}: needs a column of images (a struct with 'bytes') and an integer column 'label'")
+    return [f"{binary[0]}.bytes", label]
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
@@ -227,14 +248,18 @@ def _decode(sources: list[tuple[str, Path | io.BytesIO]]) -> NDArray[np.uint8]:
         name, source = sources[i]
         try:
             with Image.open(source) as image:
-                rgb = image.convert("RGB")
+                if image.width * image.height > _MOST_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, at most {_MOST_PIXELS}")
+                rgb = image if image.mode == "RGB" else image.convert("RGB")
                 if rgb.size != (SIZE, SIZE):
                     rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
                 images[i] = np.asarray(rgb).transpose(2, 0, 1)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a damaged image raises whatever its bytes happen to spell
             raise InputError(f"{name}: not a readable image ({_first_line(error)})") from error
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+    # Pillow decodes outside the interpreter's lock; it warns of what is odd in an image that it reads nevertheless.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
         for _ in pool.map(decode, range(len(sources)), chunksize=256):
             pass
     return images
@@ -253,16 +278,24 @@ def _read_cifar(files: list[Path]) -> Arrays:
     images, labels = [], []
     for path in files:
         try:
-            content = _CifarUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+            content = _CifarUnpickler(path.read_bytes()).load()
             array = content[b"data"].pixels.reshape(-1, 3, SIZE, SIZE)
             these = np.array(content.get(b"labels", content.get(b"fine_labels")), np.int64)
-            if these.shape != array.shape[:1]:
+            if array.dtype != np.uint8 or these.shape != array.shape[:1]:
                 raise ValueError(f"{len(array)} images and labels of shape {these.shape}")
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
             raise InputError(f"{path}: not a file of CIFAR's Python version ({_first_line(error)})") from error
         images.append(array)
         labels.append(these)
     return np.concatenate(images), np.concatenate(labels)
+
+
+_ARRAYS: Final = (
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+)
 
 
 class _CifarArray:
@@ -277,28 +310,47 @@ class _CifarArray:
             self.pixels = np.frombuffer(state[-1], np.uint8).reshape(state[1])
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
-    return text.encode("latin1")
+#: Operations of pickles that CIFAR's files do not consist of: they make objects of other kinds.
+_REFUSED: Final = {
+    code[0]
+    for code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+                 pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER)
+}  # fmt: skip
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Knows the few globals that CIFAR's files name, and what stands in for each: no other code can be reached."""
+class _CifarUnpickler(pickle._Unpickler):
+    """Knows the few globals that CIFAR's files name, and what stands in for each: no other code can be reached.
 
-    _STAND_INS: Final = {
-        ("numpy.core.multiarray", "_reconstruct"): _CifarArray,
-        ("numpy._core.multiarray", "_reconstruct"): _CifarArray,
-        ("numpy", "ndarray"): _CifarArray,
-        ("numpy", "dtype"): _CifarArray,
-        ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes in Python 2's pickles
-    }
+    In Python: the unpickler in C allocates whatever a damaged file declares.
+    """
+
+    dispatch: ClassVar = {code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _REFUSED}
+    stack: list[Any]
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._left = len(data)
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._STAND_INS[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR's files do not") from None
+        if (module, name) in _ARRAYS:
+            return _CifarArray
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in Python 2's pickles
+            return self._encode
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR's files do not")
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        self._left -= len(text)  # one text again and again would take forever
+        if encoding != "latin1" or self._left < 0:
+            raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
+        return text.encode("latin1")
+
+    def _set_state(self) -> None:
+        state, array = self.stack.pop(), self.stack[-1]
+        if not isinstance(array, _CifarArray):
+            raise pickle.UnpicklingError("it gives a state to what is no array")
+        array.__setstate__(state)
+
+    dispatch[pickle.BUILD[0]] = _set_state  # type: ignore[assignment]
 
 
 def _first_line(error: Exception) -> str:

@@ -53,16 +53,17 @@ class Task:
             return 0
         if differences := open_run(run.path).config.differences(run.config):
             raise InputError(f"{run.path}: a run of another configuration ({'; '.join(differences)}); move it away")
-        return self.config.steps if run.outcome() is not None else max(run.checkpoints(), default=0)
+        if run.outcome() is not None:
+            return self.config.steps
+        saved = run.checkpoints() if run.train_path.is_file() else ()  # without its rows training begins again
+        return min(max(saved, default=0), self.config.steps - 1)  # the last step's row is still to come
 
     def missing(self) -> tuple[str, ...]:
         """The tables that are still to be measured; InputError where one is there, of other steps."""
-        if self.force:
+        if not self.trained() or self.force:
             return self.measure
         from bnsmooth_cli.measures import measured
 
-        if not self.trained():
-            return self.measure
         config = replace(open_run(self.run.path).config, steps=self.config.steps)
         source = Run(self.run.path, config).source()
         return tuple(kind for kind in self.measure if not measured(kind, source, self.every, self.at))
@@ -105,6 +106,8 @@ class Progress:
             self._path.write_text(json.dumps({"what": what, "done": done, "total": total, "note": note}))
         except FileNotFoundError:
             raise Stopped from None
+        except OSError:  # no space left: the run itself will say so
+            pass
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -131,9 +134,9 @@ class Progress:
     @staticmethod
     def stop(study: Path) -> None:
         """Stop every run of a study, and forget what was left by a killed one."""
-        folder = study / ".progress"
-        with suppress(FileNotFoundError):
-            gone = folder.rename(study / f".stopped-{uuid.uuid4().hex}")  # at once: no run can write there any more
+        with suppress(FileNotFoundError):  # renamed at once: no run can write there any more
+            (study / ".progress").rename(study / f".stopped-{uuid.uuid4().hex}")
+        for gone in study.glob(".stopped-*"):
             shutil.rmtree(gone, ignore_errors=True)
 
 

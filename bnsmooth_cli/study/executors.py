@@ -182,6 +182,7 @@ def dask(address: str, jobs: int | None = None, tell: Callable[[str], None] = pr
         raise InputError("--dask: Dask is not installed; pip install 'bnsmooth[dask]'") from error
     if address != "local" and jobs is not None:
         raise InputError("--jobs: with --dask ADDRESS the cluster has its own workers; leave it out")
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told run by run
     cluster = None
     if address != "local":
         _check_listening(address)

@@ -14,9 +14,10 @@ from typing import Any, Final
 
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, check_types, from_dict, resolve
-from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.errors import DamagedError, InputError, unknown
 from bnsmooth_cli.files import check_writable, load_json, save_json
 from bnsmooth_cli.runs import Run, locked, open_run
+from bnsmooth_cli.tables import read_provenance
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -111,6 +112,7 @@ def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
     return Grid(**{"norms": (), **values}, settings=settings)
 
 
+_MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
 _LISTS: Final[dict[str, type]] = {"norms": str, "lrs": float, "seeds": int, "measure": str, "at": int}
 _MOST: Final = 100_000  # of a list
 _EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
@@ -122,6 +124,8 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        if name in _MACHINE:
+            raise InputError(f"{source}{key}: --{key} is an option of the command, not of the study; say it there")
         if name not in known:
             raise InputError(f"{source}{key}: {unknown('setting', key, known)}")
         if name in _LISTS:
@@ -190,11 +194,28 @@ class Study:
         """Where a configuration's run is, or will be."""
         return Run(self.path / "runs" / config.name, config)
 
-    def runs(self, besides: Collection[str] = ()) -> list[Run]:
-        """The runs that are there and finished, or diverged, `besides` those of these names: what can be compared."""
-        folders = sorted(path.parent for path in (self.path / "runs").glob("*/config.json"))
-        opened = [open_run(folder) for folder in folders if folder.name not in besides]
-        return [run for run in opened if run.outcome() is not None]
+    def runs(self, besides: Collection[str] = ()) -> tuple[list[Run], dict[str, str]]:
+        """The runs that can be compared, `besides` those of these names: finished or diverged, of the study's settings
+        and whole; and those that cannot, by name, with why."""
+        found, refused = [], {}
+        shared = self.read()["settings"]
+        for folder in sorted(path.parent for path in (self.path / "runs").glob("*/config.json")):
+            if folder.name in besides:
+                continue
+            try:
+                run = open_run(folder)
+                mine = from_dict({**shared, **{name: getattr(run.config, name) for name in VARIED}}, str(folder))
+                if (differences := mine.differences(run.config)) or folder.name != run.config.name:
+                    what = "; ".join(differences) or f"it is {run.config.name}"
+                    refused[folder.name] = f"{folder}: no run of this study ({what}); move it away"
+                elif run.outcome() is not None:
+                    for kind in MEASURES:
+                        if (table := run.source().table_path(kind)).exists():
+                            read_provenance(table, kind)
+                    found.append(run)
+            except DamagedError as error:
+                refused[folder.name] = str(error)
+        return found, refused
 
     def read(self) -> dict[str, Any]:
         """What study.json says: the settings that the runs share, and what was asked for, newest last.
@@ -218,8 +239,8 @@ class Study:
         check_writable(self.path / "study.json")
         configs = grid.configs()
         if not (self.path / "study.json").exists():
-            ours = (".lock", ".lock.owner", "runs")  # runs may have been trained one by one
-            if self.path.exists() and any(item.name not in ours for item in self.path.iterdir()):
+            others = [item.name for item in self.path.glob("*") if not item.name.startswith(".")]
+            if any(name != "runs" for name in others):  # runs may have been trained one by one
                 raise InputError(f"{self.path}: holds files but no study; choose a new folder with -o")
             return
         content, file = self.read(), str(self.path / "study.json")

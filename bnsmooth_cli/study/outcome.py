@@ -75,7 +75,7 @@ class _Remedy:
     def __init__(self, runs: Sequence[Run], study: Study | None) -> None:
         first = runs[0].config
         usual = resolve(first.problem, norm=first.norm).as_dict()
-        self._folder = Path("study") if study is None else study.path
+        self._folder = Path(f"study-{first.problem}") if study is None else study.path
         if study is None:
             different = {name: value for name, value in first.as_dict().items() if value != usual.get(name)}
             named = {name: value for name, value in different.items() if name not in ("data_digest", *VARIED)}

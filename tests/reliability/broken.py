@@ -1,0 +1,229 @@
+"""Broken files: every kind of file that a command reads, damaged in every way."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mutations
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from attempts import KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
+from PIL import Image
+
+from bnsmooth_cli.problems.shapes import shapes
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A kind of file that is broken in every way, and the commands that read it, one of them a try."""
+
+    #: The files that are broken, relative to the folder; one a try.
+    files: tuple[str, ...]
+    commands: tuple[str, ...]
+    ways: tuple[mutations.Mutation, ...]
+    before: tuple[str, ...] = ()
+    #: What the message has to name: NAME stands for the broken file's.
+    named: str = "NAME"
+    make: Callable[[Path], None] = lambda folder: None
+    #: Whether these files have checksums, so that no damage to their bytes can pass.
+    summed: bool = False
+
+    def prepare(self, folder: Path) -> Attempt:
+        base = folder / "base"
+        base.mkdir(parents=True)
+        self.make(base)
+        for line in self.before:
+            done(line, base)
+        usual = {(file, line): self._usual(folder, base, file, line) for file in self.files for line in self.commands}
+        ways = (*mutations.BYTES, *self.ways * max(1, 4 // max(1, len(self.ways))))
+
+        def attempt(number: int) -> Try:
+            chance = random.Random(number)
+            file, line, way = chance.choice(self.files), chance.choice(self.commands), chance.choice(ways)
+            here = folder / "here"  # always there: some files hold the names of folders
+            shutil.copytree(base, here)
+            data = (here / file).read_bytes()
+            broken = way(data, chance)
+            (here / file).write_bytes(broken)
+            line_here = line.replace("FILE", file)
+            ended = run(line_here, here, seconds=10)
+            peak, expected = usual[file, line]
+            more = ended.peak - peak
+            fault = judge(ended, self.named.replace("NAME", Path(file).name), more)
+            came_to = "refused"
+            if ended.code == 0:
+                found = contents(here)
+                same = all(found.get(name) == data for name, data in expected.items() if name != file)
+                came_to = "same result" if same else "other result"
+                if not same and way in mutations.BYTES and self.summed:
+                    fault = fault or "damage that is taken for a result"
+            if fault:
+                here.rename(folder / f"broken-{number}")
+            else:
+                shutil.rmtree(here)
+            return Try(f"{way.__name__} of {file}; {line_here}", came_to, fault, ended.seconds, more)
+
+        return attempt
+
+    def _usual(self, folder: Path, base: Path, file: str, line: str) -> tuple[int, dict[str, bytes]]:
+        """The memory that the command takes on the valid file, and what it leaves."""
+        shutil.copytree(base, folder / "here")
+        peak = done(line.replace("FILE", file), folder / "here").peak
+        found = contents(folder / "here")
+        shutil.rmtree(folder / "here")
+        return peak, found
+
+
+def _few_images() -> Iterator[tuple[str, int, int, np.ndarray[Any, Any]]]:
+    """(split, number, label, pixels) of a small data set."""
+    images, _, _, _ = shapes()
+    for split, first in (("train", 0), ("test", 20)):
+        for i in range(first, first + 20):
+            yield split, i, i % 3, images[i].transpose(1, 2, 0)
+
+
+def class_folders(suffix: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for split, i, label, pixels in _few_images():
+            path = folder / "data" / split / f"class{label}" / f"{i:02d}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+
+    return make
+
+
+def image_parquet(folder: Path) -> None:
+    rows: dict[str, list[Any]] = {"train": [], "test": []}
+    for split, _, label, pixels in _few_images():
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        rows[split].append({"img": {"bytes": stream.getvalue(), "path": None}, "label": label})
+    (folder / "data").mkdir()
+    for split, its in rows.items():
+        pq.write_table(pa.Table.from_pylist(its), folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def cifar_batches(folder: Path) -> None:
+    found: dict[str, tuple[list[Any], list[int]]] = {"train": ([], []), "test": ([], [])}
+    for split, _, label, pixels in _few_images():
+        found[split][0].append(pixels.transpose(2, 0, 1).reshape(-1))
+        found[split][1].append(label)
+    (folder / "data").mkdir()
+    for name, split, first in (("data_batch_1", "train", 0), ("data_batch_2", "train", 10), ("test_batch", "test", 0)):
+        data, labels = (part[first : first + 10] for part in found[split])
+        content = {b"batch_label": b"x", b"labels": labels, b"data": np.stack(data), b"filenames": [b"a.png"] * 10}
+        (folder / "data" / name).write_bytes(pickle.dumps(content, protocol=2))
+
+
+_STUDY_FILE = b"""norms = ["none", "batch"]
+seeds = "0-1"
+lrs = [1e-4]
+steps = 2
+save-every = 1
+problem = "dln"
+depth = 2
+dimension = 3
+samples = 9
+measure = ["ics"]
+threads = 1
+at = "0,1"
+momentum = 0.5
+"""
+_MEASURED = (TRAINED, *(f"{kind} run" for kind in KINDS))
+_LEARN = f"train {VGG} --norm batch --steps 1 --eval-every 1 --data data -o new"
+BROKEN: dict[str, Broken] = {
+    "checkpoint": Broken(
+        before=(TRAINED,),
+        files=("run/checkpoints/000008.pt",),
+        commands=("landscape FILE -o t.parquet", "theory FILE -o t.parquet", "smoothness run --at 9 -o t.parquet"),
+        ways=(mutations.twist_checkpoint, mutations.twist_checkpoint, mutations.bomb_checkpoint),
+        summed=True,
+    ),
+    "last checkpoint of a run": Broken(
+        before=(TRAINED.replace("--steps 20", "--steps 8"),),
+        files=("run/checkpoints/000008.pt",),
+        commands=(TRAINED,),
+        ways=(mutations.twist_checkpoint,),
+        summed=True,
+    ),
+    "config.json": Broken(
+        before=(*_MEASURED, OTHER),
+        files=("run/config.json",),
+        commands=("ics run -o t.parquet", "compare run other -o t.parquet", TRAINED),
+        ways=(mutations.twist_json,),
+        named="run",
+    ),
+    "table": Broken(
+        before=(*_MEASURED, "compare run"),
+        files=(*(f"run/{kind}.parquet" for kind in ("train", *KINDS)), "compare.parquet"),
+        commands=("plot FILE -o figure.png",),
+        ways=(mutations.twist_table,),
+        summed=True,
+    ),
+    "table that is compared": Broken(
+        before=(*_MEASURED, OTHER),
+        files=tuple(f"run/{kind}.parquet" for kind in ("train", "smoothness", "ics", "activations", "theory")),
+        commands=("compare run other -o t.parquet",),
+        ways=(mutations.twist_table,),
+        summed=True,
+    ),
+    "table of a report": Broken(
+        before=(STUDY,),
+        files=(
+            *(f"study/compare{part}.parquet" for part in ("", ".summary", ".claims")),
+            "study/runs/dln-batch-lr0.0001-seed0/smoothness.parquet",
+        ),
+        commands=("report study -o r.md",),
+        ways=(mutations.twist_table,),
+        summed=True,
+    ),
+    "study.json": Broken(
+        before=(STUDY,),
+        files=("study/study.json",),
+        commands=("report study -o r.md", STUDY),
+        ways=(mutations.twist_json,),
+        named="study",
+    ),
+    "study file": Broken(
+        make=lambda folder: (folder / "study.toml").write_bytes(_STUDY_FILE) and None,
+        files=("study.toml",),
+        commands=("compare --study study.toml --dry-run",),
+        ways=(mutations.twist_toml,),
+    ),
+    "image parquet": Broken(
+        make=image_parquet,
+        files=("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+        commands=(_LEARN,),
+        ways=(mutations.twist_table,),
+        named="data",
+    ),
+    "CIFAR batch": Broken(
+        make=cifar_batches,
+        files=("data/data_batch_1", "data/data_batch_2", "data/test_batch"),
+        commands=(_LEARN,),
+        ways=(mutations.twist_pickle,),
+        named="data",
+    ),
+    "PNG": Broken(
+        make=class_folders("png"),
+        files=("data/train/class1/01.png", "data/test/class0/21.png"),
+        commands=(_LEARN,),
+        ways=(mutations.twist_png,),
+        named="data",
+    ),
+    "JPEG": Broken(
+        make=class_folders("jpg"),
+        files=("data/train/class1/01.jpg", "data/test/class0/21.jpg"),
+        commands=(_LEARN,),
+        ways=(mutations.twist_jpeg,),
+        named="data",
+    ),
+}

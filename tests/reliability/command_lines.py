@@ -1,0 +1,150 @@
+"""Command lines at random, of every command, option and kind of value, most of them nearly right."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from attempts import Attempt, Try, done, judge
+from forked import command
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bnsmooth_cli.cli import app
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+_STEPS = "0", "0,2", "2"
+#: Values that an option takes, and values that look like some.
+VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "--problem": (("dln", "dln", "vgg"), ("dnl",)),
+    "--norm": (("none", "batch", "l1", "lp:3", "noisy-none"), ("bacth", "lp:0.5", "lp:nan", "lp:", "noisy-noisy-none")),
+    "--lr": (("1e-4", "1e-3", "1e4"), ("0", "nan", "1e300")),
+    "--seed": (("0", "7"), ("-1", "1.5")),
+    "--preset": (("quick", "paper"), ("x",)),
+    "--data": (("images",), ("absent", "run", "cifar11", "study.toml")),
+    "--steps": (("1", "2", "3"), ("0", "1e9", "99999999999")),
+    "--batch-size": (("1", "2", "4"), ("0", "100000000000")),
+    "--momentum": (("0", "0.9"), ("1", "-1", "nan")),
+    "--depth": (("1", "3", "11"), ("0", "99999")),
+    "--width": (("0.02",), ("0", "nan", "1e9")),
+    "--dimension": (("1", "3"), ("0", "100000")),
+    "--samples": (("1", "9"), ("0", "10000000000")),
+    "--save-every": (("1", "2", "100"), ("0",)),
+    "--eval-every": (("1", "2"), ("0",)),
+    "--device": (("cpu", "auto"), ("cuda", "mps", "tpu", "cuda:99")),
+    "--threads": (("1",), ("0", "99999999999")),
+    "--norms": (("none", "none,batch"), ("x", ",", "none,none")),
+    "--lrs": (("1e-4", "1e-4,2e-4"), ("x", "1e-4,")),
+    "--seeds": (("0", "0-1"), ("1-0", "x", "0-", "0-99999999999")),
+    "--measure": (("ics", "theory,smoothness"), ("x", "ics,ics")),
+    "--jobs": (("1",), ("0", "-1", "x")),
+    "--dask": ((), ("nonsense", "tcp://127.0.0.1:1", "tcp://127.0.0.1:99999999")),
+    "--study": (("study.toml",), ("absent.toml", "run", "run/config.json", "run/train.parquet")),
+    "--every": (("1", "2"), ("0",)),
+    "--at": (_STEPS, ("9", "-1", "x", ",", "0,0", "1e300")),
+    "--points": (("1", "3"), ("0", "99999999999")),
+    "--min-alpha": (("0.5", "0.1"), ("-1", "nan", "inf", "1e300")),
+    "--max-alpha": (("1", "4"), ("0", "1e300", "nan")),
+    "--layers": (("fc1", "fc1,fc2"), ("2", "x", "", ",")),
+    "--units": (("0", "0,1"), ("99", "x", "-1", "1-0")),
+    "--target-loss": (("1", "1e-3"), ("nan", "inf")),
+    "--target-accuracy": (("0.5",), ("x", "2")),
+    "--format": (("md", "html"), ("pdf",)),
+    "--output": (("new", "new.parquet", "f.png", "a/b/c.svg", "r.md"), (".", "run", "run/config.json", "", "study")),
+}  # fmt: skip
+#: Values of no kind.
+STRANGE = ["", " ", "-", "--", "0", "-1", "1e400", "nan", "9" * 30, "x", "é", "[bold]", "a,b", "/", "..", "\n", "'"]
+_TABLES = [f"other/{kind}.parquet" for kind in ("train", "ics", "smoothness", "landscape", "activations", "theory")]
+#: What a command reads, most of the time.
+SOURCES = {
+    "compare": ["run", "other", "study"],
+    "plot": [*_TABLES, "compare.parquet"],
+    "report": ["study"],
+}
+PATHS = ["run", "run/config.json", "run/checkpoints/000002.pt", "absent", "study", "study.toml", "images", *_TABLES]
+#: Given always, so that no line is a long one.
+ALWAYS = {"--problem": "dln", "--steps": "2", "--samples": "9", "--width": "0.02", "--dimension": "3"}
+SMALL = "--problem dln --depth 3 --dimension 3 --samples 9 --steps 2 --save-every 1"
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> list[str]:
+    """The words of a command line."""
+
+    def chance(percent: int) -> bool:
+        return draw(st.integers(0, 99)) < percent
+
+    name = draw(st.sampled_from([*COMMANDS]))
+    options = {p.opts[0]: p for p in COMMANDS[name].params if p.param_type_name == "option"}
+    words = [name]
+    if any(p.param_type_name == "argument" for p in COMMANDS[name].params) and chance(60):
+        usual = SOURCES.get(name, ["run", "run/checkpoints/000002.pt"])
+        words += draw(st.lists(st.sampled_from(usual if chance(85) else PATHS), min_size=1, max_size=2))
+    chosen = draw(st.lists(st.sampled_from([*options]), max_size=4, unique=True))
+    if len(words) == 1 and "--problem" in options:
+        chosen = [*ALWAYS, *(option for option in chosen if option not in ALWAYS)]
+    for option in chosen:
+        if getattr(options[option], "is_flag", False):
+            words.append(draw(st.sampled_from([*options[option].opts, *options[option].secondary_opts])))
+            continue
+        right, wrong = VALUES[option]
+        if option in ALWAYS and chance(80):
+            words += [option, ALWAYS[option]]
+        else:
+            kind = draw(st.integers(0, 19))
+            words += [option, draw(st.sampled_from((kind < 16 and right) or (kind < 19 and wrong) or STRANGE))]
+    return words
+
+
+def prepare(folder: Path) -> Attempt:
+    """Twenty command lines a try; the fault is the shortest that failed."""
+    base = folder / "base"
+    base.mkdir(parents=True)
+    for norm, name in (("batch", "run"), ("none", "other")):
+        done(
+            f"train --problem dln --depth 3 --dimension 3 --samples 9 --norm {norm} --steps 2 --save-every 1 -o {name}",
+            base,
+        )
+    for kind in ("ics", "smoothness", "landscape", "activations", "theory"):
+        done(f"{kind} run other", base)
+    done("compare run other", base)
+    done(f"compare --norms none,l1 {SMALL} -o study", base)
+    (base / "study.toml").write_text('norms = "none"\nproblem = "dln"\ndepth = 3\nsamples = 9\nsteps = 2\n')
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    for i in range(16):
+        path = base / f"images/{('train', 'test')[i // 8]}/{i % 2}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[i // 2]).save(path)
+
+    def attempt(number: int) -> Try:
+        ended = []
+
+        @seed(number)
+        @settings(
+            deadline=None, max_examples=20, database=None, suppress_health_check=[*HealthCheck],
+            phases=[Phase.generate, Phase.shrink],
+        )  # fmt: skip
+        @given(words=lines())
+        def every_line_ends_in_a_result_or_one_line(words: list[str]) -> None:
+            here = folder / "here"
+            shutil.rmtree(here, ignore_errors=True)
+            shutil.copytree(base, here)
+            ended.append(command(words, here, seconds=30))
+            fault = judge(ended[-1], "")
+            assert not fault, f"{words}: {fault}"
+
+        fault = ""
+        try:
+            every_line_ends_in_a_result_or_one_line()
+        except AssertionError as error:
+            fault = str(error)
+        codes = [one.code for one in ended]
+        slowest = max(one.seconds for one in ended)
+        what = f"{len(codes)} lines, {codes.count(0)} of them results"
+        return Try(what, "same result" if 0 in codes else "refused", fault, slowest, 0)
+
+    return attempt

@@ -1,0 +1,92 @@
+"""Commands in processes of their own without paying for imports each time: forked from this one, killed, measured."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from bnsmooth_cli import cli
+
+# What commands import is imported here, once, before any fork.
+for _name in ("figures", "measures", "report", "study.execution", "study.outcome", "problems.images"):
+    importlib.import_module(f"bnsmooth_cli.{_name}")
+importlib.import_module("matplotlib.backends.backend_agg")
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit status (of a signal its negative), what it said, and what it took."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    #: Resident memory at its most, in bytes, what this process already held included.
+    peak: int
+
+    @property
+    def timed_out(self) -> bool:
+        return self.code == -signal.SIGALRM
+
+
+def command(words: Sequence[str], folder: Path, *, seconds: float = 60.0, kill_after: float | None = None) -> Ended:
+    """Run `bnsmooth WORDS` in a folder; a command that takes longer than `seconds` is ended and has `timed_out`.
+
+    `kill_after` sends SIGKILL after so many seconds. The address space may grow by 4 GiB, no more.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        begun = time.monotonic()
+        process = os.fork()
+        if process == 0:
+            _become(words, folder, out, err)
+        pidfd = os.pidfd_open(process)
+        try:
+            limit = seconds if kill_after is None else kill_after
+            if not select.select([pidfd], [], [], limit)[0]:
+                signal.pidfd_send_signal(pidfd, signal.SIGALRM if kill_after is None else signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        _, status, usage = os.wait4(process, 0)
+        taken = time.monotonic() - begun
+        for stream in (out, err):
+            stream.seek(0)
+        code = os.waitstatus_to_exitcode(status)
+        return Ended(code, out.read(), err.read(), taken, usage.ru_maxrss * 1024)
+
+
+def _become(words: Sequence[str], folder: Path, out: IO[str], err: IO[str]) -> None:
+    """In the forked process: be the command, and end."""
+    code = 70
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        # Streams of their own: a test runner has put others in their place.
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.chdir(folder)
+        os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + 4 * GIB, resource.RLIM_INFINITY))
+        torch.set_num_threads(1)
+        sys.argv = ["bnsmooth", *map(str, words)]
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

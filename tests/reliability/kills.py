@@ -1,0 +1,87 @@
+"""Kills: a command that is killed at random moments, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from attempts import DLN, KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, run
+from PIL import Image
+
+from bnsmooth_cli import tables
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A command that is killed at random moments of its life, once to three times, and then finishes."""
+
+    line: str
+    before: tuple[str, ...] = ()
+
+    def prepare(self, folder: Path) -> Attempt:
+        base, whole = folder / "base", folder / "whole"
+        base.mkdir(parents=True)
+        for line in self.before:
+            done(line, base)
+        shutil.copytree(base, whole)
+        length = done(self.line, whole).seconds
+        expected = contents(whole)
+
+        def attempt(number: int) -> Try:
+            chance = random.Random(number)
+            here = folder / f"kill-{number}"
+            shutil.copytree(base, here)
+            moments = [chance.uniform(0, length) for _ in range(chance.randint(1, 3))]
+            killed = 0
+            for moment in moments:
+                killed += run(self.line, here, kill_after=moment).code == -9
+                if fault := unreadable(here):
+                    return Try(f"{moments}", "", fault, 0.0, 0)
+            last = run(self.line, here)
+            fault = ""
+            if last.code:
+                fault = f"does not finish: {last.err}"
+            elif (found := contents(here)) != expected:
+                fault = f"other files: {sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))}"
+            if not fault:
+                shutil.rmtree(here)
+            return Try(f"killed {killed} times, at {moments}", "same result", fault, last.seconds, 0)
+
+        return attempt
+
+
+def unreadable(folder: Path) -> str:
+    """The first file that is not whole, temporary ones aside; with what is wrong."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or ".tmp." in path.name:
+            continue
+        try:
+            if path.suffix == ".parquet":
+                tables.read_table(path)
+            elif path.suffix == ".pt":
+                torch.load(path, weights_only=True)
+            elif path.suffix == ".json" and ".progress" not in path.parts:
+                json.loads(path.read_text())
+            elif path.suffix == ".png":
+                Image.open(path).load()
+            elif path.suffix in (".html", ".md"):
+                assert path.read_text().endswith(("</html>\n", "\n")), "cut short"
+        except Exception as error:  # of whatever kind: the file is not whole
+            return f"{path.relative_to(folder)}: {type(error).__name__}: {error}"
+    return ""
+
+
+_TRAIN = f"train {DLN} --norm l1 --steps 60 --save-every 3 -o run"
+KILLS: dict[str, Kill] = {
+    "train": Kill(_TRAIN),
+    "train, VGG": Kill(f"train {VGG} --norm batch --steps 6 --eval-every 1 -o run"),
+    **{kind: Kill(f"{kind} run", (TRAINED,)) for kind in KINDS},
+    "compare": Kill("compare run other", (TRAINED, OTHER, "smoothness run other")),
+    "compare, a grid": Kill(STUDY),
+    "plot": Kill("plot run/smoothness.parquet -o figures/smoothness.png", (TRAINED, "smoothness run")),
+    "report": Kill("report study -o report.html", (STUDY,)),
+}

@@ -1,0 +1,111 @@
+"""Numbers at the edge: whatever a run meets is recorded, and every later command and figure takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from attempts import KINDS, run
+from PIL import Image
+
+from bnsmooth_cli import tables
+
+DLN = "--problem dln --depth 4 --dimension 4 --samples 30 --lr 1e-4 --steps 6 --save-every 2"
+VGG = "--problem vgg --width 0.05 --batch-size 8 --steps 2 --save-every 1 --eval-every 2"
+
+
+def everything(folder: Path, line: str) -> dict[str, pd.DataFrame]:
+    """Train as said, measure, compare, draw; the run's tables by kind."""
+    lines = [f"train {line} -o run"]
+    lines += [f"{kind} run" for kind in KINDS]
+    lines += [f"plot run/{kind}.parquet -o {kind}.png" for kind in ("train", *KINDS)]
+    lines += ["compare run", "plot compare.parquet -o compare.png"]
+    for words in lines:
+        ended = run(words, folder)
+        assert (ended.code, ended.err) == (0, ""), words
+    return {kind: tables.read_table(folder / f"run/{kind}.parquet", kind) for kind in ("train", *KINDS)}
+
+
+def with_images(folder: Path, pixels: np.ndarray, labels: list[int]) -> str:
+    for split in ("train", "test"):
+        for i, label in enumerate(labels):
+            path = folder / f"data/{split}/{label}/{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[i % len(pixels)]).save(path)
+    return f"{VGG} --data data"
+
+
+def noise(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "l1", "linf", "noisy-batch"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_weights_that_are_no_numbers(tmp_path, norm, value):
+    assert run(f"train {DLN} --norm {norm} -o run", tmp_path).code == 0
+    path = tmp_path / "run/checkpoints/000004.pt"
+    content = torch.load(path, weights_only=True)
+    content["model"]["layers.fc2.linear.weight"][0, 0] = value
+    torch.save(content, path)
+    for kind in KINDS:
+        ended = run(f"{kind} {path} -o {kind}.parquet", tmp_path)
+        assert (ended.code, ended.err) == (0, ""), kind
+        rows = tables.read_table(tmp_path / f"{kind}.parquet", kind)
+        if kind == "landscape" and np.isnan(value):
+            assert not np.isfinite(rows["loss"]).any()
+        ended = run(f"plot {kind}.parquet -o {kind}.png", tmp_path)
+        assert (ended.code, ended.err) == (0, ""), kind
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "l1", "noisy-none"])
+@pytest.mark.parametrize("line", [DLN.replace("1e-4", "1e30"), f"{VGG} --lr 1e30"])
+def test_an_lr_that_overflows_at_once(tmp_path, norm, line):
+    rows = everything(tmp_path, f"{line} --norm {norm}")["train"]
+    diverged = rows.attrs["bnsmooth"]["diverged_at"]
+    assert diverged is None or rows["step"].iloc[-1] == diverged
+    assert np.isfinite(rows["loss"].iloc[0])
+    if norm == "none":
+        assert diverged in (1, 2)
+
+
+def test_an_lr_beyond_all_numbers_is_refused(tmp_path):
+    ended = run(f"train {DLN.replace('1e-4', '1e308')} --norm none", tmp_path)
+    assert (ended.code, ended.err) == (2, "bnsmooth: --lr 1e+308: give a number above 0, at most 1e+30\n")
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch"])
+def test_a_linear_network_of_dimension_one(tmp_path, norm):
+    found = everything(tmp_path, f"{DLN.replace('dimension 4', 'dimension 1')} --norm {norm}")
+    assert np.isfinite(found["train"]["loss"]).all()
+    assert np.isfinite(found["smoothness"]["beta"]).all()
+
+
+@pytest.mark.parametrize("line", [DLN, VGG])
+@pytest.mark.parametrize("norm", ["none", "noisy-none"])
+def test_batches_of_one_sample(tmp_path, norm, line):
+    line = f"{line.replace('--batch-size 8', '')} --norm {norm} --batch-size 1"
+    found = everything(tmp_path, line)
+    assert np.isfinite(found["train"]["loss"]).all()
+    if "dln" in line:  # one value of a unit has no variance, and a theorem that divides by it no sides
+        divided = found["theory"][found["theory"]["statement"] != "4.5"]
+        assert divided["holds"].isna().all()
+        assert divided["lhs"].isna().all()
+
+
+def test_a_norm_takes_no_batch_of_one_sample(tmp_path):
+    ended = run(f"train {DLN} --norm batch --batch-size 1", tmp_path)
+    assert (ended.code, "statistics over a batch of at least 2" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "l1", "linf"])
+@pytest.mark.parametrize("images", ["constant", "black", "one class"])
+def test_images_without_variance_and_of_one_class(tmp_path, norm, images):
+    pixels = {"constant": np.full((1, 32, 32, 3), 77, np.uint8), "black": np.zeros((1, 32, 32, 3), np.uint8)}
+    line = with_images(tmp_path, pixels.get(images, noise(20)), [0] * 20 if images == "one class" else [0, 1] * 10)
+    found = everything(tmp_path, f"{line} --norm {norm}")
+    assert np.isfinite(found["train"]["loss"]).all()
+    if images == "one class":
+        assert (found["train"]["loss"] == 0).all()

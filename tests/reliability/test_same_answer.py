@@ -1,0 +1,161 @@
+"""The same answer: from any process, any number of threads, and from what an earlier version wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from attempts import DLN, KINDS, VGG, contents, done, run
+
+from bnsmooth_cli import tables
+
+#: Files of every kind in their present formats, made by MADE_BY at version 0.1.0. They stay as they are: a new format
+#: gets samples of its own beside them.
+SAMPLES = Path(__file__).parent / "samples/format-1"
+SMALL = "--problem dln --depth 2 --dimension 3 --samples 9 --lr 1e-4 --momentum 0.9 --save-every 2"
+MADE_BY = (
+    f"compare --norms none,noisy-batch {SMALL.replace('--lr ', '--lrs ')} --steps 2 --at 0,2"
+    f" --measure {','.join(KINDS)} -o study",
+    "train --problem vgg --width 0.02 --batch-size 4 --norm l1 --augment --momentum 0.9 --steps 2 --save-every 2"
+    " -o vgg",
+    "smoothness vgg/checkpoints/000002.pt -o vgg/smoothness.parquet",
+)
+#: One checkpoint is measured by any number of threads to this, of a column's largest number; in float32.
+THREADS = 1e-3
+
+
+def close(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None:
+    assert list(found.columns) == list(expected.columns)
+    for name in expected:
+        if expected[name].dtype.kind == "f":
+            largest = np.nan_to_num(np.abs(expected[name])).max()
+            np.testing.assert_allclose(found[name], expected[name], atol=tolerance * largest, rtol=0, err_msg=name)
+        elif name != "quantiles":
+            assert found[name].astype(str).tolist() == expected[name].astype(str).tolist(), name
+
+
+IN_ANOTHER = "import attempts, pathlib, sys\nfor line in sys.argv[1:]: attempts.done(line, pathlib.Path())"
+
+
+@pytest.mark.parametrize("line", [DLN, f"{DLN} --batch-size 8 --momentum 0.9", f"{VGG} --eval-every 2"])
+def test_two_processes_write_the_same_bytes(tmp_path, line):
+    lines = [
+        f"train {line} --norm noisy-batch --steps 2 -o run",
+        f"train {line} --norm none --steps 2 -o other",
+        *(f"{kind} run {'--units 0' if kind == 'theory' else ''}" for kind in KINDS),
+        *(f"plot run/ics.parquet -o ics.{suffix}" for suffix in ("png", "svg", "pdf")),
+        "compare run other",
+    ]
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        subprocess.run(
+            [sys.executable, "-c", IN_ANOTHER, *lines],
+            cwd=tmp_path / name,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            check=True,
+        )
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    assert len(first) >= 16
+    assert [name for name in first | second if first.get(name) != second.get(name)] == []
+
+
+@pytest.mark.parametrize("kind", ["landscape", "smoothness", "ics", "activations"])
+def test_the_number_of_threads_is_in_the_last_digits(tmp_path, kind):
+    done(f"train {VGG.replace('0.05', '0.25')} --norm batch --steps 1 --eval-every 1 -o run", tmp_path)
+    for threads in (1, 2):
+        done(f"{kind} run --at 1 --threads {threads} -o {threads}.parquet", tmp_path)
+    one, two = (tables.read_table(tmp_path / f"{threads}.parquet", kind) for threads in (1, 2))
+    close(two, one, THREADS)
+
+
+@pytest.fixture
+def samples(tmp_path) -> Path:
+    return Path(shutil.copytree(SAMPLES, tmp_path / "samples"))
+
+
+def test_the_samples_are_of_every_kind():
+    assert {tables.read_provenance(path)["kind"] for path in SAMPLES.rglob("*.parquet")} == set(tables.SCHEMAS)
+    assert sorted(SAMPLES.rglob("*.pt"))
+    assert sorted(path.name for path in SAMPLES.rglob("*.json")) == ["config.json"] * 3 + ["study.json"]
+
+
+def test_samples_are_what_is_written_today(tmp_path):
+    for line in MADE_BY:
+        done(line, tmp_path)
+    names = [str(path.relative_to(SAMPLES)) for path in sorted(SAMPLES.rglob("*")) if path.is_file()]
+    assert [name for name in contents(tmp_path) if ".claims." not in name] == [n for n in names if ".claims." not in n]
+    for name in names:
+        if name.endswith(".parquet"):
+            assert pq.read_schema(tmp_path / name).equals(pq.read_schema(SAMPLES / name)), name
+        elif name.endswith(".json"):
+            today, sample = (json.loads((folder / name).read_text()) for folder in (tmp_path, SAMPLES))
+            assert today.keys() == sample.keys()
+            assert {**today, "version": ""} == {**sample, "version": ""}, name
+
+
+def test_samples_are_read_plotted_reported_compared_and_gone_on_with(samples):
+    for path in samples.rglob("*.parquet"):
+        done(f"plot {path} -o {path.stem}.png", samples) if not path.stem.startswith("compare.") else None
+    done("report study -o report.html", samples)
+    done("compare study/runs/dln-none-lr0.0001-seed0 study/runs/dln-noisy-batch-lr0.0001-seed0", samples)
+    close(tables.read_table(samples / "compare.parquet"), tables.read_table(samples / "study/compare.parquet"), 1e-6)
+    before = contents(samples)
+    done(MADE_BY[0], samples)  # the study is complete: nothing is trained or measured again
+    done(MADE_BY[1], samples)
+    assert {name for name, data in contents(samples).items() if data != before.get(name)} <= {
+        "study/compare.parquet", "study/compare.summary.parquet", "study/compare.claims.parquet"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["none", "noisy-batch"])
+def test_a_samples_points_measure_as_they_did(samples, norm, kind):
+    here = samples / f"study/runs/dln-{norm}-lr0.0001-seed0"
+    done(f"{kind} {here} --at 0,2 -o again.parquet", samples)
+    close(tables.read_table(samples / "again.parquet"), tables.read_table(here / f"{kind}.parquet"), 1e-3)
+
+
+def test_a_samples_training_goes_on_as_it_would_have(samples):
+    here = samples / "study/runs/dln-noisy-batch-lr0.0001-seed0"
+    done(f"train --norm noisy-batch {SMALL} --steps 4 -o {here}", samples)
+    done(MADE_BY[0].replace("--steps 2", "--steps 4").replace("-o study", "-o whole"), samples)
+    close(
+        tables.read_table(here / "train.parquet"),
+        tables.read_table(samples / "whole/runs" / here.name / "train.parquet"),
+        1e-4,
+    )
+
+
+def test_a_newer_format_is_refused_by_name(samples):
+    here = samples / "study/runs/dln-none-lr0.0001-seed0"
+    checkpoint, config, table, study = (
+        here / "checkpoints/000002.pt", here / "config.json", here / "ics.parquet", samples / "study/study.json"
+    )  # fmt: skip
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "format": 2, "new": {"more": 1}}, checkpoint)
+    meta = pq.read_table(table)
+    said = {**json.loads(meta.schema.metadata[tables.METADATA_KEY]), "format": 2}
+    pq.write_table(meta.replace_schema_metadata({tables.METADATA_KEY: json.dumps(said)}), table)
+
+    def refused(line: str, path: Path) -> None:
+        ended = run(line, samples)
+        assert ended.code == 2
+        assert ended.err.count("\n") == 1
+        assert f"{path}: " in ended.err
+        assert "format 2" in ended.err
+        assert "upgrade" in ended.err
+
+    refused(f"smoothness {checkpoint} -o new.parquet", checkpoint)
+    refused(f"plot {table} -o new.png", table)
+    for path, line in ((study, f"report {study.parent} -o new.html"), (config, f"smoothness {here} -o new.parquet")):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2, "new": []}))
+        refused(line, path)

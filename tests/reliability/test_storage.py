@@ -1,0 +1,154 @@
+"""Storage that fails: full, read-only, taken away, or a folder where a file was. One line, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from attempts import contents, done, judge, run
+from test_two_at_once import DLN, start, wait_for
+
+TRAIN = f"train {DLN} --norm batch --steps 40 --save-every 10 -o run"
+STUDY = f"compare --norms none,batch {DLN} --steps 20 --save-every 10 -o study"
+#: A command, and those before it.
+COMMANDS = {
+    "train": (TRAIN, []),
+    "train on": (TRAIN.replace("40", "80"), [TRAIN]),
+    "landscape": ("landscape run", [TRAIN]),
+    "smoothness anew": ("smoothness run --force", [TRAIN, "smoothness run"]),
+    "theory elsewhere": ("theory run -o new/theory.parquet", [TRAIN]),
+    "compare": ("compare run", [TRAIN]),
+    "compare, a grid": (STUDY, []),
+    "compare, more of a grid": (STUDY.replace("none", "none,l1"), [STUDY]),
+    "plot": ("plot run/train.parquet -o figure.png", [TRAIN]),
+    "report": ("report study", [STUDY]),
+    "report, Markdown": ("report study --format md", [STUDY]),
+}
+
+#: In a namespace of its own: a small file system at `disk`, the commands before; it gets full, or read-only; the
+#: command then; and again, once there is space. Printed: how it ended, and whether any file of before is another.
+SCRIPT = """
+import json, subprocess, sys
+from pathlib import Path
+sys.path[:0] = [{here!r}]
+from attempts import contents, done, run
+disk, line, before, how = Path({disk!r}), {line!r}, {before!r}, {how!r}
+mount = lambda *words: subprocess.run(["mount", *words, str(disk)], check=True)
+mount("-t", "tmpfs", "-o", "size=8M", "tmpfs")
+for one in before:
+    done(one, disk)
+there = contents(disk)
+if how == "full":
+    with open(disk / "filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+else:
+    mount("-o", "remount,ro")
+ended = run(line, disk)
+after = contents(disk)
+kept = all(after.get(name) == content for name, content in there.items())
+more = sorted(set(after) - set(there) - {{"filler"}})
+if how == "full":
+    (disk / "filler").unlink()
+else:
+    mount("-o", "remount,rw")
+again = run(line, disk)
+print(json.dumps([ended.code, ended.err, kept, more, again.code, again.err]))
+"""
+
+
+def in_namespace(folder: Path, line: str, before: list[str], how: str) -> list:
+    disk = folder / "disk"
+    disk.mkdir()
+    script = textwrap.dedent(SCRIPT).format(
+        here=str(Path(__file__).parent), disk=str(disk), line=line, before=before, how=how
+    )
+    done = subprocess.run(["unshare", "-rm", sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    line = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(line, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+@pytest.mark.parametrize("how", ["full", "read-only"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_takes_nothing(tmp_path, name, how):
+    line, before = COMMANDS[name]
+    code, err, kept, more, again, why = in_namespace(tmp_path, line, before, how)
+    assert code in (1, 2), err
+    assert (
+        "No space left on device" if how == "full" else "Read-only file system"
+    ) in err or "takes no files" in err, err
+    assert (err.count("\n"), err.startswith("bnsmooth: "), "--debug" in err) == (1, True, False), err
+    assert kept
+    assert not [path for path in more if ".tmp." in path], more
+    assert (again, why) == (0, "")
+
+
+@pytest.mark.parametrize("line", [TRAIN.replace("40", "90000").replace("10", "500"), "landscape run --every 1"])
+def test_a_folder_that_is_removed_meanwhile(tmp_path, line):
+    if line.startswith("landscape"):
+        done(f"train {DLN} --norm batch --steps 3000 --save-every 500 -o run", tmp_path)
+    process = start(line, tmp_path)
+    wait_for(tmp_path / "run" / (".landscape.lock.owner" if "landscape" in line else "checkpoints/001000.pt"))
+    (tmp_path / "run").rename(tmp_path / "moved")  # at once, as no rmtree is
+    shutil.rmtree(tmp_path / "moved")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (1, 2)
+    assert (err.count("\n"), err.startswith("bnsmooth: run")) == (1, True), err
+    assert not [*tmp_path.glob("run/*")], "half a run"
+
+
+def test_a_study_whose_folder_is_removed_meanwhile(tmp_path):
+    process = start(f"compare --norms none,l1 {DLN} --steps 40000 --save-every 500 --jobs 2 -o study", tmp_path)
+    wait_for(tmp_path / "study/runs/dln-l1-lr1e-06-seed0/checkpoints/000500.pt")
+    (tmp_path / "study").rename(tmp_path / "moved")
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (1, 2), err
+    assert "Traceback" not in err
+    assert time.monotonic() - begun < 60
+    assert not [*tmp_path.glob("study/*")], err
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("run/train.parquet", TRAIN.replace("40", "80")),
+        ("run/train.parquet", "compare run"),
+        ("run/config.json", TRAIN),
+        ("run/config.json", "ics run"),
+        ("run/checkpoints/000020.pt", "landscape run"),
+        ("run/checkpoints/000040.pt", TRAIN.replace("40", "80")),
+        ("run/smoothness.parquet", "smoothness run"),
+        ("run/smoothness.parquet", "smoothness run --force"),
+        ("run/smoothness.parquet", "plot run/smoothness.parquet -o f.png"),
+        ("compare.parquet", "compare run"),
+        ("figure.png", "plot run/train.parquet -o figure.png"),
+    ],
+)
+def test_a_folder_where_a_file_was(tmp_path, path, line):
+    done(TRAIN, tmp_path)
+    done("smoothness run", tmp_path)
+    before = {name: data for name, data in contents(tmp_path).items() if name != path}
+    (tmp_path / path).unlink(missing_ok=True)
+    (tmp_path / path / "mine").mkdir(parents=True)
+    ended = run(line, tmp_path)
+    assert ended.code == 2
+    assert judge(ended, path) == ""
+    assert {name: contents(tmp_path).get(name) for name in before} == before

@@ -1,0 +1,102 @@
+"""The short version of `make torture`: every trial, a few tries; and what no file may do, be executed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import zipfile
+
+import mutations
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from broken import cifar_batches
+from trials import TRIALS
+
+from bnsmooth_cli import tables
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.problems import images
+from bnsmooth_cli.runs import read_checkpoint
+
+TRIES = {"kill": 3, "broken": 12, "options": 4, "long": 1}
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_nothing_breaks_it(name, tmp_path):
+    attempt = TRIALS[name](tmp_path / "trial")
+    tries = [attempt(number) for number in range(TRIES[name.split(":")[0]])]
+    assert [one for one in tries if one.fault] == []
+
+
+def in_checkpoint(payload: bytes, legacy: bool) -> bytes:
+    """The payload where torch looks for a pickle: in its archive, or in the format of before."""
+    if legacy:
+        return payload
+    valid, stream = io.BytesIO(), io.BytesIO()
+    torch.save({"weights": torch.zeros(3)}, valid)
+    with zipfile.ZipFile(valid) as source, zipfile.ZipFile(stream, "w") as target:
+        for item in source.infolist():
+            target.writestr(item.filename, payload if item.filename.endswith("data.pkl") else source.read(item))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_no_pickle_in_a_checkpoint_is_executed(tmp_path, legacy):
+    proof = tmp_path / "proof"
+    for payload in mutations.payloads(proof):
+        (tmp_path / "000001.pt").write_bytes(in_checkpoint(payload, legacy))
+        with pytest.raises(InputError, match=r"000001\.pt"):
+            read_checkpoint(tmp_path / "000001.pt")
+        assert not proof.exists(), payload
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_no_pickle_in_cifars_files_is_executed(tmp_path, inside):
+    proof = tmp_path / "proof"
+    cifar_batches(tmp_path)
+    for payload in mutations.payloads(proof):
+        whole = b"\x80\x02}" + pickle.dumps(b"data", 2)[2:-1] + payload.removeprefix(b"\x80\x02")[:-1] + b"s."
+        (tmp_path / "data/data_batch_2").write_bytes(whole if inside else payload)
+        images.load.cache_clear()
+        with pytest.raises(InputError, match="data_batch_2"):
+            images.load(str(tmp_path / "data"))
+        assert not proof.exists(), payload
+
+
+def test_the_payloads_are_no_blanks(tmp_path):
+    proof, executed = tmp_path / "proof", 0
+    for payload in mutations.payloads(proof):
+        with contextlib.suppress(Exception):  # several need what is not here
+            pickle.loads(payload)
+        if proof.exists():
+            executed += 1
+            proof.rmdir() if proof.is_dir() else proof.unlink()
+    assert executed >= 10
+
+
+def test_no_pickle_in_a_table_is_executed(tmp_path):
+    """Arrow once unpickled a type that a file's schema named."""
+    proof = tmp_path / "proof"
+    fields = [
+        pa.field(name, pa.float64(), metadata={b"ARROW:extension:name": b"arrow.py_extension_type",
+                                               b"ARROW:extension:metadata": payload})
+        for name, payload in zip(tables.SCHEMAS["train"], mutations.payloads(proof), strict=False)
+    ]  # fmt: skip
+    schema = pa.schema(fields, metadata={tables.METADATA_KEY: b'{"kind": "train", "format": 1}'})
+    pq.write_table(pa.Table.from_arrays([pa.array([1.0])] * len(fields), schema=schema), tmp_path / "t.parquet")
+    tables.read_provenance(tmp_path / "t.parquet", "train")
+    tables.read_table(tmp_path / "t.parquet", "train")
+    assert not proof.exists()
+
+
+def test_a_huge_memo_in_cifars_files_takes_no_memory(tmp_path):
+    """The unpickler in C would allocate 16 GiB for four bytes."""
+    cifar_batches(tmp_path)
+    content = pickle.loads((tmp_path / "data/test_batch").read_bytes(), encoding="bytes")
+    body = pickle.dumps({name: np.asarray(content[name]) if name == b"data" else content[name] for name in content}, 2)
+    (tmp_path / "data/test_batch").write_bytes(body[:2] + b"Nr\xff\xff\xff\x7f0" + body[2:])
+    images.load.cache_clear()
+    assert len(images.load(str(tmp_path / "data")).test) == 10

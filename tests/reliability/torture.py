@@ -1,0 +1,91 @@
+"""Try to break bnsmooth, many times: `python tests/reliability/torture.py`, resumable, with a table of what was tried.
+
+Each try is determined by the trial's name and its number; what it came to is a line of `torture/<trial>.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from trials import TRIALS
+
+#: Tries of a trial, by what its name begins with.
+COUNTS = {"kill": 100, "broken": 1000, "options": 200, "long": 1}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="*", help="the trials to do, by the beginning of their names")
+    parser.add_argument("-o", "--output", type=Path, default=Path("torture"), help="where results are kept")
+    parser.add_argument("--tries", type=int, help="in place of 100 kills, 1,000 broken files, 200 times 20 lines")
+    arguments = parser.parse_args()
+    names = [name for name in TRIALS if not arguments.only or name.startswith(tuple(arguments.only))]
+    with (
+        ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,
+        Progress(console=Console(stderr=True)) as bar,
+    ):
+        done = bar.add_task("torture", total=len(names))
+        waiting = [pool.submit(torture, name, arguments.tries, arguments.output) for name in names]
+        for future in as_completed(waiting):
+            future.result()
+            bar.advance(done)
+    return report(names, arguments.output)
+
+
+def torture(name: str, tries: int | None, output: Path) -> None:
+    """Do a trial's tries, from the first that its log does not have."""
+    log = _log(name, output)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    numbers = range(before, tries or COUNTS[name.split(":")[0]])
+    if not numbers:
+        return
+    folder = log.with_suffix("").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    attempt = TRIALS[name](folder)
+    with log.open("a") as stream:
+        for number in numbers:
+            stream.write(json.dumps({"number": number, **asdict(attempt(number))}) + "\n")
+            stream.flush()
+
+
+def _log(name: str, output: Path) -> Path:
+    return output / f"{re.sub('[^A-Za-z.]+', '-', name)}.jsonl"
+
+
+def report(names: list[str], output: Path) -> int:
+    """Print what was tried and every fault; 1 if there was one."""
+    table = Table("trial", "tries", "refused", "same result", "other result", "slowest", "most memory", "faults")
+    faults = []
+    for name in names:
+        tries = [json.loads(line) for line in _log(name, output).read_text().splitlines()]
+        sound = Counter(one["came_to"] for one in tries if not one["fault"])
+        bad = [one for one in tries if one["fault"]]
+        faults += [(name, one) for one in bad]
+        slowest, memory = (max(one[key] for one in tries) for key in ("seconds", "more_memory"))
+        table.add_row(
+            name, str(len(tries)), *(str(sound[what]) for what in ("refused", "same result", "other result")),
+            f"{slowest:.1f} s", f"{max(0, memory) / 2**20:.0f} MiB", str(len(bad)),
+        )  # fmt: skip
+    console = Console(width=120)
+    console.print(table)
+    for name, one in faults:
+        console.print(f"{name}, try {one['number']} ({one['what']}): {one['fault']}", markup=False, soft_wrap=True)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""Everything that is tried to break bnsmooth, by name; each try is its trial's and its number's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import command_lines
+from attempts import Attempt
+from broken import BROKEN
+from kills import KILLS
+from long_work import LONG
+
+#: A trial is prepared in a folder of its own.
+TRIALS: dict[str, Callable[[Path], Attempt]] = {
+    **{f"kill: {name}": kill.prepare for name, kill in KILLS.items()},
+    **{f"broken: {name}": broken.prepare for name, broken in BROKEN.items()},
+    "options": command_lines.prepare,
+    **{f"long: {name}": long.prepare for name, long in LONG.items()},
+}

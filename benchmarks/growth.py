@@ -44,6 +44,6 @@ def growth() -> Iterator[Result]:
             rows = int(path.stem)
             frame = pd.DataFrame({name: np.zeros(rows) for name in tables.SCHEMAS["train"]})
             frame = frame.assign(run="run", problem="dln", norm="batch", seed=0, step=np.arange(rows))
-            tables.write_table(path, "train", frame, {})
+            tables.write_table(path, "train", [frame], {})
         mine, half = medians(*(lambda path=path: bns.read_table(path) for path in paths), repeats=7)
         yield within("growth", "reading 1,000,000 rows", "500,000 rows", mine, half, SLACK)

@@ -43,6 +43,7 @@ _OWN: Final = ("eval_every", "data", "width", "augment", "dimension", "samples")
 STEEPEST: Final = 1e30  # a learning rate; times any number of a line probe's range it is still a float32
 WIDEST: Final = 4.0  # VGG with four times the paper's channels
 LARGEST: Final = 2**26  # numbers in the deep linear network, or in its samples
+THREADS: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,12 @@ def from_dict(values: object, source: str) -> Config:
         raise InputError(f"{source}: {error}") from error
 
 
+def check_threads(threads: int) -> None:
+    """Raise InputError for a number of CPU threads that no machine has."""
+    if not 1 <= threads <= THREADS:
+        raise InputError(f"--threads {threads}: give a whole number from 1 to {THREADS}")
+
+
 def check_types(values: Mapping[str, object], source: str) -> None:
     """Raise InputError, naming `source`, for a value that no field of `Config` has or of another type than its own."""
     fields = {field.name: field.type for field in dataclasses.fields(Config)}
@@ -182,3 +189,5 @@ def check_types(values: Mapping[str, object], source: str) -> None:
         kind = kinds[str(fields[key]).split(" ")[0]]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
             raise InputError(f"{source}: the setting '{key}' has the wrong type ({type(value).__name__})")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"{source}: the setting '{key}' has more digits than a whole number of 64 bits")

@@ -27,4 +27,4 @@ def unknown(what: str, given: str, known: Iterable[str]) -> InputError:
     names = list(known)
     nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
     hint = f" did you mean '{nearest[0]}'?" if nearest else ""
-    return InputError(f"unknown {what} '{given}':{hint} (known: {', '.join(names)})")
+    return InputError(f"unknown {what} '{given[:40]}':{hint} (known: {', '.join(names)})")

@@ -37,8 +37,6 @@ class Point:
     inputs: Tensor
     targets: Tensor
     run: str
-    #: The step of the checkpoint that the point was trained forward from.
-    checkpoint: int
 
     @property
     def config(self) -> Config:
@@ -153,16 +151,15 @@ def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterato
     """
     trajectory: Trajectory | None = None
     reached = -1
-    for step in reachable(source, steps):
+    for step, nearest in nearest_checkpoints(source, steps).items():
         if trajectory is None:
             trajectory = _trajectory(source, device)
-        nearest = max(s for s in source.checkpoints if s <= step)
         if reached < nearest:  # otherwise the walk is past that checkpoint already
             reached = nearest
             trajectory.load(source.checkpoints[reached])
         while trajectory.step < step:
             trajectory.advance()
-        yield _point(trajectory, source.name, reached)
+        yield _point(trajectory, source.name)
 
 
 def _trajectory(source: Source, device: str) -> Trajectory:
@@ -171,6 +168,11 @@ def _trajectory(source: Source, device: str) -> Trajectory:
         return Trajectory(problems.build(source.config, chosen))
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
+
+
+def nearest_checkpoints(source: Source, steps: Iterable[int]) -> dict[int, int]:
+    """The steps in rising order, each with the checkpoint that its point is trained forward from."""
+    return {step: max(s for s in source.checkpoints if s <= step) for step in reachable(source, steps)}
 
 
 def reachable(source: Source, steps: Iterable[int]) -> list[int]:
@@ -185,11 +187,11 @@ def reachable(source: Source, steps: Iterable[int]) -> list[int]:
     return wanted
 
 
-def _point(trajectory: Trajectory, run: str, checkpoint: int) -> Point:
+def _point(trajectory: Trajectory, run: str) -> Point:
     problem, model = trajectory.problem, trajectory.model
     inputs, targets = problem.batch(trajectory.step)
     norms.prepare(model.norms, problem.config.seed, trajectory.step)
-    return Point(problem, model, trajectory.velocity, trajectory.step, inputs, targets, run, checkpoint)
+    return Point(problem, model, trajectory.velocity, trajectory.step, inputs, targets, run)
 
 
 def _as(targets: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from bnsmooth_cli.files import atomic, check_writable
 FORMAT: Final = 1
 #: Values in a table of points; one of runs has a hundredth. What is repeated takes no space in a file, and all memory.
 LARGEST: Final = 10**8
+#: Rows that wait in memory to be written together.
+GROUP: Final = 10_000
 METADATA_KEY: Final = b"bnsmooth"
 
 _RUN: Final = {"run": "string", "problem": "string", "norm": "string", "lr": "double", "seed": "int64"}
@@ -117,14 +120,33 @@ def check_target(path: Path, kind: str, force: bool) -> None:
         read_provenance(path, kind)
 
 
-def write_table(path: Path, kind: str, rows: pd.DataFrame, provenance: dict[str, Any]) -> None:
-    """Write rows of a kind, zstd-compressed, with `provenance` beside kind and version in the schema's metadata."""
+def write_table(path: Path, kind: str, frames: Iterable[pd.DataFrame], provenance: dict[str, Any]) -> None:
+    """Write the rows of a kind as they come, zstd-compressed, with `provenance` beside kind and version in the schema's
+    metadata; memory holds GROUP rows and a frame."""
     metadata = {METADATA_KEY: json.dumps({"kind": kind, "format": FORMAT, **provenance}, sort_keys=True)}
     schema = _schema(kind).with_metadata(metadata)
-    columns = [pa.array(rows[field.name], type=field.type, from_pandas=_nullable(kind, field.name)) for field in schema]
-    with atomic(path) as temporary:
-        table = pa.Table.from_arrays(columns, schema=schema)
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    groups = _groups(kind, frames, schema)
+    first = next(groups)  # most tables have no other: there is no file before the rows are made
+    with (
+        atomic(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for group in chain([first], groups):
+            writer.write_table(group)
+
+
+def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for rows in frames:
+        columns = [
+            pa.array(rows[field.name], type=field.type, from_pandas=_nullable(kind, field.name)) for field in schema
+        ]
+        waiting.append(pa.Table.from_arrays(columns, schema=schema))
+        if sum(map(len, waiting)) >= GROUP:
+            yield pa.concat_tables(waiting)
+            waiting.clear()
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _schema(kind: str) -> pa.Schema:

@@ -245,7 +245,7 @@ def _write(run: Run, log: _Log, **outcome: int | None) -> None:
         "runs": {run.name: run.config.as_dict()},
         **outcome,
     }
-    tables.write_table(run.train_path, "train", log.table(run), provenance)
+    tables.write_table(run.train_path, "train", [log.table(run)], provenance)
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 import reference
 import torch
@@ -12,7 +11,7 @@ from scipy import stats
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.measures import measure
-from bnsmooth_cli.measures.activations import PROBABILITIES, distances
+from bnsmooth_cli.measures.activations import PROBABILITIES, moved
 from bnsmooth_cli.points import visit
 
 CASES = [(problem, dtype, norm) for problem in ("vgg", "dln") for dtype in ("float32", "float64") for norm in NORMS]
@@ -68,20 +67,20 @@ def test_the_distance_is_that_of_the_batches_themselves(small_run, tmp_path):
             assert row["wasserstein"] == pytest.approx(exact, rel=0.1, abs=2e-3 * here.std())
 
 
-def test_distances_go_by_the_steps_whatever_the_rows_order(small_run):
-    points = visit(small_run("dln", "batch", lr=1e-2).source(), [0, 2, 4], "cpu")
-    rows = [bns.activations(point) for point in points]
-    forward = distances(pd.concat(rows, ignore_index=True))
-    backward = distances(pd.concat(rows[::-1], ignore_index=True))
-    key = ["step", "layer", "unit"]
-    left, right = (table.sort_values(key)["wasserstein"].to_numpy() for table in (forward, backward))
-    np.testing.assert_array_equal(left, right)
-    assert np.isfinite(left).sum() == 2 / 3 * len(left)
+def test_the_distance_is_scipys_of_the_quantiles(small_run):
+    source = small_run("dln", "batch", lr=1e-2).source()
+    before, rows = (bns.activations(point) for point in visit(source, [0, 4], "cpu"))
+    rows["quantiles"].iloc[0][-1] = np.inf
+    assert before["wasserstein"].isna().all()
+    found = moved(before, rows)["wasserstein"]
+    expected = map(stats.wasserstein_distance, before["quantiles"], rows["quantiles"])
+    assert np.isnan(found.iloc[0])
+    np.testing.assert_allclose(found.iloc[1:], list(expected)[1:], rtol=1e-12)
 
 
 def test_a_network_that_overflowed_is_rows_without_numbers(small_run):
     point = bns.load_point(small_run("dln", "none"), step=3)
     with torch.no_grad():
         point.model.layers["fc1"].linear.weight.fill_(torch.inf)
-    rows = distances(bns.activations(point))
+    rows = bns.activations(point)
     assert not np.isfinite(rows[["mean", "std", "kurtosis"]].to_numpy()).any()

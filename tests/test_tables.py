@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import InputError
+from bnsmooth_cli import InputError, tables
 from bnsmooth_cli.tables import METADATA_KEY, SCHEMAS, read_table, write_table
 
 DESIGN = {
@@ -71,14 +72,22 @@ def test_tables_that_cannot_be_used_say_why(small_run, tmp_path):
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(small_run, tmp_path):
     frame = read_table(small_run("dln", "l1").train_path)
     target = tmp_path / "t.parquet"
-    write_table(target, "train", frame, {})
+    write_table(target, "train", [frame], {})
     before = target.read_bytes()
     with pytest.raises(KeyError):
-        write_table(target, "train", frame.drop(columns="loss"), {})
+        write_table(target, "train", [frame.drop(columns="loss")], {})
     with pytest.raises(TypeError):
-        write_table(target, "train", frame, {"bad": object()})
+        write_table(target, "train", [frame], {"bad": object()})
     assert target.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_rows_that_come_in_parts_are_one_table(small_run, tmp_path, monkeypatch):
+    frame = read_table(small_run("dln", "l1").train_path)
+    monkeypatch.setattr(tables, "GROUP", 2)
+    write_table(tmp_path / "t.parquet", "train", (frame.iloc[i : i + 1] for i in range(len(frame))), {})
+    assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups == -(-len(frame) // 2)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.parquet"), frame)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
-from bnsmooth_cli.config import PRESETS, Config, resolve
+from bnsmooth_cli.config import PRESETS, Config, check_threads, resolve
 from bnsmooth_cli.errors import InputError
 
 NORMS: Final = ("none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none")
@@ -131,8 +131,7 @@ class MachineOptions:
         """Set the number of threads."""
         if self.threads is None:
             return
-        if self.threads < 1:
-            raise InputError(f"--threads {self.threads}: give a whole number of at least 1")
+        check_threads(self.threads)
         import torch
 
         torch.set_num_threads(self.threads)

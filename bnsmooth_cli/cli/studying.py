@@ -36,7 +36,7 @@ def run_study(
     has finished.
     """
     from bnsmooth_cli.study.execution import tasks
-    from bnsmooth_cli.study.grid import Study, read_grid
+    from bnsmooth_cli.study.grid import Study, blaming, read_grid
 
     if machine.threads is not None:
         asked = {**asked, "threads": machine.threads}
@@ -52,7 +52,8 @@ def run_study(
         from bnsmooth_cli.training import choose_device
 
         choose_device(machine.device)
-    _check_networks(todo)
+    with blaming(options.study):
+        _check_networks(todo)
     if execution.dry_run:
         if not missing:
             raise IncompleteError(f"{folder}: none of the {len(failed)} runs that were asked for can be read")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +16,12 @@ from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import line, selection
-from bnsmooth_cli.measures.activations import activations, distances
+from bnsmooth_cli.measures.activations import activations, moved
 from bnsmooth_cli.measures.ics import ics
 from bnsmooth_cli.measures.line import landscape, line_alphas
 from bnsmooth_cli.measures.smoothness import smoothness
 from bnsmooth_cli.measures.theory import theory
-from bnsmooth_cli.points import reachable, visit
+from bnsmooth_cli.points import nearest_checkpoints, reachable, visit
 from bnsmooth_cli.runs import Source, locked
 
 __all__ = [
@@ -35,18 +36,18 @@ def _no_options(config: Config) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Measure:
     """A measurement: its rows at a point, the arguments that a run's configuration and the options make for it
-    (InputError where they cannot be), and what is said of all rows together."""
+    (InputError where they cannot be), and what the rows before say of a run's next ones."""
 
     rows: Callable[..., pd.DataFrame]
     plan: Callable[..., dict[str, Any]] = _no_options
-    finish: Callable[[pd.DataFrame], pd.DataFrame] = lambda rows: rows
+    since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda before, rows: rows
 
 
 MEASURES: Final = {
     "landscape": Measure(landscape, line.plan),
     "smoothness": Measure(smoothness, line.plan),
     "ics": Measure(ics),
-    "activations": Measure(activations, selection.plan, distances),
+    "activations": Measure(activations, selection.plan, moved),
     "theory": Measure(theory, selection.plan),
 }
 
@@ -93,23 +94,26 @@ def measure(
         tables.check_target(path, kind, force)
         if force or not _answered(path, kind, request):
             plans.append((path, group, request))
-    total, done = sum(len(chosen) for plan in plans for chosen in plan[2]["steps"].values()), 0
+    total, done = sum(len(chosen) for plan in plans for chosen in plan[2]["steps"].values()), count()
+
+    def walk(source: Source, request: dict[str, Any], own: bool) -> Iterator[pd.DataFrame]:
+        before: pd.DataFrame | None = None
+        for point in visit(source.with_data(data), request["steps"][source.name], device):
+            if progress is not None:
+                progress(source.name, point.step, next(done), total)
+            rows = what.rows(point, **request["options"][source.name])
+            before = rows if before is None else what.since(before, rows)
+            if own and not source.path.is_dir():
+                raise InputError(f"{source.path}: was removed, or moved, while it was measured; choose a table with -o")
+            yield before
+
     for path, group, request in plans:
-        rows: list[pd.DataFrame] = []
-        reached: dict[str, dict[int, int]] = {}
+        reached = {source.name: nearest_checkpoints(source, request["steps"][source.name]) for source in group}
+        provenance = {"version": __version__, "trained_forward_from": reached, **request}
         own = output is None and path.parent == group[0].path
         with locked(path.parent, f"{kind} table", f"{kind}.") if own else nullcontext():
-            for source in group:
-                for point in visit(source.with_data(data), request["steps"][source.name], device):
-                    if progress is not None:
-                        progress(source.name, point.step, done, total)
-                    rows.append(what.rows(point, **request["options"][source.name]))
-                    reached.setdefault(source.name, {})[point.step] = point.checkpoint
-                    done += 1
-            provenance = {"version": __version__, "trained_forward_from": reached, **request}
-            if own and not path.parent.is_dir():
-                raise InputError(f"{path.parent}: was removed, or moved, while it was measured; choose a table with -o")
-            tables.write_table(path, kind, what.finish(pd.concat(rows, ignore_index=True)), provenance)
+            rows = chain.from_iterable(walk(source, request, own) for source in group)
+            tables.write_table(path, kind, rows, provenance)
     return paths
 
 

@@ -122,11 +122,15 @@ def _finish(splits: dict[str, Arrays], data: str) -> Images:
     num_classes = int(train_labels.max()) + 1
     if num_classes > len(train):
         raise InputError(
-            f"--data {data}: a label of {num_classes - 1} with {len(train)} training images; number them 0, 1, ..."
+            f"--data {data}: a label of {num_classes - 1} in its train split of {len(train)} images; number from 0 on"
         )
-    for labels in (train_labels, test_labels):
-        if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise InputError(f"--data {data}: labels must be 0 to {num_classes - 1}, the largest in the training split")
+    for split, labels in (("train", train_labels), ("test", test_labels)):
+        for label in (int(labels.min()), int(labels.max())):
+            if not 0 <= label < num_classes:
+                raise InputError(
+                    f"--data {data}: a label of {label} in its {split} split; labels are 0 to {num_classes - 1}, the "
+                    "largest in the train split"
+                )
     # Over the histogram of the 256 levels: no float copy of the images, and the same for any number of threads.
     counts = [torch.bincount(train[:, c].flatten(), minlength=256).double() for c in range(train.shape[1])]
     levels = torch.arange(256, dtype=torch.float64) / 255

@@ -83,7 +83,7 @@ def _timed(task: Task, kinds: tuple[str, ...]) -> dict[str, float]:
 
 
 def _shortened(config: Config) -> Config:
-    return replace(config, steps=2, save_every=2, eval_every=None)
+    return replace(config, steps=2, save_every=2, eval_every=config.eval_every and 2)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

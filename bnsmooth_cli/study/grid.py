@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli._version import __version__
-from bnsmooth_cli.config import Config, check_types, from_dict, resolve
+from bnsmooth_cli.config import THREADS, Config, check_threads, check_types, from_dict, resolve
 from bnsmooth_cli.errors import DamagedError, InputError, unknown
 from bnsmooth_cli.files import check_writable, load_json, save_json
 from bnsmooth_cli.runs import Run, locked, open_run
@@ -63,8 +63,7 @@ class Grid:
         for name, values in (("norms", self.norms), ("seeds", self.seeds)):
             if not values:
                 raise InputError(f"--{name}: an empty grid; name at least one")
-        if self.threads < 1:
-            raise InputError(f"--threads {self.threads}: give a whole number of at least 1")
+        check_threads(self.threads)
         if self.every is not None and self.at is not None:
             raise InputError("--every and --at: give one of the two")
         for kind in self.measure:
@@ -109,7 +108,22 @@ def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
         said.pop("at", None)
     values = {**_checked(said, f"{file}: "), **_checked(options, "--")}
     settings = {name: values.pop(name) for name in _SETTINGS if name in values}
-    return Grid(**{"norms": (), **values}, settings=settings)
+    grid = Grid(**{"norms": (), **values}, settings=settings)
+    if file is not None:
+        with blaming(file):
+            grid.configs()
+    return grid
+
+
+@contextmanager
+def blaming(file: Path | None) -> Iterator[None]:
+    """Let an InputError begin with the study file, if there is one, whose settings were looked at."""
+    try:
+        yield
+    except InputError as error:
+        if file is None:
+            raise
+        raise InputError(f"{file}: {error}") from error
 
 
 _MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
@@ -155,8 +169,8 @@ def _list(value: object, convert: type, where: str) -> tuple[Any, ...]:
             new = range(int(reach[1]), min(int(reach[2]), int(reach[1]) + _MOST) + 1) if reach else [convert(part)]
         except (ValueError, TypeError):
             raise InputError(f"{where} {part}: give values as in {_EXAMPLES[convert]}") from None
-        if convert is int and (not new or min(new) < 0):
-            raise InputError(f"{where} {part}: give whole numbers from 0 on, as in {_EXAMPLES[int]}")
+        if convert is int and (not new or min(new) < 0 or max(new) >= 2**63):
+            raise InputError(f"{where} {str(part)[:30]}: give whole numbers from 0 to 2^63 - 1, as in {_EXAMPLES[int]}")
         found += new
         if len(found) > _MOST:
             raise InputError(f"{where} {part}: more than {_MOST} values")
@@ -227,7 +241,8 @@ class Study:
         requests = content.get("requests")
         if not isinstance(requests, list) or not requests or not all(isinstance(one, dict) for one in requests):
             raise InputError(f"{file}: names no runs; delete it, and run the study again")
-        if not isinstance(content.get("settings"), dict) or not isinstance(content.get("threads"), int):
+        threads = content.get("threads")
+        if not isinstance(content.get("settings"), dict) or not isinstance(threads, int) or not 1 <= threads <= THREADS:
             raise InputError(f"{file}: names no settings; delete it, and run the study again")
         return content
 
@@ -255,7 +270,7 @@ class Study:
             differences.append(f"threads {content['threads']}, now {grid.threads}")
         if differences:
             raise InputError(
-                f"{self.path}: a study of other settings ({'; '.join(differences)}); choose a new folder with -o"
+                f"{file}: of a study with other settings ({'; '.join(differences)}); choose a new folder with -o"
             )
 
     def add(self, grid: Grid) -> None:

@@ -35,7 +35,7 @@ class Outcome:
         more: list[dict[str, list[str]]] = [{}, {}, {"next": self.next}]
         rows = (self.comparison, self.summary, self.claims)
         for file, kind, frame, its in zip(paths(path), KINDS, rows, more, strict=True):
-            tables.write_table(file, kind, frame, provenance | its)
+            tables.write_table(file, kind, [frame], provenance | its)
 
 
 KINDS = ("compare", "compare-summary", "compare-claims")

@@ -159,7 +159,6 @@ BROKEN: dict[str, Broken] = {
         files=("run/config.json",),
         commands=("ics run -o t.parquet", "compare run other -o t.parquet", TRAINED),
         ways=(mutations.twist_json,),
-        named="run",
     ),
     "table": Broken(
         before=(*_MEASURED, "compare run"),
@@ -190,7 +189,6 @@ BROKEN: dict[str, Broken] = {
         files=("study/study.json",),
         commands=("report study -o r.md", STUDY),
         ways=(mutations.twist_json,),
-        named="study",
     ),
     "study file": Broken(
         make=lambda folder: (folder / "study.toml").write_bytes(_STUDY_FILE) and None,
@@ -203,7 +201,7 @@ BROKEN: dict[str, Broken] = {
         files=("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
         commands=(_LEARN,),
         ways=(mutations.twist_table,),
-        named="data",
+        named="data",  # its labels are of the whole set
     ),
     "CIFAR batch": Broken(
         make=cifar_batches,
@@ -217,13 +215,11 @@ BROKEN: dict[str, Broken] = {
         files=("data/train/class1/01.png", "data/test/class0/21.png"),
         commands=(_LEARN,),
         ways=(mutations.twist_png,),
-        named="data",
     ),
     "JPEG": Broken(
         make=class_folders("jpg"),
         files=("data/train/class1/01.jpg", "data/test/class0/21.jpg"),
         commands=(_LEARN,),
         ways=(mutations.twist_jpeg,),
-        named="data",
     ),
 }

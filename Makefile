@@ -10,7 +10,7 @@ SMOOTHNESS ?=
 THEORY ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test check bench clean pictures
+.PHONY: setup demo test torture check bench clean pictures
 
 setup: $(VENV)/.installed
 
@@ -71,6 +71,10 @@ runs/%/theory.parquet: runs/%/train.parquet
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# Every way to break it that we know, many times: an hour and a half, resumable; ends in a table (docs/reliability.md).
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -83,4 +87,4 @@ bench: setup
 	$(BIN)/python -m benchmarks -o docs/speed.json
 
 clean:
-	rm -rf demo pictures runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo pictures runs torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -35,7 +35,7 @@ LINE_RANGES: Final[dict[str, tuple[float, float]]] = {"vgg": (0.5, 4.0), "dln": 
 
 
 #: What is asked for by mistake, or by a damaged file, ends in a line and never in all of the memory.
-_MOST: Final = {
+MOST: Final = {
     "steps": 10**9, "batch_size": 10**7, "depth": 1000, "save_every": 10**9, "eval_every": 10**9, "dimension": 10**7,
     "samples": 10**7,
 }  # fmt: skip
@@ -78,7 +78,7 @@ class Config:
             if (getattr(self, field) is None) == (field in PRESETS[self.problem]["quick"]):
                 has = "has no such setting" if getattr(self, field) is not None else "needs this setting"
                 raise InputError(f"--{field.replace('_', '-')}: the problem {self.problem} {has}")
-        for field, most in _MOST.items():
+        for field, most in MOST.items():
             value = getattr(self, field)
             if value is not None and not (isinstance(value, int) and 1 <= value <= most):
                 raise InputError(f"--{field.replace('_', '-')} {value}: give a whole number from 1 to {most}")

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from bnsmooth_cli import config, tables
+from bnsmooth_cli.study import grid
 from bnsmooth_cli.tables import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (bnsmooth .*)$", README, re.MULTILINE)
 EVERY = ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot", "report")
+TORTURE = ROOT / "tests/reliability/torture.py"
 STUDIES = (ROOT / "docs/studies.md").read_text()
 #: What the examples leave out so that they are short, and the tests put in so that they are quick.
 SMALLER = {"vgg": "--width 0.07 --batch-size 16 --steps 40 --save-every 10", "dln": "--steps 20 --save-every 10"}
@@ -148,6 +151,27 @@ def test_every_option_of_the_studies_page_exists(done):
     install = re.search(r"pip install '?([a-z-]+)'?\n    python cluster", STUDIES)
     assert install
     assert f'"{install[1]}' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_bounds_of_the_reliability_page_are_the_bounds():
+    rows = re.findall(r"^\| (.*?) \| ([0-9e+]+) \|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE)
+    said = {name.replace("-", "_"): float(most) for names, most in rows for name in re.findall(r"--([a-z-]+)", names)}
+    bounds = {**config.MOST, "width": config.WIDEST, "lr": config.STEEPEST, "threads": config.THREADS}
+    assert said == {**bounds, **dict.fromkeys(("norms", "lrs", "seeds", "at"), grid.MOST)}
+    rest = {what: float(most) for what, most in rows if "--" not in what}
+    assert list(rest.values()) == [config.LARGEST, tables.LARGEST]
+
+
+def test_make_torture_does_what_the_reliability_page_says():
+    page = (ROOT / "docs/reliability.md").read_text()
+    done = subprocess.run(["make", "-n", "torture"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"/python {TORTURE.relative_to(ROOT)}\n" in done.stdout
+    line = re.search(r"^    .venv/bin/python (.*)$", page, re.MULTILINE)
+    assert line
+    script, *words = shlex.split(line[1])
+    assert ROOT / script == TORTURE
+    help = subprocess.run([sys.executable, TORTURE, "--help"], capture_output=True, text=True, check=True).stdout
+    assert {word for word in words if word.startswith("-")} <= set(re.findall(r"--[a-z]+", help))
 
 
 def test_pictures_and_links_of_the_documentation_exist():

@@ -128,7 +128,7 @@ def blaming(file: Path | None) -> Iterator[None]:
 
 _MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
 _LISTS: Final[dict[str, type]] = {"norms": str, "lrs": float, "seeds": int, "measure": str, "at": int}
-_MOST: Final = 100_000  # of a list
+MOST: Final = 100_000  # of a list
 _EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
 
 
@@ -166,14 +166,14 @@ def _list(value: object, convert: type, where: str) -> tuple[Any, ...]:
         try:
             if isinstance(part, bool) or (convert is int and isinstance(part, float)):
                 raise ValueError
-            new = range(int(reach[1]), min(int(reach[2]), int(reach[1]) + _MOST) + 1) if reach else [convert(part)]
+            new = range(int(reach[1]), min(int(reach[2]), int(reach[1]) + MOST) + 1) if reach else [convert(part)]
         except (ValueError, TypeError):
             raise InputError(f"{where} {part}: give values as in {_EXAMPLES[convert]}") from None
         if convert is int and (not new or min(new) < 0 or max(new) >= 2**63):
             raise InputError(f"{where} {str(part)[:30]}: give whole numbers from 0 to 2^63 - 1, as in {_EXAMPLES[int]}")
         found += new
-        if len(found) > _MOST:
-            raise InputError(f"{where} {part}: more than {_MOST} values")
+        if len(found) > MOST:
+            raise InputError(f"{where} {part}: more than {MOST} values")
     return tuple(found)
 
 

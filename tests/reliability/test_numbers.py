@@ -60,8 +60,13 @@ def test_weights_that_are_no_numbers(tmp_path, norm, value):
         assert (ended.code, ended.err) == (0, ""), kind
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "l1", "noisy-none"])
-@pytest.mark.parametrize("line", [DLN.replace("1e-4", "1e30"), f"{VGG} --lr 1e30"])
+@pytest.mark.parametrize(
+    ("line", "norm"),
+    [
+        *((DLN.replace("1e-4", "1e30"), norm) for norm in ("none", "batch", "l1", "noisy-none")),
+        *((f"{VGG} --lr 1e30", norm) for norm in ("none", "batch")),
+    ],
+)
 def test_an_lr_that_overflows_at_once(tmp_path, norm, line):
     rows = everything(tmp_path, f"{line} --norm {norm}")["train"]
     diverged = rows.attrs["bnsmooth"]["diverged_at"]
@@ -83,8 +88,7 @@ def test_a_linear_network_of_dimension_one(tmp_path, norm):
     assert np.isfinite(found["smoothness"]["beta"]).all()
 
 
-@pytest.mark.parametrize("line", [DLN, VGG])
-@pytest.mark.parametrize("norm", ["none", "noisy-none"])
+@pytest.mark.parametrize(("line", "norm"), [(DLN, "none"), (DLN, "noisy-none"), (VGG, "noisy-none")])
 def test_batches_of_one_sample(tmp_path, norm, line):
     line = f"{line.replace('--batch-size 8', '')} --norm {norm} --batch-size 1"
     found = everything(tmp_path, line)
@@ -100,8 +104,10 @@ def test_a_norm_takes_no_batch_of_one_sample(tmp_path):
     assert (ended.code, "statistics over a batch of at least 2" in ended.err) == (2, True)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "l1", "linf"])
-@pytest.mark.parametrize("images", ["constant", "black", "one class"])
+@pytest.mark.parametrize(
+    ("images", "norm"),
+    [("constant", "batch"), ("constant", "linf"), ("black", "none"), ("black", "l1"), ("one class", "batch")],
+)
 def test_images_without_variance_and_of_one_class(tmp_path, norm, images):
     pixels = {"constant": np.full((1, 32, 32, 3), 77, np.uint8), "black": np.zeros((1, 32, 32, 3), np.uint8)}
     line = with_images(tmp_path, pixels.get(images, noise(20)), [0] * 20 if images == "one class" else [0, 1] * 10)

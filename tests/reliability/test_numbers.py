@@ -42,8 +42,14 @@ def noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "l1", "linf", "noisy-batch"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize(
+    ("norm", "value"),
+    [
+        *((norm, value) for norm in ("none", "batch", "linf") for value in (np.nan, np.inf, 1e30)),
+        ("l1", -np.inf),
+        ("noisy-batch", np.nan),
+    ],
+)
 def test_weights_that_are_no_numbers(tmp_path, norm, value):
     assert run(f"train {DLN} --norm {norm} -o run", tmp_path).code == 0
     path = tmp_path / "run/checkpoints/000004.pt"

@@ -101,6 +101,15 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: cannot be written, {folder} takes no files; choose another place with -o")
 
 
+def unicode(name: str) -> str:
+    """A name with escapes for the bytes that were no UTF-8: no table could hold it as it is.
+
+    >>> unicode("caf\\udce9")
+    'caf\\\\udce9'
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def save_json(path: Path, content: dict[str, Any]) -> None:
     """Write a dict of plain values."""
     with atomic(path) as temporary:

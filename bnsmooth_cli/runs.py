@@ -17,7 +17,7 @@ from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.files import load_json, load_tensors, save_json, save_tensors
+from bnsmooth_cli.files import load_json, load_tensors, save_json, save_tensors, unicode
 
 FORMAT: Final = 1
 CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
@@ -56,7 +56,7 @@ class Run:
     @property
     def name(self) -> str:
         """The directory's name: the `run` column of every table."""
-        return self.path.resolve().name
+        return unicode(self.path.resolve().name)
 
     def checkpoint_path(self, step: int) -> Path:
         """`checkpoints/<step, 6 digits>.pt`."""
@@ -201,7 +201,7 @@ def read_checkpoint(path: Path) -> tuple[Source, dict[str, Any]]:
     config = from_dict(content.get("config"), str(path))
     if not 0 <= step <= config.steps:
         raise DamagedError(f"{path}: says it is of step {step}, of a run of {config.steps}")
-    return Source(path, run, config, {step: path}), content
+    return Source(path, unicode(run), config, {step: path}), content
 
 
 def open_source(path: Path | str) -> Source:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.files import atomic, check_writable
+from bnsmooth_cli.footer import declared_values
 
 FORMAT: Final = 1
 #: Values in a table of points; one of runs has a hundredth. What is repeated takes no space in a file, and all memory.
@@ -129,7 +130,8 @@ def write_table(path: Path, kind: str, frames: Iterable[pd.DataFrame], provenanc
     first = next(groups)  # most tables have no other: there is no file before the rows are made
     with (
         atomic(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+        temporary.open("wb") as stream,  # a name may be no Unicode, which Arrow's have to be
+        pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for group in chain([first], groups):
             writer.write_table(group)
@@ -166,17 +168,20 @@ def _nullable(kind: str, column: str) -> bool:
 
 def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
     """What a table says of itself, without reading its rows. Raises InputError as `read_table` does."""
-    with _opened(path) as file:
+    with _opened(path) as (file, _):
         return _provenance(path, file, kind)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """The file, and how many values it declares."""
     if not path.is_file():
         raise InputError(f"{path}: no such table")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield file
+        with path.open("rb") as stream:
+            declared = declared_values(stream)
+            with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+                yield file, declared
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
@@ -206,13 +211,11 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
     Raises InputError for a file that is missing, damaged, no table of bnsmooth's, or of a newer format.
     """
     path = Path(path)
-    with _opened(path) as file:
+    with _opened(path) as (file, size):
         provenance = _provenance(path, file, kind)
         schema = _schema(provenance["kind"])
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
-        size = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
         most = LARGEST // 100 if provenance["kind"].startswith("compare") else LARGEST
         if size > most:
             raise DamagedError(f"{path}: declares {size} values, a table of this kind has at most {most}")

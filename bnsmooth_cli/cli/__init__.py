@@ -62,6 +62,7 @@ _INTERRUPTED: Final = 130
 def main() -> NoReturn:
     """Run the command line; an error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
     keep_freed_memory()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no Unicode
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name="bnsmooth", standalone_mode=False)

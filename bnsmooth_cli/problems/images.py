@@ -202,7 +202,7 @@ def _read_parquet(files: list[Path]) -> Arrays:
     labels: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with path.open("rb") as stream, pq.ParquetFile(stream) as file:
                 if file.metadata.num_rows * _FEWEST_BYTES > path.stat().st_size:  # repeated, they would take no space
                     raise InputError(f"{path}: declares {file.metadata.num_rows} images, more than its size can hold")
                 first = 0

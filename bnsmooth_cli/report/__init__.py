@@ -87,7 +87,7 @@ def write(study: Study, output: Path, form: str) -> None:
             with atomic(folder / f"{name}.png") as temporary:
                 temporary.write_bytes(png)
     with atomic(output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def number(value: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import THREADS, Config, check_threads, check_types, from_dict, resolve
 from bnsmooth_cli.errors import DamagedError, InputError, unknown
-from bnsmooth_cli.files import check_writable, load_json, save_json
+from bnsmooth_cli.files import check_writable, load_json, save_json, unicode
 from bnsmooth_cli.runs import Run, locked, open_run
 from bnsmooth_cli.tables import read_provenance
 
@@ -310,7 +310,7 @@ def command(request: Mapping[str, Any], folder: Path, **changed: Any) -> str:
             several = value if isinstance(value, list) else [value]
             text = _ranges(several) if name in ("seeds", "at") else ",".join(map(_plain, several))
             words += [f"--{name.replace('_', '-')}", text]
-    return shlex.join([*words, "-o", str(folder)])
+    return unicode(shlex.join([*words, "-o", str(folder)]))
 
 
 def _plain(value: object) -> str:

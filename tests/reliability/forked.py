@@ -76,7 +76,7 @@ def _become(words: Sequence[str], folder: Path, out: IO[str], err: IO[str]) -> N
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         # Streams of their own: a test runner has put others in their place.
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", errors="backslashreplace")
         os.chdir(folder)
         os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")

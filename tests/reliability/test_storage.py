@@ -14,6 +14,8 @@ import pytest
 from attempts import contents, done, judge, run
 from test_two_at_once import DLN, start, wait_for
 
+from bnsmooth_cli import tables
+
 TRAIN = f"train {DLN} --norm batch --steps 40 --save-every 10 -o run"
 STUDY = f"compare --norms none,batch {DLN} --steps 20 --save-every 10 -o study"
 #: A command, and those before it.
@@ -124,6 +126,20 @@ def test_a_study_whose_folder_is_removed_meanwhile(tmp_path):
     assert "Traceback" not in err
     assert time.monotonic() - begun < 60
     assert not [*tmp_path.glob("study/*")], err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_names_that_are_no_unicode(tmp_path):
+    done(TRAIN.replace("-o run", "-o r\udcff"), tmp_path)
+    done("ics r\udcff", tmp_path)
+    done("smoothness r\udcff/checkpoints/000020.pt -o t\udcff.parquet", tmp_path)
+    done("plot t\udcff.parquet -o f\udcff.png", tmp_path)
+    assert (tmp_path / "f\udcff.png").is_file()
+    said = done("compare r\udcff -o c\udcff.parquet", tmp_path).out
+    assert "c\\udcff.parquet" in said
+    assert tables.read_table(tmp_path / "c\udcff.parquet")["run"].tolist() == ["r\\udcff"]
+    done(STUDY.replace("-o study", "-o s\udcff"), tmp_path)
+    done("report s\udcff -o r\udcff.html", tmp_path)
 
 
 @pytest.mark.parametrize(

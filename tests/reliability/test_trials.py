@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import random
 import zipfile
+from collections import Counter
+from pathlib import Path
 
 import mutations
 import numpy as np
@@ -91,6 +94,24 @@ def test_no_pickle_in_a_table_is_executed(tmp_path):
     tables.read_provenance(tmp_path / "t.parquet", "train")
     tables.read_table(tmp_path / "t.parquet", "train")
     assert not proof.exists()
+
+
+def test_no_bit_of_a_tables_footer_ends_the_process(tmp_path):
+    """pyarrow would end it, uncatchably, over some that describe a column."""
+    (sample,) = (Path(__file__).parent / "samples/format-1/vgg").glob("train.parquet")
+    data, table = sample.read_bytes(), tmp_path / "t.parquet"
+    footer, chance = len(data) - 8 - int.from_bytes(data[-8:-4], "little"), random.Random(0)
+    came_to: Counter[str] = Counter()
+    for at in range(footer, len(data)):
+        broken = bytearray(data)
+        broken[at] ^= 1 << chance.randrange(8)
+        table.write_bytes(broken)
+        try:
+            tables.read_table(table, "train")
+            came_to["read"] += 1
+        except InputError as error:
+            came_to["refused" if str(table) in str(error) else f"no name in {error}"] += 1
+    assert came_to.keys() == {"read", "refused"}
 
 
 def test_a_huge_memo_in_cifars_files_takes_no_memory(tmp_path):

@@ -14,13 +14,15 @@ import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from trials import TRIALS
+
+from bnsmooth_cli.runs import locked
 
 #: Tries of a trial, by what its name begins with.
 COUNTS = {"kill": 100, "broken": 1000, "options": 200, "long": 1}
@@ -33,7 +35,9 @@ def main() -> int:
     parser.add_argument("--tries", type=int, help="in place of 100 kills, 1,000 broken files, 200 times 20 lines")
     arguments = parser.parse_args()
     names = [name for name in TRIALS if not arguments.only or name.startswith(tuple(arguments.only))]
+    arguments.output.mkdir(parents=True, exist_ok=True)
     with (
+        locked(arguments.output, "torture"),
         ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool,
         Progress(console=Console(stderr=True)) as bar,
     ):
@@ -48,7 +52,6 @@ def main() -> int:
 def torture(name: str, tries: int | None, output: Path) -> None:
     """Do a trial's tries, from the first that its log does not have."""
     log = _log(name, output)
-    log.parent.mkdir(parents=True, exist_ok=True)
     before = len(log.read_text().splitlines()) if log.exists() else 0
     numbers = range(before, tries or COUNTS[name.split(":")[0]])
     if not numbers:
@@ -58,6 +61,8 @@ def torture(name: str, tries: int | None, output: Path) -> None:
     attempt = TRIALS[name](folder)
     with log.open("a") as stream:
         for number in numbers:
+            if not (parent := parent_process()) or not parent.is_alive():
+                return
             stream.write(json.dumps({"number": number, **asdict(attempt(number))}) + "\n")
             stream.flush()
 

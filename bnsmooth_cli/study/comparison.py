@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import tables
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.runs import Run, open_run
 
 #: Minibatch losses are compared as means over this many steps; a full batch's loss as it is.
@@ -54,6 +54,8 @@ def compare(
 def _curve(run: Run) -> pd.DataFrame:
     """The train table with its loss smoothed as compared."""
     rows = tables.read_table(run.train_path, "train")
+    if rows.empty:
+        raise DamagedError(f"{run.train_path}: a finished run without rows")
     full_batch = run.config.samples is not None and run.config.batch_size == run.config.samples
     if not full_batch:
         rows["loss"] = rows["loss"].rolling(SMOOTHING, min_periods=1).mean()

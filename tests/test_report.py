@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from bnsmooth_cli import tables
 from bnsmooth_cli.study.claims import CLAIMS
 
 GRID = (
@@ -141,11 +142,12 @@ def test_names_are_text_and_never_markup(cli, tmp_path, study):
         ("uncompared", "bnsmooth compare"),
         ("other", "study.json"),
         ("half", "smoothness.parquet"),
+        ("empty", "empty/compare.parquet: no run"),
         ("STUDY -o STUDY", "is named"),
     ],
 )
 def test_bad_input_is_one_line(cli, tmp_path, study, line, said):
-    for name in ("damaged", "uncompared", "other", "half"):
+    for name in ("damaged", "uncompared", "other", "half", "empty"):
         if line == name:
             shutil.copytree(study, tmp_path / name)
     if line == "damaged":
@@ -157,6 +159,9 @@ def test_bad_input_is_one_line(cli, tmp_path, study, line, said):
     elif line == "half":
         path = next((tmp_path / "half").glob("runs/*/smoothness.parquet"))
         path.write_bytes(path.read_bytes()[:300])
+    elif line == "empty":
+        path = tmp_path / "empty/compare.parquet"
+        tables.write_table(path, "compare", [tables.read_table(path).head(0)], tables.read_provenance(path))
     code, _, err = cli(f"report {line.replace('STUDY', str(study))}")
     assert code == 2
     assert err.count("\n") == 1

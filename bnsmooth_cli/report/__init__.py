@@ -65,7 +65,7 @@ _COLUMNS: Final = ("norm", "lr", "seed", "steps", "diverged_at", "final_loss", "
 def write(study: Study, output: Path, form: str) -> None:
     """Write the report of a study: one HTML file, or Markdown with its figures in `<name>_files/` beside it.
 
-    Raises InputError for a folder that is no study or has not been compared yet, and for a damaged table.
+    Raises InputError for a folder that is no study or has not been compared yet, and for a damaged or empty table.
     """
     check_writable(output)
     images: dict[str, bytes] = {}
@@ -120,6 +120,8 @@ def _context(study: Study, images: dict[str, bytes]) -> dict[str, Any]:
     comparison, summary, judged = (
         tables.read_table(file, kind) for file, kind in zip(files, outcome.KINDS, strict=True)
     )
+    if comparison.empty:
+        raise InputError(f"{study.table}: no run is in it; {command(content['requests'][-1], study.path)}")
     runs = [open_run(study.path / "runs" / name) for name in comparison["run"]]
     sections = []
     for section in SECTIONS:

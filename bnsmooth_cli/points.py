@@ -156,7 +156,7 @@ def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterato
             trajectory = _trajectory(source, device)
         if reached < nearest:  # otherwise the walk is past that checkpoint already
             reached = nearest
-            trajectory.load(source.checkpoints[reached])
+            trajectory.load(source.checkpoints[reached], reached)
         while trajectory.step < step:
             trajectory.advance()
         yield _point(trajectory, source.name)

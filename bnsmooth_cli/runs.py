@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from os import getpid
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,10 +64,9 @@ class Run:
 
     def checkpoints(self) -> dict[int, Path]:
         """The checkpoints by step, in order."""
-        found = (self.path / "checkpoints").glob("*.pt")
-        return {
-            int(p.stem): p for p in sorted(found, key=lambda p: p.stem.zfill(20)) if CHECKPOINT_NAME.fullmatch(p.name)
-        }
+        folder = self.path / "checkpoints"
+        found = [p for p in folder.iterdir() if CHECKPOINT_NAME.fullmatch(p.name)] if folder.is_dir() else []
+        return {int(p.stem): p for p in sorted(found, key=lambda p: int(p.stem))}
 
     @property
     def train_path(self) -> Path:
@@ -78,9 +77,20 @@ class Run:
         """The train table's provenance once the run is finished (or diverged), else None."""
         if not self.train_path.is_file():
             return None
-        provenance: dict[str, Any] = tables.read_provenance(self.train_path, "train")
+        provenance = self.check_table(self.train_path, "train")
         reached = provenance.get("diverged_at") is not None or provenance.get("last_step") == self.config.steps
         return provenance if reached else None
+
+    def check_table(self, path: Path, kind: str) -> dict[str, Any]:
+        """The provenance of a table in this run's folder; DamagedError where it is of another configuration's run."""
+        provenance: dict[str, Any] = tables.read_provenance(path, kind)
+        said = provenance.get("runs")
+        configs = list(said.values()) if isinstance(said, dict) else []
+        if len(configs) != 1:
+            raise DamagedError(f"{path}: is not of one run; measure it again with --force")
+        if differences := from_dict(configs[0], str(path)).differences(self.config):
+            raise DamagedError(f"{path}: is of another run ({'; '.join(differences)}); delete it")
+        return provenance
 
     def source(self) -> Source:
         """The run as a source of points."""
@@ -104,7 +114,7 @@ def locked(path: Path, what: str, name: str = "") -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        who = (owner.read_text().strip() if owner.is_file() else "") or "another process"
+        who = _read_owner(owner) or "another process"
         raise InputError(
             f"{path}: {who} is writing this {what}; wait for it, or choose another place with -o"
         ) from None
@@ -112,12 +122,28 @@ def locked(path: Path, what: str, name: str = "") -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder with -o") from error
     try:
         with suppress(OSError):  # no space left: the lock holds without a name
-            owner.write_text(f"process {getpid()} on {socket.gethostname()}")
+            _write_owner(owner)
         yield
     finally:
         with suppress(OSError):
             owner.unlink(missing_ok=True)
         lock.release()
+
+
+_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a folder may be anybody's
+
+
+def _write_owner(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+    with os.fdopen(handle, "w") as stream:
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+
+
+def _read_owner(path: Path) -> str:
+    with suppress(OSError, ValueError), os.fdopen(os.open(path, os.O_RDONLY | _NO_LINK)) as stream:
+        return " ".join(stream.read(200).split())
+    return ""
 
 
 def read_config(path: Path) -> Config:

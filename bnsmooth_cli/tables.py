@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.files import atomic, check_writable
+from bnsmooth_cli.files import atomic, check_regular, check_writable
 from bnsmooth_cli.footer import declared_values
 
 FORMAT: Final = 1
@@ -175,6 +175,7 @@ def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
     """The file, and how many values it declares."""
+    check_regular(path)
     if not path.is_file():
         raise InputError(f"{path}: no such table")
     try:

@@ -72,9 +72,11 @@ class Trajectory:
         """The tensors that the future depends on."""
         return {"model": self.model.state_dict(), "velocity": self.velocity}
 
-    def load(self, checkpoint: Path) -> None:
-        """Go to the step of a checkpoint of this configuration."""
+    def load(self, checkpoint: Path, step: int) -> None:
+        """Go to a step by its checkpoint, which is of this configuration."""
         source, content = runs.read_checkpoint(checkpoint)
+        if step not in source.checkpoints:
+            raise DamagedError(f"{checkpoint}: is of step {max(source.checkpoints)}, not of {step}; delete it")
         if differences := source.config.differences(self.problem.config):
             raise InputError(f"{checkpoint}: belongs to another configuration ({'; '.join(differences)})")
         mine = {**self.model.state_dict(), **{f"velocity {i}": v for i, v in enumerate(self.velocity)}}
@@ -88,7 +90,7 @@ class Trajectory:
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(saved[name])
-        (self.step,) = source.checkpoints
+        self.step = step
 
     def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
         """(loss, accuracy, gradient norm) on this step's batch as one tensor on the device, and the gradients."""
@@ -231,7 +233,7 @@ def _continue(run: Run, trajectory: Trajectory) -> pd.DataFrame:
     rows = tables.read_table(run.train_path, "train")
     for step, path in reversed(run.checkpoints().items()):
         if step <= min(len(rows), run.config.steps):
-            trajectory.load(path)
+            trajectory.load(path, step)
             return rows[:step]
     return empty
 

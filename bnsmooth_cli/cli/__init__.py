@@ -5,6 +5,7 @@ What takes long to import (torch, pandas) is imported where it is used: `bnsmoot
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated, Final, NoReturn
@@ -12,7 +13,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from bnsmooth_cli._version import __version__
-from bnsmooth_cli.cli import activations, compare, ics, landscape, plot, report, smoothness, theory, train
+from bnsmooth_cli.cli import activations, compare, ics, landscape, plot, report, smoothness, terminal, theory, train
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.memory import keep_freed_memory
 
@@ -62,7 +63,10 @@ _INTERRUPTED: Final = 130
 def main() -> NoReturn:
     """Run the command line; an error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
     keep_freed_memory()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no Unicode
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever began the command
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # names of files may be no Unicode
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name="bnsmooth", standalone_mode=False)
@@ -91,7 +95,14 @@ def _explain(error: BaseException) -> int:
     elif isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its exit
         return 1
+    elif isinstance(error, OSError) and error.filename is not None:
+        message, code = f"{os.fsdecode(error.filename)}: {error.strerror}", 2
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EBADF):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message, code = f"standard output: cannot be written ({error.strerror}); what the command makes is made", 2
+    elif isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # pathlib's, before Python 3.13
+        message, code = str(error), 2
     else:
         message, code = f"{type(error).__name__}: {error} (--debug shows where)", 1
-    print(f"bnsmooth: {' '.join(message.split())}", file=sys.stderr)
+    terminal.complain(" ".join(message.split()))
     return code

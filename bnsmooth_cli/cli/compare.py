@@ -104,7 +104,7 @@ def compare(
         failed = []
     _show(outcome)
     for path in paths(written):
-        terminal.out.print(f"{path}", soft_wrap=True)
+        terminal.say(path)
     if failed:
         raise IncompleteError(
             f"left out: {', '.join(failed)}; the same command tries again (delete a damaged table or run folder first)"
@@ -129,7 +129,7 @@ def _show(outcome: Outcome) -> None:
         note = f"a verdict takes {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if few else ""
         terminal.summary(f"{problem}, the paper's claims (rules: docs/claims.md)", *_verdicts(rows), note)
     for command in outcome.next:
-        terminal.out.print(f"to measure more: {command}", soft_wrap=True)
+        terminal.say(f"to measure more: {command}")
 
 
 def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

@@ -55,5 +55,5 @@ def measure_sources(
             progress=lambda name, step, done, total: update(done, total, f"{name} step {step}"),
         )
     for path in written:
-        terminal.out.print(f"{path}", soft_wrap=True)
+        terminal.say(path)
     return pd.concat([read_table(path, kind) for path in written], ignore_index=True)

@@ -31,4 +31,4 @@ def plot(
     from bnsmooth_cli.figures import plot_tables
 
     plot_tables(sources, output)
-    terminal.out.print(f"{output}", soft_wrap=True)
+    terminal.say(output)

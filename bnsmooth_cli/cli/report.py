@@ -45,4 +45,4 @@ def report(
         raise InputError(f"-o {output}: a page of format {chosen} is named .{chosen}")
     page = output or study / f"report.{chosen}"
     report.write(Study(study), page, chosen)
-    terminal.out.print(f"{page}", soft_wrap=True)
+    terminal.say(page)

@@ -24,7 +24,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-out = Console(highlight=False)
+#: No markup: names of runs and folders are in what is printed, and may look like it.
+out = Console(highlight=False, markup=False, emoji=False)
 _err = Console(stderr=True)
 MAX_ROWS = 18  # of a summary: one screen
 
@@ -95,9 +96,23 @@ def board(what: str, total: int) -> Iterator[tuple[Callable[[dict[str, dict[str,
         yield show, lambda: bars.advance(whole)
 
 
+def plain(text: str) -> str:
+    r"""A line as it may be printed: what a terminal would obey, in the name of a folder say, as an escape.
+
+    >>> plain("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(line: object) -> None:
+    """A line on stdout."""
+    out.print(plain(str(line)), soft_wrap=True)
+
+
 def complain(message: str) -> None:
     """A line on stderr that does not end the command."""
-    _err.print(f"bnsmooth: {message}", markup=False, highlight=False, soft_wrap=True)
+    _err.print(plain(f"bnsmooth: {message}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def summary(
@@ -126,10 +141,10 @@ def summary(
         columns_of_cells.append(cells)
     for row in zip(*columns_of_cells, strict=True):
         table.add_row(*row)
-    out.print(f"[bold]{title}[/]", soft_wrap=True)
+    out.print(plain(title), style="bold", soft_wrap=True)
     out.print(table)
     if note:
-        out.print(note, soft_wrap=True)
+        say(note)
 
 
 def _cell(value: object) -> str:
@@ -137,4 +152,4 @@ def _cell(value: object) -> str:
         if math.isnan(value):
             return "-"
         return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.3g}"
-    return str(value)
+    return plain(str(value))

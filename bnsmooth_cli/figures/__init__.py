@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -28,6 +29,9 @@ KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
     "compare": compare.panels,
 }
 
+#: Of each in one figure: what a page has room for, and nobody waits for more.
+MOST: Final = {"problem": 12, "norm": 40, "lr": 40}
+
 __all__ = ["KINDS", "plot_tables", "render"]
 
 
@@ -42,8 +46,22 @@ def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None)
         raise unknown("kind of figure", kind, KINDS)
     if table.empty:
         raise InputError(f"no rows to plot in the {kind} table")
+    for column, most in MOST.items():
+        if (count := table[column].nunique()) > most:
+            raise InputError(f"a figure shows at most {most} of '{column}'; these are {count}")
+    table = _drawable(table)
     with matplotlib.rc_context(style.RC):
         return page([_block(kind, rows, training) for _, rows in table.groupby("problem", sort=False)])
+
+
+_LARGEST: Final = 1e200  # what is larger is drawn as an overflow: an axis has no room for its square
+
+
+def _drawable(table: pd.DataFrame) -> pd.DataFrame:
+    numbers = table.select_dtypes("float")
+    return table.assign(
+        **{str(name): column.where(column.abs() < _LARGEST, column * np.inf) for name, column in numbers.items()}
+    )
 
 
 def _block(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> tuple[str, list[list[Panel]]]:
@@ -72,7 +90,10 @@ def plot_tables(sources: Sequence[Path], output: Path) -> None:
             raise InputError(f"{path}: of kind {other} among tables of kind {kind}; plot one kind at a time")
     chosen = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]
     training = [frame for frame, other in zip(frames, kinds, strict=True) if other != kind]
-    figure = render(kind, pd.concat(chosen), pd.concat(training) if training else None)
+    try:
+        figure = render(kind, pd.concat(chosen), pd.concat(training) if training else None)
+    except InputError as error:
+        raise InputError(f"{sources[0]}{' and others' * (len(sources) > 1)}: {error}") from error
     with atomic(output) as temporary, matplotlib.rc_context(style.SAVE):
         figure.savefig(temporary, metadata=metadata)
 

@@ -109,7 +109,7 @@ def _edges(pictured: Sequence[pd.DataFrame]) -> NDArray[np.float64]:
         return np.linspace(-1, 1, _BINS + 1)
     reach = _WIDEST * float(np.median(np.abs(ends).max(axis=1))) or 1.0
     low, high = max(ends[:, 0].min(), -reach), min(ends[:, 1].max(), reach)
-    margin = 0.2 * (high - low) or 1.0
+    margin = max(0.2 * (high - low), 1e-6 * max(abs(low), abs(high))) or 1.0
     return np.linspace(low - margin, high + margin, _BINS + 1)
 
 

@@ -21,7 +21,7 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
     Learning rates share a row only if no norm has two of them (each trained at its own best one): the line's
     length goes with the learning rate, and bands of different lengths say little side by side.
     """
-    probed = table[table["alpha"] > 0]
+    probed = table[(table["alpha"] > 0) & np.isfinite(table["alpha"])]
     # On the line, NaN is an overflow as infinity is: it goes off the top.
     probed = probed.assign(**{name: probed[name].fillna(np.inf) for name in _QUANTITIES})
     lrs = style.lrs_of(table)

@@ -10,9 +10,11 @@ import hashlib
 import io
 import json
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -27,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.files import load_tensors, save_tensors
+from bnsmooth_cli.files import PlainUnpickler, check_regular, load_tensors, save_tensors
 from bnsmooth_cli.problems.shapes import shapes
 
 SIZE: Final = 32  # pixels a side; other sizes are resized to it (28 x 28 digits are padded)
@@ -44,7 +46,10 @@ _CACHE_FORMAT: Final = 1
 _AT_ONCE: Final = 512  # images of a parquet file that are decoded at once
 _FEWEST_BYTES: Final = 16  # of a compressed image
 _MOST_PIXELS: Final = 50_000_000  # of an image; a damaged one may declare any number
+_LARGE: Final = 4_000_000  # pixels; images larger than that are decoded one at a time
 _SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
+#: Pillow tells formats apart by content, and for some it starts other programs (for EPS Ghostscript).
+_FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -100,17 +105,11 @@ def canonical(data: str) -> str:
 def _cached(data: str, key: Sequence[object], read: Callable[[], dict[str, Arrays]]) -> Images:
     name = hashlib.sha256(json.dumps([_CACHE_FORMAT, key]).encode()).hexdigest()[:20]
     path = platformdirs.user_cache_path("bnsmooth") / "images" / f"{name}.pt"
-    if path.exists():
-        try:
-            return Images(**load_tensors(path))
-        except (InputError, TypeError):
-            pass  # a cache that cannot be read is made again
+    with suppress(InputError, TypeError, OSError):  # a cache that is not there, or cannot be read, is made again
+        return Images(**load_tensors(path))
     images = _finish(read(), data)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(InputError, OSError):  # one that cannot be written costs the next command its time, and nothing else
         save_tensors(path, dict(vars(images)))
-    except OSError:
-        pass  # a cache folder that cannot be written costs the next command its time, and nothing else
     return images
 
 
@@ -247,16 +246,21 @@ def _read_class_folders(files: list[Path]) -> Arrays:
 
 def _decode(sources: list[tuple[str, Path | io.BytesIO]]) -> NDArray[np.uint8]:
     images = np.empty((len(sources), 3, SIZE, SIZE), np.uint8)
+    alone = threading.Lock()
 
     def decode(i: int) -> None:
         name, source = sources[i]
         try:
-            with Image.open(source) as image:
-                if image.width * image.height > _MOST_PIXELS:
+            if isinstance(source, Path):
+                check_regular(source)
+            with Image.open(source, formats=_FORMATS) as image:
+                pixels = image.width * image.height
+                if pixels > _MOST_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels, at most {_MOST_PIXELS}")
-                rgb = image if image.mode == "RGB" else image.convert("RGB")
-                if rgb.size != (SIZE, SIZE):
-                    rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+                with alone if pixels > _LARGE else nullcontext():
+                    rgb = image if image.mode == "RGB" else image.convert("RGB")
+                    if rgb.size != (SIZE, SIZE):
+                        rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
                 images[i] = np.asarray(rgb).transpose(2, 0, 1)
         except Exception as error:  # a damaged image raises whatever its bytes happen to spell
             raise InputError(f"{name}: not a readable image ({_first_line(error)})") from error
@@ -282,11 +286,13 @@ def _read_cifar(files: list[Path]) -> Arrays:
     images, labels = [], []
     for path in files:
         try:
+            check_regular(path)
             content = _CifarUnpickler(path.read_bytes()).load()
             array = content[b"data"].pixels.reshape(-1, 3, SIZE, SIZE)
-            these = np.array(content.get(b"labels", content.get(b"fine_labels")), np.int64)
-            if array.dtype != np.uint8 or these.shape != array.shape[:1]:
-                raise ValueError(f"{len(array)} images and labels of shape {these.shape}")
+            given = content.get(b"labels", content.get(b"fine_labels"))
+            if not isinstance(given, list) or len(given) != len(array) or not all(type(one) is int for one in given):
+                raise ValueError(f"its labels are no list of {len(array)} whole numbers, one an image")
+            these = np.array(given, np.int64)
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
             raise InputError(f"{path}: not a file of CIFAR's Python version ({_first_line(error)})") from error
         images.append(array)
@@ -314,22 +320,10 @@ class _CifarArray:
             self.pixels = np.frombuffer(state[-1], np.uint8).reshape(state[1])
 
 
-#: Operations of pickles that CIFAR's files do not consist of: they make objects of other kinds.
-_REFUSED: Final = {
-    code[0]
-    for code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
-                 pickle.PERSID, pickle.BINPERSID, pickle.NEXT_BUFFER)
-}  # fmt: skip
+class _CifarUnpickler(PlainUnpickler):
+    """Knows the few globals that CIFAR's files name, and what stands in for each: no other code can be reached."""
 
-
-class _CifarUnpickler(pickle._Unpickler):
-    """Knows the few globals that CIFAR's files name, and what stands in for each: no other code can be reached.
-
-    In Python: the unpickler in C allocates whatever a damaged file declares.
-    """
-
-    dispatch: ClassVar = {code: load for code, load in pickle._Unpickler.dispatch.items() if code not in _REFUSED}
-    stack: list[Any]
+    dispatch: ClassVar = dict(PlainUnpickler.dispatch)
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")

@@ -53,7 +53,7 @@ def compare(
 
 def _curve(run: Run) -> pd.DataFrame:
     """The train table with its loss smoothed as compared."""
-    rows = tables.read_table(run.train_path, "train")
+    rows = _own_rows(run, run.train_path, "train")
     if rows.empty:
         raise DamagedError(f"{run.train_path}: a finished run without rows")
     full_batch = run.config.samples is not None and run.config.batch_size == run.config.samples
@@ -86,7 +86,13 @@ def measured_rows(run: Run, kind: str, columns: Sequence[str] | None = None) -> 
     path = run.source().table_path(kind)
     if not path.is_file():
         return pd.DataFrame(columns=list(columns or tables.SCHEMAS[kind]), dtype="float64")
-    return tables.read_table(path, kind, columns)
+    return _own_rows(run, path, kind, columns)
+
+
+def _own_rows(run: Run, path: Path, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    rows = tables.read_table(path, kind, columns)
+    run.check_table(path, kind)
+    return rows
 
 
 def smoothness_rows(run: Run) -> pd.DataFrame:

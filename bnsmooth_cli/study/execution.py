@@ -137,7 +137,7 @@ class Progress:
         with suppress(FileNotFoundError):  # renamed at once: no run can write there any more
             (study / ".progress").rename(study / f".stopped-{uuid.uuid4().hex}")
         for gone in study.glob(".stopped-*"):
-            shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink()
 
 
 def work(task: Task) -> float:

@@ -15,9 +15,8 @@ from typing import Any, Final
 from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import THREADS, Config, check_threads, check_types, from_dict, resolve
 from bnsmooth_cli.errors import DamagedError, InputError, unknown
-from bnsmooth_cli.files import check_writable, load_json, save_json, unicode
+from bnsmooth_cli.files import check_writable, load_json, read_text, save_json, unicode
 from bnsmooth_cli.runs import Run, locked, open_run
-from bnsmooth_cli.tables import read_provenance
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -179,9 +178,11 @@ def _list(value: object, convert: type, where: str) -> tuple[Any, ...]:
 
 def _read_toml(path: Path) -> dict[str, object]:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such study file") from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as TOML ({error})") from error
     data = content.get("data")
@@ -225,7 +226,7 @@ class Study:
                 elif run.outcome() is not None:
                     for kind in MEASURES:
                         if (table := run.source().table_path(kind)).exists():
-                            read_provenance(table, kind)
+                            run.check_table(table, kind)
                     found.append(run)
             except DamagedError as error:
                 refused[folder.name] = str(error)
@@ -251,7 +252,8 @@ class Study:
 
         Raises InputError for a folder that cannot be written, or that holds something else.
         """
-        check_writable(self.path / "study.json")
+        for target in (self.path / "study.json", self.table):
+            check_writable(target)
         configs = grid.configs()
         if not (self.path / "study.json").exists():
             others = [item.name for item in self.path.glob("*") if not item.name.startswith(".")]

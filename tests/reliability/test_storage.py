@@ -42,11 +42,13 @@ sys.path[:0] = [{here!r}]
 from attempts import contents, done, run
 disk, line, before, how = Path({disk!r}), {line!r}, {before!r}, {how!r}
 mount = lambda *words: subprocess.run(["mount", *words, str(disk)], check=True)
-mount("-t", "tmpfs", "-o", "size=8M", "tmpfs")
+mount("-t", "tmpfs", "-o", "size={size}", "tmpfs")
 for one in before:
     done(one, disk)
 there = contents(disk)
-if how == "full":
+if how == "small":
+    pass
+elif how == "full":
     with open(disk / "filler", "wb", buffering=0) as filler:
         try:
             while True:
@@ -62,17 +64,17 @@ more = sorted(set(after) - set(there) - {{"filler"}})
 if how == "full":
     (disk / "filler").unlink()
 else:
-    mount("-o", "remount,rw")
+    mount("-o", "remount,rw,size=8M")
 again = run(line, disk)
 print(json.dumps([ended.code, ended.err, kept, more, again.code, again.err]))
 """
 
 
-def in_namespace(folder: Path, line: str, before: list[str], how: str) -> list:
+def in_namespace(folder: Path, line: str, before: list[str], how: str, size: str = "8M") -> list:
     disk = folder / "disk"
     disk.mkdir()
     script = textwrap.dedent(SCRIPT).format(
-        here=str(Path(__file__).parent), disk=str(disk), line=line, before=before, how=how
+        here=str(Path(__file__).parent), disk=str(disk), line=line, before=before, how=how, size=size
     )
     done = subprocess.run(["unshare", "-rm", sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -98,6 +100,16 @@ def test_a_disk_that_takes_nothing(tmp_path, name, how):
     ) in err or "takes no files" in err, err
     assert (err.count("\n"), err.startswith("bnsmooth: "), "--debug" in err) == (1, True, False), err
     assert kept
+    assert not [path for path in more if ".tmp." in path], more
+    assert (again, why) == (0, "")
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+@pytest.mark.parametrize("size", ["24k", "40k", "64k", "100k", "160k"])
+def test_a_disk_that_gets_full_meanwhile(tmp_path, size):
+    line = "train --problem vgg --width 0.05 --batch-size 8 --steps 4 --save-every 1 --eval-every 1 -o run"
+    code, err, _, more, again, why = in_namespace(tmp_path, line, [], "small", size)
+    assert (code, err.count("\n"), "No space left on device" in err, "--debug" in err) == (2, 1, True, False), err
     assert not [path for path in more if ".tmp." in path], more
     assert (again, why) == (0, "")
 

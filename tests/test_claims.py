@@ -60,7 +60,8 @@ def write_run(
     train = train.assign(test_loss=np.nan, test_accuracy=accuracy if problem == "vgg" else np.nan)
     end = {"last_step": STEPS} if diverged is None else {"diverged_at": diverged}
     rows = train if diverged is None else train[: diverged + 1]
-    tables.write_table(run.train_path, "train", [rows], {"version": "0", "runs": {}, **end})
+    said = {"version": "0", "runs": {run.name: config.as_dict()}}
+    tables.write_table(run.train_path, "train", [rows], said | end)
     measured = np.arange(0, STEPS + 1, 5)
     early = 1.0 if norm != "none" else 10.0 if right else 0.1
     rough = about["rough"] * jitter * np.where(measured <= 10, early, 1.0)
@@ -84,7 +85,7 @@ def write_run(
                 frame[column] = frame[column].astype(object).fillna("x")
             elif type_ == "int64":
                 frame[column] = frame[column].fillna(0).astype("int64")
-        tables.write_table(run.path / f"{kind}.parquet", kind, [frame], {"version": "0", "runs": {}})
+        tables.write_table(run.path / f"{kind}.parquet", kind, [frame], said)
     return run
 
 
@@ -256,7 +257,7 @@ def test_what_was_not_measured_at_one_learning_rate_or_early_is_not_reproduced(t
     for run in late:
         table = run.path / "smoothness.parquet"
         rows = tables.read_table(table, "smoothness")
-        tables.write_table(table, "smoothness", [rows[rows["step"] > 50]], {"version": "0", "runs": {}})
+        tables.write_table(table, "smoothness", [rows[rows["step"] > 50]], tables.read_provenance(table))
     found = verdicts(conclude(late))
     assert (found[5], found[6], found[7]) == (claims.NOT_MEASURED, claims.NOT_MEASURED, claims.REPRODUCED)
 

@@ -34,7 +34,7 @@ def same_state(a, b):
 
 def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
     run = bns.train("dln", "none", output=tmp_path / "run", device="cpu", **SMALL["dln"])
-    left = [run.path / "checkpoints/.000007.abcd.tmp.pt", run.path / ".train.abcd.tmp.parquet"]
+    left = [run.path / "checkpoints/.000007.abcd_123.tmp.pt", run.path / ".train.abcd_123.tmp.parquet"]
     for path in left:
         path.write_bytes(b"half")
     bns.train("dln", "none", output=tmp_path / "run", device="cpu", **{**SMALL["dln"], "steps": run.config.steps + 1})

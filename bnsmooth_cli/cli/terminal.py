@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: No markup: names of runs and folders are in what is printed, and may look like it.
 out = Console(highlight=False, markup=False, emoji=False)
-_err = Console(stderr=True)
+_err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 MAX_ROWS = 18  # of a summary: one screen
 
 
@@ -112,7 +112,7 @@ def say(line: object) -> None:
 
 def complain(message: str) -> None:
     """A line on stderr that does not end the command."""
-    _err.print(plain(f"bnsmooth: {message}"), markup=False, highlight=False, soft_wrap=True)
+    _err.print(plain(f"bnsmooth: {message}"), soft_wrap=True)
 
 
 def summary(

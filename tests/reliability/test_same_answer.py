@@ -31,6 +31,8 @@ MADE_BY = (
 )
 #: One checkpoint is measured by any number of threads to this, of a column's largest number; in float32.
 THREADS = 1e-3
+#: The same of figures from another machine, whose processor adds up in another order.
+MACHINES = 5e-3
 
 
 def close(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None:
@@ -121,7 +123,7 @@ def test_samples_are_read_plotted_reported_compared_and_gone_on_with(samples):
 def test_a_samples_points_measure_as_they_did(samples, norm, kind):
     here = samples / f"study/runs/dln-{norm}-lr0.0001-seed0"
     done(f"{kind} {here} --at 0,2 -o again.parquet", samples)
-    close(tables.read_table(samples / "again.parquet"), tables.read_table(here / f"{kind}.parquet"), 1e-3)
+    close(tables.read_table(samples / "again.parquet"), tables.read_table(here / f"{kind}.parquet"), MACHINES)
 
 
 def test_a_samples_training_goes_on_as_it_would_have(samples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -124,7 +125,8 @@ def check_target(path: Path, kind: str, force: bool) -> None:
 def write_table(path: Path, kind: str, frames: Iterable[pd.DataFrame], provenance: dict[str, Any]) -> None:
     """Write the rows of a kind as they come, zstd-compressed, with `provenance` beside kind and version in the schema's
     metadata; memory holds GROUP rows and a frame."""
-    metadata = {METADATA_KEY: json.dumps({"kind": kind, "format": FORMAT, **provenance}, sort_keys=True)}
+    said = json.loads(json.dumps({"kind": kind, "format": FORMAT, **provenance}))
+    metadata = {METADATA_KEY: json.dumps({**said, "crc": _checksum(said)}, sort_keys=True)}
     schema = _schema(kind).with_metadata(metadata)
     groups = _groups(kind, frames, schema)
     first = next(groups)  # most tables have no other: there is no file before the rows are made
@@ -135,6 +137,11 @@ def write_table(path: Path, kind: str, frames: Iterable[pd.DataFrame], provenanc
     ):
         for group in chain([first], groups):
             writer.write_table(group)
+
+
+def _checksum(said: dict[str, Any]) -> int:
+    """Of what a table says of itself: the format has checksums of its pages alone."""
+    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
 
 
 def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -196,6 +203,8 @@ def _provenance(path: Path, file: pq.ParquetFile, kind: str | None) -> dict[str,
         raise InputError(f"{path}: a Parquet file, but no table of bnsmooth's")
     if provenance.get("format") != FORMAT:
         raise InputError(f"{path}: table format {provenance.get('format')}, this bnsmooth reads {FORMAT}; upgrade it")
+    if (sum_ := provenance.pop("crc", None)) is not None and sum_ != _checksum(provenance):  # older ones have none
+        raise DamagedError(f"{path}: what it says of itself is damaged; make it again")
     found = provenance["kind"]
     if kind is not None and found != kind:
         raise InputError(f"{path}: a table of kind {found}; one of kind {kind} is needed here")

@@ -16,7 +16,7 @@ import matplotlib
 import pandas as pd
 
 from bnsmooth_cli import figures, tables
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.files import atomic, check_writable
 from bnsmooth_cli.runs import Run, open_run
@@ -122,6 +122,9 @@ def _context(study: Study, images: dict[str, bytes]) -> dict[str, Any]:
     )
     if comparison.empty:
         raise InputError(f"{study.table}: no run is in it; {command(content['requests'][-1], study.path)}")
+    known = {path.parent.name for path in (study.path / "runs").glob("*/config.json")}
+    if strangers := [name for name in comparison["run"] if name not in known]:
+        raise DamagedError(f"{study.table}: compares a run that is not there, {strangers[0][:80]}; compare again")
     runs = [open_run(study.path / "runs" / name) for name in comparison["run"]]
     sections = []
     for section in SECTIONS:

@@ -245,6 +245,7 @@ class Study:
         threads = content.get("threads")
         if not isinstance(content.get("settings"), dict) or not isinstance(threads, int) or not 1 <= threads <= THREADS:
             raise InputError(f"{file}: names no settings; delete it, and run the study again")
+        from_dict({"norm": "none", "lr": 1.0, "seed": 0, **content["settings"]}, str(file))
         return content
 
     def join(self, grid: Grid) -> None:

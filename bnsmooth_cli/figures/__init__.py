@@ -86,7 +86,7 @@ def plot_tables(sources: Sequence[Path], output: Path) -> None:
     for path, other, frame in zip(sources, kinds, frames, strict=True):
         if frame.empty:
             raise InputError(f"{path}: no rows to plot")
-        if other != kind and kind != "ics":
+        if other != kind and (kind, other) != ("ics", "train"):
             raise InputError(f"{path}: of kind {other} among tables of kind {kind}; plot one kind at a time")
     chosen = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]
     training = [frame for frame, other in zip(frames, kinds, strict=True) if other != kind]

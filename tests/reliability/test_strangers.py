@@ -270,3 +270,7 @@ def test_a_table_that_cannot_be_written_is_said_before_the_work(tmp_path):
     (tmp_path / "study/compare.parquet").mkdir(parents=True)
     refused(f"compare --norms none {DLN} --steps 4 -o study", tmp_path, "compare.parquet: is a folder")
     assert [*contents(tmp_path)] == []
+
+
+def test_tables_of_other_kinds_beside_those_of_ics(copied):
+    refused("plot run/ics.parquet run/smoothness.parquet -o f.png", copied, "smoothness.parquet: of kind smoothness")

@@ -82,15 +82,19 @@ class Run:
         return provenance if reached else None
 
     def check_table(self, path: Path, kind: str) -> dict[str, Any]:
-        """The provenance of a table in this run's folder; DamagedError where it is of another configuration's run."""
+        """The provenance of a table in this run's folder; DamagedError as `check_provenance` has it."""
         provenance: dict[str, Any] = tables.read_provenance(path, kind)
+        self.check_provenance(path, provenance)
+        return provenance
+
+    def check_provenance(self, path: Path, provenance: dict[str, Any]) -> None:
+        """Raise DamagedError for a table in this run's folder that is of another configuration's run."""
         said = provenance.get("runs")
         configs = list(said.values()) if isinstance(said, dict) else []
         if len(configs) != 1:
             raise DamagedError(f"{path}: is not of one run; measure it again with --force")
         if differences := from_dict(configs[0], str(path)).differences(self.config):
             raise DamagedError(f"{path}: is of another run ({'; '.join(differences)}); delete it")
-        return provenance
 
     def source(self) -> Source:
         """The run as a source of points."""

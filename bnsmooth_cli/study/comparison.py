@@ -91,7 +91,7 @@ def measured_rows(run: Run, kind: str, columns: Sequence[str] | None = None) -> 
 
 def _own_rows(run: Run, path: Path, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     rows = tables.read_table(path, kind, columns)
-    run.check_table(path, kind)
+    run.check_provenance(path, rows.attrs["bnsmooth"])
     return rows
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bnsmooth_cli.code import is_code
 from bnsmooth_cli.errors import InputError, unknown
 
 _VGG: Final = {"depth": 11, "augment": False, "lr": 0.1, "momentum": 0.0, "batch_size": 128}
@@ -30,8 +31,27 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     },
 }
 
-#: Step lengths of the line probe, in multiples of the learning rate (appendix A: [1/2, 4] and [1/100, 30]).
+#: The settings of a problem of the user's own, as far as theirs are not other ones.
+_OF_A_USER: Final[dict[str, dict[str, Any]]] = {
+    "quick": {"lr": 0.1, "momentum": 0.0, "batch_size": 128, "steps": 300, "save_every": 50, "eval_every": 50}
+}
+
+
+def presets(problem: str) -> dict[str, dict[str, Any]]:
+    """The presets of a problem by name; InputError for one that does not exist."""
+    if is_code(problem):
+        return _OF_A_USER
+    if problem not in PRESETS:
+        raise unknown("problem", problem, (*PRESETS, "MODULE:FUNCTION"))
+    return PRESETS[problem]
+
+
+#: Step lengths of the line probe, in multiples of the learning rate (appendix A: [1/2, 4] and [1/100, 30]); a user's
+#: problem has VGG's.
 LINE_RANGES: Final[dict[str, tuple[float, float]]] = {"vgg": (0.5, 4.0), "dln": (0.01, 30.0)}
+
+#: Norms that take statistics over the batch, as do all of lp:P.
+_OF_THE_BATCH: Final = ("batch", "noisy-batch", "l1", "l2", "linf")
 
 
 #: What is asked for by mistake, or by a damaged file, ends in a line and never in all of the memory.
@@ -39,7 +59,8 @@ MOST: Final = {
     "steps": 10**9, "batch_size": 10**7, "depth": 1000, "save_every": 10**9, "eval_every": 10**9, "dimension": 10**7,
     "samples": 10**7,
 }  # fmt: skip
-_OWN: Final = ("eval_every", "data", "width", "augment", "dimension", "samples")  # settings that not every problem has
+#: Settings that not every problem has.
+_PARTICULAR: Final = ("depth", "eval_every", "data", "width", "augment", "dimension", "samples")
 STEEPEST: Final = 1e30  # a learning rate; times any number of a line probe's range it is still a float32
 WIDEST: Final = 4.0  # VGG with four times the paper's channels
 LARGEST: Final = 2**26  # numbers in the deep linear network, or in its samples
@@ -50,6 +71,7 @@ THREADS: Final = 1024
 class Config:
     """The configuration of one run. Fields that the problem does not have are None.
 
+    `problem` and `norm` are built-in ones, or the user's own as `module:name`.
     `data` is a data set's name or the absolute path of a folder, `data_digest` the fingerprint of its training
     images; `width` scales VGG's channels; `dimension` and `samples` are the deep linear network's.
     """
@@ -61,8 +83,8 @@ class Config:
     batch_size: int
     momentum: float
     seed: int
-    depth: int
     save_every: int
+    depth: int | None = None
     eval_every: int | None = None
     data: str | None = None
     data_digest: str | None = None
@@ -72,10 +94,9 @@ class Config:
     samples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.problem not in PRESETS:
-            raise unknown("problem", self.problem, PRESETS)
-        for field in _OWN:
-            if (getattr(self, field) is None) == (field in PRESETS[self.problem]["quick"]):
+        settings = presets(self.problem)["quick"]
+        for field in _PARTICULAR:
+            if (getattr(self, field) is None) == (field in settings):
                 has = "has no such setting" if getattr(self, field) is not None else "needs this setting"
                 raise InputError(f"--{field.replace('_', '-')}: the problem {self.problem} {has}")
         for field, most in MOST.items():
@@ -86,7 +107,7 @@ class Config:
             value = getattr(self, field)
             if value is not None and not 0 < value <= largest:
                 raise InputError(f"--{field} {value}: give a number above 0, at most {largest:g}")
-        if self.dimension is not None and self.samples is not None:
+        if self.depth is not None and self.dimension is not None and self.samples is not None:
             numbers = max(self.samples * self.dimension, self.depth * self.dimension**2)
             if numbers > LARGEST:
                 raise InputError(
@@ -97,7 +118,7 @@ class Config:
             raise InputError(f"--momentum {self.momentum}: give a number from 0 up to, not including, 1")
         if self.samples is not None and self.batch_size > self.samples:
             raise InputError(f"--batch-size {self.batch_size}: larger than the {self.samples} samples (--samples)")
-        if self.batch_size < 2 and self.norm not in ("none", "noisy-none"):
+        if self.batch_size < 2 and (self.norm in _OF_THE_BATCH or self.norm.startswith("lp:")):
             raise InputError(f"--batch-size {self.batch_size}: {self.norm} takes statistics over a batch of at least 2")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
@@ -108,8 +129,11 @@ class Config:
 
         >>> resolve("dln", norm="lp:3").name
         'dln-lp3-lr1e-06-seed0'
+        >>> resolve("vgg", norm="mymodule:MyNorm").name
+        'vgg-mymodule.MyNorm-lr0.1-seed0'
         """
-        return f"{self.problem}-{self.norm.replace(':', '')}-lr{self.lr:g}-seed{self.seed}"
+        problem, norm = (name.replace(":", "." if is_code(name) else "") for name in (self.problem, self.norm))
+        return f"{problem}-{norm}-lr{self.lr:g}-seed{self.seed}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, the fields that the problem does not have left out."""
@@ -140,11 +164,10 @@ def resolve(problem: str = "vgg", preset: str = "quick", norm: str = "batch", se
     >>> resolve("vgg", "paper", norm="l1", lr=0.5).steps
     15000
     """
-    if problem not in PRESETS:
-        raise unknown("problem", problem, PRESETS)
-    if preset not in PRESETS[problem]:
-        raise unknown("preset", preset, PRESETS[problem])
-    values = dict(PRESETS[problem][preset])
+    known = presets(problem)
+    if preset not in known:
+        raise unknown("preset", preset, known)
+    values = dict(known[preset])
     for key, value in given.items():
         if value is None:
             continue
@@ -171,6 +194,14 @@ def from_dict(values: object, source: str) -> Config:
         raise InputError(f"{source}: the configuration is incomplete ({error})") from error
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
+
+
+def check_objective(objective: str) -> None:
+    """Raise InputError for what is none of `batch`, `train:K` and `test`: whose mean loss is measured."""
+    kind, _, count = objective.partition(":")
+    if objective in ("batch", "test") or (kind == "train" and count.isdecimal() and 1 <= int(count) <= MOST["steps"]):
+        return
+    raise InputError(f"--objective {objective[:40]}: give batch, test, or train:K with a whole number K, as in train:8")
 
 
 def check_threads(threads: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -135,6 +136,15 @@ def read_text(path: Path) -> str:
     if path.stat().st_size > LONGEST:
         raise InputError(f"{path}: has {path.stat().st_size} bytes, at most {LONGEST}")
     return path.read_text(encoding="utf-8")
+
+
+def checksum(path: Path) -> str:
+    """What tells one content of a file from another."""
+    found = hashlib.sha256()
+    with path.open("rb") as stream:
+        while part := stream.read(2**20):
+            found.update(part)
+    return found.hexdigest()[:16]
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
@@ -278,7 +288,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from error
     except Exception as error:  # a damaged file raises whatever its bytes happen to spell
         raise DamagedError(
-            f"{path}: not a readable checkpoint (damaged, cut short, or not written by bnsmooth)"
+            f"{path}: not a readable file of tensors (damaged, cut short, or not what torch.save makes of a state dict)"
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no checkpoint")

@@ -14,15 +14,23 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrize import is_parametrized
 
 from bnsmooth_cli.norms import EPSILON, BatchNorm, LpNorm, Noise, slope
 from bnsmooth_cli.problems import Chain, Layer
 
 Tensors = Sequence[Tensor]
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Where attention is computed in operations that have a second derivative: the fused ones have none."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 class Hessian:
@@ -254,6 +262,8 @@ def _part(module: nn.Module, x: Tensor) -> _Part:
 @_part.register(nn.Linear)
 @_part.register(nn.Conv2d)
 def _(module: nn.Linear | nn.Conv2d, x: Tensor) -> _Part:
+    if is_parametrized(module):  # its weight is no parameter, but computed
+        return _Any(module, x)
     return _Bilinear(module, x)
 
 

@@ -1,4 +1,5 @@
-"""The normalisations: BatchNorm, the l_p family of Santurkar et al. (2018), section 3.3, and the noise of section 2.1.
+"""The normalisations: BatchNorm, the l_p family of Santurkar et al. (2018), section 3.3, the noise of section 2.1, and
+those of one sample at a time, by torch's own modules.
 
 Every norm is a plain module over (N, C) or (N, C, H, W); a unit is a channel, and its m values run over N, H and W.
 """
@@ -6,17 +7,22 @@ Every norm is a plain module over (N, C) or (N, C, H, W); a unit is a channel, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnsmooth_cli import code
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.streams import generator
 
-NAMES: Final = ("none", "batch", "l1", "l2", "linf", "lp:P", "noisy-batch", "noisy-none")
+NAMES: Final = (
+    "none", "batch", "l1", "l2", "linf", "lp:P", "noisy-batch", "noisy-none", "layer", "group:G", "instance", "weight",
+    "rms", "MODULE:CLASS",
+)  # fmt: skip
 
 EPSILON: Final = 1e-5  # Ioffe & Szegedy 2015, algorithm 1, with torch's value
 MOMENTUM: Final = 0.1  # of the running statistics, torch's value
@@ -30,20 +36,19 @@ NOISE_SPREAD: Final = 0.1  # r_mu and r_sigma
 def build(name: str, num_features: int) -> nn.Module:
     """The norm called `name` over `num_features` units, gamma 1 and beta 0 (where it has them).
 
-    Raises InputError for a name that is none of NAMES.
+    A user's own, `module:Class`, is what their class makes of the number of units. Raises InputError for a name that is
+    none of NAMES, and for a number of units that the norm cannot be of.
 
     >>> norm = build("l1", 3)
     >>> norm(torch.randn(8, 3, 4, 4)).shape
     torch.Size([8, 3, 4, 4])
     """
-    if name == "none":
-        return nn.Identity()
-    if name == "batch":
-        return BatchNorm(num_features)
-    if name == "noisy-batch":
-        return nn.Sequential(BatchNorm(num_features), Noise())
-    if name == "noisy-none":
-        return Noise()
+    if name in _SIMPLE:
+        return _SIMPLE[name](num_features)
+    if name.startswith("group:"):
+        return nn.GroupNorm(_groups(name, num_features), num_features)
+    if code.is_code(name):
+        return _own(name, num_features)
     return LpNorm(num_features, exponent(name))
 
 
@@ -64,6 +69,31 @@ def exponent(name: str) -> float:
     if not 1 <= p < math.inf:
         raise InputError(f"norm '{name}': P is a number of at least 1, as in lp:3 (for the maximum use linf)")
     return p
+
+
+def _groups(name: str, num_features: int) -> int:
+    groups = name.removeprefix("group:")
+    if not groups.isdecimal() or not 1 <= int(groups) <= 10**6:
+        raise InputError(f"norm '{name}': G is a whole number of at least 1, as in group:4")
+    if num_features % int(groups):
+        raise InputError(f"norm '{name}': {num_features} units do not divide into {groups} groups; choose another G")
+    return int(groups)
+
+
+def _own(name: str, num_features: int) -> nn.Module:
+    kind = code.load(name, "norm")
+    if not callable(kind):
+        raise InputError(f"--norm {name}: is a {type(kind).__name__}, and no class of norms")
+    try:
+        norm = kind(num_features)
+    except Exception as error:  # it raises whatever its author likes
+        raise InputError(
+            f"--norm {name}: cannot be made of the number of units alone, as by {name.partition(':')[2]}"
+            f"({num_features}) ({code.explain(error)})"
+        ) from error
+    if not isinstance(norm, nn.Module):
+        raise InputError(f"--norm {name}: makes a {type(norm).__name__}, and no torch.nn.Module")
+    return norm
 
 
 class _Norm(nn.Module):
@@ -333,6 +363,81 @@ class Noise(nn.Module):
         return torch.addcmul(shift.to(a.dtype).movedim(-1, 1), scale.to(a.dtype).movedim(-1, 1), a)
 
 
+class InstanceNorm(nn.InstanceNorm2d):
+    r"""InstanceNorm (Ulyanov et al. 2016): $\gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$ by sample and unit.
+
+    The statistics are over the positions of an image; units that have but one, (N, C), keep their values, and only
+    gamma and beta act.
+
+    >>> y = torch.randn(2, 3, 8, 8)
+    >>> bool(InstanceNorm(3)(y).mean((2, 3)).abs().max() < 1e-6)
+    True
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features, affine=True)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, y, self.weight) if y.dim() == 2 else super().forward(y)
+
+
+class RmsNorm(nn.Module):
+    r"""RMSNorm (Zhang & Sennrich 2019): $\gamma y / \sqrt{\frac1n \sum y^2 + \epsilon}$ over a sample's n activations.
+
+    As LayerNorm takes them here, those of all units and positions (Wu & He 2018, section 3.1); nothing is subtracted.
+
+    >>> y = torch.randn(2, 3, 8, 8)
+    >>> bool(RmsNorm(3)(y).square().mean((1, 2, 3)).sub(1).abs().max() < 1e-3)
+    True
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, y: Tensor) -> Tensor:
+        unit = (-1,) + (1,) * (y.dim() - 2)
+        return F.rms_norm(y, y.shape[1:], eps=EPSILON) * self.weight.view(unit)
+
+
+class WeightNorm(nn.Identity):
+    r"""Weight normalisation (Salimans & Kingma 2016): $w = g \, v / \|v\|$ for each unit's weights, g and v learned.
+
+    It acts on the weights of the layer that it follows and lets activations through: `attach` is called with the layer,
+    once its weights are initialised, and keeps their values.
+
+    >>> linear = nn.Linear(3, 2)
+    >>> WeightNorm.attach(linear)
+    >>> sorted(name for name, _ in linear.named_parameters())
+    ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
+    """
+
+    @staticmethod
+    def attach(linear: nn.Module) -> None:
+        """Let the layer's weight be computed of g and v from here on."""
+        nn.utils.parametrizations.weight_norm(linear)
+
+
+#: LayerNorm (Ba et al. 2016) over a sample's units and positions is GroupNorm of one group (Wu & He 2018, section 3.1).
+_SIMPLE: Final[dict[str, Callable[[int], nn.Module]]] = {
+    "none": lambda units: nn.Identity(),
+    "batch": BatchNorm,
+    "noisy-batch": lambda units: nn.Sequential(BatchNorm(units), Noise()),
+    "noisy-none": lambda units: Noise(),
+    "layer": lambda units: nn.GroupNorm(1, units),
+    "instance": InstanceNorm,
+    "weight": lambda units: WeightNorm(),
+    "rms": RmsNorm,
+}
+
+
+def stateful(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that `prepare` sets, in the network's order: our norms, torch's BatchNorm, and whatever has an
+    `update_statistics` (by which a user's own norm is told to leave its running statistics alone)."""
+    kinds = (Noise, nn.modules.batchnorm._BatchNorm)
+    return tuple(m for m in model.modules() if isinstance(m, kinds) or hasattr(m, "update_statistics"))
+
+
 def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statistics: bool = False) -> None:
     """Set the norms among `modules`, in the network's order, to a step: its noise, and what a forward pass may do."""
     place = 0
@@ -340,5 +445,24 @@ def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statis
         if isinstance(module, Noise):
             module.key = (seed, step, place)
             place += 1
-        elif isinstance(module, _Norm):
-            module.update_statistics = update_statistics
+        else:
+            for switch in _SWITCHES:
+                if hasattr(module, switch):
+                    setattr(module, switch, update_statistics)
+
+
+#: What says whether a pass in train mode moves running statistics: ours and a user's, torch's.
+_SWITCHES: Final = ("update_statistics", "track_running_stats")
+
+
+@contextmanager
+def prepared(modules: tuple[nn.Module, ...], seed: int, step: int) -> Iterator[None]:
+    """`prepare` for as long as a measurement takes; afterwards the modules are set as before."""
+    names = ("key", *_SWITCHES)
+    before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
+    prepare(modules, seed, step)
+    try:
+        yield
+    finally:
+        for module, values in zip(modules, before, strict=True):
+            vars(module).update(values)

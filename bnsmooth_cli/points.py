@@ -4,60 +4,126 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from bnsmooth_cli import norms, problems, runs
-from bnsmooth_cli.config import Config
+from bnsmooth_cli import norms, problems, runs, tables
+from bnsmooth_cli.code import is_code, name_of
+from bnsmooth_cli.config import Config, check_objective, resolve
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.hessian import Hessian
+from bnsmooth_cli.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.problems import Chain, Problem, Program
+from bnsmooth_cli.problems.base import evaluating
+from bnsmooth_cli.problems.layers import Names, Site, layers_of, sites_of, trainable
+from bnsmooth_cli.problems.own import Loop, check_repeatable
 from bnsmooth_cli.runs import Source
 from bnsmooth_cli.training import Trajectory, choose_device
+
+Values = Mapping[str, Tensor]
+
+
+class _Term(NamedTuple):
+    """A part of the objective: a batch, the step whose noise it has, and its weight in the mean."""
+
+    inputs: Tensor
+    targets: Tensor
+    step: int
+    share: float
 
 
 @dataclass(frozen=True)
 class Point:
     """The network at theta_t with the batch (x_t, y_t), batch statistics in use and running ones left alone.
 
-    A measurement reads a point and leaves it bit-identical. `theta` is the network's parameters as one flat vector
-    of n numbers, in the order of `model.parameters()`; the loss is a function of it (`gradients_at`).
+    A measurement reads a point and leaves it bit-identical. `theta` is the network's trained parameters as one flat
+    vector of n numbers, in the order of `model.parameters()`; the loss is a function of it (`gradients_at`): by default
+    that of the batch, with `objective` "train:K" the mean over the batches of steps 0 to K - 1, each with its own
+    step's noise, with "test" the mean over the test set, in eval mode.
     """
 
     problem: Problem
-    model: Chain
+    model: nn.Module
     velocity: list[Tensor]
     step: int
     inputs: Tensor
     targets: Tensor
     run: str
+    objective: str = "batch"
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        loss: Callable[[], Tensor],
+        *,
+        lr: float,
+        step: int = 0,
+        run: str = "loop",
+        norm: str = "own",
+        momentum: float = 0.0,
+        seed: int = 0,
+    ) -> Point:
+        """The point at which a training loop of your own stands: `loss()` is the scalar loss of `model` as it is now.
+
+        lr is the step length that probes are multiples of; `run`, `norm` and `seed` label the rows. The model, its mode
+        and torch's generators are left as they are. Raises InputError, naming the module, where two evaluations differ
+        (dropout) or a buffer changes.
+
+        >>> import bnsmooth_cli as bns
+        >>> model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
+        >>> point = bns.Point.of(model, lambda: (model(x) - y).square().mean(), lr=0.1)
+        >>> len(bns.landscape(point, alphas=[0.5, 1.0]))
+        3
+        """
+        device = next(model.parameters()).device
+        problem = Loop(model, loss, device, lr=lr, step=step, norm=norm, momentum=momentum, seed=seed)
+        nothing = torch.empty(0, device=device, dtype=next(model.parameters()).dtype)
+        velocity = [torch.zeros_like(p) for p in trainable(model).values()] if momentum else []
+        point = cls(problem, model, velocity, step, nothing, nothing, run)
+        with norms.prepared(point.norms, seed, step):
+            check_repeatable(model, loss, "loss")
+        return point
 
     @property
     def config(self) -> Config:
         """The configuration of the run."""
         return self.problem.config
 
-    @property
-    def layers(self) -> list[tuple[str, list[str]]]:
+    @functools.cached_property
+    def norms(self) -> tuple[nn.Module, ...]:
+        """The modules that are set to a step: walking the module tree at every pass would cost too much."""
+        return norms.stateful(self.model)
+
+    @functools.cached_property
+    def layers(self) -> Names:
         """Ordered (layer name, its parameters' names): what ICS calls layers."""
-        return [
-            (name, [f"layers.{name}.{parameter}" for parameter, _ in layer.named_parameters()])
-            for name, layer in self.model.layers.items()
-        ]
+        return layers_of(self.model, self._run)
+
+    @functools.cached_property
+    def sites(self) -> list[Site]:
+        """Where norms act in the network, or could."""
+        return sites_of(self.model, self._run)
+
+    def _run(self) -> None:
+        with torch.no_grad():
+            self.loss()
 
     def to(self, dtype: torch.dtype) -> Point:
         """The point in another precision: itself where it has it already, else a copy of the network and its batch.
 
-        What has no float64 (MPS) hands such a point to the CPU.
+        What has no float64 (MPS) hands such a point to the CPU. Raises InputError for a loop of the user's own.
         """
         if next(self.model.parameters()).dtype == dtype:
             return self
+        if isinstance(self.problem, Loop):
+            raise InputError(f"a point of your own loop is measured as it is; for {dtype} convert your model and data")
         device = self.inputs.device
         if dtype == torch.float64 and device.type == "mps":
             device = torch.device("cpu")
@@ -65,64 +131,130 @@ class Point:
             self,
             model=copy.deepcopy(self.model).to(device, dtype),
             velocity=[v.to(device, dtype) for v in self.velocity],
-            inputs=self.inputs.to(device, dtype),
+            inputs=_as(self.inputs, dtype).to(device),
             targets=_as(self.targets, dtype).to(device),
         )
 
+    def at(self, objective: str) -> Point:
+        """The point with another objective; InputError for one that the problem does not have."""
+        check_objective(objective)
+        if objective == "test" and not self.problem.test_size:
+            raise InputError(f"--objective test: the problem {self.config.problem} has no test set")
+        if objective != "batch" and isinstance(self.problem, Loop):
+            raise InputError(f"--objective {objective}: a point of your own loop has the loss that it was made with")
+        return dataclasses.replace(self, objective=objective)
+
     @property
     def theta(self) -> Tensor:
-        """A copy of the parameters, shape (n,)."""
-        return flatten(p.detach() for p in self.model.parameters())
+        """A copy of the trained parameters, shape (n,)."""
+        return flatten(p.detach() for p in trainable(self.model).values())
 
     def loss(self, model: nn.Module | None = None) -> Tensor:
-        """The loss of this point's batch, with this step's noise, as a scalar with its graph.
+        """The objective with this step's noise, as a scalar with its graph.
 
         `model` is any module of the same architecture (a copy with other parameters, say); None is the point's own.
         """
-        model = self.model if model is None else model
-        norms.prepare(model.modules(), self.config.seed, self.step)
+        return self._mean(self._losses(self.model if model is None else model))
+
+    def loss_at(self, values: Values) -> Tensor:
+        """The same at other values of the parameters, by name, with its graph."""
+        return self._mean(self._losses(self.model, values))
+
+    def _mean(self, losses: Iterable[tuple[float, Tensor]]) -> Tensor:
+        terms = [loss if share == 1 else share * loss for share, loss in losses]
+        return functools.reduce(torch.add, terms)
+
+    def _terms(self, dtype: torch.dtype) -> Iterator[_Term]:
+        kind, _, count = self.objective.partition(":")
+        found: Iterable[_Term]
+        if kind == "batch":
+            found = [_Term(self.inputs, self.targets, self.step, 1.0)]
+        elif kind == "train":
+            found = (_Term(*self.problem.batch(step), step, 1 / int(count)) for step in range(int(count)))
+        else:
+            sizes = self.problem.test_size
+            found = (_Term(x, y, self.step, len(y) / sizes) for x, y in self.problem.test_batches())
+        for inputs, targets, step, share in found:
+            device = next(self.model.parameters()).device
+            yield _Term(_as(inputs, dtype).to(device), _as(targets, dtype).to(device), step, share)
+
+    def _losses(self, model: nn.Module, values: Values | None = None) -> Iterator[tuple[float, Tensor]]:
+        """The objective's terms, at parameter values in place of the network's own: shares and losses."""
+        modules = self.norms if model is self.model else norms.stateful(model)
         dtype = next(model.parameters()).dtype
-        return self.problem.objective(model(self.inputs.to(dtype)), _as(self.targets, dtype))
+        with evaluating(model) if self.objective == "test" else nullcontext():
+            for inputs, targets, step, share in self._terms(dtype):
+                with norms.prepared(modules, self.config.seed, step):
+                    yield share, self.problem.objective(self.problem.call(model, values, inputs), targets)
 
     @property
     def program(self) -> Program | None:
         """A faster way to losses and gradients at many parameter vectors, where the problem has one."""
-        return self.problem.program(self.inputs.dtype, self.inputs.device)
+        return self.problem.program(self.inputs.dtype, self.inputs.device) if self.objective == "batch" else None
 
     def gradients_at(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
         """The losses (P,) at parameter vectors (P, n) and their gradients (P, n), without a graph."""
         if self.program is not None:
             found = self.program(thetas)
             return found.loss, found.gradient
-        norms.prepare(self.model.norms, self.config.seed, self.step)
-        gradients = torch.empty_like(thetas)
+        gradients = torch.zeros_like(thetas)
         losses = [self._gradient_at(theta, gradient) for theta, gradient in zip(thetas, gradients, strict=True)]
         return torch.stack(losses), gradients
 
     def _gradient_at(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """The loss; the gradient is written to `gradient`."""
-        named = dict(self.model.named_parameters())
+        """The loss; the gradient is added to `gradient`."""
+        values = {name: value.requires_grad_() for name, value in self.values(theta).items()}
+        total = theta.new_zeros(())
+        for share, loss in self._losses(self.model, values):
+            found = torch.autograd.grad(loss, list(values.values()), materialize_grads=True)
+            for piece, one in zip(gradient.split([v.numel() for v in found]), found, strict=True):
+                piece.view(one.shape).add_(one, alpha=share)
+            total += share * loss.detach()
+        return total
+
+    def values(self, theta: Tensor) -> dict[str, Tensor]:
+        """The parameters' values in a vector, copies in the layouts that the parameters have: a convolution would
+        convert its weights, and their gradient, at every use."""
+        named = trainable(self.model)
         pieces = theta.split([p.numel() for p in named.values()])
-        # In the parameters' own layouts: a convolution would convert its weights, and their gradient, at every use.
-        values = {
-            name: torch.empty_like(p).copy_(piece.view(p.shape)).requires_grad_()
+        return {
+            name: torch.empty_like(p, requires_grad=False).copy_(piece.view(p.shape))
             for (name, p), piece in zip(named.items(), pieces, strict=True)
         }
-        loss = self.problem.objective(functional_call(self.model, values, (self.inputs,)), self.targets)
-        torch.cat([found.reshape(-1) for found in torch.autograd.grad(loss, list(values.values()))], out=gradient)
-        return loss.detach()
+
+    @torch.no_grad()
+    def losses_at(self, thetas: Iterable[Tensor]) -> Tensor:
+        """The losses (P,) at parameter vectors (n,), by forward passes alone; a vector may be changed afterwards."""
+        program, values = self.program, self.values(self.theta)
+        found = []
+        for theta in thetas:
+            if program is not None:
+                found.append(program.losses(theta[None])[0])
+                continue
+            for value, piece in zip(values.values(), theta.split([v.numel() for v in values.values()]), strict=True):
+                value.copy_(piece.view(value.shape))
+            found.append(self.loss_at(values))
+        return torch.stack(found)
 
     def hessian(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         r"""The gradient (n,), and the Hessian as the function that multiplies a vector with it.
 
-        By the network's own derivatives (`Hessian`), or by the complex step
-        $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$ where the point has a program, which is holomorphic.
+        By the network's own derivatives (`Hessian`) where it is a chain, or by the complex step
+        $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$ where the point has a program, which is holomorphic;
+        else by PyTorch's double backward.
         """
         program = self.program
-        if program is None or self.inputs.device.type == "mps":  # that has few complex operations
-            norms.prepare(self.model.norms, self.config.seed, self.step)
-            hessian = Hessian(self.model, self.inputs, lambda outputs: self.problem.objective(outputs, self.targets))
+        if program is not None and self.inputs.device.type != "mps":  # that has few complex operations
+            return self._complex_step(program)
+        if isinstance(self.model, Chain) and self.objective == "batch":
+            with norms.prepared(self.norms, self.config.seed, self.step):
+                hessian = Hessian(
+                    self.model, self.inputs, lambda outputs: self.problem.objective(outputs, self.targets)
+                )
             return hessian.gradient, hessian
+        return self._double_backward()
+
+    def _complex_step(self, program: Program) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         theta = self.theta
 
         def product(v: Tensor) -> Tensor:
@@ -130,6 +262,35 @@ class Point:
             return program(torch.complex(theta, v * (_STEP / size))[None]).gradient[0].imag * (size / _STEP)
 
         return program(theta[None]).gradient[0], product
+
+    def _double_backward(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        values = {name: value.requires_grad_() for name, value in self.values(self.theta).items()}
+        leaves = list(values.values())
+        sizes, shapes = [v.numel() for v in leaves], [v.shape for v in leaves]
+
+        def slopes() -> Iterator[tuple[float, Sequence[Tensor]]]:
+            with twice_differentiable():
+                for share, loss in self._losses(self.model, values):
+                    yield share, torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+
+        # The graph of one batch serves all products; those of many are made again for each, or memory would hold all.
+        kept = list(slopes()) if self.objective == "batch" else None
+
+        def product(v: Tensor) -> Tensor:
+            pieces = [piece.view(shape) for piece, shape in zip(v.split(sizes), shapes, strict=True)]
+            total = torch.zeros_like(v)
+            for share, slope in kept or slopes():
+                bent = [i for i, g in enumerate(slope) if g.requires_grad]
+                if bent:  # else the loss is linear
+                    given = [slope[i] for i in bent], leaves, [pieces[i] for i in bent]
+                    found = torch.autograd.grad(*given, retain_graph=kept is not None, materialize_grads=True)
+                    total.add_(flatten(found), alpha=share)
+            return total
+
+        gradient = torch.zeros_like(self.theta)
+        for share, slope in kept or slopes():
+            gradient.add_(flatten(g.detach() for g in slope), alpha=share)
+        return gradient, product
 
 
 _STEP: Final = 1e-12  # of the complex step: its error is the square of this
@@ -155,8 +316,11 @@ def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterato
         if trajectory is None:
             trajectory = _trajectory(source, device)
         if reached < nearest:  # otherwise the walk is past that checkpoint already
-            reached = nearest
-            trajectory.load(source.checkpoints[reached], reached)
+            first, reached = reached < 0, nearest
+            if source.weights is None:  # those are where the trajectory begins
+                trajectory.load(source.checkpoints[reached], reached)
+            if first:
+                _check_record(source, _point(trajectory, source.name))
         while trajectory.step < step:
             trajectory.advance()
         yield _point(trajectory, source.name)
@@ -165,9 +329,34 @@ def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterato
 def _trajectory(source: Source, device: str) -> Trajectory:
     chosen = choose_device(device)
     try:
-        return Trajectory(problems.build(source.config, chosen))
+        return Trajectory(problems.build(source.config, chosen, source.weights))
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
+
+
+#: How far a loss of the user's code may be from the one that training recorded: another device, another version.
+_SAME: Final = 0.02
+
+
+def first_point(config: Config) -> Point:
+    """The point at step 0 of a configuration's run, before any training; on the CPU."""
+    return _point(Trajectory(problems.build(config)), config.name)
+
+
+def _check_record(source: Source, point: Point) -> None:
+    """Raise InputError where the user's code or data gives another loss than it did in training: it has changed."""
+    table = source.path / "train.parquet"
+    if not (is_code(point.config.problem) or is_code(point.config.norm)) or not table.is_file():
+        return
+    rows = tables.read_table(table, "train", ["step", "loss"])
+    recorded = rows["loss"][rows["step"] == point.step]
+    with torch.no_grad():
+        loss = point.loss().item()
+    if len(recorded) and not abs(loss - recorded.iloc[0]) <= _SAME * abs(recorded.iloc[0]) + 1e-4:
+        raise InputError(
+            f"{source.path}: the loss at step {point.step} is {loss:.4g}, and training recorded "
+            f"{recorded.iloc[0]:.4g}: your code or data has changed since; train it again (--force)"
+        )
 
 
 def nearest_checkpoints(source: Source, steps: Iterable[int]) -> dict[int, int]:
@@ -190,12 +379,11 @@ def reachable(source: Source, steps: Iterable[int]) -> list[int]:
 def _point(trajectory: Trajectory, run: str) -> Point:
     problem, model = trajectory.problem, trajectory.model
     inputs, targets = problem.batch(trajectory.step)
-    norms.prepare(model.norms, problem.config.seed, trajectory.step)
     return Point(problem, model, trajectory.velocity, trajectory.step, inputs, targets, run)
 
 
-def _as(targets: Tensor, dtype: torch.dtype) -> Tensor:
-    return targets.to(dtype) if targets.is_floating_point() else targets
+def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype) if values.is_floating_point() else values
 
 
 def load_point(
@@ -205,11 +393,14 @@ def load_point(
     device: str = "auto",
     data: str | None = None,
     dtype: torch.dtype | None = None,
+    objective: str = "batch",
+    code: Iterable[object] = (),
 ) -> Point:
     """The point of a checkpoint, or of a run at a step (by default its last checkpoint's).
 
     `data` is where the images are now, should they have moved. `dtype` converts the point once it is reached: the way
-    there is the run's own.
+    there is the run's own. `objective` is the loss that is measured there: "batch", "train:K" or "test". `code` names
+    the user's own norm and problem, as "module:name" or itself, which a run's file alone does not bring to run.
     Raises InputError for a path that is neither, or a step before the first checkpoint or after the training's end.
 
     >>> import tempfile, bnsmooth_cli as bns
@@ -218,7 +409,39 @@ def load_point(
     ...     bns.load_point(run, step=3).loss().shape
     torch.Size([])
     """
+    for thing in code:
+        name_of(thing)
     source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
     wanted = max(source.checkpoints, default=0) if step is None else step
     (point,) = visit(source.with_data(data), [wanted], device)
-    return point if dtype is None else point.to(dtype)
+    return (point if dtype is None else point.to(dtype)).at(objective)
+
+
+def load_weights(
+    path: Path | str,
+    problem: object,
+    norm: object = "batch",
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    objective: str = "batch",
+    **settings: Any,
+) -> Point:
+    """The point at which already-trained weights are: a file of a state dict that fits the problem's network.
+
+    The problem, the norm and the settings as `train` takes them; the batch is that of step 0. Raises InputError, with
+    the keys that differ, for a state dict that does not fit.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
+    ...     trained = bns.load_point(run)
+    ...     torch.save(trained.model.state_dict(), f"{folder}/model.pt")
+    ...     point = bns.load_weights(f"{folder}/model.pt", "dln", "batch", samples=20)
+    >>> torch.equal(point.theta, trained.theta)
+    True
+    """
+    config = resolve(name_of(problem), norm=name_of(norm), seed=seed, **settings)
+    (point,) = visit(runs.open_weights(Path(path), config), [0], device)
+    return (point if dtype is None else point.to(dtype)).at(objective)

@@ -27,23 +27,24 @@ CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
 class Source:
     """Where points come from: a run's name, its configuration, and its checkpoints by step.
 
-    A lone checkpoint is a source with one entry.
+    A lone checkpoint is a source with one entry; so is a state dict of the user's, `weights`, as that of step 0.
     """
 
     path: Path
     name: str
     config: Config
     checkpoints: dict[int, Path]
+    weights: Path | None = None
 
     def with_data(self, data: str | None) -> Source:
         """The source with its images where they are now; None leaves them where they were."""
         return self if data is None else replace(self, config=replace(self.config, data=data))
 
-    def table_path(self, kind: str) -> Path:
-        """Where a table of this kind goes unless told otherwise."""
-        if self.path.is_dir():
-            return self.path / f"{kind}.parquet"
-        return self.path.with_name(f"{self.path.stem}.{kind}.parquet")
+    def table_path(self, kind: str, objective: str = "batch") -> Path:
+        """Where a table of this kind goes unless told otherwise: by the name of the objective too, where it is another
+        than `compare` compares."""
+        name = f"{kind}.parquet" if objective == "batch" else f"{kind}.{objective.replace(':', '')}.parquet"
+        return self.path / name if self.path.is_dir() else self.path.with_name(f"{self.path.stem}.{name}")
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,9 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
 
 def _restart(run: Run) -> Run:
     """Remove what a run writes, and nothing else."""
+    of_ours = re.compile(rf"({'|'.join(tables.SCHEMAS)})(\.test|\.train\d+)?\.(parquet|tfevents)")
     with run.locked():
-        for file in (*run.checkpoints().values(), *(run.path / f"{kind}.parquet" for kind in tables.SCHEMAS)):
+        for file in (*run.checkpoints().values(), *filter(lambda p: of_ours.fullmatch(p.name), run.path.iterdir())):
             file.unlink(missing_ok=True)
         write_config(run)
     return run
@@ -232,6 +234,13 @@ def read_checkpoint(path: Path) -> tuple[Source, dict[str, Any]]:
     if not 0 <= step <= config.steps:
         raise DamagedError(f"{path}: says it is of step {step}, of a run of {config.steps}")
     return Source(path, unicode(run), config, {step: path}), content
+
+
+def open_weights(path: Path, config: Config) -> Source:
+    """Already-trained weights, a file of a state dict, as a source: step 0 of a run that begins there."""
+    if not path.is_file():
+        raise InputError(f"--weights {path}: no such file; give the file of a state dict")
+    return Source(path, unicode(path.stem), config, {0: path}, weights=path)
 
 
 def open_source(path: Path | str) -> Source:

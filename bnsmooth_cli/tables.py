@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bnsmooth_cli._version import __version__
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.files import atomic, check_regular, check_writable
 from bnsmooth_cli.footer import declared_values
@@ -60,6 +61,8 @@ SCHEMAS: Final[dict[str, dict[str, str]]] = {
         **_doubles("loss", "grad_norm", "loss_min", "loss_max", "predictiveness_min", "predictiveness_max"),
         **_doubles("lipschitz", "beta", "curvature", "sharpness", "critical_alpha"),
     },
+    "smoothness-by-layer": {**_STEP, **_LAYER, **_doubles("grad_norm", "beta", "curvature", "sharpness")},
+    "surface": {**_STEP, **_doubles("x", "y", "loss", "path_step", "x_share", "y_share")},
     "ics": {
         **_STEP,
         **_LAYER,
@@ -137,6 +140,29 @@ def write_table(path: Path, kind: str, frames: Iterable[pd.DataFrame], provenanc
     ):
         for group in chain([first], groups):
             writer.write_table(group)
+
+
+def kind_of(frame: pd.DataFrame) -> str:
+    """The kind of table that rows are of, by their columns; InputError where they are of none."""
+    for kind, columns in SCHEMAS.items():
+        if set(columns) == set(frame.columns):
+            return kind
+    raise InputError(f"rows with the columns {', '.join(map(str, frame.columns))[:200]}: of no kind of table")
+
+
+def save_table(rows: pd.DataFrame, path: Path | str) -> None:
+    """Write rows that a measurement gave, or several concatenated, as a table that the command line reads.
+
+    Raises InputError for other rows, and for a path that cannot be written.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
+    ...     bns.save_table(bns.ics(bns.load_point(run)), f"{folder}/ics.parquet")
+    ...     len(bns.read_table(f"{folder}/ics.parquet", "ics"))
+    25
+    """
+    write_table(Path(path), kind_of(rows), [rows], {"version": __version__})
 
 
 def _checksum(said: dict[str, Any]) -> int:

@@ -10,14 +10,17 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnsmooth_cli import norms, problems, runs, tables
 from bnsmooth_cli._version import __version__
+from bnsmooth_cli.code import name_of
 from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.files import check_writable
 from bnsmooth_cli.problems import Problem, Program
+from bnsmooth_cli.problems.layers import trainable
+from bnsmooth_cli.problems.own import Builder
 from bnsmooth_cli.runs import Run
 
 #: Steps between two reads of the recorded losses, each of which waits for the device.
@@ -57,7 +60,8 @@ class Trajectory:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.model = problem.build()
-        self.parameters: list[Tensor] = list(self.model.parameters())
+        self.norms = norms.stateful(self.model)
+        self.parameters: list[Tensor] = list(trainable(self.model).values())
         momentum = problem.config.momentum
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if momentum else []
         self.step = 0
@@ -97,11 +101,11 @@ class Trajectory:
         if self._program is not None:
             return self._run_program(self._program, update_statistics)
         problem = self.problem
-        norms.prepare(self.model.norms, problem.config.seed, self.step, update_statistics=update_statistics)
+        norms.prepare(self.norms, problem.config.seed, self.step, update_statistics=update_statistics)
         inputs, targets = problem.batch(self.step)
         outputs = self.model(inputs)
         loss = problem.objective(outputs, targets)
-        gradients = torch.autograd.grad(loss, self.parameters)
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return torch.stack((loss.detach(), problem.accuracy(outputs.detach(), targets), norm)), gradients
 
@@ -215,7 +219,7 @@ def train_run(run: Run, problem: Problem, progress: Progress | None = None) -> R
                 # The table first: whatever checkpoint there is, the rows before it are on disk.
                 _write(run, log)
                 runs.write_checkpoint(run.checkpoint_path(step), run.name, config, step, trajectory.state())
-            if problem.classifies and (last or step % (config.eval_every or config.steps) == 0):
+            if problem.test_size and (last or step % (config.eval_every or config.steps) == 0):
                 log.tests[step] = problem.evaluate(trajectory.model)
             if last:
                 log.add(trajectory.gradients(update_statistics=False)[0])
@@ -262,8 +266,8 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def train(
-    problem: str = "vgg",
-    norm: str = "batch",
+    problem: str | Builder = "vgg",
+    norm: str | Callable[[int], nn.Module] = "batch",
     *,
     preset: str = "quick",
     seed: int = 0,
@@ -276,6 +280,7 @@ def train(
 ) -> Run:
     """Train a run, or continue or find it: `settings` are the other fields of Config, in place of the preset's.
 
+    The problem and the norm may be code of one's own: as "module:name", or the function or class itself.
     Returns the run, whose directory is `output` or `runs/<its name>`. Raises InputError for settings that do not fit,
     or a directory that holds another configuration.
 
@@ -285,7 +290,7 @@ def train(
     ...     len(tables.read_table(run.train_path))
     11
     """
-    config = resolve(problem, preset, norm, seed, **settings)
+    config = resolve(name_of(problem), preset, name_of(norm), seed, **settings)
     return train_config(config, output, device=device, resume=resume, force=force, progress=progress)
 
 

@@ -65,6 +65,36 @@ def smoothness(rough: float, noise: np.random.Generator) -> pd.DataFrame:
     return frame.assign(curvature=signed, sharpness=signed, critical_alpha=np.nan)
 
 
+def smoothness_by_layer(
+    rough: float, noise: np.random.Generator, steps: Sequence[int] = (0, 100, 300), layers: int = 8
+) -> pd.DataFrame:
+    step, layer = (grid.ravel() for grid in np.meshgrid(list(steps), range(1, layers + 1), indexing="ij"))
+    level = rough / layer * noise.uniform(0.8, 1.2, len(step))
+    frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"conv{i}" for i in layer]})
+    return frame.assign(grad_norm=level, beta=level, curvature=-level, sharpness=-level)
+
+
+def surface(rough: float, noise: np.random.Generator, step: int = 300, path: bool = True) -> pd.DataFrame:
+    """A bowl, with waves on it for the rough, on 9 x 9 points; the path spirals in."""
+    x, y = (grid.ravel() for grid in np.meshgrid(np.linspace(-1, 1, 9), np.linspace(-1, 1, 9), indexing="ij"))
+    loss = 0.5 + x**2 + 0.5 * y**2 + 0.02 * rough * (1 + np.sin(7 * x) * np.cos(5 * y))
+    frame = pd.DataFrame({"step": step, "x": x, "y": y, "loss": loss, "path_step": np.nan})
+    if not path:
+        return frame.assign(x_share=np.nan, y_share=np.nan)
+    steps = np.arange(0, step + 1, 30)
+    left = 0.9 * (1 - steps / max(step, 1))
+    there = {"x": -left * np.cos(3 * left), "y": left * np.sin(3 * left), "loss": 1.0, "path_step": steps}
+    shares = {"x_share": 0.871, "y_share": 0.1 + 0.02 * noise.random()}
+    return pd.concat([frame, pd.DataFrame({"step": step, **there})], ignore_index=True).assign(**shares)
+
+
+def surface_line(rough: float, noise: np.random.Generator, steps: Sequence[int] = (300,)) -> pd.DataFrame:
+    step, x = (grid.ravel() for grid in np.meshgrid(list(steps), np.linspace(-1, 1, 21), indexing="ij"))
+    loss = 0.5 + (1 + 0.1 * rough) * x**2 + 1e-3 * noise.random(len(x))
+    frame = pd.DataFrame({"step": step, "x": x, "y": np.nan, "loss": loss, "path_step": np.nan})
+    return frame.assign(x_share=np.nan, y_share=np.nan)
+
+
 def ics(rough: float, noise: np.random.Generator, layers: int = 25) -> pd.DataFrame:
     step, layer = (grid.ravel() for grid in np.meshgrid(range(0, 310, 10), range(1, layers + 1), indexing="ij"))
     shift = np.where(layer == 1, 0.0, np.exp(-step / 30) * layer / rough)
@@ -118,8 +148,13 @@ ROWS = {
     "train": vgg_training,
     "landscape": landscape,
     "smoothness": smoothness,
+    "surface": surface,
+    "smoothness-by-layer": smoothness_by_layer,
     "ics": ics,
     "activations": activations,
     "theory": theory,
     "compare": compared,
 }
+
+#: The same, each in the form that draws the norms as lines of their colours.
+LINES = {**ROWS, "surface": surface_line}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from scipy import optimize
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bnsmooth_cli import Point
 from bnsmooth_cli.norms import prepare
@@ -67,7 +68,8 @@ def hessian(point: Point) -> tuple[Tensor, Tensor]:
     """The gradient (n,) and the Hessian (n, n), every second derivative."""
     model = double_copy(point)
     parameters = list(model.parameters())
-    flat = flatten(torch.autograd.grad(point.loss(model), parameters, create_graph=True))
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        flat = flatten(torch.autograd.grad(point.loss(model), parameters, create_graph=True))
     rows = [flatten(torch.autograd.grad(entry, parameters, retain_graph=True)) for entry in flat]
     return flat.detach(), torch.stack(rows)
 

@@ -13,7 +13,19 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from bnsmooth_cli._version import __version__
-from bnsmooth_cli.cli import activations, compare, ics, landscape, plot, report, smoothness, terminal, theory, train
+from bnsmooth_cli.cli import (
+    activations,
+    compare,
+    ics,
+    landscape,
+    plot,
+    report,
+    show,
+    smoothness,
+    terminal,
+    theory,
+    train,
+)
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.memory import keep_freed_memory
 
@@ -33,6 +45,7 @@ app.command("theory")(theory.theory)
 app.command("compare")(compare.compare)
 app.command("plot")(plot.plot)
 app.command("report")(report.report)
+app.command("show")(show.show)
 
 
 def _print_version(wanted: bool) -> None:

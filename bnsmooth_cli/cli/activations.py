@@ -5,12 +5,14 @@ from __future__ import annotations
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measure_sources
 from bnsmooth_cli.cli.options import (
+    ExportOptions,
     MachineOptions,
     RunOptions,
     Sources,
     StepOptions,
     TableOutput,
     UnitOptions,
+    WeightOptions,
     grouped,
 )
 
@@ -20,7 +22,9 @@ def activations(
     steps: StepOptions,
     units: UnitOptions,
     run: RunOptions,
+    weights: WeightOptions,
     machine: MachineOptions,
+    export: ExportOptions,
     sources: Sources = None,
     output: TableOutput = None,
 ) -> None:
@@ -34,7 +38,7 @@ def activations(
 
       bnsmooth activations runs/vgg-batch-lr0.1-seed0 --layers conv3,fc1 --units 0,1,2
     """
-    rows = measure_sources("activations", sources, run, steps, machine, output, units.chosen())
+    rows = measure_sources("activations", sources, run, steps, machine, weights, export, output, units.chosen())
     rows = rows.assign(moved=rows["wasserstein"], moved_in_std=rows["wasserstein"] / rows["std"])
     columns = ["sigma", "std", "skewness", "kurtosis", "moved", "moved_in_std"]
     table = rows.groupby(["run", "layer_name"], sort=False)[columns].median()

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measure_sources
-from bnsmooth_cli.cli.options import MachineOptions, RunOptions, Sources, StepOptions, TableOutput, grouped
+from bnsmooth_cli.cli.options import (
+    ExportOptions,
+    LayerOptions,
+    MachineOptions,
+    RunOptions,
+    Sources,
+    StepOptions,
+    TableOutput,
+    WeightOptions,
+    grouped,
+)
 
 
 @grouped
 def ics(
     steps: StepOptions,
+    layers: LayerOptions,
     run: RunOptions,
+    weights: WeightOptions,
     machine: MachineOptions,
+    export: ExportOptions,
     sources: Sources = None,
     output: TableOutput = None,
 ) -> None:
@@ -24,8 +37,10 @@ def ics(
       bnsmooth ics --problem dln --norm none
 
       bnsmooth ics runs/vgg-batch-lr0.1-seed0 --every 50
+
+      bnsmooth ics runs/vgg-batch-lr0.1-seed0 --layers conv1,conv4,fc1 -o three.parquet
     """
-    rows = measure_sources("ics", sources, run, steps, machine, output)
+    rows = measure_sources("ics", sources, run, steps, machine, weights, export, output, layers.chosen())
     deeper = rows[rows["layer"] > 1]
     table = deeper.groupby(["run", "step"], sort=False).agg(
         ics_median=("ics", "median"),

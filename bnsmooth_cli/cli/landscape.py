@@ -5,12 +5,15 @@ from __future__ import annotations
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measure_sources
 from bnsmooth_cli.cli.options import (
+    ExportOptions,
     LineOptions,
     MachineOptions,
+    ObjectiveOptions,
     RunOptions,
     Sources,
     StepOptions,
     TableOutput,
+    WeightOptions,
     grouped,
 )
 
@@ -19,8 +22,11 @@ from bnsmooth_cli.cli.options import (
 def landscape(
     steps: StepOptions,
     line: LineOptions,
+    objective: ObjectiveOptions,
     run: RunOptions,
+    weights: WeightOptions,
     machine: MachineOptions,
+    export: ExportOptions,
     sources: Sources = None,
     output: TableOutput = None,
 ) -> None:
@@ -36,7 +42,9 @@ def landscape(
 
       bnsmooth landscape runs/vgg-l1-lr0.1-seed0/checkpoints/000050.pt --points 16
     """
-    rows = measure_sources("landscape", sources, run, steps, machine, output, line.chosen())
+    rows = measure_sources(
+        "landscape", sources, run, steps, machine, weights, export, output, {**line.chosen(), **objective.chosen()}
+    )
     moved = rows[rows["alpha"] > 0]
     table = moved.groupby(["run", "step"], sort=False).agg(
         loss_min=("loss", "min"),

@@ -12,10 +12,14 @@ from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
+from bnsmooth_cli.code import allow, is_code
 from bnsmooth_cli.config import PRESETS, Config, check_threads, resolve
 from bnsmooth_cli.errors import InputError
 
-NORMS: Final = ("none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none")
+NORMS: Final = (
+    "none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none", "layer", "group:4", "instance", "weight",
+    "rms",
+)  # fmt: skip
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SETTINGS = "The run (values come from --preset unless given)"
@@ -36,7 +40,12 @@ class SettingOptions:
     """The settings that the runs of a study share, as given: None where they are the preset's."""
 
     problem: Annotated[
-        str | None, _option("--problem -p", "vgg (default) or dln.", autocompletion=_choices(*PRESETS))
+        str | None,
+        _option(
+            "--problem -p",
+            "vgg (default), dln, or your own as MODULE:FUNCTION.",
+            autocompletion=_choices(*PRESETS),
+        ),
     ] = None
     preset: Annotated[
         str | None,
@@ -71,6 +80,7 @@ class SettingOptions:
     def given(self) -> dict[str, Any]:
         """The settings that were given, by name, a data folder by its full path."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        allow(self.problem, values.get("norm"))
         if self.data is not None:
             from bnsmooth_cli.problems.images import canonical
 
@@ -86,7 +96,8 @@ class _Which:
         str | None,
         _option(
             "--norm -n",
-            "batch (default), none, l1, l2, linf, lp:P, noisy-batch or noisy-none.",
+            "batch (default), none, l1, l2, linf, lp:P, noisy-batch, noisy-none, layer, group:G, instance, weight, "
+            "rms, or your own as MODULE:CLASS.",
             autocompletion=_choices(*NORMS),
         ),
     ] = None
@@ -105,8 +116,19 @@ class RunOptions(SettingOptions, _Which):
         return resolve(**self.given())
 
     def described(self) -> list[str]:
-        """The flags that were given, `--data` aside: they contradict a RUN."""
-        return [f"--{name.replace('_', '-')}" for name in self.given() if name != "data"]
+        """The flags that were given and contradict a RUN: not `--data`, nor code by its name, which lets it run."""
+        return [
+            f"--{name.replace('_', '-')}"
+            for name, value in self.given().items()
+            if name != "data" and not (name in ("norm", "problem") and is_code(value))
+        ]
+
+    def check_code(self, config: Config, path: Path) -> None:
+        """Raise InputError where the code that was named is not that of the run at `path`."""
+        for name in ("norm", "problem"):
+            given, found = getattr(self, name), getattr(config, name)
+            if given is not None and given != found:
+                raise InputError(f"--{name} {given}: {path} has the {name} {found}; leave the option out")
 
 
 @dataclass(frozen=True)
@@ -168,6 +190,7 @@ class GridOptions:
     def given(self) -> dict[str, str]:
         """The lists that were given, as they were."""
         lists = {name: getattr(self, name) for name in ("norms", "lrs", "seeds", "measure")}
+        allow(*(name.strip() for name in (self.norms or "").split(",")))
         return {name: value for name, value in lists.items() if value is not None}
 
 
@@ -247,6 +270,122 @@ class LineOptions:
 
 
 @dataclass(frozen=True)
+class ObjectiveOptions:
+    """Whose loss is measured."""
+
+    objective: Annotated[
+        str,
+        _option(
+            "--objective",
+            "Whose mean loss: batch (default: the step's own), train:K (K fixed training batches) or test (the test "
+            "set, in eval mode).",
+            _STEPS,
+            autocompletion=_choices("batch", "train:8", "test"),
+        ),
+    ] = "batch"
+
+    def chosen(self) -> dict[str, Any]:
+        """The keyword argument of the measurements' plans."""
+        return {"objective": self.objective}
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What the network's layers are."""
+
+    layers: Annotated[
+        str | None,
+        _option(
+            "--layers",
+            "The layers, in order: modules of the network, or layers by name or number (default: all).",
+            _STEPS,
+            metavar="A,B,C",
+        ),
+    ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """The keyword argument of the measurements' plans."""
+        return {} if self.layers is None else {"layers": _names(self.layers)}
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+@dataclass(frozen=True)
+class GridPointOptions:
+    """The grid of a surface; None stands for its default."""
+
+    directions: Annotated[
+        str | None,
+        _option(
+            "--directions",
+            "random (default: filter-normalised) or pca (the principal ones of the run's path).",
+            _STEPS,
+            autocompletion=_choices("random", "pca"),
+        ),
+    ] = None
+    dimensions: Annotated[int | None, _option("--dimensions", "1 for a line, 2 (default) for a plane.", _STEPS)] = None
+    points: Annotated[int | None, _option("--points", "Points an axis (default 21).", _STEPS)] = None
+    extent: Annotated[
+        float | None,
+        _option(
+            "--extent",
+            "How far it reaches: random: in lengths of the weights; pca: in widths of the path (default 1).",
+            _STEPS,
+        ),
+    ] = None
+
+    def chosen(self) -> dict[str, Any]:
+        """The keyword arguments of `surface`."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is written beside the tables."""
+
+    tensorboard: Annotated[
+        bool,
+        _option(
+            "--tensorboard",
+            "Write TensorBoard scalars beside each table (pip install 'bnsmooth\\[tensorboard]').",
+            _MACHINE,
+        ),
+    ] = False
+
+    def check(self) -> None:
+        """Raise InputError, before the work, where the extra is missing."""
+        if self.tensorboard:
+            from bnsmooth_cli.exports import check_tensorboard
+
+            check_tensorboard()
+
+    def write(self, table: Path) -> Path | None:
+        """What `tensorboard` reads of a table, where it is asked for."""
+        if not self.tensorboard:
+            return None
+        from bnsmooth_cli.exports import tensorboard
+
+        return tensorboard(table)
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Already-trained weights in place of a run."""
+
+    weights: Annotated[
+        Path | None,
+        _option(
+            "--weights",
+            "Measure these: a file of a state dict that fits the problem's network, in place of training.",
+            _SETTINGS,
+            metavar="FILE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class UnitOptions:
     """Which layers and units are measured."""
 
@@ -259,7 +398,7 @@ class UnitOptions:
 
     def chosen(self) -> dict[str, Any]:
         """The keyword arguments of `measures.selection.select`."""
-        layers = None if self.layers is None else [name.strip() for name in self.layers.split(",")]
+        layers = None if self.layers is None else _names(self.layers)
         return {"layers": layers, "units": None if self.units is None else _integers("--units", self.units, "0,3,7")}
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measure_sources
 from bnsmooth_cli.cli.options import (
+    ExportOptions,
     MachineOptions,
     RunOptions,
     Sources,
     StepOptions,
     TableOutput,
     UnitOptions,
+    WeightOptions,
     grouped,
 )
 
@@ -26,7 +28,9 @@ def theory(
     steps: StepOptions,
     units: UnitOptions,
     run: RunOptions,
+    weights: WeightOptions,
     machine: MachineOptions,
+    export: ExportOptions,
     sources: Sources = None,
     output: TableOutput = None,
 ) -> None:
@@ -46,7 +50,7 @@ def theory(
     """
     if not sources and run.problem is None:
         run = dataclasses.replace(run, problem="dln")
-    rows = measure_sources("theory", sources, run, steps, machine, output, units.chosen())
+    rows = measure_sources("theory", sources, run, steps, machine, weights, export, output, units.chosen())
     cases = rows.groupby("statement", sort=True).agg(
         cases=("lhs", "count"),
         holds=("holds", "mean"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.options import MachineOptions, RunOptions, grouped
+from bnsmooth_cli.cli.options import ExportOptions, MachineOptions, RunOptions, grouped
 from bnsmooth_cli.config import Config
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def train(
     run: RunOptions,
     machine: MachineOptions,
+    export: ExportOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -48,14 +49,18 @@ def train(
       bnsmooth train --norm none --data path/to/cifar10 --steps 3000
     """  # fmt: skip
     machine.apply()
+    export.check()
     trained = train_or_find(run.config(), machine, output, resume)
     from bnsmooth_cli.tables import read_table
 
     rows = read_table(trained.train_path, "train")
-    tested = rows[rows["test_accuracy"].notna()]
+    tested = rows[rows["test_loss"].notna()]
     columns = (
         ["step", "loss", "grad_norm"] if tested.empty else ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
     )
+    columns = [name for name in columns if rows[name].notna().any()]
+    if (scalars := export.write(trained.train_path)) is not None:
+        terminal.say(scalars)
     terminal.summary(trained.name, _marks(rows) if tested.empty else tested, columns, _outcome(trained))
 
 

@@ -14,7 +14,18 @@ from matplotlib.figure import Figure
 
 from bnsmooth_cli import tables
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.figures import activations, compare, ics, landscape, smoothness, style, theory, training
+from bnsmooth_cli.figures import (
+    activations,
+    by_layer,
+    compare,
+    ics,
+    landscape,
+    smoothness,
+    style,
+    surface,
+    theory,
+    training,
+)
 from bnsmooth_cli.figures.panels import Panel, page
 from bnsmooth_cli.files import atomic
 
@@ -23,6 +34,8 @@ KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
     "train": training.panels,
     "landscape": landscape.panels,
     "smoothness": smoothness.panels,
+    "surface": surface.panels,
+    "smoothness-by-layer": by_layer.panels,
     "ics": ics.panels,
     "activations": activations.panels,
     "theory": theory.panels,

@@ -17,11 +17,17 @@ from bnsmooth_cli.figures import style
 
 OFF_SCALE: Final = "off scale"  # the legend's words for a value above its axis, or an overflow
 DIVERGED: Final = "diverged"
-_XLABELS: Final = {"step": "training step", "alpha": "step length η (multiples of the learning rate)"}
+WIDEST: Final = 10.0  # a figure's width in inches, at most
+_XLABELS: Final = {
+    "step": "training step",
+    "alpha": "step length η (multiples of the learning rate)",
+    "x": "position along a filter-normalised direction",
+    "layer": "layer",
+}
 
 
 class Panel(Protocol):
-    """One axes of a figure."""
+    """One axes of a figure; a panel that has a `projection` gets axes of that one, such as "3d"."""
 
     @property
     def height(self) -> float:
@@ -74,8 +80,7 @@ class Curves:
         axes.set_ylabel(self.ylabel)
         scale = style.fit([one.values.to_numpy() for one in self.series])
         if scale is None:
-            axes.text(0.5, 0.5, "no finite data", transform=axes.transAxes, ha="center", color="#666666")
-            axes.set(xticks=[], yticks=[])
+            say_empty(axes)
             return {}
         scale = self.scale or scale
         scale.apply(axes, "y")
@@ -96,6 +101,9 @@ class Curves:
         if name == "step":
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        elif name == "layer":
+            axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+            axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)  # without a tick at a layer that does not exist
         elif 0 < style.DECADES * min(xs) < max(xs):
             axes.set_xscale("log")
 
@@ -139,17 +147,37 @@ def _draw_line(axes: Axes, look: style.Look, values: pd.Series[float], width: fl
     )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Blank:
+    """The place of a panel that a row has too few of."""
+
+    height: float = 0.0
+
+    def draw(self, axes: Axes) -> dict[str, Line2D]:
+        """Leave `axes` empty."""
+        axes.set_axis_off()
+        return {}
+
+
+def say_empty(axes: Axes) -> None:
+    """Say in a panel that nothing can be drawn in it."""
+    axes.text(0.5, 0.5, "no finite data", transform=axes.transAxes, ha="center", color="#666666")
+    axes.set(xticks=[], yticks=[])
+
+
 def page(blocks: Iterable[tuple[str, list[list[Panel]]]]) -> Figure:
     """Titled blocks of rows of panels, under one legend; a panel repeated below itself spans the rows."""
     blocks = list(blocks)
     across = max(len(rows[0]) for _, rows in blocks)
-    heights = [sum(max(panel.height for panel in row) for row in rows) for _, rows in blocks]
-    figure = Figure(figsize=(min(1 + 4 * across, 10), 0.55 + sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)[:, 0]
+    heights = [[max(panel.height for panel in row) for row in rows] for _, rows in blocks]
+    totals = [sum(of_rows) for of_rows in heights]
+    figure = Figure(figsize=(min(1 + 4 * across, WIDEST), 0.55 + sum(totals)), layout="constrained")
+    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=totals)[:, 0]
     entries: dict[str, Line2D] = {}
-    for part, (title, rows) in zip(parts, blocks, strict=True):
+    for part, (title, rows), of_rows in zip(parts, blocks, heights, strict=True):
         part.suptitle(title, x=0.01, horizontalalignment="left")
-        for panel, axes in part.subplot_mosaic(rows).items():
+        kinds = {panel: {"projection": getattr(panel, "projection", None)} for row in rows for panel in row}
+        for panel, axes in part.subplot_mosaic(rows, height_ratios=of_rows, per_subplot_kw=kinds).items():
             entries |= panel.draw(axes)
     if entries:
         _add_legend(figure, entries)

@@ -4,14 +4,15 @@ and the scale of an axis that overflowing runs must not flatten."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
+from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 Dash = Literal["-"] | tuple[float, tuple[float, ...]]
@@ -45,6 +46,8 @@ SAVE: Final[dict[Any, Any]] = {"svg.hashsalt": "bnsmooth", "savefig.dpi": 150, "
 DECADES: Final = 100.0  # a span wider than these two decades is drawn on a logarithmic axis
 _HEADROOM: Final = 1e3  # how far above the calmer series an axis may reach
 _DEPTH: Final = 1e12  # how far below its top a logarithmic axis may reach
+#: The round numbers of a decade, from many to few.
+_ROUND: Final = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,17 @@ def lr_text(lr: float) -> str:
     return f"lr {lr:g}".replace("e-0", "e-")
 
 
+def number_text(value: float) -> str:
+    """A round number as it is written at a tick: in full, and short.
+
+    >>> number_text(0.5), number_text(20000), number_text(1.0000025), number_text(1e-12)
+    ('0.5', '2e4', '1.0000025', '1e-12')
+    """
+    texts = (f"{value:.{digits}g}" for digits in range(4, 18))
+    text = next(text for text in texts if np.isclose(float(text), value, rtol=1e-9, atol=0))
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
 @dataclass(frozen=True)
 class Scale:
     """The scale and the limits of an axis."""
@@ -128,6 +142,30 @@ class Scale:
             if self.high < DECADES * self.low:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
                 axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+
+    def norm(self) -> Normalize:
+        """The same scale for colours: 0 at its lower end and below, 1 at its upper end and above."""
+        if self.linear_to is not None:
+            return SymLogNorm(self.linear_to, vmin=self.low, vmax=self.high, clip=True)
+        return (LogNorm if self.name == "log" else Normalize)(self.low, self.high, clip=True)
+
+    def levels(self, most: int) -> list[float]:
+        """Round values all over the axis, at most so many.
+
+        >>> Scale("linear", 0.2, 2.2).levels(5), Scale("log", 0.2, 300).levels(5)
+        ([0.5, 1.0, 1.5, 2.0], [1.0, 10.0, 100.0])
+        """
+        if self.linear_to is not None:
+            return self._powers(self.linear_to)
+        if self.name == "linear":
+            return self._inside(MaxNLocator(most).tick_values(self.low, self.high))
+        decades = 10.0 ** np.arange(np.floor(np.log10(self.low)), np.ceil(np.log10(self.high)))
+        choices = [self._inside(np.outer(decades, parts).ravel()) for parts in _ROUND]
+        fewest = choices[-1]
+        return next((values for values in choices if len(values) <= most), fewest[:: -(-len(fewest) // most)])
+
+    def _inside(self, values: Iterable[float]) -> list[float]:
+        return [float(value) for value in values if self.low <= value <= self.high]
 
     def _powers(self, linear_to: float) -> list[float]:
         """Zero and a few powers of ten to either side: matplotlib's own choice of ticks runs together around zero."""

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import Curves, Panel, series
+from bnsmooth_cli.figures.panels import Curves, Panel, say_empty, series
 
 _STATEMENTS: Final = ("4.1", "4.1 at y", "4.2")
 _WIDTH: Final = 6  # cells of a row of panels: divided by one, two or three layers
@@ -38,8 +38,7 @@ class Sides:
         values = [rows[["lhs", "rhs"]].to_numpy("float64").ravel() for _, rows in self.groups]
         scale = style.fit(values, headroom=np.inf)
         if scale is None:
-            axes.text(0.5, 0.5, "no finite data", transform=axes.transAxes, ha="center", color="#666666")
-            axes.set(xticks=[], yticks=[])
+            say_empty(axes)
             return {}
         scale.apply(axes, "x")
         scale.apply(axes, "y")

@@ -13,40 +13,45 @@ import pandas as pd
 
 from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
-from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.measures import line, selection
+from bnsmooth_cli.files import checksum
+from bnsmooth_cli.measures import by_layer, line, selection
+from bnsmooth_cli.measures import surface as surfaces
 from bnsmooth_cli.measures.activations import activations, moved
+from bnsmooth_cli.measures.by_layer import smoothness_by_layer
 from bnsmooth_cli.measures.ics import ics
 from bnsmooth_cli.measures.line import landscape, line_alphas
 from bnsmooth_cli.measures.smoothness import smoothness
+from bnsmooth_cli.measures.surface import surface
 from bnsmooth_cli.measures.theory import theory
 from bnsmooth_cli.points import nearest_checkpoints, reachable, visit
 from bnsmooth_cli.runs import Source, locked
 
 __all__ = [
-    "MEASURES", "activations", "ics", "landscape", "line_alphas", "measure", "smoothness", "steps_of", "theory",
+    "MEASURES", "activations", "ics", "landscape", "line_alphas", "measure", "smoothness", "smoothness_by_layer",
+    "steps_of", "surface", "theory",
 ]  # fmt: skip
-
-
-def _no_options(config: Config) -> dict[str, Any]:
-    return {}
 
 
 @dataclass(frozen=True)
 class Measure:
     """A measurement: its rows at a point, the arguments that a run's configuration and the options make for it
-    (InputError where they cannot be), and what the rows before say of a run's next ones."""
+    (InputError where they cannot be), what the rows before say of a run's next ones, what it takes of the source beside
+    the point, and whether it is made, unless told otherwise, of a run's last checkpoint only."""
 
     rows: Callable[..., pd.DataFrame]
-    plan: Callable[..., dict[str, Any]] = _no_options
+    plan: Callable[..., dict[str, Any]]
     since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda before, rows: rows
+    given: Callable[[Source, dict[str, Any], str], dict[str, Any]] = lambda source, options, device: {}
+    last_only: bool = False
 
 
 MEASURES: Final = {
     "landscape": Measure(landscape, line.plan),
     "smoothness": Measure(smoothness, line.plan),
-    "ics": Measure(ics),
+    "smoothness-by-layer": Measure(smoothness_by_layer, by_layer.plan),
+    "surface": Measure(surface, surfaces.plan, given=surfaces.path_of, last_only=True),
+    "ics": Measure(ics, selection.plan_layers),
     "activations": Measure(activations, selection.plan, moved),
     "theory": Measure(theory, selection.plan),
 }
@@ -54,10 +59,14 @@ MEASURES: Final = {
 Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
 
 
-def steps_of(source: Source, every: int | None = None, at: Sequence[int] | None = None) -> list[int]:
-    """The steps to measure: the source's checkpoints, or every `every`-th step that they reach, or those in `at`."""
+def steps_of(
+    source: Source, every: int | None = None, at: Sequence[int] | None = None, last_only: bool = False
+) -> list[int]:
+    """The steps to measure: the source's checkpoints (or the last of them), or every `every`-th step that they reach,
+    or those in `at`."""
     if at is not None or every is None:
-        return reachable(source, source.checkpoints if at is None else at)
+        usual = sorted(source.checkpoints)[-1:] if last_only else source.checkpoints
+        return reachable(source, usual if at is None else at)
     if not source.path.is_dir():
         raise InputError(f"--every: goes with a run; {source.path} is one checkpoint (--at chooses steps after it)")
     first, last = min(source.checkpoints, default=0), max(source.checkpoints, default=0)
@@ -79,13 +88,14 @@ def measure(
 ) -> list[Path]:
     """Measure the sources and write a table each, or one for all at `output`; the tables' paths.
 
-    `options` holds the keyword arguments of `line_alphas` or of `selection.select`, whichever the kind has. A table
+    `options` holds the keyword arguments of the kind's plan (`line_alphas`, `selection.select`, ...). A table
     that is there already is kept where it answers the same question, refused where it does not, and replaced with
     `force`.
     """
     what = MEASURES[kind]
     groups = [[source] for source in sources] if output is None else [list(sources)]
-    paths = [output or group[0].table_path(kind) for group in groups]
+    objective = (options or {}).get("objective", "batch")
+    paths = [output or group[0].table_path(kind, objective) for group in groups]
     if len({source.name if output else source.path.resolve() for source in sources}) < len(sources):
         raise InputError(f"{sources[0].path}: given twice, or two runs of one name in one table; give each once")
     plans = []
@@ -98,10 +108,12 @@ def measure(
 
     def walk(source: Source, request: dict[str, Any], own: bool) -> Iterator[pd.DataFrame]:
         before: pd.DataFrame | None = None
+        chosen = request["options"][source.name]
+        chosen = {**chosen, **what.given(source.with_data(data), chosen, device)}
         for point in visit(source.with_data(data), request["steps"][source.name], device):
             if progress is not None:
                 progress(source.name, point.step, next(done), total)
-            rows = what.rows(point, **request["options"][source.name])
+            rows = what.rows(point, **chosen)
             before = rows if before is None else what.since(before, rows)
             if own and not source.path.is_dir():
                 raise InputError(f"{source.path}: was removed, or moved, while it was measured; choose a table with -o")
@@ -131,10 +143,13 @@ def _request(
     data: str | None,
 ) -> dict[str, dict[str, Any]]:
     """What a table is the answer to, by source: the configuration, the steps, the measurement's arguments."""
+    what, weights = MEASURES[kind], [source for source in group if source.weights is not None]
     return {
         "runs": {source.name: source.config.as_dict() for source in group},
-        "steps": {source.name: steps_of(source, every, at) for source in group},
-        "options": {source.name: MEASURES[kind].plan(source.with_data(data).config, **options) for source in group},
+        "steps": {source.name: steps_of(source, every, at, what.last_only) for source in group},
+        "options": {source.name: what.plan(source.with_data(data).config, **options) for source in group},
+        # Of a file that has no steps and no settings of its own: another one is another question.
+        **({"weights": {source.name: checksum(source.path) for source in weights}} if weights else {}),
     }
 
 

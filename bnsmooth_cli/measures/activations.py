@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnsmooth_cli import norms
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import Selected, select
 from bnsmooth_cli.points import Point
+from bnsmooth_cli.problems.layers import captured
 from bnsmooth_cli.streams import generator
 
 LAYERS: Final = 5  # layers over the depth, unless chosen
@@ -43,23 +43,16 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
     >>> len(rows), bool((abs(rows["mean"]) < 1e-3).all())
     (5, True)
     """
-    selected = select(point.model, layers, units)
+    selected = select(point.sites, layers, units)
     if layers is None:
         selected = [selected[i] for i in sorted({round(i) for i in np.linspace(0, len(selected) - 1, LAYERS)})]
-    wanted = {one.number: one if units else _sample(one, point.config.seed) for one in selected}
-    norms.prepare(point.model.norms, point.config.seed, point.step)
-    frames = []
+    if not units:
+        selected = [_sample(one, point.config.seed) for one in selected]
+    ends = [module for one in selected for module in (one.site.linear, [one.site.linear, *one.site.norms][-1])]
     with torch.no_grad():
-        x = point.inputs
-        for number, (_, layer) in enumerate(point.model.named_layers(), 1):
-            if number > max(wanted):
-                break
-            y = layer.linear(x)
-            z = layer.norm(y)
-            if number in wanted:
-                frames.append(_rows(wanted[number], y, z))
-            x = layer.rest(z)
-    return label(point, pd.concat(frames, ignore_index=True))
+        outputs = [output for _, output in captured(ends, point.loss)]
+    pairs = zip(selected, outputs[::2], outputs[1::2], strict=True)
+    return label(point, pd.concat([_rows(one, y, z) for one, y, z in pairs], ignore_index=True))
 
 
 def _sample(selected: Selected, seed: int) -> Selected:
@@ -70,7 +63,7 @@ def _sample(selected: Selected, seed: int) -> Selected:
 def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
     from scipy import stats  # half a second, which no other command should wait for
 
-    before, after = (_values(tensor, selected.units) for tensor in (y, z))
+    before, after = (_values(selected.site.by_unit(tensor), selected.units) for tensor in (y, z))
     with np.errstate(invalid="ignore"):
         named, evenly = np.quantile(after, [*_NAMED.values()], axis=1), np.quantile(after, PROBABILITIES, axis=1)
         # A unit that is constant has no shape: null.

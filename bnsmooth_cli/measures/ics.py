@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -10,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from bnsmooth_cli import norms
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.points import Point, flatten
+from bnsmooth_cli.problems import Chain
+from bnsmooth_cli.problems.layers import Names, chosen_layers
 from bnsmooth_cli.training import sgd_step
 
 
-def ics(point: Point) -> pd.DataFrame:
+def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     r"""How much each layer's gradient changes when the layers before it take their step: one row a layer.
 
     `ics` $= \|G_i - G'_i\|_2$ and `cosine` of the two, where $G_i = \nabla_{W_i} L(W_1, \dots, W_k)$ and $G'_i$ is the
@@ -23,34 +28,38 @@ def ics(point: Point) -> pd.DataFrame:
     $W_i$ is all of the layer's parameters, its norm's included. `grad_norm` and `grad_norm_updated` are the norms of
     $G_i$ and $G'_i$. Layer 1 has nothing before it: exactly 0 and 1.
 
+    `layers` are $W_1, \dots, W_k$ in order: modules of the network, or its layers by name or number; parameters in none
+    of them stay as they are. By default `point.layers`. Raises InputError for a name that is neither.
+
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = bns.train("dln", "none", steps=5, samples=20, output=f"{folder}/run")
     ...     bns.ics(bns.load_point(run))[["layer", "ics", "cosine"]].values[0].tolist()
     [1.0, 0.0, 1.0]
     """
+    chosen = point.layers if layers is None else chosen_layers(point.model, point.layers, layers)
     theta = point.theta
     (gradient,) = point.gradients_at(theta[None])[1]
     updated, velocity = theta.clone(), [flatten(point.velocity)] if point.velocity else []
     sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
 
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in point.model.layers.values()]
-    first, *later = gradient.split(sizes)
-    shifted = (
-        _layer_by_layer(point, updated, sizes) if point.program is None else _at_once(point, theta, updated, sizes)
-    )
+    whole = layers is None and point.program is not None
+    before, shifted = (_at_once if whole else _one_by_one)(point, chosen, theta, gradient, updated)
     # Nothing before layer 1 moves, so its G' is G.
-    records = [_compare(first, first), *(_compare(g, there) for g, there in zip(later, shifted, strict=True))]
-    norms, norms_updated, distances, products = torch.stack(records).cpu().double().numpy().T
+    records = [
+        _compare(before[0], before[0]),
+        *(_compare(g, there) for g, there in zip(before[1:], shifted, strict=True)),
+    ]
+    sizes, sizes_updated, distances, products = torch.stack(records).cpu().double().numpy().T
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = products / (norms * norms_updated)
-    cosines[0] = 1.0 if norms[0] > 0 else np.nan  # exactly: the division rounds
+        cosines = products / (sizes * sizes_updated)
+    cosines[0] = 1.0 if sizes[0] > 0 else np.nan  # exactly: the division rounds
     frame = pd.DataFrame(
         {
             "layer": np.arange(1, len(records) + 1),
-            "layer_name": list(point.model.layers),
-            "grad_norm": norms,
-            "grad_norm_updated": norms_updated,
+            "layer_name": [name for name, _ in chosen],
+            "grad_norm": sizes,
+            "grad_norm_updated": sizes_updated,
             "ics": distances,
             "cosine": cosines,
         }
@@ -58,33 +67,57 @@ def ics(point: Point) -> pd.DataFrame:
     return label(point, frame)
 
 
-def _at_once(point: Point, theta: Tensor, updated: Tensor, sizes: list[int]) -> list[Tensor]:
-    """G' of the layers from the second on: a parameter vector each, the updated one up to the layer."""
+Shifted = tuple[list[Tensor], Iterable[Tensor]]  # G of every layer, G' of those from the second on
+
+
+def _at_once(point: Point, layers: Names, theta: Tensor, gradient: Tensor, updated: Tensor) -> Shifted:
+    """A program takes a parameter vector a layer, the updated one up to the layer."""
+    named = dict(point.model.named_parameters())
+    sizes = [sum(named[name].numel() for name in names) for _, names in layers]
     starts = np.cumsum(sizes)[:-1].tolist()
+    before = list(gradient.split(sizes))
     if not starts:  # one layer: nothing comes after it
-        return []
+        return before, []
     thetas = theta.repeat(len(starts), 1)
     for mixed, start in zip(thetas, starts, strict=True):
         mixed[:start] = updated[:start]
     gradients = point.gradients_at(thetas)[1]
-    return [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
+    return before, [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
 
 
-def _layer_by_layer(point: Point, updated: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-    """G' of the layers from the second on: the updated prefix runs once, and only what follows it is differentiated."""
-    layers = list(point.model.layers.values())
+def _one_by_one(point: Point, layers: Names, theta: Tensor, gradient: Tensor, updated: Tensor) -> Shifted:
+    """A network takes one layer after the other: a chain from the layer on, any other one as a whole."""
+    now, then = point.values(theta), point.values(updated)
+    slopes = dict(zip(now, gradient.split([v.numel() for v in now.values()]), strict=True))
+    before = [flatten(slopes[name] for name in names) for _, names in layers]
+    chain = isinstance(point.model, Chain) and layers == point.layers
+    return before, (_of_chain(point, layers, then) if chain else _of_any(point, layers, now, then))
+
+
+def _of_any(point: Point, layers: Names, now: dict[str, Tensor], then: dict[str, Tensor]) -> Iterator[Tensor]:
+    """One pass through the network a layer, differentiated down to it."""
+    values = dict(now)
+    for (_, moved), (_, names) in itertools.pairwise(layers):
+        values.update({name: then[name] for name in moved})
+        wanted = {name: now[name].clone().requires_grad_() for name in names}
+        loss = point.loss_at({**values, **wanted})
+        yield flatten(torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True))
+
+
+def _of_chain(point: Point, layers: Names, then: dict[str, Tensor]) -> Iterator[Tensor]:
+    """The updated prefix runs once, and only what follows it is differentiated."""
+    modules = list(cast(Chain, point.model).layers.values())
     activations = point.inputs
-    for place, (layer, values) in enumerate(zip(layers[:-1], updated.split(sizes), strict=False)):
-        named = dict(layer.named_parameters())
-        pieces = values.split([p.numel() for p in named.values()])
-        moved = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
-        with torch.no_grad():
-            activations = functional_call(layer, moved, (activations,))
-        outputs = activations
-        for following in layers[place + 1 :]:
-            outputs = following(outputs)
-        loss = point.problem.objective(outputs, point.targets)
-        yield flatten(torch.autograd.grad(loss, list(layers[place + 1].parameters())))
+    with norms.prepared(point.norms, point.config.seed, point.step):
+        for place, ((name, names), module) in enumerate(zip(layers[:-1], modules, strict=False)):
+            moved = {parameter.removeprefix(f"layers.{name}."): then[parameter] for parameter in names}
+            with torch.no_grad():
+                activations = functional_call(module, moved, (activations,))
+            outputs = activations
+            for following in modules[place + 1 :]:
+                outputs = following(outputs)
+            loss = point.problem.objective(outputs, point.targets)
+            yield flatten(torch.autograd.grad(loss, list(modules[place + 1].parameters())))
 
 
 def _compare(before: Tensor, after: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.config import LINE_RANGES, Config
+from bnsmooth_cli.config import LINE_RANGES, Config, check_objective
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.points import Point
@@ -29,7 +29,7 @@ def line_alphas(
     >>> line_alphas("vgg")
     [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
     """
-    low, high = LINE_RANGES[problem]
+    low, high = LINE_RANGES.get(problem, LINE_RANGES["vgg"])
     low, high = (low if minimum is None else minimum), (high if maximum is None else maximum)
     count = POINTS if points is None else points
     if not 0 < low < math.inf:
@@ -41,17 +41,27 @@ def line_alphas(
     return [float(alpha) for alpha in np.linspace(low, high, count)]
 
 
-def plan(config: Config, **line: Any) -> dict[str, Any]:
+def plan(config: Config, objective: str = "batch", **line: Any) -> dict[str, Any]:
     """The keyword arguments of a measurement on the line, of those of `line_alphas`."""
-    return {"alphas": line_alphas(config.problem, **line)}
+    return {"alphas": line_alphas(config.problem, **line), **plan_objective(config, objective)}
 
 
-def landscape(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFrame:
+def plan_objective(config: Config, objective: str) -> dict[str, str]:
+    """The keyword argument of a measurement whose objective can be chosen; none for the step's own batch."""
+    check_objective(objective)
+    if objective == "test" and config.samples is not None:
+        raise InputError(f"--objective test: the problem {config.problem} has no test set")
+    return {} if objective == "batch" else {"objective": objective}
+
+
+def landscape(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
     r"""Loss and gradient at $\theta - \eta g$, $\eta = \alpha \cdot$ lr, $g = \nabla L(\theta)$: one row a step length.
 
     Columns: `alpha`, `step_size` $\eta$, `distance` $\|\eta g\|$, `loss`, `grad_norm` $\|g(\theta - \eta g)\|$,
     `grad_distance` $\|g(\theta) - g(\theta - \eta g)\|_2$ (the paper's gradient predictiveness) and `grad_cosine`, the
     cosine of the two gradients. The row alpha = 0 is the point itself. What overflows is recorded as inf or NaN.
+
+    L is the mean loss over what `objective` says: "batch", "train:K" or "test" (`Point`); None is the point's own.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +70,7 @@ def landscape(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFra
     [0.0, 0.5, 1.0]
     """
     chosen = line_alphas(point.config.problem) if alphas is None else [float(alpha) for alpha in alphas]
-    return label(point, probe(point, chosen))
+    return label(point, probe(point if objective is None else point.at(objective), chosen))
 
 
 def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:

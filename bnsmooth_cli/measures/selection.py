@@ -1,4 +1,4 @@
-"""Which layers and units a measurement is of: the layers that a norm may follow, by name or number."""
+"""Which layers and units a measurement is of: the linear maps that a norm may follow, by name or number."""
 
 from __future__ import annotations
 
@@ -8,40 +8,48 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnsmooth_cli import problems
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.problems import Chain, Layer
+from bnsmooth_cli.points import first_point
+from bnsmooth_cli.problems.layers import Site, chosen_layers
 
 
 class Selected(NamedTuple):
-    """A layer, the number (from 1) and name it goes by in tables, and some of its units, counted from 0."""
+    """A place in the network, and some of its units, counted from 0."""
 
-    number: int
-    name: str
-    layer: Layer
+    site: Site
     units: Tensor
 
+    @property
+    def number(self) -> int:
+        """The layer's number in tables, from 1."""
+        return self.site.number
 
-def select(model: Chain, layers: Sequence[str] | None = None, units: Sequence[int] | None = None) -> list[Selected]:
-    """The layers in the network's order with the units of each; None stands for all that a norm may follow.
+    @property
+    def name(self) -> str:
+        """The layer's name in tables."""
+        return self.site.name
+
+
+def select(
+    sites: Sequence[Site], layers: Sequence[str] | None = None, units: Sequence[int] | None = None
+) -> list[Selected]:
+    """The chosen sites in the network's order with the units of each; None stands for all.
 
     Raises InputError for a layer or a unit that is not there, and where no norm may follow any layer.
     """
-    known = [(i, name, layer) for i, (name, layer) in enumerate(model.named_layers(), 1) if layer.normalisable]
-    if not known:
+    if not sites:
         raise InputError("no layer of this network takes a norm: there is nothing to measure")
     for wanted in layers or ():
-        if not any(wanted in (str(number), name) for number, name, _ in known):
-            raise unknown("layer", wanted, [name for _, name, _ in known])
+        if not any(wanted in (str(site.number), site.name) for site in sites):
+            raise unknown("layer", wanted, [site.name for site in sites])
     found = []
-    for number, name, layer in known:
-        if layers is None or not {str(number), name}.isdisjoint(layers):
-            width = layer.linear.weight.shape[0]
+    for site in sites:
+        if layers is None or not {str(site.number), site.name}.isdisjoint(layers):
             for unit in units or ():
-                if not 0 <= unit < width:
-                    raise InputError(f"--units {unit}: the layer {name} has the units 0 to {width - 1}")
-            found.append(Selected(number, name, layer, torch.tensor(sorted(set(units)) if units else range(width))))
+                if not 0 <= unit < site.width:
+                    raise InputError(f"--units {unit}: the layer {site.name} has the units 0 to {site.width - 1}")
+            found.append(Selected(site, torch.tensor(sorted(set(units)) if units else range(site.width))))
     return found
 
 
@@ -50,5 +58,14 @@ def plan(
 ) -> dict[str, Sequence[Any] | None]:
     """The keyword arguments of a measurement that selects, tried on a network that is built for it."""
     if layers or units:
-        select(problems.build(config).build(), layers, units)
+        select(first_point(config).sites, layers, units)
     return {"layers": layers, "units": units}
+
+
+def plan_layers(config: Config, layers: Sequence[str] | None = None) -> dict[str, Sequence[str] | None]:
+    """The keyword arguments of a measurement of layers, tried likewise."""
+    if not layers:
+        return {}
+    point = first_point(config)
+    chosen_layers(point.model, point.layers, layers)
+    return {"layers": layers}

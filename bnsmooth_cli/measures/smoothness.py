@@ -21,7 +21,7 @@ SHARPNESS_TOLERANCE: Final = 5e-3
 MOST_PRODUCTS: Final = 200  # with the Hessian, for one eigenvalue
 
 
-def smoothness(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFrame:
+def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
     r"""How smooth the loss is at a point, one row (Santurkar et al. 2018, section 3.1 and figure 4c).
 
     Over the step lengths of the line probe, alpha > 0: `loss_min`, `loss_max`; `predictiveness_min`, `_max` of
@@ -29,8 +29,9 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFr
     beta-smoothness; `lipschitz`, the largest gradient norm, alpha = 0 included; `critical_alpha`, the smallest step
     length with a loss above the start's (null if none). Of the Hessian H at theta: `curvature` $= g^T H g / g^T g$ and
     `sharpness`, its eigenvalue of largest magnitude, signed, to SHARPNESS_TOLERANCE. A maximum over a line that
-    overflows is inf; the Hessian of a point whose gradient is not finite is null.
+    overflows is inf; the Hessian of a point whose gradient is not finite is null. `objective` as `landscape` has it.
     """
+    point = point if objective is None else point.at(objective)
     chosen = line_alphas(point.config.problem) if alphas is None else list(alphas)
     line = probe(point, chosen)
     start, moved = line.iloc[0], line.iloc[1:]
@@ -58,11 +59,19 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None) -> pd.DataFr
 def hessian_figures(point: Point) -> tuple[float, float]:
     """(curvature along the gradient, eigenvalue of largest magnitude); NaN where the gradient is not finite."""
     direction, product = point.hessian()
+    return along_and_largest(point, direction, product)
+
+
+def along_and_largest(
+    point: Point, direction: Tensor, product: Callable[[Tensor], Tensor], place: int = 0
+) -> tuple[float, float]:
+    """`hessian_figures` of a gradient and products with a Hessian; `place` tells apart several of one point."""
     squared = torch.dot(direction, direction)
     if not (torch.isfinite(squared) and squared > 0):
         return float("nan"), float("nan")
     curvature = torch.dot(direction, product(direction)) / squared
-    start = torch.randn(len(direction), generator=generator(point.config.seed, "lanczos", point.step)).to(direction)
+    random = generator(point.config.seed, "lanczos", point.step, place)
+    start = torch.randn(len(direction), generator=random).to(direction)
     # The gradient leans towards the sharp directions, which saves products; what it lacks the random part has.
     start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, direction)))
     start.add_(direction / squared.sqrt())

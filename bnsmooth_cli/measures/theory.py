@@ -45,9 +45,10 @@ Again an equality, for any $W^*$; here it is the unit's weights at the point, an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import pandas as pd
@@ -56,10 +57,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnsmooth_cli import norms
+from bnsmooth_cli.hessian import twice_differentiable
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import Selected, select
 from bnsmooth_cli.measures.taylor import curve, second_derivatives
 from bnsmooth_cli.points import Point
+from bnsmooth_cli.problems import Chain, Layer
+from bnsmooth_cli.problems.layers import Rest, captured
+from bnsmooth_cli.problems.own import Loop
 
 #: The statements that are proved, here as equalities, to this relative residual.
 PROVED: Final = ("4.1", "4.2", "4.3", "4.4", "4.5")
@@ -89,40 +94,55 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     >>> bool(rows[rows["statement"] != "4.1 at y"]["holds"].all())
     True
     """
-    selected = {one.name: one for one in select(point.model, layers, units)}
-    first_weights = {name: layer.linear.weight for name, layer in point.problem.build().named_layers()}
-    point = point.to(torch.float64)
-    norms.prepare(point.model.norms, point.config.seed, point.step)
-    modules = point.model.named_layers()
-    frames = []
-    x = point.inputs
-    for place, (name, layer) in enumerate(modules):
-        if name in selected:
-            chosen = selected[name]._replace(layer=layer)
-            rest = [layer.rest, *(later for _, later in modules[place + 1 :])]
-            frames += _activations(point, chosen, x, rest)
-            frames.append(_nearest_optimum(chosen, first_weights[name].to(layer.linear.weight)))
+    double = point.to(torch.float64)
+    # By number: the sites of the copy are other modules.
+    numbers = {one.number: one.units for one in select(point.sites, layers, units)}
+    selected = [Selected(site, numbers[site.number]) for site in double.sites if site.number in numbers]
+    modules = [site.linear for site, _ in selected]
+    with norms.prepared(double.norms, point.config.seed, point.step), twice_differentiable():
         with torch.no_grad():
-            x = layer(x)
+            inputs = [x for x, _ in captured(modules, double.loss)]
+        weights = first_weights(point, [site.name for site, _ in selected])
+        frames = []
+        for chosen, x, begun in zip(selected, inputs, weights, strict=True):
+            frames += _activations(double, chosen, x)
+            if begun is not None:
+                frames.append(_nearest_optimum(chosen, begun.to(x)))
     return label(point, pd.concat(frames, ignore_index=True))
 
 
-def _activations(point: Point, chosen: Selected, x: Tensor, rest: Sequence[nn.Module]) -> list[pd.DataFrame]:
-    """Statements 4.1 to 4.4 of the layer with inputs x, for both choices of gamma and beta."""
-    linear, units = chosen.layer.linear, chosen.units.to(x.device)
+def first_weights(point: Point, names: Sequence[str]) -> list[Tensor | None]:
+    """The weights that the run began with, of the sites of these names; None where nobody knows (a user's loop)."""
+    if isinstance(point.problem, Loop):
+        return [None] * len(names)
+    begun = dataclasses.replace(point, model=point.problem.build())
+    known = {site.name: site.linear.weight.detach() for site in begun.sites}
+    return [known[name] for name in names]
+
+
+def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable[[Tensor], Tensor]]:
+    """The network after a site, as modules and an objective, for what the site would feed to it."""
+    if isinstance(point.model, Chain):
+        later = list(point.model.layers.values())[chosen.number - 1 :]
+        rest = [cast(Layer, later[0]).rest, *later[1:]]
+        return rest, lambda outputs: point.problem.objective(outputs, point.targets)
+    return [], Rest(chosen.site, point.loss)
+
+
+def _activations(point: Point, chosen: Selected, x: Tensor) -> list[pd.DataFrame]:
+    """Statements 4.1 to 4.4 of the site with inputs x, for both choices of gamma and beta."""
+    linear, units = chosen.site.linear, chosen.units.to(x.device)
+    rest, objective = _rest(point, chosen)
     with torch.no_grad():
-        y = linear(x)
+        y = chosen.site.by_unit(linear(x))
         mu, sigma = _mean(y), _deviation(y)
         yhat = (y - mu) / sigma
         defined = (_mean((y - mu).square()) > _CONSTANT**2 * _mean(y.square())).flatten()[units]
-        input_norm = _spectral_norm(linear, x)
+        input_norm = _spectral_norms(linear, x)[units]
     m = y.numel() // y.shape[1]
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(_samples(a))[units]
-
-    def objective(outputs: Tensor) -> Tensor:
-        return point.problem.objective(outputs, point.targets)
 
     frames, at_y = [], y
     for affine in ("identity", "standard"):
@@ -147,7 +167,7 @@ def _activations(point: Point, chosen: Selected, x: Tensor, rest: Sequence[nn.Mo
         columns = sizes | reductions
         frames.append(rows("4.1", squared, first, columns))
         frames.append(rows("4.2", bend + dot(g, acceleration), second, columns | curvature, condition=smoother))
-        largest = {"input_norm": input_norm.expand_as(squared)}
+        largest = {"input_norm": input_norm}
         frames.append(rows("4.4", input_norm.square() * squared, worst, columns | largest))
         if affine == "identity":
             at_y = g  # z is y here
@@ -188,7 +208,7 @@ def _nearest_optimum(chosen: Selected, first: Tensor) -> pd.DataFrame:
     """Statement 4.5 for the rows of the weights, from those that the run began with."""
     units = chosen.units.to(first.device)
     with torch.no_grad():
-        begun, found = (w.flatten(1)[units] for w in (first, chosen.layer.linear.weight))
+        begun, found = (w.flatten(1)[units] for w in (first, chosen.site.linear.weight))
         way = begun - found
         squared, along = found.square().sum(1), (found * way).sum(1)
         # a W* with a = 1 + t, a >= 0; from the difference, which keeps its digits while W* is still near W_0.
@@ -265,12 +285,22 @@ def _batch_norm(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return gamma * (y - _mean(y)) / _deviation(y) + beta
 
 
-def _spectral_norm(linear: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """Of the matrix X (m, d) that the layer multiplies with its weights: a convolution's patches are its rows."""
+def _spectral_norms(linear: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    """For every unit, that of the matrix X (m, d) that its weights are multiplied with: a convolution's patches are its
+    rows, of the unit's own group of channels."""
+    groups = 1
     if isinstance(linear, nn.Conv2d):
-        patches = F.unfold(x, linear.kernel_size, linear.dilation, linear.padding, linear.stride)  # type: ignore[arg-type]
+        groups, padding = linear.groups, linear.padding
+        if linear.padding_mode != "zeros" or isinstance(padding, str):
+            mode = "constant" if linear.padding_mode == "zeros" else linear.padding_mode
+            x, padding = F.pad(x, linear._reversed_padding_repeated_twice, mode=mode), (0, 0)
+        patches = F.unfold(x, linear.kernel_size, linear.dilation, padding, linear.stride)
         x = patches.movedim(1, -1)
-    x = x.flatten(0, -2)
+    norms = [_spectral_norm(part.flatten(0, -2)) for part in x.chunk(groups, -1)]
+    return torch.stack(norms).repeat_interleave(linear.weight.shape[0] // groups)
+
+
+def _spectral_norm(x: Tensor) -> Tensor:
     gram = x.T @ x if len(x) > x.shape[1] else x @ x.T
     if not torch.isfinite(gram).all():
         return gram.new_tensor(torch.nan)

@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import torch
 
+from bnsmooth_cli import code
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.problems.base import Chain, Layer, Problem, Program
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.files import load_tensors
+from bnsmooth_cli.problems import own
+from bnsmooth_cli.problems.base import Problem, Program
+from bnsmooth_cli.problems.layers import Chain, Layer
 from bnsmooth_cli.problems.linear import DeepLinear
+from bnsmooth_cli.problems.own import Workload
 from bnsmooth_cli.problems.vgg import Vgg
 
-__all__ = ["Chain", "Layer", "Problem", "Program", "build"]
+__all__ = ["Chain", "Layer", "Problem", "Program", "Workload", "build"]
 
 _PROBLEMS: Final[dict[str, type[Problem]]] = {"vgg": Vgg, "dln": DeepLinear}
 
 
-def build(config: Config, device: torch.device | str = "cpu") -> Problem:
-    """The problem of a configuration, its data on the device.
+def build(config: Config, device: torch.device | str = "cpu", weights: Path | None = None) -> Problem:
+    """The problem of a configuration, its data on the device; with `weights`, a file of a state dict, beginning there.
 
-    Raises InputError where a setting or the data does not fit.
+    Raises InputError where a setting, the data or the weights do not fit, and for code of the user's that does not.
 
     >>> from bnsmooth_cli.config import resolve
     >>> problem = build(resolve("dln", norm="batch"))
     >>> len(problem.build().layers)
     25
     """
-    return _PROBLEMS[config.problem](config, torch.device(device))
+    kind = own.Own if code.is_code(config.problem) else _PROBLEMS[config.problem]
+    problem = kind(config, torch.device(device))
+    if weights is not None:
+        problem.start = _fitting(problem, weights)
+    if code.is_code(config.problem) or code.is_code(config.norm):
+        own.check(problem)
+    return problem
+
+
+def _fitting(problem: Problem, path: Path) -> dict[str, torch.Tensor]:
+    """A state dict that has the network's names and shapes; InputError says where it differs."""
+    given, mine = load_tensors(path), problem.build().state_dict()
+    differences = [f"lacks {name}" for name in mine if name not in given]
+    differences += [f"has {name}" for name in given if name not in mine]
+    for name, value in mine.items():
+        if (found := given.get(name)) is not None and getattr(found, "shape", None) != value.shape:
+            what = tuple(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+            differences.append(f"{name} is {what}, not {tuple(value.shape)}")
+    if differences:
+        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        what = f"no state dict of this network: {'; '.join(differences[:4])}{more}"
+        raise InputError(f"{path}: {what[:600]}")
+    return given

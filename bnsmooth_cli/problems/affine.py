@@ -21,6 +21,15 @@ from bnsmooth_cli.norms import EPSILON, MOMENTUM, exponent
 from bnsmooth_cli.problems.base import Pass, Program
 
 
+def runs_as_program(norm: str) -> bool:
+    """Whether the norm shifts and scales each unit by what is the same for every sample.
+
+    >>> [norm for norm in ("none", "batch", "lp:3", "noisy-none", "layer", "weight") if runs_as_program(norm)]
+    ['none', 'batch', 'lp:3']
+    """
+    return norm in ("none", "batch", "l1", "l2", "linf") or norm.startswith("lp:")
+
+
 class AffineProgram(Program):
     r"""`depth` bias-free layers of one width, with or without a norm after each, and the summed squared error.
 
@@ -44,8 +53,12 @@ class AffineProgram(Program):
         self._spaces: dict[tuple[int, torch.dtype], _Space] = {}
 
     @torch.no_grad()
-    def __call__(self, theta: Tensor) -> Pass:
-        """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
+    def losses(self, theta: Tensor) -> Tensor:
+        """The losses (P,) at theta (P, n)."""
+        return self._loss(self._forwards(theta)[1])
+
+    def _forwards(self, theta: Tensor) -> tuple[_Space, Tensor]:
+        """The memory of a pass at theta, filled up to the outputs, and their errors."""
         key = len(theta), theta.dtype
         if key not in self._spaces:
             self._spaces[key] = _Space(self, theta)
@@ -56,7 +69,15 @@ class AffineProgram(Program):
                 torch.bmm(layer.x, layer.weight_t, out=layer.y)
         else:
             self._normalise(space)
-        error = space.out[-1] - self.targets
+        return space, space.out[-1] - self.targets
+
+    def _loss(self, error: Tensor) -> Tensor:
+        return self.samples * error.square().sum((1, 2)) + self.unreached
+
+    @torch.no_grad()
+    def __call__(self, theta: Tensor) -> Pass:
+        """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
+        space, error = self._forwards(theta)
         torch.mul(error, 2 * self.samples, out=space.arriving[-1])
         if self.norm == "none":
             for layer, before in space.backwards[:-1]:
@@ -64,8 +85,7 @@ class AffineProgram(Program):
         else:
             self._differentiate(space)
         space.weights_slope.copy_((space.leaving.mT @ space.x).flatten(-2))
-        loss = self.samples * error.square().sum((1, 2)) + self.unreached
-        return Pass(loss, space.gradient.clone(), space.y[:, :, 0].clone(), space.scale[:, :, 0].clone())
+        return Pass(self._loss(error), space.gradient.clone(), space.y[:, :, 0].clone(), space.scale[:, :, 0].clone())
 
     def _normalise(self, space: _Space) -> None:
         """Forwards: every layer's y, its scales s with what ds/dy takes, and what enters the next."""

@@ -1,60 +1,20 @@
-"""What is optimised: the interface of a problem, and the chain of layers that its network is."""
+"""What is optimised: the interface of a problem, and of a faster way than its network's to its loss and gradient."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.streams import generator
 
-
-class Layer(nn.Module):
-    """One layer as the paper counts them: a linear map, the norm that follows it, then what has no parameters.
-
-    A norm of None stands for a layer that never takes one (a classifier's last), nn.Identity for a plain one.
-    """
-
-    def __init__(self, linear: nn.Linear | nn.Conv2d, norm: nn.Module | None, *rest: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
-        self.normalisable = norm is not None
-        self.norm = nn.Identity() if norm is None else norm
-        self.rest = nn.Sequential(*rest)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.rest(self.norm(self.linear(x)))
-        return out
-
-
-class Chain(nn.Module):
-    """A network that is a sequence of layers; `layers` is ordered and its keys are the layers' names."""
-
-    def __init__(self, layers: dict[str, Layer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(layers)
-        # A plain tuple: walking the module tree at every step would cost as much as a small network's step.
-        self.norms = tuple(module for layer in layers.values() for module in layer.norm.modules())
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers.values():
-            x = layer(x)
-        return x
-
-    def named_layers(self) -> list[tuple[str, Layer]]:
-        """(name, layer) in order."""
-        return [(name, layer) for name, layer in self.layers.items() if isinstance(layer, Layer)]
-
-    def initialise(self, seed: int) -> None:
-        """Glorot-uniform weights (Glorot & Bengio 2010, equation 16) and zero biases, a function of the seed alone."""
-        random = generator(seed, "init")
-        for _, layer in self.named_layers():
-            nn.init.xavier_uniform_(layer.linear.weight, generator=random)
-            if layer.linear.bias is not None:
-                nn.init.zeros_(layer.linear.bias)
+State = dict[str, Tensor]
 
 
 class Pass(NamedTuple):
@@ -77,16 +37,34 @@ class Program(ABC):
         """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
 
     @abstractmethod
+    def losses(self, theta: Tensor) -> Tensor:
+        """The losses (P,) alone."""
+
+    @abstractmethod
     def follow(self, running: Tensor, found: Pass) -> None:
         """Update the running statistics, all the network's buffers in one vector, by those of a training step."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The network in eval mode, and afterwards every module in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Problem(ABC):
     """A network, an objective, and the batch of every step, all functions of the configuration."""
 
     num_samples: int
-    #: Whether `accuracy` and `evaluate` mean something.
-    classifies: ClassVar[bool]
+    #: Samples of the test set; 0 where there is none.
+    test_size: int = 0
+    #: The parameters and buffers to begin with in place of the initial ones: already-trained weights.
+    start: State | None = None
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config = config
@@ -94,15 +72,23 @@ class Problem(ABC):
         self._epoch: tuple[int, Tensor] | None = None
 
     @abstractmethod
-    def network(self) -> Chain:
-        """The network, its parameters not yet initialised."""
+    def network(self) -> nn.Module:
+        """The network at its initial state, a function of the seed, in train mode. torch's default generator is seeded
+        with it."""
 
-    def build(self) -> Chain:
-        """The network at its initial state (step 0), on the problem's device, in train mode."""
+    def build(self) -> nn.Module:
+        """The network at step 0, on the problem's device."""
         with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the user's generator
+            torch.default_generator.manual_seed(self.config.seed)
             model = self.network()
-        model.initialise(self.config.seed)
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.start is not None:
+            model.load_state_dict(self.start)
+        return model.to(self.device)
+
+    def call(self, model: nn.Module, values: Mapping[str, Tensor] | None, inputs: Tensor) -> Tensor:
+        """The network's outputs, with parameter values in place of its own."""
+        outputs: Tensor = model(inputs) if values is None else functional_call(model, dict(values), (inputs,))
+        return outputs
 
     @abstractmethod
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -120,9 +106,23 @@ class Problem(ABC):
         """The share of correct answers, a scalar on the device; NaN for a problem that classifies nothing."""
         return (outputs.argmax(1) == targets).float().mean()
 
-    @abstractmethod
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test set in order, where there is one."""
+        return iter(())
+
+    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """Loss and accuracy on the test set, with running statistics; NaN where the problem has none."""
+        """Mean loss and accuracy over the test set, with running statistics; NaN where the problem has none."""
+        if not self.test_size:
+            return torch.nan, torch.nan
+        sums = torch.zeros(2, device=self.device)
+        with evaluating(model):
+            for inputs, targets in self.test_batches():
+                outputs = model(inputs)
+                found = torch.stack((self.objective(outputs, targets), self.accuracy(outputs, targets)))
+                sums.add_(found, alpha=len(targets))
+        loss, accuracy = (sums / self.test_size).tolist()
+        return loss, accuracy
 
     def indices(self, step: int) -> Tensor:
         """The samples of a step's batch: without replacement within an epoch, the last incomplete batch left out."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.problems.affine import AffineProgram
-from bnsmooth_cli.problems.base import Chain, Layer, Problem
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.problems.affine import AffineProgram, runs_as_program
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.layers import Chain, Layer
 from bnsmooth_cli.streams import generator
 
 
@@ -21,12 +21,12 @@ class DeepLinear(Problem):
     a norm, where the run has one, follows every layer, the last one too.
     """
 
-    classifies: ClassVar[bool] = False
-
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
         assert config.dimension is not None
         assert config.samples is not None
+        if config.norm == "instance":
+            raise InputError("--norm instance: takes statistics over the positions of images, and dln has none")
         random = generator(config.seed, "data")
         self.num_samples = config.samples
         inputs = torch.randn(config.samples, config.dimension, generator=random)
@@ -37,14 +37,17 @@ class DeepLinear(Problem):
 
     def network(self) -> Chain:
         """`depth` bias-free linear layers named fc1, fc2, ..., each followed by the norm."""
-        size = self.config.dimension
+        size, depth = self.config.dimension, self.config.depth
         assert size is not None
-        return Chain(
+        assert depth is not None
+        chain = Chain(
             {
                 f"fc{i + 1}": Layer(nn.Linear(size, size, bias=False), norms.build(self.config.norm, size))
-                for i in range(self.config.depth)
+                for i in range(depth)
             }
         )
+        chain.initialise(self.config.seed)
+        return chain
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """All samples in order where the batch holds them all (the paper's full batch), else the epoch's next ones."""
@@ -54,10 +57,11 @@ class DeepLinear(Problem):
         return self._inputs[chosen], self._targets[chosen]
 
     def program(self, dtype: torch.dtype, device: torch.device) -> AffineProgram | None:
-        """Of the full batch, but for the noise, which is another one for every sample."""
+        """Of the full batch, where the norm is an affine map of each unit that is the same for every sample."""
         config = self.config
-        if config.batch_size < self.num_samples or config.norm.startswith("noisy"):
+        if config.batch_size < self.num_samples or not runs_as_program(config.norm):
             return None
+        assert config.depth is not None
         key = (dtype, device)
         if key not in self._programs:
             data = self._inputs.to(device), self._targets.to(device)
@@ -71,7 +75,3 @@ class DeepLinear(Problem):
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """NaN: nothing is classified."""
         return outputs.new_full((), torch.nan)
-
-    def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """NaN: the paper reports the training loss alone."""
-        return torch.nan, torch.nan

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.problems.base import Chain, Layer, Problem
+from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.images import SIZE, load
+from bnsmooth_cli.problems.layers import Chain, Layer
 from bnsmooth_cli.streams import generator
 
 #: Convolutions per stage: VGG-A (11), B (13), D (16) and E (19). Every stage ends in a 2 x 2 max-pooling.
@@ -35,8 +37,6 @@ class Vgg(Problem):
     512 - 512 - classes (times `width`): after five poolings a 32 x 32 image is one position.
     """
 
-    classifies: ClassVar[bool] = True
-
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
         if config.depth not in STAGES:
@@ -46,7 +46,7 @@ class Vgg(Problem):
         if config.data_digest not in (None, self.images.digest):
             raise InputError(f"--data {config.data}: not the images that the run was trained on (their digest differs)")
         self.config = replace(config, data_digest=self.images.digest)
-        self.num_samples = len(self.images.train_labels)
+        self.num_samples, self.test_size = len(self.images.train_labels), len(self.images.test_labels)
         if config.batch_size > self.num_samples:
             raise InputError(
                 f"--batch-size {config.batch_size}: larger than the {self.num_samples} training images of {config.data}"
@@ -59,11 +59,12 @@ class Vgg(Problem):
 
     def network(self) -> Chain:
         """Layers conv1, conv2, ..., fc1, fc2, fc3."""
-        width = self.config.width
+        width, depth = self.config.width, self.config.depth
         assert width is not None
+        assert depth is not None
         layers: dict[str, Layer] = {}
         channels = self.images.train.shape[1]
-        for convolutions, full in zip(STAGES[self.config.depth], CHANNELS, strict=True):
+        for convolutions, full in zip(STAGES[depth], CHANNELS, strict=True):
             for i in range(convolutions):
                 out = max(1, round(full * width))
                 # A ReLU after a maximum is the ReLU before it, values and gradients, on a quarter of the activations.
@@ -76,7 +77,9 @@ class Vgg(Problem):
             linear = nn.Linear(channels, channels)
             layers[f"fc{i}"] = Layer(linear, norms.build(self.config.norm, channels), nn.ReLU())
         layers["fc3"] = Layer(nn.Linear(channels, self.images.num_classes), None)
-        return Chain(layers)
+        chain = Chain(layers)
+        chain.initialise(self.config.seed)
+        return chain.to(memory_format=torch.channels_last)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images indexed out of the uint8 tensor, augmented where the run does, and standardised per channel."""
@@ -90,24 +93,12 @@ class Vgg(Problem):
         """The cross-entropy, averaged over the batch."""
         return F.cross_entropy(outputs, targets)
 
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy over the test set."""
-        loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
-        model.eval()
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test images, standardised, and their labels."""
         for images, labels in zip(
-            self.images.test.split(EVALUATION_BATCH),
-            self.images.test_labels.split(EVALUATION_BATCH),
-            strict=True,
+            self.images.test.split(EVALUATION_BATCH), self.images.test_labels.split(EVALUATION_BATCH), strict=True
         ):
-            targets = labels.to(self.device)
-            outputs = model(self._standardise(images.to(self.device)))
-            loss += F.cross_entropy(outputs, targets, reduction="sum")
-            correct += (outputs.argmax(1) == targets).sum()
-        model.train()
-        count = len(self.images.test_labels)
-        return loss.item() / count, correct.item() / count
+            yield self._standardise(images.to(self.device)), labels.to(self.device)
 
     def _standardise(self, images: Tensor) -> Tensor:
         floats = images.to(torch.float32, memory_format=torch.channels_last)

@@ -65,7 +65,7 @@ def _timed(task: Task, kinds: tuple[str, ...]) -> dict[str, float]:
         model = trajectory.model
         found = {
             "step": median(steps[_STEPS:]),
-            "evaluation": _seconds(lambda: trajectory.problem.evaluate(model)) if trajectory.problem.classifies else 0,
+            "evaluation": _seconds(lambda: trajectory.problem.evaluate(model)) if trajectory.problem.test_size else 0,
             "bytes": float(
                 sum(t.numel() * t.element_size() for t in [*model.state_dict().values(), *trajectory.velocity])
             ),

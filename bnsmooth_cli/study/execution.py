@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli._version import __version__
+from bnsmooth_cli.code import allow
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.runs import Run, open_run
@@ -40,6 +41,8 @@ class Task:
     force: bool
     permit: str = ""
     version: str = __version__
+    #: Where the command was given: a worker finds the user's own norm and problem there.
+    modules: Path = field(default_factory=Path.cwd)
 
     @property
     def run(self) -> Run:
@@ -150,6 +153,7 @@ def work(task: Task) -> float:
     from bnsmooth_cli.training import train_config
 
     begun, config = time.monotonic(), task.config
+    allow(config.norm, config.problem, folder=task.modules)  # whoever gave the task has named them
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)

@@ -1,0 +1,91 @@
+"""Code of the user's own, by the name `module:attribute`: a norm, a problem. It runs only where the user names it.
+
+A configuration may come with a file from anybody, so a name in a file imports nothing by itself. No torch here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from bnsmooth_cli.errors import InputError
+
+_NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_BUILT_IN: Final = ("lp", "group")  # lp:P and group:G
+_allowed: set[str] = set()
+
+
+def is_code(name: str) -> bool:
+    """Whether a norm or a problem is called as the user's own are.
+
+    >>> is_code("mymodule:MyNorm"), is_code("lp:3"), is_code("batch")
+    (True, False, False)
+    """
+    return bool(_NAME.fullmatch(name)) and name.partition(":")[0] not in _BUILT_IN
+
+
+def allow(*names: object, folder: Path | None = None) -> None:
+    """What the user has named, by an option or an argument, may be imported: from `folder` (default: the current one),
+    and from wherever Python finds modules."""
+    chosen = {name for name in names if isinstance(name, str) and is_code(name)}
+    _allowed.update(chosen)
+    place = str(Path.cwd() if folder is None else folder)
+    if chosen and place not in sys.path:
+        sys.path.insert(0, place)  # as `python script.py` has it
+
+
+def name_of(thing: object) -> str:
+    """The name of a class or function that is at hand, which so is named by the user; of a name the name itself.
+
+    >>> from torch import nn
+    >>> name_of(nn.Softsign), name_of("batch")
+    ('torch.nn.modules.activation:Softsign', 'batch')
+    """
+    name = thing if isinstance(thing, str) else f"{thing.__module__}:{getattr(thing, '__qualname__', thing)}"
+    if not isinstance(thing, str) and not is_code(name):
+        raise InputError(f"{name}: give a class or function that its module holds by name")
+    allow(name)
+    return name
+
+
+def load(name: str, option: str) -> Any:
+    """What a name stands for; `option` (norm or problem) is how the user names it.
+
+    Raises InputError for a name that the user has not given, and for one that does not import.
+    """
+    if name not in _allowed:
+        raise InputError(f"{name}: is code, which runs only where you name it: give --{option} {name}")
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"--{option} {name}: no module '{error.name}' in {Path.cwd()} or where Python looks for them"
+            ) from error
+        raise InputError(f"--{option} {name}: its module does not import ({explain(error)})") from error
+    except (Exception, SystemExit) as error:  # it raises whatever its author likes
+        raise InputError(f"--{option} {name}: its module does not import ({explain(error)})") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"--{option} {name}: the module has no '{part}'")
+        found = getattr(found, part)
+    return found
+
+
+def explain(error: BaseException) -> str:
+    """An error of the user's code in a line: its kind, message, and the line of their file that it came from."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.filename:
+        frames = [(error.filename, error.lineno or 0)]
+    ours = str(Path(__file__).parent)
+    theirs = [(file, line) for file, line in frames if not re.search(r"site-packages|<frozen|importlib", file)]
+    where = [f", {Path(file).name} line {line}" for file, line in theirs if not file.startswith(ours)][-1:]
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{''.join(where)}"

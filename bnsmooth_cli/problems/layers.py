@@ -1,0 +1,271 @@
+"""What the layers of a network are: a chain's own, or those of any module in the order that its forward visits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.norms import Noise, WeightNorm
+from bnsmooth_cli.streams import generator
+
+Names = list[tuple[str, list[str]]]  # ordered (layer, its parameters' names)
+
+#: Layers whose outputs are their inputs times a matrix: what a norm may follow.
+LINEAR: Final = (nn.Linear, nn.Conv2d)
+
+
+class Layer(nn.Module):
+    """One layer as the paper counts them: a linear map, the norm that follows it, then what has no parameters.
+
+    A norm of None stands for a layer that never takes one (a classifier's last), nn.Identity for a plain one.
+    """
+
+    def __init__(self, linear: nn.Linear | nn.Conv2d, norm: nn.Module | None, *rest: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+        self.normalisable = norm is not None
+        self.norm = nn.Identity() if norm is None else norm
+        self.rest = nn.Sequential(*rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rest(self.norm(self.linear(x)))
+        return out
+
+
+class Chain(nn.Module):
+    """A network that is a sequence of layers; `layers` is ordered and its keys are the layers' names."""
+
+    def __init__(self, layers: dict[str, Layer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+
+    def named_layers(self) -> list[tuple[str, Layer]]:
+        """(name, layer) in order."""
+        return [(name, layer) for name, layer in self.layers.items() if isinstance(layer, Layer)]
+
+    def initialise(self, seed: int) -> None:
+        """Glorot-uniform weights (Glorot & Bengio 2010, equation 16) and zero biases, a function of the seed alone."""
+        random = generator(seed, "init")
+        for _, layer in self.named_layers():
+            nn.init.xavier_uniform_(layer.linear.weight, generator=random)
+            if layer.linear.bias is not None:
+                nn.init.zeros_(layer.linear.bias)
+            if isinstance(layer.norm, WeightNorm):
+                layer.norm.attach(layer.linear)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear map in a network, and the norms that take its output: where a norm acts, or could.
+
+    `number` counts the network's layers from 1. Units are the outputs' dimension 1, or the last one, as of a linear map
+    of many positions (`units_last`).
+    """
+
+    number: int
+    name: str
+    linear: nn.Linear | nn.Conv2d
+    norms: tuple[nn.Module, ...]
+    units_last: bool = False
+
+    @property
+    def width(self) -> int:
+        """How many units it has."""
+        return int(self.linear.weight.shape[0])
+
+    def by_unit(self, values: Tensor) -> Tensor:
+        """Activations with the units in dimension 1."""
+        return values.movedim(-1, 1) if self.units_last else values
+
+    def as_found(self, values: Tensor) -> Tensor:
+        """The inverse of `by_unit`."""
+        return values.movedim(1, -1) if self.units_last else values
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name: the theta of every measurement, in its order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def hooked(handles: Sequence[Any]) -> Iterator[None]:
+    """Hooks that are there, and gone afterwards."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layers_of(model: nn.Module, forward: Callable[[], object]) -> Names:
+    """The network's layers, each with its parameters' names.
+
+    A chain's are its own. Of any other module they are the modules with parameters of their own in the order that
+    `forward`, which runs the network once, first visits them. A module that only scales and shifts what the one before
+    it puts out (a norm) belongs to that layer, parameters of modules that are not called (as in nn.MultiheadAttention)
+    to the one that holds them.
+    """
+    if isinstance(model, Chain):
+        return [(name, _within(model, f"layers.{name}")) for name in model.layers]
+    return [(group.name, group.parameters) for group in _trace(model, forward)]
+
+
+def sites_of(model: nn.Module, forward: Callable[[], object]) -> list[Site]:
+    """Where norms act or could: the linear maps and convolutions that run once, by their layer's number.
+
+    Of a chain, those that the problem lets a norm follow.
+    """
+    if isinstance(model, Chain):
+        named = enumerate(model.named_layers(), 1)
+        return [Site(i, name, layer.linear, (layer.norm,)) for i, (name, layer) in named if layer.normalisable]
+    found = []
+    for number, group in enumerate(_trace(model, forward), 1):
+        linear = group.module
+        if isinstance(linear, LINEAR) and group.calls == 1:
+            last = isinstance(linear, nn.Linear) and group.dimensions > 2
+            found.append(Site(number, group.name, linear, tuple(group.norms), last))
+    return found
+
+
+def chosen_layers(model: nn.Module, layers: Names, wanted: Sequence[str]) -> Names:
+    """The layers that a user names, in that order: modules of the network, or layers by name or number.
+
+    Raises InputError for what is neither, has no parameters, or shares some with another one.
+    """
+    known = dict(layers)
+    numbered = {str(i): name for i, (name, _) in enumerate(layers, 1)}
+    modules = dict(model.named_modules())
+    found: Names = []
+    for given in wanted:
+        name = numbered.get(given, given)
+        if name not in known and name not in modules:
+            raise unknown("layer", given, known)
+        parameters = known.get(name) or _within(model, name)
+        if not parameters:
+            raise InputError(f"--layers {given}: has no parameters that are trained")
+        for other, theirs in found:
+            if not set(theirs).isdisjoint(parameters):
+                raise InputError(f"--layers {given}: shares parameters with {other}; a parameter is in one layer")
+        found.append((name, parameters))
+    return found
+
+
+def _within(model: nn.Module, module: str) -> list[str]:
+    return [name for name in trainable(model) if name.startswith(f"{module}.")]
+
+
+@dataclass
+class _Group:
+    """A layer while the network runs: the module, what follows it, and what both own."""
+
+    name: str
+    module: nn.Module
+    parameters: list[str]
+    norms: list[nn.Module] = field(default_factory=list)
+    calls: int = 0
+    dimensions: int = 0
+
+
+def _trace(model: nn.Module, forward: Callable[[], object]) -> list[_Group]:
+    """Run the network once, and group the modules that it visits into layers."""
+    called: set[str] = set()
+    with hooked([m.register_forward_pre_hook(lambda m, _, n=n: called.add(n)) for n, m in model.named_modules()]):
+        forward()
+    owned: dict[str, list[str]] = {}
+    for name in trainable(model):
+        owned.setdefault(_owner(name, called), []).append(name)
+
+    groups: dict[str, _Group] = {}
+    reached: tuple[_Group, Tensor] | None = None  # the layer that ran last, and what it put out
+    inside: list[str] = []  # the norm that is running, whose own modules are no layers
+
+    def enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inside:
+            return
+        if reached is not None and inputs and inputs[0] is reached[1] and _follows(module):
+            inside.append(name)
+        elif name in owned and name not in groups:
+            groups[name] = _Group(name or type(model).__name__, module, owned[name])
+
+    def leave(name: str, module: nn.Module, output: object) -> None:
+        nonlocal reached
+        if inside:
+            if inside[-1] == name and reached is not None and isinstance(output, Tensor):
+                group = reached[0]
+                if module not in group.norms:
+                    group.norms.append(module)
+                    group.parameters += [p for owner in _under(owned, name) for p in owned[owner]]
+                reached = group, output
+                inside.clear()
+        elif name in groups and isinstance(output, Tensor):
+            group = groups[name]
+            group.calls, group.dimensions = group.calls + 1, output.dim()
+            reached = group, output
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda m, inputs, name=name: enter(name, m, inputs)))
+        handles.append(module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output)))
+    with hooked(handles):
+        forward()
+    return list(groups.values())
+
+
+def _owner(parameter: str, called: set[str]) -> str:
+    """The called module that a parameter belongs to: its own, or the nearest that holds it."""
+    name = parameter.rpartition(".")[0].partition(".parametrizations")[0]
+    name = "" if name.startswith("parametrizations") else name
+    while name and name not in called:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _under(owned: dict[str, list[str]], name: str) -> list[str]:
+    return [owner for owner in owned if owner == name or owner.startswith(f"{name}.")]
+
+
+def _follows(module: nn.Module) -> bool:
+    """Whether a module is of the kind that only scales, shifts or normalises each unit, and so belongs to a layer."""
+    if isinstance(module, nn.PReLU):  # a non-linearity
+        return False
+    known = (Noise, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    parameters = [p.dim() for p in module.parameters()]
+    return isinstance(module, known) or (bool(parameters) and max(parameters) <= 1)
+
+
+def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
+    """(first input, output) of each module in one run of the network."""
+    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.setdefault(module, (inputs[0].clone(), output.clone()))  # what follows may work in place
+
+    with hooked([module.register_forward_hook(record) for module in modules]):
+        forward()
+    return [found[module] for module in modules]
+
+
+class Rest(nn.Module):
+    """The network as a function of what is fed on in place of a site's normalised output, everything else as it is."""
+
+    def __init__(self, site: Site, forward: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self._site, self._run = (site,), (forward,)  # in tuples: their parameters are not this module's
+
+    def forward(self, z: Tensor) -> Tensor:
+        (site,), (run,) = self._site, self._run
+        fed = site.as_found(z).clone()  # what follows may work in place
+        # The last module of the site has the word: what the others put out in between goes nowhere.
+        last = [site.linear, *site.norms][-1]
+        with hooked([last.register_forward_hook(lambda *_: fed)]):
+            return run()

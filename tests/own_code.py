@@ -1,0 +1,114 @@
+"""Norms and problems as users write them: what `--norm own_code:X` and `--problem own_code:f` name in the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+import bnsmooth_cli as bns
+
+
+class Scaled(nn.Module):
+    """A norm with an awkward derivative, and running statistics that it moves as the contract says."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(num_features))
+        self.register_buffer("seen", torch.zeros(num_features))
+        self.update_statistics = True
+
+    def forward(self, y: Tensor) -> Tensor:
+        dims = [d for d in range(y.dim()) if d != 1]
+        size = y.square().mean(dims).add(0.1).sqrt()
+        if self.training and self.update_statistics:
+            self.seen.lerp_(size.detach(), 0.1)
+        unit = (-1,) + (1,) * (y.dim() - 2)
+        return y * (self.gamma / (size if self.training else self.seen.clamp_min(0.1))).view(unit)
+
+
+def _images(count: int, size: int = 16) -> tuple[Tensor, Tensor]:
+    x = torch.randn(count, 3, size, size)
+    return x, (x.mean((1, 2, 3)) > 0).long() + 2 * (x[:, 0, :4].mean((1, 2)) > 0).long()
+
+
+def resnet(norm) -> bns.Workload:
+    """torchvision's ResNet-18: residual, so no chain, with in-place ReLUs."""
+    model = resnet18(num_classes=4, norm_layer=norm)
+    return bns.Workload(model, F.cross_entropy, _images(24), _images(12))
+
+
+class Residual(nn.Module):
+    """A residual network that is small enough for every second derivative."""
+
+    def __init__(self, norm, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.norm = norm(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=2)
+        self.norm2 = norm(width)
+        self.act = nn.SiLU()
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.stem(x)))
+        x = x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        return self.head(self.act(x).mean((2, 3)))
+
+
+def residual(norm) -> bns.Workload:
+    return bns.Workload(Residual(norm), F.cross_entropy, _images(24, 8), _images(12, 8))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    """Pre-norm, over tokens that are whole numbers, with a parameter of its own beside the modules'."""
+
+    def __init__(self, width: int = 8, tokens: int = 6, blocks: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, width)
+        self.place = nn.Parameter(torch.randn(5, width) / 4)
+        self.blocks = nn.ModuleList([Block(width) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, tokens)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.place
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)).movedim(-1, 1)
+
+
+def transformer(norm) -> bns.Workload:
+    tokens = torch.randint(6, (24, 5))
+    return bns.Workload(Transformer(), F.cross_entropy, (tokens, tokens.roll(1, 1)), (tokens[:8], tokens[:8]))
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A map-style data set that draws at random."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, i: int) -> tuple[Tensor, float]:
+        return torch.full((3,), i / 20) + 0.01 * torch.randn(3), i / 20
+
+
+def regression(norm) -> bns.Workload:
+    model = nn.Sequential(nn.Linear(3, 6), norm(6), nn.Tanh(), nn.Linear(6, 1), nn.Flatten(0))
+    return bns.Workload(model, F.mse_loss, Pairs(), Pairs())

@@ -331,7 +331,7 @@ def _trajectory(source: Source, device: str) -> Trajectory:
     try:
         return Trajectory(problems.build(source.config, chosen, source.weights))
     except InputError as error:
-        raise InputError(f"{source.path}: {error}") from error
+        raise error if source.weights is not None else InputError(f"{source.path}: {error}") from error
 
 
 #: How far a loss of the user's code may be from the one that training recorded: another device, another version.

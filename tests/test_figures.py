@@ -480,6 +480,18 @@ def test_colours_are_logarithmic_only_where_the_losses_span_decades() -> None:
     assert {"1", "10", "100"} <= {label.get_text() for label in bar.get_xticklabels()}
 
 
+@pytest.mark.parametrize("spread", [0.3, 1.0, 1.7, 3.0, 30.0])
+@pytest.mark.parametrize("decades", [0.0, 1.0, 2.5, 4.0])
+def test_the_bar_labels_some_of_the_contour_lines(spread: float, decades: float) -> None:
+    table = make(surface, norms=("batch",))
+    table["loss"] = (5 + spread * table["x"].abs()) * 10 ** (decades * table["x"].abs())
+    bar = render("surface", table).axes[-1]
+    lines = [float(np.asarray(line.get_xdata())[0]) for line in bar.lines]
+    assert 5 <= len(lines) <= 25
+    assert 2 <= len(bar.get_xticks()) <= 12
+    assert all(np.isclose(lines, tick).any() for tick in bar.get_xticks())
+
+
 def test_the_path_runs_from_its_first_to_its_last_step_over_the_contours() -> None:
     table = make(surface, norms=("none", "batch"))
     figure = render("surface", table.sample(frac=1, random_state=0))

@@ -22,6 +22,7 @@ from bnsmooth_cli.cli import (
     report,
     show,
     smoothness,
+    surface,
     terminal,
     theory,
     train,
@@ -42,6 +43,7 @@ app.command("smoothness")(smoothness.smoothness)
 app.command("ics")(ics.ics)
 app.command("activations")(activations.activations)
 app.command("theory")(theory.theory)
+app.command("surface")(surface.surface)
 app.command("compare")(compare.compare)
 app.command("plot")(plot.plot)
 app.command("report")(report.report)

@@ -158,7 +158,7 @@ class Scale:
         if self.linear_to is not None:
             return self._powers(self.linear_to)
         if self.name == "linear":
-            return self._inside(MaxNLocator(most).tick_values(self.low, self.high))
+            return self._inside(MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(self.low, self.high))
         decades = 10.0 ** np.arange(np.floor(np.log10(self.low)), np.ceil(np.log10(self.high)))
         choices = [self._inside(np.outer(decades, parts).ravel()) for parts in _ROUND]
         fewest = choices[-1]

@@ -175,15 +175,16 @@ class Bar:
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
         """Draw into `axes`; the legend gets nothing."""
-        ticks = self.scale.levels(12)
+        lines = self.scale.levels(_LINES)
+        ticks = [level for level in self.scale.levels(12) if np.isclose(lines, level, rtol=1e-9, atol=0).any()]
         bar = Colorbar(
             axes, ScalarMappable(self.scale.norm(), _COLOURS), orientation="horizontal",
             extend="max" if self.beyond else "neither", extendfrac=0.02, label="loss",
         )  # fmt: skip
         bar.set_ticks(ticks, labels=[style.number_text(tick) for tick in ticks])
         bar.minorticks_off()
-        for level in self.scale.levels(_LINES):
-            axes.axvline(level, color="black", linewidth=0.45, alpha=0.6)
+        for line in lines:
+            axes.axvline(line, color="black", linewidth=0.45, alpha=0.6)
         return {}
 
 

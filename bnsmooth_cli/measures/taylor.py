@@ -66,6 +66,16 @@ def _end(objective: Callable[[Tensor], Tensor], jet: Jet) -> Tensor:
     return bent if x2 is None else bent + (g.detach() * x2).flatten(1).sum(1)
 
 
+def has_rule(module: nn.Module) -> bool:
+    """Whether a module, and all that it consists of, has a rule below.
+
+    >>> has_rule(nn.Sequential(nn.ReLU(), BatchNorm(3))), has_rule(nn.Sequential(nn.ReLU(), nn.GroupNorm(1, 3)))
+    (True, False)
+    """
+    others = propagate.dispatch(object)
+    return all(propagate.dispatch(type(each)) is not others for each in module.modules())
+
+
 @functools.singledispatch
 def propagate(module: nn.Module, jet: Jet) -> Jet:
     """The jet of a module's output: by the module's own rule below, else by differentiating it twice."""

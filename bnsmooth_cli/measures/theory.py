@@ -60,7 +60,7 @@ from bnsmooth_cli import norms
 from bnsmooth_cli.hessian import twice_differentiable
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import Selected, select
-from bnsmooth_cli.measures.taylor import curve, second_derivatives
+from bnsmooth_cli.measures.taylor import curve, has_rule, second_derivatives
 from bnsmooth_cli.points import Point
 from bnsmooth_cli.problems import Chain, Layer
 from bnsmooth_cli.problems.layers import Rest, captured
@@ -125,6 +125,8 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
     if isinstance(point.model, Chain):
         later = list(point.model.layers.values())[chosen.number - 1 :]
         rest = [cast(Layer, later[0]).rest, *later[1:]]
+        if not all(map(has_rule, rest)):  # one double backward a unit, through the whole rest
+            return [], lambda z: point.problem.objective(nn.Sequential(*rest)(z), point.targets)
         return rest, lambda outputs: point.problem.objective(outputs, point.targets)
     return [], Rest(chosen.site, point.loss)
 

@@ -1,6 +1,6 @@
 """A norm of one's own: Dynamic Tanh (Zhu et al. 2025, "Transformers without Normalization", section 4).
 
-    bnsmooth train --norm dyt:DyT
+bnsmooth train --norm dyt:DyT
 """
 
 import torch

@@ -45,7 +45,7 @@ KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
 #: Of each in one figure: what a page has room for, and nobody waits for more.
 MOST: Final = {"problem": 12, "norm": 40, "lr": 40}
 
-__all__ = ["KINDS", "plot_tables", "render"]
+__all__ = ["KINDS", "plot", "plot_tables", "render"]
 
 
 def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
@@ -83,6 +83,21 @@ def _block(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> tup
     if kind == "ics" and training is not None:
         return title, ics.panels(table, training[training["run"].isin(table["run"])])
     return title, KINDS[kind](table)
+
+
+def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
+    """The figure of what a measurement, `read_table` or `compare` gave, or of several concatenated: `render` of its kind.
+
+    Raises InputError for rows of no kind of table, or of one that has no figure.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
+    ...     figure = bns.plot(bns.landscape(bns.load_point(run)))
+    >>> len(figure.axes)
+    2
+    """
+    return render(tables.kind_of(table), table, training)
 
 
 def plot_tables(sources: Sequence[Path], output: Path) -> None:

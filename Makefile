@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 BNSMOOTH ?= $(BIN)/bnsmooth
 # More of train's options for the runs/ rules, as in: make TRAIN="--preset paper" runs/vgg-l1-lr0.1-seed0/ics.parquet
 TRAIN ?=
-# More options of the two that take long, as in THEORY="--at 0,100".
+# More options of the three that take long, as in THEORY="--at 0,100".
 SMOOTHNESS ?=
 THEORY ?=
+SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: setup demo test torture check bench clean pictures
@@ -24,10 +25,10 @@ $(VENV)/.installed: pyproject.toml
 VGG := $(foreach norm,none batch l1,runs/vgg-$(norm)-lr0.1-seed0)
 DLN := $(foreach norm,none batch l1,runs/dln-$(norm)-lr1e-06-seed0)
 DEMO_FIGURES := $(addprefix demo/,training.png landscape.png smoothness.png ics.png activations.png \
-	linear-training.png linear-ics.png linear-theory.png compare.png)
+	surface.png linear-training.png linear-ics.png linear-theory.png compare.png)
 
 demo: setup
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 SMOOTHNESS="--every 100" THEORY="--every 250" $(DEMO_FIGURES)
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 SMOOTHNESS="--every 100" THEORY="--every 250" SURFACE="--points 13" $(DEMO_FIGURES)
 	@echo "Tables are in runs/*/, figures in demo/: $(notdir $(DEMO_FIGURES))"
 
 demo/training.png: $(VGG:=/train.parquet)
@@ -35,6 +36,7 @@ demo/landscape.png: $(VGG:=/landscape.parquet)
 demo/smoothness.png: $(VGG:=/smoothness.parquet)
 demo/ics.png: $(VGG:=/ics.parquet) $(VGG:=/train.parquet)
 demo/activations.png: $(VGG:=/activations.parquet)
+demo/surface.png: $(VGG:=/surface.parquet)
 demo/linear-training.png: $(DLN:=/train.parquet)
 demo/linear-ics.png: $(DLN:=/ics.parquet) $(DLN:=/train.parquet)
 demo/linear-theory.png: $(DLN:=/theory.parquet)
@@ -45,22 +47,24 @@ demo/compare.parquet: $(VGG:=/train.parquet) $(VGG:=/smoothness.parquet)
 	$(BNSMOOTH) compare $(VGG) -o $@
 
 # The README's pictures: the demo's VGG figures again on CIFAR-10 (make pictures DATA=path/to/cifar10; a quarter of an
-# hour), and the demo's own of the linear network.
+# hour), and the demo's own of the linear network and of surfaces.
 pictures: demo
 	@test -e "$(DATA)" || { echo "make pictures: say where CIFAR-10 is, DATA=path/to/cifar10" >&2; exit 2; }
 	mkdir -p pictures docs/images
 	OMP_NUM_THREADS=1 $(MAKE) -C pictures -f $(CURDIR)/Makefile -j2 BNSMOOTH=$(CURDIR)/$(BNSMOOTH) \
 		TRAIN="--data $(abspath $(DATA)) --steps 3000 --save-every 150 --eval-every 150" demo/training.png demo/landscape.png
-	cp pictures/demo/*.png demo/linear-ics.png docs/images/
+	cp pictures/demo/*.png demo/linear-ics.png demo/surface.png docs/images/
 
 # A run's tables, each made where it is missing: the run's name says its options.
-options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm lp([0-9])/--norm lp:\1/')
+options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm (lp|group)([0-9])/--norm \1:\2/')
 runs/%/train.parquet:
 	$(BNSMOOTH) train $(options) $(TRAIN) -o runs/$*
 runs/%/landscape.parquet: runs/%/train.parquet
 	$(BNSMOOTH) landscape runs/$* --force
 runs/%/smoothness.parquet: runs/%/train.parquet
 	$(BNSMOOTH) smoothness runs/$* $(SMOOTHNESS) --force
+runs/%/surface.parquet: runs/%/train.parquet
+	$(BNSMOOTH) surface runs/$* $(SURFACE) --force
 runs/%/ics.parquet: runs/%/train.parquet
 	$(BNSMOOTH) ics runs/$* --force
 runs/%/activations.parquet: runs/%/train.parquet

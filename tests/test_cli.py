@@ -14,6 +14,9 @@ from conftest import SMALL
 import bnsmooth_cli as bns
 from bnsmooth_cli.runs import open_run
 
+COMMANDS = (
+    "train", "landscape", "smoothness", "ics", "activations", "theory", "surface", "compare", "plot", "report", "show",
+)  # fmt: skip
 DLN = "-p dln --depth 5 --dimension 4 --samples 30 --lr 1e-4 --steps 6 --save-every 2 --threads 1"
 
 
@@ -256,7 +259,7 @@ def test_two_processes_do_not_write_one_run(cli, run, tmp_path):
 def test_help_shows_an_example_for_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for command in ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot", "report"):
+    for command in COMMANDS:
         assert command in out
         code, text, _ = cli(f"{command} --help")
         assert code == 0

@@ -36,7 +36,7 @@ def _forget(monkeypatch):
 @pytest.fixture
 def here(tmp_path):
     """The folder of the command, with the documentation's norm and the tests' problems in it."""
-    shutil.copy(ROOT / "examples/dyt.py", tmp_path)
+    shutil.copy(ROOT / "docs/examples/dyt.py", tmp_path)
     return tmp_path
 
 
@@ -188,7 +188,7 @@ def test_a_file_that_names_code_runs_none_of_it(cli, here, tmp_path):
     assert cli(f"train --norm dyt:DyT {VGG} -o theirs")[0] == 0
     code._allowed.clear()
     sys.modules.pop("dyt")
-    (here / "dyt.py").write_text("open('executed', 'w')\n" + (ROOT / "examples/dyt.py").read_text())
+    (here / "dyt.py").write_text("open('executed', 'w')\n" + (ROOT / "docs/examples/dyt.py").read_text())
     for source in ("theirs", "theirs/checkpoints/000002.pt"):
         status, _, err = cli(f"landscape {source} -o t.parquet")
         assert (status, "give --norm dyt:DyT" in err) == (2, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,19 +13,46 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.models import resnet18
 
 from bnsmooth_cli import config, tables
+from bnsmooth_cli.norms import BatchNorm
 from bnsmooth_cli.study import grid
 from bnsmooth_cli.tables import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (bnsmooth .*)$", README, re.MULTILINE)
-EVERY = ("train", "landscape", "smoothness", "ics", "activations", "theory", "compare", "plot", "report")
+EVERY = (
+    "train", "landscape", "smoothness", "ics", "activations", "theory", "surface", "compare", "plot", "report", "show",
+)  # fmt: skip
 TORTURE = ROOT / "tests/reliability/torture.py"
 STUDIES = (ROOT / "docs/studies.md").read_text()
 #: What the examples leave out so that they are short, and the tests put in so that they are quick.
-SMALLER = {"vgg": "--width 0.07 --batch-size 16 --steps 40 --save-every 10", "dln": "--steps 20 --save-every 10"}
+SMALLER = {
+    "vgg": "--width 0.0625 --batch-size 16 --steps 40 --save-every 10",
+    "dln": "--steps 20 --save-every 10",
+    "digits": "--batch-size 16 --steps 4 --save-every 2",
+}
+SHORTER = {
+    "path/to/cifar10": "shapes -o elsewhere",
+    "--steps 3000 ": "",
+    "--seed 1": "--seed 1 -o other",
+    "every 150": "every 10",
+    "--every 100": "--every 20",
+    "0,10,100": "0,10,30",
+    "0,100,300": "0,30",
+    "0,300": "0,30",
+    "000050.pt": "000030.pt",
+    "--points 31": "--points 3",
+    "none,batch,l1,l2,linf,layer,group:4,instance,weight,rms": "none,group:4",
+    "--seeds 0-2": "--seeds 0",
+    " --steps 100 --lr 0.05 --at 0,100": " --lr 0.05 --at 0,4",
+    " --steps 100 --lr 0.05": " --lr 0.05",
+}
+OWN = (ROOT / "docs/own.md").read_text()
+NOTEBOOK = (ROOT / "docs/notebook.md").read_text()
 
 
 @pytest.fixture
@@ -39,25 +67,33 @@ def done(cli):
     return call
 
 
-def test_every_command_of_the_readme_runs_in_its_order(done, tmp_path):
+@pytest.fixture
+def own_files(tmp_path):
+    """What users have in their folder: the examples of a norm and problems, and weights."""
+    for path in (ROOT / "docs/examples").glob("*.py"):
+        shutil.copy(path, tmp_path)
+    torch.save(resnet18(num_classes=10, norm_layer=BatchNorm).state_dict(), tmp_path / "model.pt")
+
+
+def smaller(line):
+    """A line of the documentation in small: the same on a narrower, shorter run."""
+    command = line.removeprefix("bnsmooth ")
+    for shown, shorter in SHORTER.items():
+        command = command.replace(shown, shorter)
+    if "runs/" in line or "report" in line or "--study" in line:
+        return command
+    linear = "dln" in line or command == "theory"
+    return f"{command} {SMALLER['digits' if 'digits' in line else 'dln' if linear else 'vgg']}"
+
+
+def test_every_command_of_the_readme_runs_in_its_order(done, own_files, tmp_path):
     """In small: the same lines on a narrower, shorter run; a data folder that nobody has becomes the built-in one."""
     file = "\n".join(re.findall(r"^    (.*)$", README.split("# study.toml")[1].split("bnsmooth")[0], re.MULTILINE))
     (tmp_path / "study.toml").write_text(file.replace("cifar10", "shapes").replace("0.1, 0.5", "0.1"))
     done("train --norm none " + SMALLER["vgg"])
     ran = set()
     for line in COMMANDS:
-        command = line.removeprefix("bnsmooth ").replace("path/to/cifar10", "shapes -o elsewhere")
-        command = command.replace("--steps 3000 ", "").replace("--seed 1", "--seed 1 -o other")
-        for shown, smaller in (
-            ("every 150", "every 10"),
-            ("--every 100", "--every 20"),
-            ("0,10,100", "0,10,30"),
-            ("0,100,300", "0,30"),
-            ("000050.pt", "000030.pt"),
-        ):
-            command = command.replace(shown, smaller)
-        if "runs/" not in line and "report" not in line:
-            command += " " + SMALLER["dln" if "dln" in line or command == "theory" else "vgg"]
+        command = smaller(line)
         done(command)
         ran.add(command.split()[0])
     assert ran == set(EVERY)
@@ -68,6 +104,27 @@ def test_the_python_of_the_readme_runs(tmp_path):
     code = "\n".join(line.removeprefix("    ") for part in block for line in part.splitlines())
     assert "bns.train" in code
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_every_command_of_the_page_of_own_code_runs(done, own_files):
+    lines = re.findall(r"^    (bnsmooth .*)$", OWN, re.MULTILINE)
+    for line in lines:
+        done(smaller(line))
+    assert {line.split()[1] for line in lines} == {"train", "landscape", "smoothness", "ics", "surface", "compare"}
+
+
+def test_the_code_of_the_page_of_own_code_is_that_of_its_examples():
+    blocks = re.findall(r"^```python\n(.*?)^```", OWN, re.MULTILINE | re.DOTALL)
+    norm, problem = ((ROOT / "docs/examples" / name).read_text() for name in ("dyt.py", "digits.py"))
+    assert blocks[0] == norm
+    assert blocks[1] in problem
+
+
+def test_the_python_of_the_notebook_page_runs(tmp_path):
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", NOTEBOOK, re.MULTILINE | re.DOTALL))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"landscape.png", "landscape.parquet", "mine.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("command", EVERY)
@@ -81,7 +138,7 @@ def test_every_option_that_the_readme_names_exists(command, done):
         text = README.split("## What can be chosen")[1].split("## Speed")[0]
         assert set(shown.findall(text)) - {"--every", "--at"} <= options
         assert options - set(shown.findall(README)) <= {
-            "--output", "--resume", "--no-resume", "--no-augment", "--device", "--force", "--help",
+            "--output", "--resume", "--no-resume", "--no-augment", "--device", "--force", "--help", "--tensorboard",
         }  # fmt: skip
 
 

@@ -361,7 +361,7 @@ class TestLoop:
         own_code._loop_problem = build
         there = bns.load_point(bns.train(build, "batch", output=tmp_path / "r", **SETTINGS), step=3)
         model, x, y = there.model, there.inputs, there.targets
-        point = bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.05, step=3)
+        point = bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.05, step=3, norm="batch")
         for measure in (bns.landscape, bns.smoothness, bns.ics, bns.smoothness_by_layer):
             mine, theirs = (measure(p).select_dtypes("float").to_numpy() for p in (point, there))
             assert mine == pytest.approx(theirs, rel=1e-5, nan_ok=True)

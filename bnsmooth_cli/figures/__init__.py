@@ -86,7 +86,7 @@ def _block(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> tup
 
 
 def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
-    """The figure of what a measurement, `read_table` or `compare` gave, or of several concatenated: `render` of its kind.
+    """The figure of what a measurement, `read_table` or `compare` gave, or several concatenated: `render` of its kind.
 
     Raises InputError for rows of no kind of table, or of one that has no figure.
 

@@ -172,7 +172,7 @@ class Loop(Problem):
         momentum: float, seed: int,
     ) -> None:  # fmt: skip
         config = Config(
-            problem=f"loop:{type(model).__name__}", norm=norm, lr=lr, steps=max(1, step), batch_size=1, seed=seed,
+            problem=f"loop:{type(model).__name__}", norm=norm, lr=lr, steps=max(1, step), batch_size=2, seed=seed,
             momentum=momentum, save_every=1, eval_every=1,
         )  # fmt: skip
         super().__init__(config, device)

@@ -1,14 +1,11 @@
-"""A norm of one's own: Dynamic Tanh (Zhu et al. 2025, "Transformers without Normalization", section 4).
-
-bnsmooth train --norm dyt:DyT
-"""
+"""Dynamic Tanh (Zhu et al. 2025, "Transformers without Normalization", section 4): bnsmooth train --norm dyt:DyT"""
 
 import torch
 from torch import Tensor, nn
 
 
 class DyT(nn.Module):
-    """gamma tanh(alpha y) + beta for each unit, alpha one learned number: a norm without statistics."""
+    """gamma tanh(alpha y) + beta for every unit, alpha one learned number: a norm without statistics."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.measures.line import line_alphas
 from bnsmooth_cli.measures.smoothness import hessian_figures
+from bnsmooth_cli.measures.surface import random_directions
 from bnsmooth_cli.measures.taylor import second_derivatives
 from bnsmooth_cli.norms import prepare
 from bnsmooth_cli.points import visit
@@ -130,6 +131,38 @@ def measures() -> Iterator[Result]:
     yield faster("vgg-measure", "ICS, 11 layers", "a full gradient a layer", mine, theirs, 3)
 
 
+@row("surface")
+def surface() -> Iterator[Result]:
+    """A surface of 5 x 5 points at width 0.25, against its forward passes alone, and with parameters set one by one."""
+    point = _point()
+    axes = random_directions(point, 2)
+    model, loss = references.plain_loss(point)
+    weights = [p.detach().clone() for p in model.parameters()]
+    sizes = [w.numel() for w in weights]
+    places = [(x, y) for x in torch.linspace(-1, 1, 5).tolist() for y in torch.linspace(-1, 1, 5).tolist()]
+
+    @torch.no_grad()
+    def bare() -> Tensor:
+        return torch.stack([loss() for _ in places])
+
+    @torch.no_grad()
+    def usual() -> Tensor:
+        found = []
+        for x, y in places:
+            pieces = [axis.split(sizes) for axis in axes]
+            for p, w, *d in zip(model.parameters(), weights, *pieces, strict=True):
+                p.copy_(w + x * d[0].view(w.shape) + y * d[1].view(w.shape))
+            found.append(loss())
+        for p, w in zip(model.parameters(), weights, strict=True):
+            p.copy_(w)
+        return torch.stack(found)
+
+    agree(torch.tensor(bns.surface(point, 5)["loss"].to_numpy()), usual().double(), 1e-4)
+    mine, theirs, scripts = medians(lambda: bns.surface(point, 5), bare, usual, repeats=7)
+    yield within("surface", "25 points", "bare forward passes", mine, theirs, 1.1)
+    yield within("surface", "25 points", "parameters set one by one", mine, scripts, 1.05)
+
+
 @row("hessian")
 def hessian() -> Iterator[Result]:
     """Products with the Hessian at width 0.25: the first at a point, with what prepares it, and those that follow."""
@@ -195,7 +228,7 @@ def _pyhessian(model: nn.Module, point: bns.Point) -> Callable[[], float]:
 def theory() -> Iterator[Result]:
     """The second derivatives of conv5's units, float64, against a double backward a unit."""
     point = _point().to(torch.float64)
-    prepare(point.model.norms, point.config.seed, point.step)
+    prepare(point.norms, point.config.seed, point.step)
     layers = list(point.model.layers.values())
     with torch.no_grad():
         x = point.inputs

@@ -15,6 +15,7 @@ from bnsmooth_cli.errors import InputError
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _BUILT_IN: Final = ("lp", "group")  # lp:P and group:G
+LONGEST: Final = 200  # characters: a run's folder is called by it
 _allowed: set[str] = set()
 
 
@@ -24,7 +25,7 @@ def is_code(name: str) -> bool:
     >>> is_code("mymodule:MyNorm"), is_code("lp:3"), is_code("batch")
     (True, False, False)
     """
-    return bool(_NAME.fullmatch(name)) and name.partition(":")[0] not in _BUILT_IN
+    return len(name) <= LONGEST and bool(_NAME.fullmatch(name)) and name.partition(":")[0] not in _BUILT_IN
 
 
 def allow(*names: object, folder: Path | None = None) -> None:

@@ -6,6 +6,7 @@ No torch here, so that commands which only parse or plot start quickly.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -199,7 +200,9 @@ def from_dict(values: object, source: str) -> Config:
 def check_objective(objective: str) -> None:
     """Raise InputError for what is none of `batch`, `train:K` and `test`: whose mean loss is measured."""
     kind, _, count = objective.partition(":")
-    if objective in ("batch", "test") or (kind == "train" and count.isdecimal() and 1 <= int(count) <= MOST["steps"]):
+    if objective in ("batch", "test") or (
+        kind == "train" and re.fullmatch("[0-9]{1,10}", count) and 1 <= int(count) <= MOST["steps"]
+    ):
         return
     raise InputError(f"--objective {objective[:40]}: give batch, test, or train:K with a whole number K, as in train:8")
 

@@ -1,309 +1,22 @@
-"""A table for others: described for a reader, as CSV for spreadsheets, as scalars for TensorBoard. No torch here."""
+"""A table for other programs: as CSV for spreadsheets, as scalars for TensorBoard. No torch here."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from bnsmooth_cli.config import Config
+import pandas as pd
+
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.files import atomic, check_regular, check_writable
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-#: Rows that a description has of a table, the first and the last ones.
-ENDS: Final = 4
-#: Characters of a fact, and of a cell: a table may hold whole books.
-LONGEST: Final = 1_000
-LONGEST_CELL: Final = 32
-_FEW: Final = 8  # values that are all listed
-_WIDE: Final = 46  # characters of a list of words: beside their number they fill 80
-#: What says which run a row is of; where a table says what its runs are, their settings say it too.
-_RUN: Final = ("run", "problem", "norm", "lr", "seed")
-
-
-def _read(path: Path | str) -> tuple[str, pd.DataFrame]:
-    """A table's kind and rows."""
-    from bnsmooth_cli.tables import read_table
-
-    path = Path(path)
-    if path.is_dir():
-        tables = ", ".join(sorted(file.name for file in path.glob("*.parquet")))
-        raise InputError(f"{path}: is a folder; name a table" + (f" in it: {tables}" if tables else ""))
-    table = read_table(path)
-    return table.attrs["bnsmooth"]["kind"], table
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a table is and holds.
-
-    `facts` are pairs of a label and a text; `runs` has a row a run, of the settings that they do not share; `numbers`
-    and `words` have a row a column that varies; `rows` are the table's first and last ones, of the columns that vary,
-    of `count` in all; `next` are commands that would measure what it lacks.
-    """
-
-    facts: list[tuple[str, str]]
-    runs: pd.DataFrame
-    numbers: pd.DataFrame
-    words: pd.DataFrame
-    rows: pd.DataFrame
-    count: int
-    next: list[str]
-
-
-def describe(path: Path | str) -> Description:
-    """Describe the table at a path. Raises InputError as `tables.read_table` does."""
-    import pandas as pd
-
-    from bnsmooth_cli.tables import SCHEMAS
-
-    kind, table = _read(path)
-    said = table.attrs["bnsmooth"]
-    its_runs, runs = _runs(said)
-    types = SCHEMAS[kind]
-    empty = [name for name in types if len(table) and _nullable(kind, name) and table[name].isna().all()]
-    constant = [name for name in types if _constant(table[name], types[name])]
-    labels = set(_RUN) if "run" in types and "runs" in said else set()
-    varying = [name for name in types if name not in {*empty, *constant}]
-    measured = [name for name in varying if name not in labels]
-    told = [f"{name} {_listed(table[name].iloc[:1].tolist())}" for name in constant if name not in labels]
-    facts = [
-        ("kind", str(kind)),
-        ("rows", _extent(table)),
-        ("made by", ", ".join(f"{name} {_text(said[key])}" for name, key in _MADE_BY.items() if key in said)),
-        *its_runs,
-        *([("outcome", _outcome(said, len(table)))] if kind == "train" and "runs" in said else []),
-        *((key, _text(value)) for key, value in said.items() if key not in _KNOWN and not _by_run(said, key)),
-        ("every row", ", ".join(told)),
-        ("no value", ", ".join(empty)),
-    ]
-    ends = table if len(table) <= 2 * ENDS else pd.concat([table.head(ENDS), table.tail(ENDS)])
-    shown = [name for name in varying if types[name] != "list" and (name == "run" or name not in labels)]
-    if "layer_name" in shown:
-        shown = [name for name in shown if name != "layer"]
-    return Description(
-        facts=[(label, _cut(text, LONGEST)) for label, text in facts if text],
-        runs=runs,
-        numbers=pd.DataFrame([_number(kind, table[name]) for name in measured if types[name] in ("int64", "double")]),
-        words=pd.DataFrame([_word(table[name]) for name in measured if types[name] not in ("int64", "double")]),
-        rows=pd.DataFrame({name: _readable(ends[name], types[name]) for name in shown}),
-        count=len(table),
-        next=[str(command) for command in said["next"]] if isinstance(said.get("next"), list) else [],
-    )
-
-
-_MADE_BY: Final = {"bnsmooth": "version", "torch": "torch"}
-_KNOWN: Final = ("kind", "format", *_MADE_BY.values(), "runs", "last_step", "diverged_at", "next")
-
-
-def _constant(column: pd.Series[Any], type_: str) -> bool:
-    return len(column) > 1 and type_ != "list" and bool(column.notna().all()) and column.nunique() == 1
-
-
-def _extent(table: pd.DataFrame) -> str:
-    text = f"{len(table):,}"
-    if "step" in table and len(table):
-        steps = table["step"]
-        first, last, many = steps.min(), steps.max(), steps.nunique()
-        text += f", of step {first}" if many == 1 else f", of {many:,} steps from {first} to {last}"
-    return text
-
-
-def _outcome(said: Mapping[str, Any], rows: int) -> str:
-    """How a training run ended, or that it did not."""
-    if said.get("diverged_at") is not None:
-        return f"diverged at step {_text(said['diverged_at'])}: the loss of the last row is not finite"
-    if said.get("last_step") is not None:
-        return f"finished at step {_text(said['last_step'])}"
-    asked = [_mapping(config).get("steps") for config in _mapping(said.get("runs")).values()]
-    steps = f" of {_text(asked[0])}" if len(asked) == 1 else ""
-    return f"unfinished: {rows:,}{steps} steps are recorded; the same train command goes on"
-
-
-# What a table says of its runs
-
-
-def _runs(said: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.DataFrame]:
-    """Facts of what all runs share; a row a run of what they do not, of one run none."""
-    import pandas as pd
-
-    settings: dict[str, dict[tuple[str, str], str]] = {}
-    for run, config in _mapping(said.get("runs")).items():
-        settings[run] = {("settings", key): _text(value) for key, value in _ordered(_mapping(config))}
-        for key in dict.fromkeys([*_FIRST, *said]):
-            if key in said and key != "runs" and _by_run(said, key):
-                settings[run] |= _of_run(key, said[key][run])
-    names = list(dict.fromkeys(name for values in settings.values() for name in values))
-    shared = {
-        name: text
-        for name, text in next(iter(settings.values()), {}).items()
-        if all(values.get(name) == text for values in settings.values())
-    }
-    told: dict[str, list[str]] = {}
-    for (label, name), text in shared.items():
-        told.setdefault(label, []).append(f"{name} {text}".strip())
-    facts = [(label, ", ".join(texts)) for label, texts in told.items()]
-    if len(settings) < 2:
-        return [*(("run", run) for run in settings), *facts], pd.DataFrame()
-    rows = [
-        {
-            "run": run,
-            **{
-                key or label: _cut(of.get((label, key), "-"), LONGEST_CELL)
-                for label, key in names
-                if (label, key) not in shared
-            },
-        }
-        for run, of in settings.items()
-    ]
-    return [("runs", f"{len(settings):,}"), *facts], pd.DataFrame(rows)
-
-
-#: Of what a table says run by run, what is told first.
-_FIRST: Final = ("steps", "trained_forward_from", "options")
-
-
-def _by_run(said: Mapping[str, Any], key: str) -> bool:
-    """Whether what a table says under a key, it says of each of its runs."""
-    runs = _mapping(said.get("runs"))
-    return bool(runs) and _mapping(said[key]).keys() == runs.keys()
-
-
-def _of_run(key: str, value: Any) -> dict[tuple[str, str], str]:
-    """What stands under a key for one run, as texts by label and name."""
-    if key == "steps" and isinstance(value, list):
-        return {
-            ("measured", ""): f"{len(value):,} steps: {_listed(value)}" if len(value) > 1 else f"step {_listed(value)}"
-        }
-    if key == "trained_forward_from" and isinstance(value, dict):
-        return {("reached", ""): _reached(value)}
-    if isinstance(value, dict):
-        return {(key, str(name)): _text(one) for name, one in value.items()}
-    return {(key, ""): _text(value)}
-
-
-def _reached(nearest: Mapping[str, Any]) -> str:
-    """How the steps were come to, each from the checkpoint before it.
-
-    >>> _reached({"0": 0, "1": 0, "2": 2})
-    '2 of 3 at their checkpoints; trained forward: 1 from 0'
-    """
-    steps = sorted(nearest, key=lambda step: (len(step), step))  # as numbers
-    forward = [f"{step} from {_text(nearest[step])}" for step in steps if step != str(nearest[step])]
-    if not forward:
-        return "all at their checkpoints"
-    there = len(nearest) - len(forward)
-    return f"{there} of {len(nearest)} at their checkpoints; trained forward: {_listed(forward)}"
-
-
-def _ordered(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings in the order of `Config`, others last."""
-    known = [field.name for field in dataclasses.fields(Config)]
-    return sorted(config.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known))
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-# Values as texts
-
-
-def _text(value: object) -> str:
-    """A value of a table's own account as words.
-
-    >>> [_text(value) for value in (None, True, 0.0, 1e-6, [0.5, 4.294285714], "l1")]
-    ['default', 'yes', '0', '1e-06', '0.5, 4.294', 'l1']
-    """
-    if value is None:
-        return "default"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return repr(float(value)).removesuffix(".0")
-    if isinstance(value, list):
-        return _listed(value)
-    return _cut(json.dumps(value) if isinstance(value, dict) else str(value), LONGEST)
-
-
-def _listed(values: Sequence[object]) -> str:
-    """All of a few values, the first and last of many, numbers to four digits.
-
-    >>> _listed(range(0, 1050, 50))
-    '0, 50, 100, ..., 1000'
-    """
-    few = len(values) <= _FEW
-    texts = [
-        f"{value:.4g}" if isinstance(value, float) else _cut(_text(value), LONGEST_CELL)
-        for value in (values if few else [*values[:3], values[-1]])
-    ]
-    return ", ".join(texts if few else [*texts[:3], "...", texts[3]])
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-# A row a column
-
-
-def _number(kind: str, column: pd.Series[Any]) -> dict[str, object]:
-    import numpy as np
-
-    values = column.dropna().astype("float64")
-    given = len(column) if not _nullable(kind, str(column.name)) else len(values)
-    whole = column.dtype.kind == "i"  # of two steps in the middle, one that there is
-    with np.errstate(all="ignore"):  # the middle of two infinities, or of numbers at the edge
-        middle = values.quantile(0.5, "lower") if whole else values.median()
-    ends = {"min": values.min(), "median": middle, "max": values.max()}
-    return {"column": column.name, "values": given, **ends, "overflows": given - len(values)}
-
-
-def _word(column: pd.Series[Any]) -> dict[str, object]:
-    values = column.dropna().astype(object)
-    row = {"column": column.name, "values": len(values)}
-    kinds = {type(value) for value in values}
-    if not kinds <= {str, bool}:
-        return {**row, "different": math.nan, "which": f"lists of {_listed(sorted({*map(len, values)}))} numbers"}
-    counts = values.value_counts(sort=False)
-    texts = [
-        f"{_text(value)} {count:,}" if kinds == {bool} else _cut(_text(value), LONGEST_CELL)
-        for value, count in counts.head(_WIDE).items()
-    ]
-    most = len(texts)
-    while len(which := ", ".join(texts[:most] + ["..."] * (most < len(counts)))) > _WIDE and most > 1:
-        most -= 1
-    return {**row, "different": float(len(counts)), "which": which}
-
-
-def _readable(column: pd.Series[Any], type_: str) -> pd.Series[Any]:
-    """Values as a terminal shows them: texts cut, numbers as they are."""
-    import pandas as pd
-
-    if type_ not in ("string", "bool"):
-        return column
-    texts = ["-" if value is None or value != value else _cut(_text(value), LONGEST_CELL) for value in column.tolist()]
-    return pd.Series(texts, column.index, dtype=object)
-
-
-def _nullable(kind: str, column: str) -> bool:
-    """Whether a NaN in a column stands for null; elsewhere it is what was measured."""
-    from bnsmooth_cli import tables
-
-    return tables._nullable(kind, column)
-
+from bnsmooth_cli.tables import GROUP, RUN, SCHEMAS, nullable, read_table
 
 # CSV
 
@@ -313,8 +26,7 @@ def csv_lines(path: Path | str) -> Iterator[str]:
 
     A number has all the digits that its double has, a null is empty, a list is its numbers with spaces between them.
     """
-    kind, table = _read(path)
-    return _csv_lines(kind, table)
+    return _csv_lines(read_table(path))  # now, not when the first line is asked for
 
 
 def write_csv(path: Path | str, target: Path | str, force: bool = False) -> None:
@@ -338,22 +50,22 @@ class _Echo:
         return line
 
 
-def _csv_lines(kind: str, table: pd.DataFrame) -> Iterator[str]:
-    from bnsmooth_cli.tables import GROUP, SCHEMAS
-
+def _csv_lines(table: pd.DataFrame) -> Iterator[str]:
+    kind = table.attrs["bnsmooth"]["kind"]
     end = "\r\n"  # or the writer would not put quotes around a text that has one of the two
     write = csv.writer(_Echo(), lineterminator=end).writerow
     yield write(list(SCHEMAS[kind])).removesuffix(end)
     for start in range(0, len(table), GROUP):
         group = table.iloc[start : start + GROUP]
-        columns = [_cells(group[name], type_, _nullable(kind, name)) for name, type_ in SCHEMAS[kind].items()]
+        columns = [_cells(kind, group[name]) for name in SCHEMAS[kind]]
         for row in zip(*columns, strict=True):
             yield write(row).removesuffix(end)
 
 
-def _cells(column: pd.Series[Any], type_: str, nullable: bool) -> list[Any]:
+def _cells(kind: str, column: pd.Series[Any]) -> list[Any]:
     """Values as the CSV writer takes them: None becomes nothing, a float its `repr`."""
-    if type_ == "double" and not nullable:
+    type_ = SCHEMAS[kind][str(column.name)]
+    if type_ == "double" and not nullable(kind, str(column.name)):
         return column.tolist()
     cells = column.astype(object).where(column.notna(), None).tolist()
     if type_ == "list":
@@ -377,8 +89,9 @@ def tensorboard(table_path: Path | str) -> Path:
     """Write a table's figures as TensorBoard scalars over the steps, beside it; what was written.
 
     `runs/x/train.parquet` makes `runs/x/train.tfevents`; a table of several runs makes a folder,
-    `both.tensorboard/<run>/ics.tfevents`, as TensorBoard tells runs apart by their folders. What is there is replaced:
-    equal tables make equal files. A TensorBoard that is open looks at the new one when it is started again.
+    `both.tensorboard/<run>/ics.tfevents`, as TensorBoard tells runs apart by their folders. What is there is replaced,
+    and removed where the table's runs are others now: equal tables make equal files. A TensorBoard that is open looks
+    at the new one when it is started again.
 
     The tags are `train/loss`, `ics/fc3/cosine`; of `activations` and `theory` the medians over the units of a layer
     (of what holds or not, the share that does), of theory by statement and affine, `theory/fc3/4.1/identity/lhs`; of
@@ -386,30 +99,37 @@ def tensorboard(table_path: Path | str) -> Path:
     numbers have single precision. Raises InputError for a kind that has no course over the steps.
     """
     check_tensorboard()
-    from bnsmooth_cli.tables import SCHEMAS
-
     path = Path(table_path)
-    kind, table = _read(path)
+    table = read_table(path)
+    kind = table.attrs["bnsmooth"]["kind"]
     if kind not in _COURSES:
         known = ", ".join(_COURSES)
         raise InputError(f"{path}: a table of kind {kind} has no course over the steps for TensorBoard ({known} have)")
     runs = list(dict.fromkeys(table["run"]))
-    if len(runs) < 2:
-        targets = {path.with_suffix(".tfevents"): table}
-        made = next(iter(targets))
-    else:
-        made = path.with_name(f"{path.stem}.tensorboard")
-        targets = {made / _folder(path, run) / f"{kind}.tfevents": table[table["run"] == run] for run in runs}
-    if path in targets:
+    alone, folder = path.with_suffix(".tfevents"), path.with_name(f"{path.stem}.tensorboard")
+    if path == alone:
         raise InputError(f"{path}: is a table by the name of TensorBoard's files; name it .parquet")
+    targets = {alone: table}
+    if len(runs) > 1:
+        targets = {folder / _folder(path, run) / f"{kind}.tfevents": table[table["run"] == run] for run in runs}
     for target, rows in targets.items():
-        events = _events(kind, _course(kind, SCHEMAS[kind], rows))
+        events = _events(kind, _course(kind, rows))
         with atomic(target) as temporary:
             temporary.write_bytes(events)
-    return made
+    for file in {alone, *_in_folders(folder)} - targets.keys():
+        file.unlink(missing_ok=True)
+    return alone if alone in targets else folder
 
 
 _COURSES: Final = ("train", "landscape", "smoothness", "smoothness-by-layer", "ics", "activations", "theory")
+
+
+def _in_folders(folder: Path) -> Iterator[Path]:
+    """The scalars of runs in the folder of a table of several; what is linked there, or is beside a table of its own,
+    is another table's."""
+    places = [] if folder.is_symlink() else [place for place in folder.glob("*") if not place.is_symlink()]
+    files = (place / f"{kind}.tfevents" for place in places for kind in _COURSES)
+    return (file for file in files if file.is_file() and not file.with_suffix(".parquet").exists())
 
 
 def _folder(path: Path, run: str) -> str:
@@ -419,13 +139,14 @@ def _folder(path: Path, run: str) -> str:
     return run
 
 
-def _course(kind: str, types: Mapping[str, str], table: pd.DataFrame) -> pd.DataFrame:
+def _course(kind: str, table: pd.DataFrame) -> pd.DataFrame:
     """A row a step and place in the network, by step: `step`, `tag`, and the figures there, NaN where they are null."""
     if kind == "landscape":
         probed = table[table["alpha"] > 0].fillna({"loss": math.inf, "grad_distance": math.inf})  # NaN: an overflow
         ends = {"loss_min": ("loss", "min"), "loss_max": ("loss", "max"), "grad_distance_max": ("grad_distance", "max")}
         return probed.assign(tag=kind).groupby(["step", "tag"]).agg(**ends).reset_index()
-    figures = {name: type_ for name, type_ in types.items() if type_ in ("double", "bool") and name not in _RUN}
+    types = SCHEMAS[kind]
+    figures = {name: type_ for name, type_ in types.items() if type_ in ("double", "bool") and name not in RUN}
     rows = table.astype(dict.fromkeys(figures, "float64")).sort_values("step", kind="stable").assign(tag=kind)
     for name in ("layer_name", "statement", "affine"):
         if name in types:
@@ -450,13 +171,13 @@ def _events(kind: str, course: pd.DataFrame) -> bytes:
     writer = RecordWriter(stream)
     # Of this version a step may be lower than the one before it, which was of another table in the folder.
     writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString(deterministic=True))
-    figures = [(name, _nullable(kind, name)) for name in map(str, course.columns[2:])]
+    figures = [(name, nullable(kind, name)) for name in map(str, course.columns[2:])]  # and whether NaN stands for null
     for step, rows in groupby(zip(*(course[name].tolist() for name in course), strict=True), key=itemgetter(0)):
         values = [
             Summary.Value(tag=f"{tag}/{name}", simple_value=value)
             for _, tag, *its in rows
-            for (name, nullable), value in zip(figures, its, strict=True)
-            if not (nullable and math.isnan(value))
+            for (name, has_nulls), value in zip(figures, its, strict=True)
+            if not (has_nulls and math.isnan(value))
         ]
         event = Event(wall_time=step, step=step, summary=Summary(value=values))
         writer.write(event.SerializeToString(deterministic=True))

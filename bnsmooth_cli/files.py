@@ -35,9 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=f".tmp{path.suffix}")
     except OSError as error:
-        raise InputError(
-            f"{path.parent}: cannot be written ({error.strerror}); choose another folder with -o"
-        ) from error
+        raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
     temporary = Path(name)
     try:
         _lock(handle)
@@ -108,7 +106,7 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: is a folder; a file is to be written there")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: cannot be written, {folder} takes no files; choose another place with -o")
+        raise InputError(f"{path}: cannot be written, {folder} takes no files; choose another place")
 
 
 def unicode(name: str) -> str:

@@ -7,6 +7,7 @@ Every norm is a plain module over (N, C) or (N, C, H, W); a unit is a channel, a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -67,14 +68,14 @@ def exponent(name: str) -> float:
     except ValueError:
         p = math.nan
     if not 1 <= p < math.inf:
-        raise InputError(f"norm '{name}': P is a number of at least 1, as in lp:3 (for the maximum use linf)")
+        raise InputError(f"norm '{name[:40]}': P is a number of at least 1, as in lp:3 (for the maximum use linf)")
     return p
 
 
 def _groups(name: str, num_features: int) -> int:
     groups = name.removeprefix("group:")
-    if not groups.isdecimal() or not 1 <= int(groups) <= 10**6:
-        raise InputError(f"norm '{name}': G is a whole number of at least 1, as in group:4")
+    if not re.fullmatch("[0-9]{1,6}", groups) or int(groups) == 0:
+        raise InputError(f"norm '{name[:40]}': G is a whole number of at least 1, as in group:4")
     if num_features % int(groups):
         raise InputError(f"norm '{name}': {num_features} units do not divide into {groups} groups; choose another G")
     return int(groups)
@@ -86,7 +87,7 @@ def _own(name: str, num_features: int) -> nn.Module:
         raise InputError(f"--norm {name}: is a {type(kind).__name__}, and no class of norms")
     try:
         norm = kind(num_features)
-    except Exception as error:  # it raises whatever its author likes
+    except (Exception, SystemExit) as error:  # it raises whatever its author likes
         raise InputError(
             f"--norm {name}: cannot be made of the number of units alone, as by {name.partition(':')[2]}"
             f"({num_features}) ({code.explain(error)})"

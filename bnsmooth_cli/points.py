@@ -246,13 +246,41 @@ class Point:
         program = self.program
         if program is not None and self.inputs.device.type != "mps":  # that has few complex operations
             return self._complex_step(program)
-        if isinstance(self.model, Chain) and self.objective == "batch":
+        if self._is_chain:
             with norms.prepared(self.norms, self.config.seed, self.step):
                 hessian = Hessian(
                     self.model, self.inputs, lambda outputs: self.problem.objective(outputs, self.targets)
                 )
             return hessian.gradient, hessian
-        return self._double_backward()
+        return self._double_backward(list(trainable(self.model)))
+
+    @property
+    def _is_chain(self) -> bool:
+        """Whether the network's own derivatives are known, module by module."""
+        return isinstance(self.model, Chain) and self.objective == "batch"
+
+    def hessian_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """`hessian` of the loss as a function of some parameters alone, by name, for each of several such blocks."""
+        if self.program is None and not self._is_chain:  # a block's graph reaches no further down than the block
+            yield from (self._double_backward(names) for names in blocks)
+            return
+        gradient, product = self.hessian()
+        for names in blocks:
+            where = self.places(names)
+
+            def block(v: Tensor, where: Tensor = where) -> Tensor:
+                whole = torch.zeros_like(gradient)
+                whole[where] = v
+                return product(whole)[where]
+
+            yield gradient[where], block
+
+    def places(self, names: Sequence[str]) -> Tensor:
+        """Where the numbers of parameters are in theta."""
+        named = trainable(self.model)
+        every = torch.arange(sum(p.numel() for p in named.values()), device=self.inputs.device)
+        pieces = dict(zip(named, every.split([p.numel() for p in named.values()]), strict=True))
+        return torch.cat([pieces[name] for name in names])
 
     def _complex_step(self, program: Program) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         theta = self.theta
@@ -263,9 +291,10 @@ class Point:
 
         return program(theta[None]).gradient[0], product
 
-    def _double_backward(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        values = {name: value.requires_grad_() for name, value in self.values(self.theta).items()}
-        leaves = list(values.values())
+    def _double_backward(self, names: Sequence[str]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """In the named parameters."""
+        values = self.values(self.theta)
+        leaves = [values[name].requires_grad_() for name in names]
         sizes, shapes = [v.numel() for v in leaves], [v.shape for v in leaves]
 
         def slopes() -> Iterator[tuple[float, Sequence[Tensor]]]:
@@ -287,9 +316,8 @@ class Point:
                     total.add_(flatten(found), alpha=share)
             return total
 
-        gradient = torch.zeros_like(self.theta)
-        for share, slope in kept or slopes():
-            gradient.add_(flatten(g.detach() for g in slope), alpha=share)
+        gradient = sum(share * flatten(g.detach() for g in slope) for share, slope in kept or slopes())
+        assert isinstance(gradient, Tensor)
         return gradient, product
 
 

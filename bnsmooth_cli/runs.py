@@ -209,7 +209,8 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
 
 def _restart(run: Run) -> Run:
     """Remove what a run writes, and nothing else."""
-    of_ours = re.compile(rf"({'|'.join(tables.SCHEMAS)})(\.test|\.train\d+)?\.(parquet|tfevents)")
+    kinds = "|".join(kind for kind in tables.SCHEMAS if not kind.startswith("compare"))
+    of_ours = re.compile(rf"({kinds})(\.test|\.train\d+)?\.(parquet|tfevents)")
     with run.locked():
         for file in (*run.checkpoints().values(), *filter(lambda p: of_ours.fullmatch(p.name), run.path.iterdir())):
             file.unlink(missing_ok=True)

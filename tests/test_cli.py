@@ -114,6 +114,28 @@ def test_a_table_of_other_settings_is_refused_and_replaced_by_force(cli, run):
     assert len(bns.read_table("t.parquet")) == 4 * 4
 
 
+def test_force_removes_what_a_run_writes_and_nothing_of_the_users(cli, tmp_path):
+    assert cli(f"train --norm l1 {DLN} --tensorboard -o r")[0] == 0
+    assert cli("landscape r --points 1 --objective train:8 --tensorboard")[0] == 0
+    assert cli("smoothness r --points 1 --tensorboard")[0] == 0
+    written = {path.name for path in (tmp_path / "r").iterdir() if path.suffix in (".parquet", ".tfevents")}
+    stems = ("train", "landscape.train8", "smoothness")
+    assert written == {f"{stem}.{suffix}" for stem in stems for suffix in ("parquet", "tfevents")}
+    mine = {
+        "landscape.mine.parquet", "smoothness.parquet.bak", "my.tfevents", "compare.parquet", "notes", "surface.png",
+        "checkpoints/best.pt",
+    }  # fmt: skip
+    for name in mine:
+        (tmp_path / "r" / name).write_text("mine")
+    others = {"smoothness-by-layer.train8.parquet", "landscape.test.parquet", "landscape.test.tfevents"}
+    for name in others:
+        (tmp_path / "r" / name).write_text("of before")
+    assert cli(f"train --norm l1 {DLN} --force -o r")[0] == 0
+    left = {str(path.relative_to(tmp_path / "r")) for path in (tmp_path / "r").rglob("[!.]*") if path.is_file()}
+    checkpoints = {f"checkpoints/00000{step}.pt" for step in (0, 2, 4, 6)}
+    assert left == {*mine, *checkpoints, "config.json", "train.parquet"}
+
+
 def test_a_run_of_another_configuration_is_refused_and_replaced_by_force(cli, tmp_path):
     assert cli(f"train --norm l1 {DLN} -o r")[0] == 0
     before = {name: (tmp_path / "r" / name).read_bytes() for name in files(tmp_path / "r") if name.endswith("t")}

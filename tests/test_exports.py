@@ -446,6 +446,34 @@ def test_runs_of_one_table_are_folders(tmp_path):
         assert scalars(made / run)["smoothness/beta"] == expected(rows, ["beta"], "smoothness")["smoothness/beta"]
 
 
+def test_scalars_of_runs_that_a_table_no_longer_has_are_removed_and_nothing_else(tmp_path):
+    table, made = tmp_path / "t.parquet", tmp_path / "t.tensorboard"
+    write(table, "smoothness")
+    exports.tensorboard(table)
+    first, second = (made / run / "smoothness.tfevents" for run in RUNS)
+    for name in ("mine.tfevents", "notes", "smoothness.tfevents.bak"):
+        (second.parent / name).write_text("mine")
+    another = made / "another"  # a run's own scalars, and a link to some
+    another.mkdir()
+    write(another / "train.parquet", "train", norms=("none",))
+    exports.tensorboard(another / "train.parquet")
+    (made / "link").symlink_to("another")
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    rows = fake_tables.make(fake_tables.smoothness, norms=("none", "batch"))
+    write(table, "smoothness", rows.assign(run=rows["run"].where(rows["norm"] == "none", "new")))
+    exports.tensorboard(table)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before - {second} | {
+        made / "new/smoothness.tfevents"
+    }
+    write(table, "smoothness", norms=("none",))  # of one run they are beside the table
+    assert exports.tensorboard(table) == tmp_path / "t.tfevents"
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == before - {first, second} | {tmp_path / "t.tfevents"}
+    write(table, "ics")
+    exports.tensorboard(table)
+    assert not (tmp_path / "t.tfevents").exists()
+
+
 @pytest.mark.parametrize("run", ["../../x", "/x", "..", ".", "", "a\\b", "a\0b"])
 def test_a_run_names_no_folder_but_its_own(tmp_path, run):
     rows = fake_tables.make(fake_tables.smoothness, norms=("none", "batch"))

@@ -151,3 +151,15 @@ def test_compare_refuses_a_run_twice(small_run):
     run = small_run("dln", "batch")
     with pytest.raises(InputError, match="twice"):
         bns.compare([run.path, run.path])
+
+
+def test_a_text_that_is_no_unicode_is_damage(cli, small_run, tmp_path):
+    table = pq.read_table(small_run("dln", "l1").train_path)
+    texts = pa.array([b"caf\xe9"] * len(table)).cast(pa.string(), safe=False)
+    table = table.set_column(2, table.schema.field("norm"), texts)
+    pq.write_table(table, tmp_path / "t.parquet")
+    for line in ("show t.parquet", "show t.parquet --csv -", "plot t.parquet -o f.png"):
+        code, _, err = cli(line)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "t.parquet: not a readable Parquet file (" in err
+        assert "Invalid UTF8" in err

@@ -73,6 +73,7 @@ def bnsmooth(
 
 
 _INTERRUPTED: Final = 130
+_LONGEST: Final = 10_000  # characters of a line: a path of a file's own choosing may have more
 
 
 def main() -> NoReturn:
@@ -119,5 +120,5 @@ def _explain(error: BaseException) -> int:
         message, code = str(error), 2
     else:
         message, code = f"{type(error).__name__}: {error} (--debug shows where)", 1
-    terminal.complain(" ".join(message.split()))
+    terminal.complain(" ".join(message.split())[:_LONGEST])
     return code

@@ -39,12 +39,12 @@ def show(
 
       bnsmooth show runs/vgg-batch-lr0.1-seed0/ics.parquet --csv - | head
     """
-    from bnsmooth_cli import exports
-
     if csv == "-":
         _print_csv(table)
     elif csv is not None:
-        exports.write_csv(table, csv, force)
+        from bnsmooth_cli.exports import write_csv
+
+        write_csv(table, csv, force)
         terminal.say(csv)
     else:
         _print(table)
@@ -63,7 +63,7 @@ def _print_csv(table: Path) -> None:
 
 
 def _print(table: Path) -> None:
-    from bnsmooth_cli.exports import ENDS, describe
+    from bnsmooth_cli.description import ENDS, describe
 
     found = describe(table)
     terminal.say(table)
@@ -101,7 +101,7 @@ def _block(title: str, frame: pd.DataFrame, rest: str = "", most: int | None = t
     left = terminal.out.width
     for name in map(str, frame):
         words = terminal.plain(name).split("_")
-        width = max(1, *map(cell_len, [*words, *(terminal._cell(value) for value in frame[name])]))
+        width = max(1, *map(cell_len, [*words, *(terminal.cell(value) for value in frame[name])]))
         head = "\n".join(textwrap.wrap(" ".join(words), width))
         if (width < left or not heads) and head not in heads.values():
             heads[name] = head

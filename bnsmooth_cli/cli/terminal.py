@@ -132,7 +132,7 @@ def summary(
     columns_of_cells = []
     for column in columns:
         numeric = frame[column].dtype.kind not in "OU"
-        cells = [_cell(value) for value in shown[column]]
+        cells = [cell(value) for value in shown[column]]
         words = " ".join([*cells, *column.split("_")]).split()
         width = 12 if column == "run" else max(map(len, words))  # a narrow terminal folds names and sentences alone
         table.add_column(
@@ -147,7 +147,12 @@ def summary(
         say(note)
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value of a table as a summary shows it: a number to three digits.
+
+    >>> cell(0.123456), cell(250.0), cell(float("nan")), cell("l1")
+    ('0.123', '250', '-', 'l1')
+    """
     if isinstance(value, float):
         if math.isnan(value):
             return "-"

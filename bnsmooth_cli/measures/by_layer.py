@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from bnsmooth_cli.measures.line import plan as plan_line
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import along_and_largest
-from bnsmooth_cli.points import Point
-from bnsmooth_cli.problems.layers import chosen_layers, trainable
+from bnsmooth_cli.points import Point, flatten
+from bnsmooth_cli.problems.layers import chosen_layers
 
 
 def smoothness_by_layer(
@@ -45,15 +46,18 @@ def smoothness_by_layer(
     point = point if objective is None else point.at(objective)
     chosen = point.layers if layers is None else chosen_layers(point.model, point.layers, layers)
     lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
-    places = _places(point)
-    gradient, product = point.hessian()
+    blocks = point.hessian_blocks([names for _, names in chosen])
     rows = []
-    for number, (name, parameters) in enumerate(chosen, 1):
-        where = torch.cat([places[parameter] for parameter in parameters])
-        mine = gradient[where]
-        curvature, sharpness = along_and_largest(point, mine, _block(product, where, gradient), number)
-        row = {"layer": number, "layer_name": name, "grad_norm": torch.linalg.vector_norm(mine).item()}
-        rows.append({**row, "beta": _beta(point, where, mine, lengths), "curvature": curvature, "sharpness": sharpness})
+    for number, ((name, names), (gradient, product)) in enumerate(zip(chosen, blocks, strict=True), 1):
+        curvature, sharpness = along_and_largest(point, gradient, product, number)
+        norm = torch.linalg.vector_norm(gradient)
+        row = {"layer": number, "layer_name": name, "grad_norm": norm.item(), "beta": math.nan}
+        if lengths and norm > 0:
+            etas = [alpha * point.config.lr for alpha in lengths]
+            moved = torch.stack([torch.linalg.vector_norm(g - gradient) for g in _along(point, names, gradient, etas)])
+            found = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
+            row["beta"] = float(np.max(np.nan_to_num(found, nan=np.inf, posinf=np.inf)))
+        rows.append({**row, "curvature": curvature, "sharpness": sharpness})
     return label(point, pd.DataFrame(rows))
 
 
@@ -62,33 +66,17 @@ def plan(config: Config, layers: Sequence[str] | None = None, **line: Any) -> di
     return {**plan_line(config, **line), **plan_layers(config, layers)}
 
 
-def _places(point: Point) -> dict[str, Tensor]:
-    """Where each parameter's numbers are in theta."""
-    named = trainable(point.model)
-    every = torch.arange(sum(p.numel() for p in named.values()), device=point.inputs.device)
-    return dict(zip(named, every.split([p.numel() for p in named.values()]), strict=True))
-
-
-def _block(product: Callable[[Tensor], Tensor], where: Tensor, like: Tensor) -> Callable[[Tensor], Tensor]:
-    """Products with the diagonal block of a Hessian, from those with the whole."""
-    whole = torch.zeros_like(like)
-
-    def block(v: Tensor) -> Tensor:
-        whole[where] = v
-        return product(whole)[where]
-
-    return block
-
-
-def _beta(point: Point, where: Tensor, gradient: Tensor, alphas: Sequence[float]) -> float:
-    norm = torch.linalg.vector_norm(gradient)
-    if not alphas or not norm > 0:
-        return float("nan")
-    found = []
-    for alpha in alphas:
-        moved = point.theta
-        eta = alpha * point.config.lr
+def _along(point: Point, names: Sequence[str], gradient: Tensor, etas: Sequence[float]) -> Iterator[Tensor]:
+    """The gradient in the named parameters where they, and no others, have moved along it."""
+    theta, where = point.theta, point.places(names)
+    if point.program is not None:  # all of them at once
+        thetas = theta.repeat(len(etas), 1)
+        thetas[:, where] -= theta.new_tensor(etas)[:, None] * gradient
+        yield from point.gradients_at(thetas)[1][:, where]
+        return
+    for eta in etas:
+        moved = theta.clone()
         moved[where] -= eta * gradient
-        there = point.gradients_at(moved[None])[1][0, where]
-        found.append(torch.linalg.vector_norm(there - gradient) / (eta * norm))
-    return float(np.max(np.nan_to_num(torch.stack(found).cpu().double().numpy(), nan=np.inf, posinf=np.inf)))
+        values = point.values(moved)
+        leaves = [values[name].requires_grad_() for name in names]
+        yield flatten(torch.autograd.grad(point.loss_at(values), leaves, materialize_grads=True))

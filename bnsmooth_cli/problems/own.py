@@ -88,7 +88,7 @@ class Own(Problem):
                 made = function(functools.partial(norms.build, self.config.norm))
             except InputError:
                 raise
-            except Exception as error:  # it raises whatever its author likes
+            except (Exception, SystemExit) as error:  # it raises whatever its author likes
                 raise InputError(f"{self._option}: called with a norm, it fails ({code.explain(error)})") from error
         parts = tuple(made) if isinstance(made, tuple) else ()
         if len(parts) not in (3, 4) or not isinstance(parts[0], nn.Module) or not callable(parts[1]):
@@ -132,7 +132,7 @@ class Own(Problem):
                 torch.default_generator.set_state(state.get_state())
                 try:
                     inputs, targets = default_collate([tuple(data[i]) for i in chosen.tolist()])
-                except Exception as error:  # it raises whatever its author likes
+                except (Exception, SystemExit) as error:  # it raises whatever its author likes
                     raise InputError(
                         f"{self._option}: its {which} data does not give pairs (input, target) that make a batch "
                         f"({code.explain(error)})"
@@ -241,7 +241,7 @@ def check(problem: Problem) -> None:
 def _attempt(option: str, what: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
-    except Exception as error:  # it raises whatever its author likes
+    except (Exception, SystemExit) as error:  # it raises whatever its author likes
         raise InputError(f"{option}: {what} ({code.explain(error)})") from error
 
 

@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test torture check bench clean pictures
+.PHONY: setup demo test torture check bench clean pictures norms
 
 setup: $(VENV)/.installed
 
@@ -55,6 +55,20 @@ pictures: demo
 		TRAIN="--data $(abspath $(DATA)) --steps 3000 --save-every 150 --eval-every 150" demo/training.png demo/landscape.png
 	cp pictures/demo/*.png demo/linear-ics.png demo/surface.png docs/images/
 
+# docs/norms.md: every norm, trained and measured on the built-in images and on CIFAR-10 (make norms DATA=path/to/cifar10;
+# an hour and a half on one core).
+NORMS := none,batch,l1,l2,linf,layer,group:4,instance,weight,rms,dyt:DyT
+norms: setup
+	@test -e "$(DATA)" || { echo "make norms: say where CIFAR-10 is, DATA=path/to/cifar10" >&2; exit 2; }
+	PYTHONPATH=docs/examples $(BNSMOOTH) compare --norms $(NORMS) --seeds 0-4 --save-every 100 --measure smoothness -o norms/shapes
+	PYTHONPATH=docs/examples $(BNSMOOTH) compare --norms $(NORMS) --seeds 0-2 --steps 600 --save-every 200 --eval-every 200 \
+		--data "$(DATA)" --measure smoothness -o norms/cifar
+	mkdir -p docs/norms
+	for data in shapes cifar; do \
+		$(BIN)/python -c "import bnsmooth_cli as bns; [bns.save_table(bns.read_table(f'norms/$$data/compare.{a}parquet'), \
+			f'docs/norms/$$data.{a}parquet') for a in ('', 'summary.')]"; \
+		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png; done
+
 # A run's tables, each made where it is missing: the run's name says its options.
 options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm (lp|group)([0-9])/--norm \1:\2/')
 runs/%/train.parquet:
@@ -91,4 +105,4 @@ bench: setup
 	$(BIN)/python -m benchmarks -o docs/speed.json
 
 clean:
-	rm -rf demo pictures runs torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo pictures norms runs torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -330,3 +330,7 @@ def test_intervals_with_infinite_values_end_at_infinity():
     assert interval(np.array([-np.inf, np.inf, np.inf, -np.inf, np.inf])) == (-np.inf, np.inf)
     assert interval(np.array([1e17, np.inf, np.inf, np.inf, np.inf])) == (1e17, np.inf)
     assert np.isnan(interval(np.array([1.0]))).all()
+
+
+def test_an_interval_that_reaches_the_least_value_by_rounding_ends_there():
+    assert interval(np.array([12.957530288773183, 14.550421081229619, 16.70824302367786]))[0] == 12.957530288773183

@@ -127,6 +127,29 @@ def test_the_python_of_the_notebook_page_runs(tmp_path):
     assert {"landscape.png", "landscape.parquet", "mine.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def norm_table(summary):
+    """Medians and intervals of the four figures, a row a norm, the most accurate first."""
+    figures = {"final_test_accuracy": "{:.3f}", "beta": "{:.3g}", "predictiveness": "{:.3g}", "sharpness": "{:.3g}"}
+    found = summary.set_index(["norm", "figure"])
+    best = summary[summary["figure"] == "final_test_accuracy"].sort_values(["median", "norm"], ascending=[False, True])
+    lines = []
+    for norm in best["norm"]:
+        cells = []
+        for figure, form in figures.items():
+            row = found.loc[(norm, figure)]
+            cells.append(f"{form.format(row['median'])} [{form.format(row['low'])}, {form.format(row['high'])}]")
+        lines.append(f"| `{norm}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("data", ["shapes", "cifar"])
+def test_the_page_of_norms_says_what_its_tables_say(data):
+    table = norm_table(tables.read_table(ROOT / f"docs/norms/{data}.summary.parquet", "compare-summary"))
+    assert table in (ROOT / "docs/norms.md").read_text()
+    rows = tables.read_table(ROOT / f"docs/norms/{data}.parquet", "compare")
+    assert set(rows["norm"]) == set(re.findall(r"`(\S+)` \|", table))
+
+
 @pytest.mark.parametrize("command", EVERY)
 def test_every_option_that_the_readme_names_exists(command, done):
     shown = re.compile(r"--[a-z][a-z-]+")

@@ -41,10 +41,14 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
         (values,), np.median, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile",
         rng=np.random.default_rng(0), vectorized=True,
     ).confidence_interval  # fmt: skip
-    low, high = (
-        float(end) if least <= end <= most else math.copysign(math.inf, end - least) for end in (found.low, found.high)
-    )
+    low, high = (_end(float(end), least, most, far) for end in (found.low, found.high))
     return low, high
+
+
+def _end(end: float, least: float, most: float, far: float) -> float:
+    """An end that is beyond the finite values is infinite; one that only rounding has put there is not."""
+    beyond = end - min(max(end, least), most)
+    return end - beyond if abs(beyond) < far / 1e6 else math.copysign(math.inf, beyond)
 
 
 def median(values: NDArray[np.float64]) -> float:

@@ -26,10 +26,10 @@ _NORMS: Final[dict[str, tuple[str, Dash]]] = {
     "linf": ("#CC79A7", (0, (4, 1, 1, 1, 1, 1))),
     "noisy-batch": ("#56B4E9", (0, (8, 1.5))),
     "noisy-none": ("#8A8A8A", (0, (2.5, 1.5))),
-    "layer": ("#E69F00", "-"),
-    "instance": ("#A6192E", (0, (6, 2))),
-    "weight": ("#6A3D9A", (0, (5, 1, 1, 1))),
-    "rms": ("#7A5C00", (0, (2, 1))),
+    "layer": ("#B15928", "-"),
+    "instance": ("#1B3A57", (0, (6, 2))),
+    "weight": ("#9C8FD9", (0, (5, 1, 1, 1))),
+    "rms": ("#8DB600", (0, (2, 1))),
 }
 _OTHER_COLOURS: Final = ("#E69F00", "#6A3D9A", "#7A5C00", "#A6192E", "#44AA99")
 _OTHER_DASHES: Final[tuple[Dash, ...]] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (2, 1)))

@@ -19,8 +19,8 @@ def plot(
 ) -> None:
     """Draw a figure from tables of one kind, runs overlaid.
 
-    The kind of the tables says which figure: train (figures 1, 12a, 13), landscape (4a-b, 9, 11), smoothness (4c),
-    ics (3; with the runs' train tables beside them, their curves lead), compare.
+    The kind of the tables says which figure: train (figures 1, 12a, 13), landscape (4a-b, 9, 11), smoothness (4c), ics
+    (3; with the runs' train tables beside them, their curves lead), activations, theory, surface, compare.
 
     [bold]Examples[/]
 

@@ -29,10 +29,11 @@ def surface(
     sources: Sources = None,
     output: TableOutput = None,
 ) -> None:
-    """Draw the loss around a point: random filter-normalised directions, or the run's own (Li et al. 2018).
+    """Measure the loss around a point, on a plane or a line: random filter-normalised directions, or the run's own.
 
-    By default of the last checkpoint, 21 x 21 points, the step's own batch and noise. With --directions pca in the
-    plane that holds most of the run's path, and the path in it.
+    Li et al. (2018). By default around the last checkpoint, 21 x 21 points, with the step's own batch and noise.
+
+    With --directions pca in the plane that holds most of the run's path, and the path in it.
 
     [bold]Examples[/]
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from bnsmooth_cli.norms import EPSILON, BatchNorm, LpNorm, Noise, slope
@@ -28,9 +29,26 @@ from bnsmooth_cli.problems import Chain, Layer
 Tensors = Sequence[Tensor]
 
 
-def twice_differentiable() -> AbstractContextManager[None]:
-    """Where attention is computed in operations that have a second derivative: the fused ones have none."""
-    return sdpa_kernel(SDPBackend.MATH)
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Where attention and weight normalisation are computed in operations that have a second derivative.
+
+    Fused attention has none; that of the fused weight normalisation takes the norms for constants, and is wrong.
+    """
+    fused = _WeightNorm.forward
+    _WeightNorm.forward = _normalised  # type: ignore[method-assign]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _WeightNorm.forward = fused  # type: ignore[method-assign]
+
+
+def _normalised(self: _WeightNorm, length: Tensor, direction: Tensor) -> Tensor:
+    """g v / ||v||, the norm over all dimensions but one."""
+    own = None if self.dim in (None, -1) else self.dim
+    others = [d for d in range(direction.dim()) if d != own]
+    return length * direction / torch.linalg.vector_norm(direction, dim=others, keepdim=True)
 
 
 class Hessian:

@@ -21,8 +21,8 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.problems import Chain, Problem, Program
 from bnsmooth_cli.problems.base import evaluating
-from bnsmooth_cli.problems.layers import Names, Site, layers_of, sites_of, trainable
-from bnsmooth_cli.problems.own import Loop, check_repeatable
+from bnsmooth_cli.problems.layers import Names, Site, structure, trainable
+from bnsmooth_cli.problems.own import Loop, check_loss
 from bnsmooth_cli.runs import Source
 from bnsmooth_cli.training import Trajectory, choose_device
 
@@ -67,14 +67,14 @@ class Point:
         step: int = 0,
         run: str = "loop",
         norm: str = "own",
-        momentum: float = 0.0,
         seed: int = 0,
     ) -> Point:
         """The point at which a training loop of your own stands: `loss()` is the scalar loss of `model` as it is now.
 
-        lr is the step length that probes are multiples of; `run`, `norm` and `seed` label the rows. The model, its mode
-        and torch's generators are left as they are. Raises InputError, naming the module, where two evaluations differ
-        (dropout) or a buffer changes.
+        lr is the step length that probes are multiples of, and that of ICS's plain SGD step; `run`, `norm` and `seed`
+        label the rows. The model, its mode and torch's generators are left as they are; `loss` calls the model, and
+        neither `backward` nor an optimiser. Raises InputError for a loss that cannot be measured: no scalar with a graph,
+        another one each time (the module is named), or of parameters that it does not take from the model as it is.
 
         >>> import bnsmooth_cli as bns
         >>> model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
@@ -82,13 +82,20 @@ class Point:
         >>> len(bns.landscape(point, alphas=[0.5, 1.0]))
         3
         """
-        device = next(model.parameters()).device
-        problem = Loop(model, loss, device, lr=lr, step=step, norm=norm, momentum=momentum, seed=seed)
-        nothing = torch.empty(0, device=device, dtype=next(model.parameters()).dtype)
-        velocity = [torch.zeros_like(p) for p in trainable(model).values()] if momentum else []
-        point = cls(problem, model, velocity, step, nothing, nothing, run)
+        theirs = list(trainable(model).values())
+        if not theirs:
+            raise InputError("loss: the model has no parameters that are trained")
+        problem = Loop(model, loss, theirs[0].device, lr=lr, step=int(step), norm=norm, seed=seed)
+        nothing = torch.empty(0, device=theirs[0].device, dtype=theirs[0].dtype)
+        point = cls(problem, model, [], int(step), nothing, nothing, run)
         with norms.prepared(point.norms, seed, step):
-            check_repeatable(model, loss, "loss")
+            gradients = check_loss(model, loss, "loss")
+        by_values = point.gradients_at(point.theta[None])[1][0]
+        if not torch.allclose(by_values, flatten(gradients), rtol=1e-3, atol=1e-5 * float(by_values.abs().max())):
+            raise InputError(
+                "loss: depends on parameters that it does not take from the model while it is called; take them, as by "
+                "model.parameters(), inside of it"
+            )
         return point
 
     @property
@@ -101,19 +108,20 @@ class Point:
         """The modules that are set to a step: walking the module tree at every pass would cost too much."""
         return norms.stateful(self.model)
 
-    @functools.cached_property
+    @property
     def layers(self) -> Names:
         """Ordered (layer name, its parameters' names): what ICS calls layers."""
-        return layers_of(self.model, self._run)
+        return self._structure[0]
 
-    @functools.cached_property
+    @property
     def sites(self) -> list[Site]:
         """Where norms act in the network, or could."""
-        return sites_of(self.model, self._run)
+        return self._structure[1]
 
-    def _run(self) -> None:
+    @functools.cached_property
+    def _structure(self) -> tuple[Names, list[Site]]:
         with torch.no_grad():
-            self.loss()
+            return structure(self.model, self.at("batch").loss)
 
     def to(self, dtype: torch.dtype) -> Point:
         """The point in another precision: itself where it has it already, else a copy of the network and its batch.
@@ -142,7 +150,7 @@ class Point:
             raise InputError(f"--objective test: the problem {self.config.problem} has no test set")
         if objective != "batch" and isinstance(self.problem, Loop):
             raise InputError(f"--objective {objective}: a point of your own loop has the loss that it was made with")
-        return dataclasses.replace(self, objective=objective)
+        return self if objective == self.objective else dataclasses.replace(self, objective=objective)
 
     @property
     def theta(self) -> Tensor:
@@ -247,7 +255,7 @@ class Point:
         if program is not None and self.inputs.device.type != "mps":  # that has few complex operations
             return self._complex_step(program)
         if self._is_chain:
-            with norms.prepared(self.norms, self.config.seed, self.step):
+            with norms.prepared(self.norms, self.config.seed, self.step), twice_differentiable():
                 hessian = Hessian(
                     self.model, self.inputs, lambda outputs: self.problem.objective(outputs, self.targets)
                 )
@@ -383,7 +391,8 @@ def _check_record(source: Source, point: Point) -> None:
     if len(recorded) and not abs(loss - recorded.iloc[0]) <= _SAME * abs(recorded.iloc[0]) + 1e-4:
         raise InputError(
             f"{source.path}: the loss at step {point.step} is {loss:.4g}, and training recorded "
-            f"{recorded.iloc[0]:.4g}: your code or data has changed since; train it again (--force)"
+            f"{recorded.iloc[0]:.4g}: your code or data has changed since; train the run again "
+            "(bnsmooth train ... --force)"
         )
 
 

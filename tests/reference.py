@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -70,8 +71,17 @@ def hessian(point: Point) -> tuple[Tensor, Tensor]:
     parameters = list(model.parameters())
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         flat = flatten(torch.autograd.grad(point.loss(model), parameters, create_graph=True))
-    rows = [flatten(torch.autograd.grad(entry, parameters, retain_graph=True)) for entry in flat]
-    return flat.detach(), torch.stack(rows)
+    try:  # many rows at once, but where a backward pass of ours has no batched form
+        rows = [
+            torch.cat([r.reshape(len(part), -1) for r in _grads(flat, parameters, part, is_grads_batched=True)], 1)
+            for part in torch.eye(len(flat), dtype=flat.dtype).split(64)
+        ]
+    except RuntimeError:
+        rows = [flatten(_grads(entry, parameters))[None] for entry in flat]
+    return flat.detach(), torch.cat(rows)
+
+
+_grads = functools.partial(torch.autograd.grad, retain_graph=True)
 
 
 def ics(point: Point) -> list[dict[str, float]]:

@@ -24,7 +24,7 @@ OWN = "--batch-size 8 --lr 0.05 --steps 4 --save-every 2 --eval-every 4 --thread
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
     """As a new process has it: nothing named, no module of an earlier test."""
-    monkeypatch.setattr(code, "_allowed", set())
+    monkeypatch.setattr(code, "_allowed", {})
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
     yield
@@ -64,7 +64,7 @@ def test_a_users_norm_takes_part_in_a_study_of_real_workers(cli, here):
     (here / "study.toml").write_text('norms = ["none", "dyt:DyT"]\nproblem = "dln"\ndepth = 3\nsteps = 2\n')
     code._allowed.clear()
     status, _, err = cli("compare --study study.toml -o other")
-    assert (status, "study.toml" in err, "give --norm dyt:DyT" in err) == (2, True, True)
+    assert (status, "study.toml" in err, "if you trust it, give --norm dyt:DyT" in err) == (2, True, True)
     assert cli("compare --study study.toml --norms none,dyt:DyT --dry-run -o other")[0] == 0
 
 
@@ -127,6 +127,18 @@ def tupled(norm):
     return Two(3, 2), F.cross_entropy, (x, t)
 def badtest(norm): return mlp(), F.cross_entropy, (x, t), (x[:, :2], t)
 def noargs(): return mlp(), F.cross_entropy, (x, t)
+def arrays(norm): return mlp(), F.cross_entropy, (x.numpy(), t.numpy())
+def items(norm): return mlp(), F.cross_entropy, [{"x": 1, "y": 2}] * 12
+def drawn(norm): return mlp(), lambda o, t: F.cross_entropy(F.dropout(o, 0.5), t), (x, t)
+def mixed(norm): return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2).double()), F.cross_entropy, (x, t)
+def checkpointed(norm):
+    from torch.utils.checkpoint import checkpoint
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+        def forward(self, x): return checkpoint(self.inner, x, use_reentrant=False)
+    return Net(), F.cross_entropy, (x, t)
 def small(norm): return mlp(), F.cross_entropy, (x, t)
 """
 
@@ -144,6 +156,12 @@ BAD = [
     ("--norm leaves:X", "does not import (SystemExit: 3"),
     ("--norm needs:X", "does not import (ModuleNotFoundError: No module named 'nowhere', needs.py line 1)"),
     ("--norm own_parts:", "unknown norm"),
+    ("-p own_parts:small", "makes no use of the norm that it is called with; give --norm none"),
+    ("-p own_parts:arrays", "its train data are no tensors"),
+    ("-p own_parts:items", "does not give pairs (input, target) that make a batch (TypeError: an item is a dict"),
+    ("-p own_parts:drawn", "the loss gives another output each time"),
+    ("-p own_parts:mixed", "parameters are of float32, float64"),
+    ("-p own_parts:checkpointed", "gradient checkpointing"),
     ("-p own_parts:misfit", "its loss does not take the model's outputs (12, 1) and targets (12,)"),
     ("-p own_parts:vector", "no scalar of floating point ((12,))"),
     ("-p own_parts:text", "no scalar of floating point (str)"),
@@ -162,7 +180,7 @@ BAD = [
     ("-p own_parts:noargs", "called with a norm, it fails (TypeError"),
     ("-p own_parts:number", "called with a norm, it fails (TypeError"),
     ("-p own_parts:small --norm weight", "weight_norm"),
-    ("-p own_parts:small --batch-size 13", "larger than the 12 training samples"),
+    ("-p own_parts:small --norm none --batch-size 13", "larger than the 12 training samples"),
     ("-p own_parts:small --width 2", "has no such setting"),
     ("-p own_parts:small --preset paper", "unknown preset 'paper'"),
     ("-p own_parts", "unknown problem"),
@@ -177,6 +195,7 @@ def test_what_does_not_fit_is_refused_in_a_line_before_anything_is_written(cli, 
     ):  # fmt: skip
         (tmp_path / f"{name}.py").write_text(text)
     shared = "--batch-size 12 --steps 2 --threads 1" if "-p" in options else VGG
+    options += " --norm none" if "-p" in options and "--norm" not in options and "no use of the norm" not in why else ""
     status, out, err = cli(f"train {shared} {options}")
     assert (status, out, err.count("\n")) == (2, "", 1), err
     assert why in err
@@ -191,8 +210,8 @@ def test_a_file_that_names_code_runs_none_of_it(cli, here, tmp_path):
     (here / "dyt.py").write_text("open('executed', 'w')\n" + (ROOT / "docs/examples/dyt.py").read_text())
     for source in ("theirs", "theirs/checkpoints/000002.pt"):
         status, _, err = cli(f"landscape {source} -o t.parquet")
-        assert (status, "give --norm dyt:DyT" in err) == (2, True)
-        with pytest.raises(InputError, match="give --norm dyt:DyT"):
+        assert (status, "if you trust it, give --norm dyt:DyT" in err) == (2, True)
+        with pytest.raises(InputError, match="if you trust it, give --norm dyt:DyT"):
             bns.load_point(source)
     assert not (here / "executed").exists()
     assert cli("landscape theirs --norm dyt:DyT --points 1 -o t.parquet")[0] == 0
@@ -223,7 +242,7 @@ def test_classes_and_functions_are_named_by_themselves(tmp_path):
     with pytest.raises(InputError, match="give --problem own_code:residual"):
         bns.load_point(run)
     assert bns.load_point(run, code=[residual, "own_code:Scaled"]).step == 2
-    with pytest.raises(InputError, match="holds by name"):
+    with pytest.raises(InputError, match="holds by this name"):
         bns.train("vgg", lambda units: nn.Identity())
 
 
@@ -262,6 +281,11 @@ class TestWeights:
                 "layers.fc3.linear.bias is (11,), not (10,)",
             ),
             (lambda s: s.update({"layers.fc3.linear.bias": 3}), "layers.fc3.linear.bias is a int, not (10,)"),
+            (lambda s: s.update({"layers.fc3.linear.bias": None}), "layers.fc3.linear.bias is a NoneType, not (10,)"),
+            (
+                lambda s: s.update({"layers.fc3.linear.bias": torch.zeros(10).to_sparse()}),
+                "layers.fc3.linear.bias is no tensor of plain numbers",
+            ),
             (lambda s: s.clear(), "and 58 more"),
         ],
     )

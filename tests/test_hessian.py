@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,10 +10,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from bnsmooth_cli.hessian import Hessian
+from bnsmooth_cli.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.measures.smoothness import SHARPNESS_TOLERANCE, largest_eigenvalue
 from bnsmooth_cli.norms import build
-from bnsmooth_cli.problems import Layer
+from bnsmooth_cli.problems import Chain, Layer
 
 NORMS = ["none", "batch", "l1", "l2", "linf", "lp:3", "lp:1.5", "noisy-batch", "noisy-none"]
 
@@ -123,3 +124,24 @@ def test_the_zero_operator_has_the_eigenvalue_zero():
 
 def test_products_that_are_not_finite_have_no_eigenvalue():
     assert math.isnan(largest_eigenvalue(lambda v: v * math.nan, torch.ones(4)))
+
+
+def test_weight_normalisation_has_its_second_derivatives():
+    """PyTorch's own second derivative of the fused operation is wrong: it takes the norms for constants."""
+    torch.manual_seed(6)
+    first = Layer(nn.Conv2d(2, 3, 3, padding=1), build("weight", 3), nn.Tanh(), nn.Flatten())
+    model = Chain({"conv1": first, "fc1": Layer(nn.Linear(48, 2), build("weight", 2), nn.Tanh())}).double()
+    model.initialise(0)
+    x = torch.randn(5, 2, 4, 4, dtype=torch.float64)
+    with twice_differentiable():
+        hessian = Hessian(model, x, objective)
+    step, gradients = 1e-6, []
+    for v in torch.eye(len(hessian.gradient), dtype=x.dtype)[::7]:
+        for sign in (1, -1):
+            moved = copy.deepcopy(model)
+            theta = nn.utils.parameters_to_vector(moved.parameters()) + sign * step * v
+            nn.utils.vector_to_parameters(theta.detach(), moved.parameters())
+            found = torch.autograd.grad(objective(moved(x)), list(moved.parameters()))
+            gradients.append(torch.cat([g.reshape(-1) for g in found]))
+        difference = (gradients[-2] - gradients[-1]) / (2 * step)
+        torch.testing.assert_close(hessian(v), difference, rtol=1e-5, atol=1e-6 * float(difference.abs().max()))

@@ -19,7 +19,7 @@ from bnsmooth_cli.measures.taylor import second_derivatives
 from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
 from bnsmooth_cli.norms import BatchNorm, LpNorm, build
 from bnsmooth_cli.problems import Chain, Layer
-from bnsmooth_cli.problems.layers import sites_of
+from bnsmooth_cli.problems.layers import structure
 
 PLACES = {"vgg": ("conv1", "conv8", "fc1"), "dln": ("fc1", "fc3", "fc5")}
 CASES = [(problem, norm, name) for problem, names in PLACES.items() for norm in NORMS for name in names]
@@ -187,7 +187,7 @@ def test_selection_names_what_there_is(small_run):
     with pytest.raises(InputError, match="the layer conv1 has the units 0 to 3"):
         bns.theory(point, ["conv1"], [4])
     with pytest.raises(InputError, match="no layer of this network takes a norm"):
-        select(sites_of(Chain({"only": Layer(nn.Linear(2, 2), None)}), lambda: None))
+        select(structure(Chain({"only": Layer(nn.Linear(2, 2), None)}), lambda: None)[1])
     by_number, by_name = bns.activations(point, ["2", "fc1"]), bns.activations(point, ["conv2", "fc1"])
     assert by_number.drop(columns="quantiles").equals(by_name.drop(columns="quantiles"))
 

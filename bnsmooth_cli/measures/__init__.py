@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnsmooth_cli import tables
 from bnsmooth_cli._version import __version__
+from bnsmooth_cli.code import digest
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.files import checksum
 from bnsmooth_cli.measures import by_layer, line, selection
@@ -148,9 +149,16 @@ def _request(
         "runs": {source.name: source.config.as_dict() for source in group},
         "steps": {source.name: steps_of(source, every, at, what.last_only) for source in group},
         "options": {source.name: what.plan(source.with_data(data).config, **options) for source in group},
+        **({"code": found} if (found := _code(group)) else {}),
         # Of a file that has no steps and no settings of its own: another one is another question.
         **({"weights": {source.name: checksum(source.path) for source in weights}} if weights else {}),
     }
+
+
+def _code(group: Sequence[Source]) -> dict[str, str]:
+    """The state of the user's own modules, where there are any: a changed one gives another table."""
+    names = [name for source in group for name in (source.config.problem, source.config.norm)]
+    return {name: state for name in names if (state := digest(name)) is not None}
 
 
 def _answered(path: Path, kind: str, request: dict[str, Any]) -> bool:

@@ -43,6 +43,7 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
     >>> len(rows), bool((abs(rows["mean"]) < 1e-3).all())
     (5, True)
     """
+    point = point.at("batch")
     selected = select(point.sites, layers, units)
     if layers is None:
         selected = [selected[i] for i in sorted({round(i) for i in np.linspace(0, len(selected) - 1, LAYERS)})]

@@ -24,7 +24,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     r"""How much each layer's gradient changes when the layers before it take their step: one row a layer.
 
     `ics` $= \|G_i - G'_i\|_2$ and `cosine` of the two, where $G_i = \nabla_{W_i} L(W_1, \dots, W_k)$ and $G'_i$ is the
-    same gradient with $W_1, \dots, W_{i-1}$ already at step t+1, by the run's own optimiser step on the same batch;
+    same gradient with $W_1, \dots, W_{i-1}$ already at step t+1, by the run's own optimiser step on the step's batch;
     $W_i$ is all of the layer's parameters, its norm's included. `grad_norm` and `grad_norm_updated` are the norms of
     $G_i$ and $G'_i$. Layer 1 has nothing before it: exactly 0 and 1.
 
@@ -37,6 +37,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     ...     bns.ics(bns.load_point(run))[["layer", "ics", "cosine"]].values[0].tolist()
     [1.0, 0.0, 1.0]
     """
+    point = point.at("batch")
     chosen = point.layers if layers is None else chosen_layers(point.model, point.layers, layers)
     theta = point.theta
     (gradient,) = point.gradients_at(theta[None])[1]

@@ -94,6 +94,7 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     >>> bool(rows[rows["statement"] != "4.1 at y"]["holds"].all())
     True
     """
+    point = point.at("batch")
     double = point.to(torch.float64)
     # By number: the sites of the copy are other modules.
     numbers = {one.number: one.units for one in select(point.sites, layers, units)}

@@ -45,12 +45,17 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
 def _fitting(problem: Problem, path: Path) -> dict[str, torch.Tensor]:
     """A state dict that has the network's names and shapes; InputError says where it differs."""
     given, mine = load_tensors(path), problem.build().state_dict()
-    differences = [f"lacks {name}" for name in mine if name not in given]
-    differences += [f"has {name}" for name in given if name not in mine]
+    lacking = [f"lacks {name}" for name in mine if name not in given]
+    having = [f"has {name}" for name in given if name not in mine]
+    differences = [*lacking[:2], *having[:2], *lacking[2:], *having[2:]]
     for name, value in mine.items():
-        if (found := given.get(name)) is not None and getattr(found, "shape", None) != value.shape:
-            what = tuple(found.shape) if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
-            differences.append(f"{name} is {what}, not {tuple(value.shape)}")
+        found = given.get(name, value)
+        if not isinstance(found, torch.Tensor):
+            differences.append(f"{name} is a {type(found).__name__}, not {tuple(value.shape)}")
+        elif found.shape != value.shape:
+            differences.append(f"{name} is {tuple(found.shape)}, not {tuple(value.shape)}")
+        elif found.layout != torch.strided or found.is_meta or found.is_complex():
+            differences.append(f"{name} is no tensor of plain numbers")
     if differences:
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
         what = f"no state dict of this network: {'; '.join(differences[:4])}{more}"

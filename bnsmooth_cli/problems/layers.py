@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,34 +108,26 @@ def hooked(handles: Sequence[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def layers_of(model: nn.Module, forward: Callable[[], object]) -> Names:
-    """The network's layers, each with its parameters' names.
+def structure(model: nn.Module, forward: Callable[[], object]) -> tuple[Names, list[Site]]:
+    """The network's layers, each with its parameters' names, and the sites where norms act or could.
 
-    A chain's are its own. Of any other module they are the modules with parameters of their own in the order that
-    `forward`, which runs the network once, first visits them. A module that only scales and shifts what the one before
-    it puts out (a norm) belongs to that layer, parameters of modules that are not called (as in nn.MultiheadAttention)
-    to the one that holds them.
-    """
-    if isinstance(model, Chain):
-        return [(name, _within(model, f"layers.{name}")) for name in model.layers]
-    return [(group.name, group.parameters) for group in _trace(model, forward)]
-
-
-def sites_of(model: nn.Module, forward: Callable[[], object]) -> list[Site]:
-    """Where norms act or could: the linear maps and convolutions that run once, by their layer's number.
-
-    Of a chain, those that the problem lets a norm follow.
+    A chain's are its own. Of any other module the layers are the modules with parameters of their own in the order that
+    `forward`, which runs the network, first visits them. A module that only scales, shifts or normalises what the one
+    before it puts out, and runs once, belongs to that layer (`_follows`); parameters of modules that are not called (as
+    in nn.MultiheadAttention) to the one that holds them. Sites are the linear maps and convolutions that run once; of a
+    chain, those that the problem lets a norm follow.
     """
     if isinstance(model, Chain):
         named = enumerate(model.named_layers(), 1)
-        return [Site(i, name, layer.linear, (layer.norm,)) for i, (name, layer) in named if layer.normalisable]
-    found = []
-    for number, group in enumerate(_trace(model, forward), 1):
+        sites = [Site(i, name, layer.linear, (layer.norm,)) for i, (name, layer) in named if layer.normalisable]
+        return [(name, _within(model, f"layers.{name}")) for name in model.layers], sites
+    groups, found = _trace(model, forward), []
+    for number, group in enumerate(groups, 1):
         linear = group.module
         if isinstance(linear, LINEAR) and group.calls == 1:
             last = isinstance(linear, nn.Linear) and group.dimensions > 2
             found.append(Site(number, group.name, linear, tuple(group.norms), last))
-    return found
+    return [(group.name, group.parameters) for group in groups], found
 
 
 def chosen_layers(model: nn.Module, layers: Names, wanted: Sequence[str]) -> Names:
@@ -178,39 +171,47 @@ class _Group:
 
 def _trace(model: nn.Module, forward: Callable[[], object]) -> list[_Group]:
     """Run the network once, and group the modules that it visits into layers."""
-    called: set[str] = set()
-    with hooked([m.register_forward_pre_hook(lambda m, _, n=n: called.add(n)) for n, m in model.named_modules()]):
+    called: Counter[str] = Counter()
+    with hooked([m.register_forward_pre_hook(lambda m, _, n=n: called.update([n])) for n, m in model.named_modules()]):
         forward()
     owned: dict[str, list[str]] = {}
     for name in trainable(model):
         owned.setdefault(_owner(name, called), []).append(name)
 
     groups: dict[str, _Group] = {}
-    reached: tuple[_Group, Tensor] | None = None  # the layer that ran last, and what it put out
-    inside: list[str] = []  # the norm that is running, whose own modules are no layers
+    #: The layer that ran last, what it put out, and how often that has been changed in place.
+    reached: tuple[_Group, Tensor, int] | None = None
+    inside: str | None = None  # the norm that is running, whose own modules are no layers
 
     def enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inside:
+        nonlocal inside
+        if inside is not None:
             return
-        if reached is not None and inputs and inputs[0] is reached[1] and _follows(module):
-            inside.append(name)
+        fed = reached is not None and bool(inputs) and inputs[0] is reached[1] and reached[1]._version == reached[2]
+        if fed and called[name] == 1 and _follows(module):
+            inside = name
         elif name in owned and name not in groups:
             groups[name] = _Group(name or type(model).__name__, module, owned[name])
 
     def leave(name: str, module: nn.Module, output: object) -> None:
-        nonlocal reached
-        if inside:
-            if inside[-1] == name and reached is not None and isinstance(output, Tensor):
+        nonlocal reached, inside
+        if inside is not None and inside != name:
+            return
+        group = groups.get(name)
+        if inside is not None:
+            inside = None
+            parameters = [p for owner in _under(owned, name) for p in owned[owner]]
+            assert reached is not None
+            if isinstance(output, Tensor) and output.shape == reached[1].shape:
                 group = reached[0]
-                if module not in group.norms:
-                    group.norms.append(module)
-                    group.parameters += [p for owner in _under(owned, name) for p in owned[owner]]
-                reached = group, output
-                inside.clear()
-        elif name in groups and isinstance(output, Tensor):
-            group = groups[name]
+                group.norms.append(module)
+                group.parameters += parameters
+            else:  # it does more than that
+                group = groups[name] = _Group(name, module, parameters)
+        elif group is not None and isinstance(output, Tensor):
             group.calls, group.dimensions = group.calls + 1, output.dim()
-            reached = group, output
+        if group is not None and isinstance(output, Tensor):
+            reached = group, output, output._version
 
     handles = []
     for name, module in model.named_modules():
@@ -218,10 +219,12 @@ def _trace(model: nn.Module, forward: Callable[[], object]) -> list[_Group]:
         handles.append(module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output)))
     with hooked(handles):
         forward()
+    if "" in owned and "" not in groups:  # a network that is run by its parts: what they do not own is its own
+        groups = {"": _Group(type(model).__name__, model, owned[""]), **groups}
     return list(groups.values())
 
 
-def _owner(parameter: str, called: set[str]) -> str:
+def _owner(parameter: str, called: Counter[str]) -> str:
     """The called module that a parameter belongs to: its own, or the nearest that holds it."""
     name = parameter.rpartition(".")[0].partition(".parametrizations")[0]
     name = "" if name.startswith("parametrizations") else name
@@ -235,8 +238,9 @@ def _under(owned: dict[str, list[str]], name: str) -> list[str]:
 
 
 def _follows(module: nn.Module) -> bool:
-    """Whether a module is of the kind that only scales, shifts or normalises each unit, and so belongs to a layer."""
-    if isinstance(module, nn.PReLU):  # a non-linearity
+    """Whether a module is of the kind that only scales, shifts or normalises each unit, and so belongs to a layer: a
+    norm of ours or torch's, or one whose parameters are a number, or a number a unit."""
+    if isinstance(module, nn.PReLU | nn.Sequential):  # a non-linearity; modules that are looked at one by one
         return False
     known = (Noise, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     parameters = [p.dim() for p in module.parameters()]
@@ -247,10 +251,11 @@ def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> lis
     """(first input, output) of each module in one run of the network."""
     found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.setdefault(module, (inputs[0].clone(), output.clone()))  # what follows may work in place
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        given = [*inputs, *named.values()][0]
+        found.setdefault(module, (given.clone(), output.clone()))  # what follows may work in place
 
-    with hooked([module.register_forward_hook(record) for module in modules]):
+    with hooked([module.register_forward_hook(record, with_kwargs=True) for module in modules]):
         forward()
     return [found[module] for module in modules]
 

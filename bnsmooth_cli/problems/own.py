@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -81,11 +81,16 @@ class Own(Problem):
             )
 
     def _made(self) -> Workload:
-        function = code.load(self.config.problem, "problem")
+        function, name, asked = code.load(self.config.problem, "problem"), self.config.norm, []
+
+        def norm(num_features: int) -> nn.Module:
+            asked.append(num_features)
+            return norms.build(name, num_features)
+
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
             try:
-                made = function(functools.partial(norms.build, self.config.norm))
+                made = function(norm)
             except InputError:
                 raise
             except (Exception, SystemExit) as error:  # it raises whatever its author likes
@@ -96,8 +101,16 @@ class Own(Problem):
                 f"{self._option}: returns a {type(made).__name__}; it is to return "
                 "bnsmooth_cli.Workload(model, loss, train, test)"
             )
-        if not trainable(parts[0]):
+        dtypes = {p.dtype for p in trainable(parts[0]).values()}
+        if not dtypes:
             raise InputError(f"{self._option}: its model has no parameters that are trained")
+        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
+            kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            raise InputError(
+                f"{self._option}: its model's parameters are of {kinds}; one floating-point type is needed"
+            )
+        if name != "none" and not asked:
+            raise InputError(f"{self._option}: makes no use of the norm that it is called with; give --norm none")
         return Workload(*parts)
 
     def _length(self, data: Any, which: str) -> int:
@@ -108,6 +121,8 @@ class Own(Problem):
                     f"{self._option}: its {which} data has {len(inputs)} inputs and {len(targets)} targets"
                 )
             return len(inputs)
+        if isinstance(data, list | tuple) and len(data) == 2 and all(hasattr(values, "shape") for values in data):
+            raise InputError(f"{self._option}: its {which} data are no tensors; convert them (torch.from_numpy)")
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
             raise InputError(
                 f"{self._option}: its {which} data is a {type(data).__name__}; give (inputs, targets) as tensors, or a "
@@ -131,13 +146,15 @@ class Own(Problem):
                 state = generator(self.config.seed, "augment", step)
                 torch.default_generator.set_state(state.get_state())
                 try:
-                    inputs, targets = default_collate([tuple(data[i]) for i in chosen.tolist()])
+                    inputs, targets = default_collate([_pair(data[i]) for i in chosen.tolist()])
                 except (Exception, SystemExit) as error:  # it raises whatever its author likes
                     raise InputError(
                         f"{self._option}: its {which} data does not give pairs (input, target) that make a batch "
                         f"({code.explain(error)})"
                     ) from error
-        return _plain(inputs).to(self.device), _plain(targets).to(self.device)
+        dtype = next(iter(trainable(self.workload.model).values())).dtype
+        inputs, targets = (v.to(dtype) if v.is_floating_point() else v for v in (inputs, targets))
+        return inputs.to(self.device), targets.to(self.device)
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The test samples in order, as many at a time as a training step has."""
@@ -160,8 +177,13 @@ def _are_tensors(data: Any) -> bool:
     return isinstance(data, list | tuple) and len(data) == 2 and all(isinstance(values, Tensor) for values in data)
 
 
-def _plain(values: Tensor) -> Tensor:
-    return values.float() if values.dtype == torch.float64 else values  # as numbers of Python are collated
+def _pair(item: Any) -> tuple[Any, Any]:
+    if not isinstance(item, list | tuple) or len(item) != 2:
+        raise TypeError(f"an item is a {type(item).__name__}")
+    for value in item:
+        if not isinstance(value, Tensor | int | float) and not hasattr(value, "__array__"):
+            raise TypeError(f"an item holds a {type(value).__name__}")
+    return item[0], item[1]
 
 
 class Loop(Problem):
@@ -169,11 +191,11 @@ class Loop(Problem):
 
     def __init__(
         self, model: nn.Module, loss: Callable[[], Tensor], device: torch.device, *, lr: float, step: int, norm: str,
-        momentum: float, seed: int,
+        seed: int,
     ) -> None:  # fmt: skip
         config = Config(
-            problem=f"loop:{type(model).__name__}", norm=norm, lr=lr, steps=max(1, step), batch_size=2, seed=seed,
-            momentum=momentum, save_every=1, eval_every=1,
+            problem=f"loop:{re.sub('[^0-9A-Za-z_]', '_', type(model).__name__)}", norm=norm, lr=lr,
+            steps=max(1, step), batch_size=2, seed=seed, momentum=0.0, save_every=1, eval_every=1,
         )  # fmt: skip
         super().__init__(config, device)
         self._loss, self._closure = loss, _Closure(model, loss)
@@ -210,8 +232,7 @@ class _Closure(nn.Module):
 
 
 def check(problem: Problem) -> None:
-    """Find out on the first batch whether code of the user's fits: a scalar loss, differentiable, and the same in every
-    evaluation, which leaves all buffers as they are.
+    """Find out on the first batch whether code of the user's fits: `check_loss` of the network and its loss there.
 
     Raises InputError, naming the module that is at fault.
     """
@@ -224,13 +245,8 @@ def check(problem: Problem) -> None:
         if not isinstance(outputs, Tensor):
             raise InputError(f"{option}: its model puts out a {type(outputs).__name__}; a tensor is needed")
         misfit = f"its loss does not take the model's outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
-        loss = _attempt(option, misfit, lambda: problem.objective(outputs, targets))
-        if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(f"{option}: its loss is no scalar of floating point ({shape}); as in reduction='mean'")
-        if not loss.requires_grad:
-            raise InputError(f"{option}: its loss does not depend on the model's parameters")
-        check_repeatable(model, lambda: model(inputs), option)
+        _attempt(option, misfit, lambda: problem.objective(outputs, targets))
+        check_loss(model, lambda: problem.objective(model(inputs), targets), option)
     if problem.test_size:
         first = next(problem.test_batches())
         with evaluating(model), torch.no_grad():
@@ -241,16 +257,66 @@ def check(problem: Problem) -> None:
 def _attempt(option: str, what: str, run: Callable[[], Any]) -> Any:
     try:
         return run()
+    except InputError:
+        raise
     except (Exception, SystemExit) as error:  # it raises whatever its author likes
         raise InputError(f"{option}: {what} ({code.explain(error)})") from error
 
 
-def check_repeatable(model: nn.Module, forward: Callable[[], object], option: str) -> None:
-    """Run the network twice: raise InputError, naming the module, where an output differs or a buffer has changed."""
-    before = {name: value.clone() for name, value in model.named_buffers()}
+def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> list[Tensor]:
+    """The gradients of a loss in the model's trained parameters, once it is one that can be measured.
+
+    It is a scalar with a graph; no module puts out something else in a second evaluation, nor does the loss; no buffer
+    changes; and the backward pass does not run the network again, whose parameters and norms are set to others by then.
+    Raises InputError otherwise, and leaves the model as it was.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        with torch.enable_grad():
+            found = _attempt(option, "its loss cannot be computed", loss)
+            if not isinstance(found, Tensor) or found.dim() or not found.is_floating_point():
+                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise InputError(f"{option}: its loss is no scalar of floating point ({shape}); as in reduction='mean'")
+            if not found.requires_grad:
+                raise InputError(f"{option}: its loss does not depend on the model's parameters")
+            _check_buffers(model, buffers, option)
+            _check_repeatable(model, loss, option)
+            return _gradients(model, loss, option)
+    finally:
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                if name in buffers and not torch.equal(value, buffers[name]):
+                    value.copy_(buffers[name])
+
+
+def _check_buffers(model: nn.Module, before: dict[str, Tensor], option: str) -> None:
+    for name, value in model.named_buffers():
+        if name not in before or not torch.equal(value, before[name]):
+            raise InputError(
+                f"{option}: its buffer '{name}' changes while it is measured; let it change only where the module's "
+                "attribute update_statistics is true, or put a module of torch's into eval mode"
+            )
+
+
+def _gradients(model: nn.Module, loss: Callable[[], Tensor], option: str) -> list[Tensor]:
+    found, again = loss(), []
+    with hooked([m.register_forward_pre_hook(lambda m, _: again.append(m)) for m in model.modules()]):
+        gradients = _attempt(
+            option,
+            "its loss cannot be differentiated",
+            lambda: torch.autograd.grad(found, list(trainable(model).values()), materialize_grads=True),
+        )
+    if again:
+        raise InputError(
+            f"{option}: its backward pass runs the network again (gradient checkpointing); switch that off"
+        )
+    return list(gradients)
+
+
+def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str) -> None:
     device = next(model.parameters()).device
     runs: list[dict[str, Tensor]] = []
-    for _ in range(2):
+    for run in range(2):
         outputs: dict[str, Tensor] = {}
 
         def record(name: str, output: object, outputs: dict[str, Tensor] = outputs) -> None:
@@ -262,20 +328,17 @@ def check_repeatable(model: nn.Module, forward: Callable[[], object], option: st
             for name, m in model.named_modules()
         ]
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), hooked(handles):
-            torch.manual_seed(len(runs)) if device.type == "cuda" else torch.default_generator.manual_seed(len(runs))
-            forward()
+            torch.manual_seed(run) if device.type == "cuda" else torch.default_generator.manual_seed(run)
+            outputs["loss"] = loss().detach()
         runs.append(outputs)
     modules = dict(model.named_modules())
-    for name, output in runs[0].items():  # in the order in which modules end: the innermost comes first
-        if not torch.allclose(output, runs[1][name], rtol=1e-3, atol=1e-5, equal_nan=True):
-            kind = type(modules[name]).__name__
+    # In the order in which modules end: the innermost comes first, the loss (which is no module's) last.
+    for name in sorted(runs[0], key=lambda name: name == "loss"):
+        first, second = runs[0][name], runs[1][name]
+        size = float(first.abs().max()) if first.numel() else 0.0
+        if not torch.allclose(first, second, rtol=1e-3, atol=1e-5 * size, equal_nan=True):
+            what = f"the module '{name or 'model'}' ({type(modules[name]).__name__})" if name in modules else "the loss"
             raise InputError(
-                f"{option}: the module '{name or 'model'}' ({kind}) gives another output each time; the loss has to be "
-                "a function of the parameters: leave it out, or set its probability to 0"
-            )
-    for name, value in model.named_buffers():
-        if not torch.equal(value, before[name]):
-            raise InputError(
-                f"{option}: its buffer '{name}' changes while it is measured; let it change only where the module's "
-                "attribute update_statistics is true"
+                f"{option}: {what} gives another output each time; the loss has to be a function of the parameters: "
+                "leave out what draws (dropout), or set its probability to 0"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import random
@@ -15,7 +16,8 @@ import mutations
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from attempts import KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
+import torch
+from attempts import DLN, KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
 from PIL import Image
 
 from bnsmooth_cli.problems.shapes import shapes
@@ -42,12 +44,13 @@ class Broken:
         self.make(base)
         for line in self.before:
             done(line, base)
-        usual = {(file, line): self._usual(folder, base, file, line) for file in self.files for line in self.commands}
+        usual = functools.cache(lambda file, line: self._usual(folder, base, file, line))
         ways = (*mutations.BYTES, *self.ways * max(1, 4 // max(1, len(self.ways))))
 
         def attempt(number: int) -> Try:
             chance = random.Random(number)
             file, line, way = chance.choice(self.files), chance.choice(self.commands), chance.choice(ways)
+            peak, expected = usual(file, line)
             here = folder / "here"  # always there: some files hold the names of folders
             shutil.copytree(base, here)
             data = (here / file).read_bytes()
@@ -55,7 +58,6 @@ class Broken:
             (here / file).write_bytes(broken)
             line_here = line.replace("FILE", file)
             ended = run(line_here, here, seconds=10)
-            peak, expected = usual[file, line]
             more = ended.peak - peak
             fault = judge(ended, self.named.replace("NAME", Path(file).name), more)
             came_to = "refused"
@@ -123,6 +125,12 @@ def cifar_batches(folder: Path) -> None:
         (folder / "data" / name).write_bytes(pickle.dumps(content, protocol=2))
 
 
+def state_dict(folder: Path) -> None:
+    """Weights as somebody else's training leaves them."""
+    done(TRAINED, folder)
+    torch.save(torch.load(folder / "run/checkpoints/000020.pt", weights_only=True)["model"], folder / "model.pt")
+
+
 _STUDY_FILE = b"""norms = ["none", "batch"]
 seeds = "0-1"
 lrs = [1e-4]
@@ -138,6 +146,7 @@ at = "0,1"
 momentum = 0.5
 """
 _MEASURED = (TRAINED, *(f"{kind} run" for kind in KINDS))
+_MORE = ("surface run --points 3", "smoothness run --by-layer --points 2 --at 20")
 _LEARN = f"train {VGG} --norm batch --steps 1 --eval-every 1 --data data -o new"
 BROKEN: dict[str, Broken] = {
     "checkpoint": Broken(
@@ -146,6 +155,15 @@ BROKEN: dict[str, Broken] = {
         commands=("landscape FILE -o t.parquet", "theory FILE -o t.parquet", "smoothness run --at 9 -o t.parquet"),
         ways=(mutations.twist_checkpoint, mutations.twist_checkpoint, mutations.bomb_checkpoint),
         summed=True,
+    ),
+    "state dict": Broken(  # what a table says of one has its checksum in it: other bytes make another table
+        make=state_dict,
+        files=("model.pt",),
+        commands=tuple(
+            f"{line} --weights FILE {DLN} --norm batch -o t.parquet"
+            for line in ("landscape", "ics", "surface --points 3")
+        ),
+        ways=(mutations.twist_checkpoint, mutations.twist_checkpoint, mutations.bomb_checkpoint),
     ),
     "last checkpoint of a run": Broken(
         before=(TRAINED.replace("--steps 20", "--steps 8"),),
@@ -162,10 +180,20 @@ BROKEN: dict[str, Broken] = {
         named="run",  # it is of another configuration
     ),
     "table": Broken(
-        before=(*_MEASURED, "compare run"),
-        files=(*(f"run/{kind}.parquet" for kind in ("train", *KINDS)), "compare.parquet"),
-        commands=("plot FILE -o figure.png",),
+        before=(*_MEASURED, *_MORE, "compare run"),
+        files=(
+            *(f"run/{kind}.parquet" for kind in ("train", *KINDS, "surface", "smoothness-by-layer")),
+            "compare.parquet",
+        ),
+        commands=("plot FILE -o figure.png", "show FILE"),
         ways=(mutations.twist_table,),
+        summed=True,
+    ),
+    "table as CSV": Broken(
+        before=(TRAINED, "ics run"),
+        files=("run/train.parquet", "run/ics.parquet"),
+        commands=("show FILE --csv t.csv",),
+        ways=(),  # a table of millions of rows takes its time
         summed=True,
     ),
     "table that is compared": Broken(

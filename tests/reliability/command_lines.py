@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import typer
 from attempts import Attempt, Try, done, judge
 from forked import command
@@ -20,8 +21,12 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 _STEPS = "0", "0,2", "2"
 #: Values that an option takes, and values that look like some.
 VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "--problem": (("dln", "dln", "vgg"), ("dnl",)),
-    "--norm": (("none", "batch", "l1", "lp:3", "noisy-none"), ("bacth", "lp:0.5", "lp:nan", "lp:", "noisy-noisy-none")),
+    "--problem": (("dln", "dln", "vgg", "mine:build"), ("dnl", "mine:Norm", "mine:absent", "__main__:x", "sys:exit")),
+    "--norm": (
+        ("none", "batch", "l1", "lp:3", "noisy-none", "layer", "rms", "weight", "group:1", "mine:Norm"),
+        ("bacth", "lp:0.5", "lp:nan", "lp:", "noisy-noisy-none", "group:0", f"group:{'9' * 5000}", "os:system",
+         "sys:exit", "mine:build", "absent:Norm", f"{'n' * 10**6}:{'n' * 10**6}"),
+    ),
     "--lr": (("1e-4", "1e-3", "1e4"), ("0", "nan", "1e300")),
     "--seed": (("0", "7"), ("-1", "1.5")),
     "--preset": (("quick", "paper"), ("x",)),
@@ -49,7 +54,13 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--points": (("1", "3"), ("0", "99999999999")),
     "--min-alpha": (("0.5", "0.1"), ("-1", "nan", "inf", "1e300")),
     "--max-alpha": (("1", "4"), ("0", "1e300", "nan")),
-    "--layers": (("fc1", "fc1,fc2"), ("2", "x", "", ",")),
+    "--layers": (("fc1", "fc1,fc2"), ("2", "x", "", ",", "fc1,fc1", "layers.fc1")),
+    "--objective": (("batch", "train:2", "test"), ("train:0", "train:x", f"train:{'9' * 5000}", "tset")),
+    "--directions": (("random", "pca"), ("x",)),
+    "--dimensions": (("1", "2"), ("0", "3")),
+    "--extent": (("0.5", "1e30"), ("0", "-1", "nan", "inf", "1e300")),
+    "--weights": (("model.pt",), ("run/checkpoints/000002.pt", "absent", "run", "study.toml", "run/train.parquet")),
+    "--csv": (("new.csv", "-"), (".", "run", "run/config.json", "other/ics.parquet", "", "run/config.json/x.csv")),
     "--units": (("0", "0,1"), ("99", "x", "-1", "1-0")),
     "--target-loss": (("1", "1e-3"), ("nan", "inf")),
     "--target-accuracy": (("0.5",), ("x", "2")),
@@ -58,12 +69,24 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 #: Values of no kind.
 STRANGE = ["", " ", "-", "--", "0", "-1", "1e400", "nan", "9" * 30, "x", "é", "[bold]", "a,b", "/", "..", "\n", "'"]
-_TABLES = [f"other/{kind}.parquet" for kind in ("train", "ics", "smoothness", "landscape", "activations", "theory")]
+_KINDS = ("ics", "smoothness", "landscape", "activations", "theory", "surface --points 3", "smoothness --by-layer")
+_TABLES = [f"other/{line.split()[0]}.parquet" for line in ("train", *_KINDS[:-1])]
+_TABLES.append("other/smoothness-by-layer.parquet")
+#: A norm and a problem of the user's own.
+MINE = """
+from torch import nn, randn
+class Norm(nn.Identity):
+    pass
+def build(norm):
+    model = nn.Sequential(nn.Linear(3, 2), norm(2), nn.Linear(2, 1))
+    return model, nn.functional.mse_loss, (randn(9, 3), randn(9, 1))
+"""
 #: What a command reads, most of the time.
 SOURCES = {
     "compare": ["run", "other", "study"],
     "plot": [*_TABLES, "compare.parquet"],
     "report": ["study"],
+    "show": [*_TABLES, "compare.parquet", "study/compare.claims.parquet"],
 }
 PATHS = ["run", "run/config.json", "run/checkpoints/000002.pt", "absent", "study", "study.toml", "images", *_TABLES]
 #: Given always, so that no line is a long one.
@@ -87,6 +110,8 @@ def lines(draw: st.DrawFn) -> list[str]:
     chosen = draw(st.lists(st.sampled_from([*options]), max_size=4, unique=True))
     if len(words) == 1 and "--problem" in options:
         chosen = [*ALWAYS, *(option for option in chosen if option not in ALWAYS)]
+    if name == "surface":
+        words += ["--points", "3"]
     for option in chosen:
         if getattr(options[option], "is_flag", False):
             words.append(draw(st.sampled_from([*options[option].opts, *options[option].secondary_opts])))
@@ -109,8 +134,10 @@ def prepare(folder: Path) -> Attempt:
             f"train --problem dln --depth 3 --dimension 3 --samples 9 --norm {norm} --steps 2 --save-every 1 -o {name}",
             base,
         )
-    for kind in ("ics", "smoothness", "landscape", "activations", "theory"):
-        done(f"{kind} run other", base)
+    for line in _KINDS:
+        done(f"{line} run other", base)
+    torch.save(torch.load(base / "run/checkpoints/000002.pt", weights_only=True)["model"], base / "model.pt")
+    (base / "mine.py").write_text(MINE)
     done("compare run other", base)
     done(f"compare --norms none,l1 {SMALL} -o study", base)
     (base / "study.toml").write_text('norms = "none"\nproblem = "dln"\ndepth = 3\nsamples = 9\nsteps = 2\n')

@@ -68,7 +68,7 @@ def unreadable(folder: Path) -> str:
                 json.loads(path.read_text())
             elif path.suffix == ".png":
                 Image.open(path).load()
-            elif path.suffix in (".html", ".md"):
+            elif path.suffix in (".html", ".md", ".csv"):
                 assert path.read_text().endswith(("</html>\n", "\n")), "cut short"
         except Exception as error:  # of whatever kind: the file is not whole
             return f"{path.relative_to(folder)}: {type(error).__name__}: {error}"
@@ -79,7 +79,9 @@ _TRAIN = f"train {DLN} --norm l1 --steps 60 --save-every 3 -o run"
 KILLS: dict[str, Kill] = {
     "train": Kill(_TRAIN),
     "train, VGG": Kill(f"train {VGG} --norm batch --steps 6 --eval-every 1 -o run"),
-    **{kind: Kill(f"{kind} run", (TRAINED,)) for kind in KINDS},
+    **{kind: Kill(f"{kind} run", (TRAINED,)) for kind in (*KINDS, "surface")},
+    "smoothness by layer": Kill("smoothness run --by-layer", (TRAINED,)),
+    "show": Kill("show run/theory.parquet --csv theory.csv --force", (TRAINED, "theory run")),
     "compare": Kill("compare run other", (TRAINED, OTHER, "smoothness run other")),
     "compare, a grid": Kill(STUDY),
     "plot": Kill("plot run/smoothness.parquet -o figures/smoothness.png", (TRAINED, "smoothness run")),

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -24,7 +23,10 @@ COMMANDS = {
     "train on": (TRAIN.replace("40", "80"), [TRAIN]),
     "landscape": ("landscape run", [TRAIN]),
     "smoothness anew": ("smoothness run --force", [TRAIN, "smoothness run"]),
-    "theory elsewhere": ("theory run -o new/theory.parquet", [TRAIN]),
+    "theory elsewhere": ("theory run --units 0 -o new/theory.parquet", [TRAIN]),
+    "surface": ("surface run --points 5", [TRAIN]),
+    "smoothness by layer": ("smoothness run --by-layer --at 40", [TRAIN]),
+    "show": ("show run/train.parquet --csv new/train.csv", [TRAIN]),
     "compare": ("compare run", [TRAIN]),
     "compare, a grid": (STUDY, []),
     "compare, more of a grid": (STUDY.replace("none", "none,l1"), [STUDY]),
@@ -33,50 +35,51 @@ COMMANDS = {
     "report, Markdown": ("report study --format md", [STUDY]),
 }
 
-#: In a namespace of its own: a small file system at `disk`, the commands before; it gets full, or read-only; the
-#: command then; and again, once there is space. Printed: how it ended, and whether any file of before is another.
+#: In a namespace of its own, for each of many cases: a small file system at `disk`, the commands before; it gets full,
+#: or read-only; the command then; and again, once there is space. Printed: how each ended, and whether any file of
+#: before is another.
 SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
-sys.path[:0] = [{here!r}]
+sys.path[:0] = [sys.argv[1]]
 from attempts import contents, done, run
-disk, line, before, how = Path({disk!r}), {line!r}, {before!r}, {how!r}
-mount = lambda *words: subprocess.run(["mount", *words, str(disk)], check=True)
-mount("-t", "tmpfs", "-o", "size={size}", "tmpfs")
-for one in before:
-    done(one, disk)
-there = contents(disk)
-if how == "small":
-    pass
-elif how == "full":
-    with open(disk / "filler", "wb", buffering=0) as filler:
-        try:
-            while True:
-                filler.write(bytes(4096))
-        except OSError:
-            pass
-else:
-    mount("-o", "remount,ro")
-ended = run(line, disk)
-after = contents(disk)
-kept = all(after.get(name) == content for name, content in there.items())
-more = sorted(set(after) - set(there) - {{"filler"}})
-if how == "full":
-    (disk / "filler").unlink()
-else:
-    mount("-o", "remount,rw,size=8M")
-again = run(line, disk)
-print(json.dumps([ended.code, ended.err, kept, more, again.code, again.err]))
+
+def attempt(disk, line, before, how, size):
+    mount = lambda *words: subprocess.run(["mount", *words, str(disk)], check=True)
+    disk.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+    for one in before:
+        done(one, disk)
+    there = contents(disk)
+    if how == "full":
+        with open(disk / "filler", "wb", buffering=0) as filler:
+            try:
+                while True:
+                    filler.write(bytes(4096))
+            except OSError:
+                pass
+    elif how == "read-only":
+        mount("-o", "remount,ro")
+    ended = run(line, disk)
+    after = contents(disk)
+    kept = all(after.get(name) == content for name, content in there.items())
+    more = sorted(set(after) - set(there) - {"filler"})
+    if how == "full":
+        (disk / "filler").unlink()
+    else:
+        mount("-o", "remount,rw,size=8M")
+    again = run(line, disk)
+    return ended.code, ended.err, kept, more, again.code, again.err
+
+cases = json.loads(sys.argv[3])
+print(json.dumps([attempt(Path(sys.argv[2]) / str(i), *case) for i, case in enumerate(cases)]))
 """
 
 
-def in_namespace(folder: Path, line: str, before: list[str], how: str, size: str = "8M") -> list:
-    disk = folder / "disk"
-    disk.mkdir()
-    script = textwrap.dedent(SCRIPT).format(
-        here=str(Path(__file__).parent), disk=str(disk), line=line, before=before, how=how, size=size
-    )
-    done = subprocess.run(["unshare", "-rm", sys.executable, "-c", script], capture_output=True, text=True, check=False)
+def in_namespace(folder: Path, *cases: tuple[str, list[str], str, str]) -> list[list]:
+    """What came of each (line, lines before it, how the disk fails, size): one start of Python for all."""
+    words = ["unshare", "-rm", sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), json.dumps(cases)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -90,28 +93,27 @@ def can_mount() -> bool:
 
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
 @pytest.mark.parametrize("how", ["full", "read-only"])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_disk_that_takes_nothing(tmp_path, name, how):
-    line, before = COMMANDS[name]
-    code, err, kept, more, again, why = in_namespace(tmp_path, line, before, how)
-    assert code in (1, 2), err
-    assert (
-        "No space left on device" if how == "full" else "Read-only file system"
-    ) in err or "takes no files" in err, err
-    assert (err.count("\n"), err.startswith("bnsmooth: "), "--debug" in err) == (1, True, False), err
-    assert kept
-    assert not [path for path in more if ".tmp." in path], more
-    assert (again, why) == (0, "")
+def test_a_disk_that_takes_nothing(tmp_path, how):
+    found = in_namespace(tmp_path, *((line, before, how, "8M") for line, before in COMMANDS.values()))
+    for name, (code, err, kept, more, again, why) in zip(COMMANDS, found, strict=True):
+        assert code in (1, 2), (name, err)
+        reason = "No space left on device" if how == "full" else "Read-only file system"
+        assert reason in err or "takes no files" in err, (name, err)
+        assert (err.count("\n"), err.startswith("bnsmooth: "), "--debug" in err) == (1, True, False), (name, err)
+        assert kept, name
+        assert not [path for path in more if ".tmp." in path], (name, more)
+        assert (again, why) == (0, ""), name
 
 
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
-@pytest.mark.parametrize("size", ["24k", "40k", "64k", "100k", "160k"])
-def test_a_disk_that_gets_full_meanwhile(tmp_path, size):
-    line = "train --problem vgg --width 0.05 --batch-size 8 --steps 4 --save-every 1 --eval-every 1 -o run"
-    code, err, _, more, again, why = in_namespace(tmp_path, line, [], "small", size)
-    assert (code, err.count("\n"), "No space left on device" in err, "--debug" in err) == (2, 1, True, False), err
-    assert not [path for path in more if ".tmp." in path], more
-    assert (again, why) == (0, "")
+def test_a_disk_that_gets_full_meanwhile(tmp_path):
+    line = "train --problem vgg --width 0.05 --batch-size 8 --steps 4 --save-every 1 --eval-every 4 -o run"
+    sizes = ("24k", "64k", "160k")
+    found = in_namespace(tmp_path, *((line, [], "small", size) for size in sizes))
+    for size, (code, err, _, more, again, why) in zip(sizes, found, strict=True):
+        assert (code, err.count("\n"), "No space left on device" in err, "--debug" in err) == (2, 1, True, False), err
+        assert not [path for path in more if ".tmp." in path], (size, more)
+        assert (again, why) == (0, ""), size
 
 
 @pytest.mark.parametrize("line", [TRAIN.replace("40", "90000").replace("10", "500"), "landscape run --every 1"])

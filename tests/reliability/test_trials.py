@@ -24,7 +24,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.problems import images
 from bnsmooth_cli.runs import read_checkpoint
 
-TRIES = {"kill": 2, "broken": 10, "options": 4, "long": 1}
+TRIES = {"kill": 2, "broken": 6, "options": 4, "long": 1}
 MINUTES = ("long: landscape, vgg", "long: smoothness, vgg", "long: ics, vgg")  # make torture does these
 
 

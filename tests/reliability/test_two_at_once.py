@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,19 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
-from attempts import contents, done
+from attempts import contents, done, run
 
 from bnsmooth_cli.files import atomic
 
 DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 TRAIN = f"train {DLN} --norm l1 --steps 20000 --save-every 500 -o run"
-LONG = "smoothness run --every 1"
 
 
 def start(line: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bnsmooth_cli", *line.split()], cwd=folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
 
 
@@ -35,24 +36,21 @@ def wait_for(path: Path) -> None:
 
 @pytest.fixture
 def trained(tmp_path):
-    done(f"train {DLN} --norm l1 --steps 2000 --save-every 500 -o run", tmp_path)
+    done(f"train {DLN} --norm l1 --steps 300 --save-every 100 -o run", tmp_path)
     return tmp_path
 
 
 def test_the_second_training_of_a_run_names_the_first(tmp_path):
     first = start(TRAIN, tmp_path)
     wait_for(tmp_path / "run/checkpoints/000500.pt")
-    second = start(TRAIN, tmp_path)
-    _, err = second.communicate(timeout=60)
-    assert (second.returncode, err.count("\n")) == (2, 1)
-    assert f"bnsmooth: run: process {first.pid} on " in err
-    assert "is writing this run; wait for it" in err
+    second = run(TRAIN, tmp_path)
+    assert (second.code, second.err.count("\n")) == (2, 1)
+    assert f"bnsmooth: run: process {first.pid} on " in second.err
+    assert "is writing this run; wait for it" in second.err
     first.kill()
     first.communicate()
     assert (tmp_path / "run/.lock.owner").exists()  # what a killed process leaves holds nobody up
-    third = start(TRAIN.replace("20000", "1000"), tmp_path)
-    _, err = third.communicate(timeout=60)
-    assert "already a run of 20000 steps" in err
+    assert "already a run of 20000 steps" in run(TRAIN.replace("20000", "1000"), tmp_path).err
     third = start(TRAIN, tmp_path)
     end = time.monotonic() + 60
     while f"process {third.pid} " not in _owner(tmp_path / "run/.lock.owner"):
@@ -66,29 +64,67 @@ def _owner(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def test_the_second_measurement_of_a_table_names_the_first(trained):
-    first = start(LONG, trained)
-    wait_for(trained / "run/.smoothness.lock.owner")
-    second = start(LONG, trained)
-    other = start("ics run", trained)  # another table of the run
-    _, err = second.communicate(timeout=60)
-    assert (second.returncode, err.count("\n")) == (2, 1)
-    assert f"process {first.pid} on " in err
-    assert "is writing this smoothness table" in err
-    assert other.wait(60) == 0
-    first.send_signal(signal.SIGKILL)
+#: Measurements that take a second or more, each with the table that it writes.
+LONG = {
+    "smoothness": "smoothness run --every 1",
+    "surface": "surface run --points 151",
+    "smoothness-by-layer": "smoothness run --by-layer --every 2",
+}
+
+
+def begun(line: str, kind: str, folder: Path) -> subprocess.Popen[str]:
+    """A measurement that has its table's lock, and is stopped there."""
+    process = start(line, folder)
+    wait_for(folder / f"run/.{kind}.lock.owner")
+    process.send_signal(signal.SIGSTOP)
+    assert not (folder / f"run/{kind}.parquet").exists(), "it was too fast"
+    return process
+
+
+@pytest.mark.parametrize("kind", ["smoothness", "surface"])
+def test_the_second_measurement_of_a_table_names_the_first(trained, kind):
+    first = begun(LONG[kind], kind, trained)
+    second = run(LONG[kind], trained)
+    done("ics run", trained)  # another table of the run
+    assert (second.code, second.err.count("\n")) == (2, 1)
+    assert f"process {first.pid} on " in second.err
+    assert f"is writing this {kind} table" in second.err
+    first.kill()
     first.communicate()
-    third = start(LONG, trained)
-    _, err = third.communicate(timeout=120)
-    assert (third.returncode, err) == (0, "")
+    done(LONG[kind], trained)
 
 
-def test_of_five_that_train_one_run_at_once_the_files_are_those_of_one(tmp_path):
+@pytest.mark.parametrize("kind", ["surface", "smoothness-by-layer"])
+def test_an_interrupted_measurement_leaves_no_half_and_the_same_command_makes_the_whole(trained, kind):
+    process = begun(LONG[kind], kind, trained)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n"), "interrupted" in err) == (130, 1, True), err
+    assert not [path.name for path in trained.glob("run/*") if kind in path.name and "lock" not in path.name]
+    shutil.copytree(trained, trained / "alone")
+    for folder in (trained, trained / "alone"):
+        done(LONG[kind], folder)
+    table = f"run/{kind}.parquet"
+    assert (trained / table).read_bytes() == (trained / "alone" / table).read_bytes()
+
+
+def test_of_two_that_write_one_table_elsewhere_it_is_whole(trained):
+    line = "surface run --points 21 -o one.parquet"
+    two = [start(line, trained) for _ in range(2)]
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in two] == [("", 0)] * 2
+    done(line.replace("one", "alone"), trained)
+    assert (trained / "one.parquet").read_bytes() == (trained / "alone.parquet").read_bytes()
+    assert not [*trained.glob(".*.tmp.*")]
+
+
+def test_of_three_that_train_one_run_at_once_the_files_are_those_of_one(tmp_path):
     line = f"train {DLN} --norm batch --steps 3000 --save-every 500 -o run"
     (tmp_path / "alone").mkdir()
     done(line, tmp_path / "alone")
-    five = [start(line, tmp_path) for _ in range(5)]
-    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in five]
+    three = [start(line, tmp_path) for _ in range(3)]
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in three]
     assert 0 in [code for _, code in ends]
     assert all(code == 0 or (code == 2 and "is writing this run" in err) for err, code in ends), ends
     assert {n: v for n, v in contents(tmp_path).items() if n.startswith("run/")} == contents(tmp_path / "alone")

@@ -87,8 +87,8 @@ def load(name: str, option: str) -> Any:
 
 @contextmanager
 def _looking_in(folder: str) -> Iterator[None]:
-    """A folder of modules before all others, as for `python script.py`, and behind them afterwards: its modules are still
-    found, and no file of it takes the place of a library's."""
+    """A folder of modules before all others, as for `python script.py`, and behind them afterwards: its modules are
+    still found, and no file of it takes the place of a library's."""
     if not folder or folder in sys.path:
         yield
         return

@@ -73,8 +73,9 @@ class Point:
 
         lr is the step length that probes are multiples of, and that of ICS's plain SGD step; `run`, `norm` and `seed`
         label the rows. The model, its mode and torch's generators are left as they are; `loss` calls the model, and
-        neither `backward` nor an optimiser. Raises InputError for a loss that cannot be measured: no scalar with a graph,
-        another one each time (the module is named), or of parameters that it does not take from the model as it is.
+        neither `backward` nor an optimiser. Raises InputError for a loss that cannot be measured: no scalar with a
+        graph, another one each time (the module is named), or of parameters that it does not take from the model as it
+        is.
 
         >>> import bnsmooth_cli as bns
         >>> model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)

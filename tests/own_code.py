@@ -112,3 +112,28 @@ class Pairs(torch.utils.data.Dataset):
 def regression(norm) -> bns.Workload:
     model = nn.Sequential(nn.Linear(3, 6), norm(6), nn.Tanh(), nn.Linear(6, 1), nn.Flatten(0))
     return bns.Workload(model, F.mse_loss, Pairs(), Pairs())
+
+
+class Odd(nn.Module):
+    """A norm that runs twice, one inside of a sequence with a non-linearity, one after an in-place one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.twice = nn.LayerNorm(4)
+        self.tail = nn.Sequential(nn.BatchNorm1d(4), nn.ReLU())
+        self.late, self.scale = nn.BatchNorm1d(4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        x = self.twice(self.b(torch.tanh(self.twice(self.a(input=x)))))
+        return self.late(self.d(self.tail(self.c(x))).mul_(2)) * self.scale
+
+
+def odd(norm) -> bns.Workload:
+    return bns.Workload(
+        Odd(), F.mse_loss, (torch.randn(24, 3), torch.randn(24, 4)), (torch.ones(3, 3), torch.ones(3, 4))
+    )
+
+
+#: A parameter that a loss may hold on to, by mistake.
+HELD = torch.zeros(1)

@@ -233,6 +233,24 @@ def test_code_that_has_changed_since_the_training_is_found(cli, here):
     assert cli("ics run --norm dyt:DyT")[0] == 0
 
 
+def test_a_table_of_code_that_has_changed_is_no_answer(cli, here):
+    assert cli(f"landscape --norm dyt:DyT {VGG} --points 1")[0] == 0
+    assert cli(f"landscape --norm dyt:DyT {VGG} --points 1")[0] == 0
+    (here / "dyt.py").write_text((here / "dyt.py").read_text() + "# another state\n")
+    status, _, err = cli(f"landscape --norm dyt:DyT {VGG} --points 1")
+    assert (status, "of other code" in err, "--force" in err) == (2, True, True)
+
+
+def test_a_folder_of_modules_stands_before_the_libraries_while_a_module_is_imported_only(here, monkeypatch):
+    monkeypatch.chdir(here)
+    (here / "colorsys.py").write_text("stranger = True")  # of the standard library, and not imported yet
+    sys.modules.pop("colorsys", None)
+    code.allow("dyt:DyT")
+    assert norms.build("dyt:DyT", 3)(torch.ones(2, 3)).shape == (2, 3)
+    assert not hasattr(__import__("colorsys"), "stranger")
+    assert sys.path[-1] == str(here)
+
+
 def test_classes_and_functions_are_named_by_themselves(tmp_path):
     from own_code import Scaled, residual
 
@@ -283,7 +301,7 @@ class TestWeights:
             (lambda s: s.update({"layers.fc3.linear.bias": 3}), "layers.fc3.linear.bias is a int, not (10,)"),
             (lambda s: s.update({"layers.fc3.linear.bias": None}), "layers.fc3.linear.bias is a NoneType, not (10,)"),
             (
-                lambda s: s.update({"layers.fc3.linear.bias": torch.zeros(10).to_sparse()}),
+                lambda s: s.update({"layers.fc3.linear.bias": torch.zeros(10, dtype=torch.complex64)}),
                 "layers.fc3.linear.bias is no tensor of plain numbers",
             ),
             (lambda s: s.clear(), "and 58 more"),

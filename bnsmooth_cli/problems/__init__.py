@@ -54,7 +54,7 @@ def _fitting(problem: Problem, path: Path) -> dict[str, torch.Tensor]:
             differences.append(f"{name} is a {type(found).__name__}, not {tuple(value.shape)}")
         elif found.shape != value.shape:
             differences.append(f"{name} is {tuple(found.shape)}, not {tuple(value.shape)}")
-        elif found.layout != torch.strided or found.is_meta or found.is_complex():
+        elif found.is_meta or found.is_complex() or found.is_floating_point() != value.is_floating_point():
             differences.append(f"{name} is no tensor of plain numbers")
     if differences:
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""

@@ -75,7 +75,9 @@ class SettingOptions:
     dimension: Annotated[int | None, _option("--dimension", "dln: units a layer.")] = None
     samples: Annotated[int | None, _option("--samples", "dln: Gaussian samples.")] = None
     save_every: Annotated[int | None, _option("--save-every", "Steps between checkpoints.")] = None
-    eval_every: Annotated[int | None, _option("--eval-every", "vgg: steps between test evaluations.")] = None
+    eval_every: Annotated[
+        int | None, _option("--eval-every", "Steps between test evaluations, where there is a test set.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, by name, a data folder by its full path."""
@@ -256,11 +258,11 @@ class LineOptions:
 
     min_alpha: Annotated[
         float | None,
-        _option("--min-alpha", "Shortest step probed, in learning rates (vgg 0.5, dln 0.01).", _STEPS),
+        _option("--min-alpha", "Shortest step probed, in learning rates (default 0.5, dln 0.01).", _STEPS),
     ] = None
     max_alpha: Annotated[
         float | None,
-        _option("--max-alpha", "Longest step probed, in learning rates (vgg 4, dln 30).", _STEPS),
+        _option("--max-alpha", "Longest step probed, in learning rates (default 4, dln 30).", _STEPS),
     ] = None
     points: Annotated[int | None, _option("--points", "Step lengths probed, evenly spaced (default 8).", _STEPS)] = None
 

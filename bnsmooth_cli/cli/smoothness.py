@@ -36,7 +36,10 @@ def smoothness(
     export: ExportOptions,
     sources: Sources = None,
     output: TableOutput = None,
-    by_layer: Annotated[bool, typer.Option("--by-layer", help="Restricted to each layer's parameters.")] = False,
+    by_layer: Annotated[
+        bool,
+        typer.Option("--by-layer", help="Restricted to each layer's parameters.", rich_help_panel="What is measured"),
+    ] = False,
 ) -> None:
     """Measure how smooth the loss is: effective beta (figure 4c), Lipschitzness, curvature, sharpness.
 

@@ -39,7 +39,7 @@ def forget(monkeypatch):
     """As a new process has it: nothing named, nothing imported; call it for another one."""
 
     def anew():
-        monkeypatch.setattr(code, "_allowed", set())
+        monkeypatch.setattr(code, "_allowed", {})
         sys.modules.pop("evil", None)
 
     monkeypatch.setattr(sys, "path", [*sys.path])

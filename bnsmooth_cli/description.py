@@ -31,7 +31,7 @@ class Description:
 
     `facts` are pairs of a label and a text; `runs` has a row a run, of the settings that they do not share; `numbers`
     and `words` have a row a column that varies; `rows` are the table's first and last ones, of the columns that vary,
-    of `count` in all; `next` are commands that would measure what it lacks.
+    of `count` in all.
     """
 
     facts: list[tuple[str, str]]
@@ -40,7 +40,6 @@ class Description:
     words: pd.DataFrame
     rows: pd.DataFrame
     count: int
-    next: list[str]
 
 
 def describe(path: Path | str) -> Description:
@@ -77,7 +76,6 @@ def describe(path: Path | str) -> Description:
         words=pd.DataFrame([_word(table[name]) for name in measured if types[name] not in ("int64", "double")]),
         rows=pd.DataFrame({name: _readable(ends[name], types[name]) for name in shown}),
         count=len(table),
-        next=[str(command) for command in said["next"]] if isinstance(said.get("next"), list) else [],
     )
 
 

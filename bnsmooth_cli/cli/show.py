@@ -79,10 +79,6 @@ def _print(table: Path) -> None:
     if found.rows.size:
         title = f"the first and the last {ENDS} rows" if found.count > len(found.rows) else "all rows"
         _block(title, found.rows, ", or --csv FILE")
-    if found.next:
-        terminal.say("")
-    for command in found.next:
-        terminal.say(f"to measure more: {command}")
 
 
 def _facts(facts: list[tuple[str, str]]) -> None:

@@ -77,14 +77,7 @@ def main(problem: str, kind: str, seed: str) -> None:
         progress=(lambda step, loss: look(step, steps)) if kind == "train" else None,
     )  # fmt: skip
     if kind != "train":
-        options = {"units": [0]} if kind == "theory" else {}
-        measure(
-            kind,
-            [open_source(path)],
-            every=1,
-            options=options,
-            progress=lambda run, step, done, total: look(done, total),
-        )
+        measure(kind, [open_source(path)], every=1, progress=lambda run, step, done, total: look(done, total))
     print(json.dumps(looks))
 
 

@@ -368,16 +368,18 @@ def _trajectory(source: Source, device: str) -> Trajectory:
     try:
         return Trajectory(problems.build(source.config, chosen, source.weights))
     except InputError as error:
-        raise error if source.weights is not None else InputError(f"{source.path}: {error}") from error
-
-
-#: How far a loss of the user's code may be from the one that training recorded: another device, another version.
-_SAME: Final = 0.02
+        if source.weights is not None:  # it names the file already, or an option
+            raise
+        raise InputError(f"{source.path}: {error}") from error
 
 
 def first_point(config: Config) -> Point:
     """The point at step 0 of a configuration's run, before any training; on the CPU."""
     return _point(Trajectory(problems.build(config)), config.name)
+
+
+#: How far a loss of the user's code may be from the one that training recorded: another device, another version.
+_SAME: Final = 0.02
 
 
 def _check_record(source: Source, point: Point) -> None:

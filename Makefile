@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test torture check bench clean pictures norms
+.PHONY: setup demo test torture check bench clean pictures norms paper
 
 setup: $(VENV)/.installed
 
@@ -68,6 +68,14 @@ norms: setup
 		$(BIN)/python -c "import bnsmooth_cli as bns; [bns.save_table(bns.read_table(f'norms/$$data/compare.{a}parquet'), \
 			f'docs/norms/$$data.{a}parquet') for a in ('', 'summary.')]"; \
 		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png; done
+
+# docs/reproduction/: every figure and claim of the paper. SCALE=quick takes minutes, on the built-in images; quarter some
+# hours on two cores: a quarter of the channels, DATA=path/to/cifar10 (else downloaded); paper, every setting of the paper's,
+# a GPU. STEPS=N ends runs earlier, NOTE says of the data what a reader has to know, JOBS runs so many at a time. Again, it goes on.
+SCALE ?= quick
+JOBS ?= 2
+paper: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction $(SCALE) --jobs $(JOBS) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(NOTE),--note "$(NOTE)")
 
 # A run's tables, each made where it is missing: the run's name says its options.
 options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm (lp|group)([0-9])/--norm \1:\2/')

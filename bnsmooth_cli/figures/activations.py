@@ -20,6 +20,7 @@ _COLUMNS: Final = 5  # layers shown
 _RIDGES: Final = 12  # steps shown
 _BINS: Final = 40
 _OVERLAP: Final = 1.9  # a ridge's height, in distances between two of them
+_HEADROOM: Final = 1e9  # a deep plain network's sigma^2 is that much smaller than a normalised one's, and both count
 _WIDEST: Final = 6.0  # how many times the median run's range an axis may show
 
 
@@ -90,7 +91,9 @@ def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
         )
     table = table.assign(variance=table["sigma"] ** 2, moved=table["wasserstein"] / table["std"])
     medians = table.groupby(["run", "norm", "lr", "step"], as_index=False, sort=False)[["variance", "moved"]].median()
-    size = Curves(name, "σ² before the norm" if first else "", series(medians, "variance"), upper=True)
+    sizes = series(medians, "variance")
+    scale = style.fit([one.values.to_numpy() for one in sizes], headroom=_HEADROOM)
+    size = Curves(name, "σ² before the norm" if first else "", sizes, upper=True, scale=scale)
     distance = Curves(name, "W₁ to the step before / std" if first else "", series(medians, "moved"))
     return [*column, size, distance]
 

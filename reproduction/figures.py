@@ -1,0 +1,150 @@
+"""The paper's figures: what the paper states, the pictures that stand for each here, and the numbers beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from reproduction.scales import NORMS, PLAIN
+
+NOISY: Final = ("none", "batch", "noisy-batch", "noisy-none")
+LP: Final = ("none", "batch", "l1", "l2", "linf")
+EARLY: Final = "vgg-early"  # the study of every norm; where a scale has none, `vgg` is
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that `bnsmooth plot` draws of `tables/<name>.parquet`: some of a study's rows of one kind."""
+
+    name: str
+    kind: str
+    study: str
+    norms: tuple[str, ...]
+    #: One run a norm: the smallest learning rate and seed. Distributions are shown of one, and their tables are large.
+    single: bool = False
+    #: The picture whose train table gives this one (of ics) the training curves.
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Medians over a study's seeds: columns of `figures` (of its summary, and their headings), a row a norm and lr."""
+
+    study: str
+    norms: tuple[str, ...]
+    figures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a figure of the paper becomes: `paper` is what it states, `claims` (of which study) say whether it is so."""
+
+    title: str
+    paper: str
+    pictures: tuple[Picture, ...] = ()
+    numbers: tuple[Numbers, ...] = ()
+    claims: tuple[tuple[str, int], ...] = ()
+    #: The pictures (of activations) whose sigma^2 is quoted, at the first and the last measured step.
+    sigma: tuple[str, ...] = ()
+    note: str = ""
+
+
+_ACCURACY: Final = {"final_test_accuracy": "last test accuracy", "best_test_accuracy": "best test accuracy",
+                    "steps_to_accuracy": "steps to none's last accuracy"}  # fmt: skip
+_LOSS: Final = {"final_loss": "last training loss", "steps_to_loss": "steps to none's last loss"}
+_LINE: Final = {"loss_range": "range of the loss", "predictiveness": "change of the gradient", "beta": "effective beta"}
+_INPUTS: Final = {"movement": "movement between measured steps, in deviations", "kurtosis": "size of excess kurtosis"}
+
+SECTIONS: Final = (
+    Section(
+        "Figure 1: training with and without BatchNorm",
+        "At both learning rates BatchNorm trains faster and ends higher: 83% test accuracy against 80%. The inputs of "
+        "its layers are hardly more stable than the plain network's.",
+        (Picture("figure-1", "train", "vgg", PLAIN), Picture("figure-1c", "activations", "vgg", PLAIN, single=True)),
+        (Numbers("vgg", PLAIN, _ACCURACY), Numbers("vgg", PLAIN, _INPUTS)),
+        (("vgg", 1), ("vgg", 2), (EARLY, 1), (EARLY, 2)),
+    ),
+    Section(
+        "Figure 2: noisy BatchNorm",
+        "With noise after each BatchNorm, of a new distribution at each step, the inputs of the layers are less stable "
+        "than the plain network's, and training is about as good as with BatchNorm. The same noise without BatchNorm "
+        "keeps the network from training.",
+        (Picture("figure-2", "train", EARLY, NOISY),),
+        (Numbers(EARLY, NOISY, {**_ACCURACY, **_INPUTS}),),
+        ((EARLY, 3), ("dln", 3)),
+    ),
+    Section(
+        "Figure 3: internal covariate shift",
+        "The shift is not smaller with BatchNorm, and often larger. In the deep linear network the gradients of the "
+        "plain one before and after the step of the layers below are nearly parallel throughout (cosine near 1), those "
+        "with BatchNorm nearly unrelated (near 0).",
+        (Picture("figure-3-vgg", "ics", "vgg", PLAIN, beside="figure-1"),
+         Picture("figure-3-dln", "ics", "dln", PLAIN, beside="figure-13-dln")),
+        (Numbers("vgg", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),
+         Numbers("dln", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"})),
+        (("dln", 4), (EARLY, 4)),
+    ),
+    Section(
+        "Figure 4: the landscape along the gradient",
+        "With BatchNorm the loss varies less along the gradient (a), most of all early; the gradient is more "
+        "predictive (b), early by about two orders of magnitude; effective beta-smoothness is lower (c).",
+        (Picture("figure-4", "landscape", "vgg", PLAIN), Picture("figure-4c", "smoothness", "vgg", PLAIN)),
+        (Numbers("vgg", PLAIN, _LINE), Numbers(EARLY, PLAIN, _LINE)),
+        ((EARLY, 5), (EARLY, 6), (EARLY, 7)),
+    ),
+    Section(
+        "Figure 7: distributions with BatchNorm and with noise",
+        "Histograms of the inputs of layers over training: BatchNorm's keep their mean and deviation, noisy "
+        "BatchNorm's do not.",
+        (Picture("figure-7", "activations", EARLY, ("none", "batch", "noisy-batch"), single=True),),
+    ),
+    Section(
+        "Figure 8: the deviation that BatchNorm divides by",
+        "The variance of a unit before BatchNorm is large, so the factor gamma^2 / sigma^2 of theorem 4.1 is small.",
+        sigma=("figure-1c", "figure-7", "figure-14"),
+        note="The second row from below in the pictures of figures 1c, 7 and 14 shows it over training.",
+    ),
+    Section(
+        "Figure 9: the landscape of the deep linear network",
+        "As in figure 4: BatchNorm's loss varies less, and its gradients are more predictive.",
+        (Picture("figure-9", "landscape", "dln", PLAIN), Picture("figure-9c", "smoothness", "dln", PLAIN)),
+        (Numbers("dln", PLAIN, _LINE),),
+        (("dln", 5), ("dln", 6), ("dln", 7)),
+    ),
+    Section(
+        "Figure 11: VGG with l_p norms",
+        "l_1, l_2 and l_inf norms smooth the landscape as BatchNorm does.",
+        (Picture("figure-11", "landscape", EARLY, LP), Picture("figure-11d", "smoothness", EARLY, LP)),
+        (Numbers(EARLY, LP, _LINE),),
+        ((EARLY, 8),),
+    ),
+    Section(
+        "Figure 12: the deep linear network with l_p norms",
+        "The same in the deep linear network.",
+        (Picture("figure-12", "landscape", "dln", LP), Picture("figure-12d", "smoothness", "dln", LP)),
+        (Numbers("dln", LP, _LINE),),
+    ),
+    Section(
+        "Figure 13: training with l_p norms",
+        "All of them train about as well as BatchNorm; in the deep linear network l_1 is clearly better.",
+        (Picture("figure-13-vgg", "train", EARLY, LP), Picture("figure-13-dln", "train", "dln", LP)),
+        (Numbers(EARLY, LP, _ACCURACY), Numbers("dln", NORMS, _LOSS)),
+        (("dln", 8),),
+    ),
+    Section(
+        "Figure 14: distributions with l_p norms",
+        "l_p norms leave layer inputs that are no Gaussians, and that move more than the plain network's.",
+        (Picture("figure-14", "activations", EARLY, LP, single=True),),
+        (Numbers(EARLY, LP, _INPUTS), Numbers("dln", LP, _INPUTS)),
+        ((EARLY, 9), ("dln", 9)),
+    ),
+    Section(
+        "Section 4: the theorems, both sides",
+        "Theorems 4.1, 4.2 and 4.4 bound what BatchNorm leaves of gradient, curvature and worst-case gradient; 4.3 "
+        "says that minima are preserved, 4.5 that the nearest one is closer (figure 5 has the two networks).",
+        (Picture("theory", "theory", "dln", PLAIN, single=True),),
+        claims=tuple(("dln", number) for number in range(10, 15)),
+    ),
+)  # fmt: skip
+
+PICTURES: Final = tuple(picture for section in SECTIONS for picture in section.pictures)

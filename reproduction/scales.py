@@ -1,0 +1,117 @@
+"""How much is trained and measured: the studies of each scale, by commands of bnsmooth."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from bnsmooth_cli.study.grid import Grid, command
+
+NORMS: Final = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
+PLAIN: Final = ("none", "batch")
+FIVE: Final = (0, 1, 2, 3, 4)  # seeds: what a verdict takes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that the reproduction takes: `vgg`, `vgg-early`, `vgg-augmented` or `dln`, what it is for, its grids."""
+
+    name: str
+    purpose: str
+    grids: tuple[Grid, ...]
+
+    def commands(self, folder: Path, jobs: int) -> list[list[str]]:
+        """The command lines that execute it, or go on with it, without the program's name."""
+        return [[*shlex.split(command(grid.request(), folder))[1:], "--jobs", str(jobs)] for grid in self.grids]
+
+    def shown(self, folder: Path) -> list[str]:
+        """The same for a reader, who has the data elsewhere or nowhere."""
+        requests = [grid.request() for grid in self.grids]
+        return [command({**one, **({"data": "cifar10"} if "data" in one else {})}, folder) for one in requests]
+
+
+def plans(scale: str, data: str | None = None, steps: int | None = None) -> list[Plan]:
+    """The studies of a scale; `data` where CIFAR-10 is, by default downloaded; `steps` the most of any run.
+
+    >>> [plan.name for plan in plans("quarter")]
+    ['dln', 'vgg-early', 'vgg', 'vgg-augmented']
+    """
+    found = SCALES[scale]
+    if data is not None:
+        found = [changed(plan, {"data": data}) if plan.name != "dln" else plan for plan in found]
+    return [replace(plan, grids=tuple(_no_longer(grid, steps) for grid in plan.grids)) for plan in found]
+
+
+def changed(plan: Plan, settings: Mapping[str, Any]) -> Plan:
+    """A study with some of its settings changed."""
+    return replace(plan, grids=tuple(_with(grid, settings) for grid in plan.grids))
+
+
+def _with(grid: Grid, settings: Mapping[str, Any]) -> Grid:
+    return replace(grid, settings={**grid.settings, **settings})
+
+
+def _no_longer(grid: Grid, steps: int | None) -> Grid:
+    if steps is None or grid.configs()[0].steps <= steps:
+        return grid
+    at = None if grid.at is None else tuple(sorted({min(step, steps) for step in grid.at}))
+    return replace(_with(grid, {"steps": steps}), at=at)
+
+
+def _linear(preset: str, at: tuple[int, ...], seeds: tuple[int, ...]) -> Plan:
+    settings = {"problem": "dln", "preset": preset}
+    return Plan("dln", "the deep linear network", (Grid(NORMS, (), seeds, settings, (*_MEASURE, "theory"), at=at),))
+
+
+def _images(
+    name: str,
+    purpose: str,
+    at: tuple[int, ...],
+    seeds: tuple[int, ...],
+    norms: tuple[str, ...] = NORMS,
+    **settings: Any,
+) -> Plan:
+    """Every norm at the paper's learning rate, and at its other one what the paper shows there."""
+    grids = (
+        Grid(norms, (0.1,), seeds, settings, _MEASURE, at=at),
+        Grid(PLAIN, (0.5,), seeds, settings, _MEASURE, at=at),
+    )
+    return Plan(name, purpose, grids)
+
+
+def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
+    return Plan("vgg-augmented", "with random crops and mirror images",
+                (Grid(PLAIN, (0.1,), seeds, {**settings, "augment": True}),))  # fmt: skip
+
+
+_MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
+_CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
+_QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25}
+#: Measured steps, close to each other early, which is the first tenth.
+_LONG: Final = (0, 100, 300, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 10000, 12000, 14000, 15000)
+_LINEAR: Final = (0, 20, 50, 100, 200, 500, *range(1000, 10001, 1000))
+_EVERY: Final = "every norm, and the two of figure 1 at the larger learning rate as well"
+
+#: The cheapest study first. `vgg-early` is there where `vgg` would take too long for every norm and five seeds.
+SCALES: Final[dict[str, list[Plan]]] = {
+    "quick": [
+        _linear("quick", (0, 20, 100, 300, 1000), (0,)),
+        _images("vgg", _EVERY, (0, 10, 30, 100, 300), (0,), preset="quick"),
+        _augmented((0,), preset="quick"),
+    ],
+    "quarter": [
+        _linear("paper", _LINEAR, FIVE),
+        _images("vgg-early", f"{_EVERY}; the first 1,000 steps, five seeds", (0, 20, 50, 100, 300, 600, 1000), FIVE,
+                **_QUARTER, steps=1000, save_every=200, eval_every=50),
+        _images("vgg", "the paper's 15,000 steps with and without BatchNorm", _LONG, (0,), PLAIN, **_QUARTER),
+        _augmented((0,), **_QUARTER),
+    ],
+    "paper": [
+        _linear("paper", _LINEAR, FIVE),
+        _images("vgg", _EVERY, _LONG, FIVE, **_CIFAR),
+        _augmented(FIVE, **_CIFAR),
+    ],
+}  # fmt: skip

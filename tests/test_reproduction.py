@@ -1,0 +1,169 @@
+"""make paper: what it trains, what it leaves, and that the published page is what its tables say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import bnsmooth_cli as bns
+from bnsmooth_cli.figures import plot_tables
+from bnsmooth_cli.study.grid import read_grid
+from reproduction import page
+from reproduction.__main__ import reproduce
+from reproduction.figures import PICTURES, SECTIONS
+from reproduction.scales import NORMS, SCALES, Plan, changed, plans
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "docs/reproduction"
+FACTS = {"scale": "quick", "data": None, "note": "drawn by hand"}
+SMALL = {"vgg": {"width": 0.0625, "batch_size": 16}, "dln": {"dimension": 4, "samples": 30}}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[list[Plan], Path, Path]:
+    """The quick scale, smaller still, from nothing: its plans, the studies' folder, the page's."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    found = [changed(plan, SMALL[plan.name[:3]]) for plan in plans("quick", steps=4)]
+    reproduce(found, folder / "work", folder / "page", FACTS, jobs=1)
+    return found, folder / "work", folder / "page"
+
+
+def test_every_figure_and_claim_of_the_paper_is_there(small):
+    text = (small[2] / "README.md").read_text()
+    for number in (1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14):
+        assert re.search(rf"^## Figure {number}: ", text, re.MULTILINE)
+    for number in range(1, 15):
+        assert re.search(rf"^\| {number}\. ", text, re.MULTILINE)
+    for picture in PICTURES:
+        assert f"](figures/{picture.name}.png)" in text
+        assert (small[2] / f"figures/{picture.name}.png").stat().st_size > 10_000
+    assert "drawn by hand" in text
+    assert "nan" not in text
+
+
+def test_a_command_of_the_page_draws_its_picture_again(small, tmp_path, monkeypatch):
+    text = (small[2] / "README.md").read_text()
+    lines = [shlex.split(line) for line in re.findall(r"`(bnsmooth plot [^`]*)`", text)]
+    assert len(lines) == len(PICTURES)
+    monkeypatch.chdir(small[2])
+    for words in lines:
+        *sources, option, target = words[2:]
+        assert option == "-o"
+        again = tmp_path / Path(target).name
+        plot_tables([Path(source) for source in sources], again)
+        assert again.read_bytes() == Path(target).read_bytes()
+
+
+def test_a_study_of_the_page_is_the_command_that_made_it(small):
+    said = json.loads((small[2] / "reproduction.json").read_text())["studies"]
+    for plan in small[0]:
+        configs = [config for grid in plan.grids for config in grid.configs()]
+        found = []
+        for line in said[plan.name]["commands"]:
+            words = shlex.split(line)[2:-2]  # without "bnsmooth compare" and "-o FOLDER"
+            given: dict[str, object] = {"augment": True} if "--augment" in words else {}
+            words = [word for word in words if word != "--augment"]
+            pairs = zip(words[::2], words[1::2], strict=True)
+            found += read_grid(given | {name[2:]: _typed(value) for name, value in pairs}).configs()
+        assert found == configs
+        assert said[plan.name]["runs"] == len(configs)
+        assert said[plan.name]["seconds"] > 0
+
+
+def _typed(value: str) -> object:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    return value
+
+
+def test_the_second_time_nothing_is_trained_and_the_page_is_the_same(small):
+    found, work, folder = small
+    before = {path: path.stat().st_mtime_ns for path in work.glob("*/runs/*/*")}
+    said = _without_time(folder)
+    reproduce(found, work, folder, FACTS, jobs=1)
+    assert before == {path: path.stat().st_mtime_ns for path in work.glob("*/runs/*/*")}
+    assert _without_time(folder) == said
+
+
+def _without_time(folder: Path) -> str:
+    return re.sub(r"\d+ (s|min) ", "", (folder / "README.md").read_text())
+
+
+def test_a_study_that_fails_ends_it_with_its_status(tmp_path):
+    (tmp_path / "paper/quick/dln").mkdir(parents=True)
+    (tmp_path / "paper/quick/dln/mine.txt").write_text("not a study")
+    line = [sys.executable, "-m", "reproduction", "quick", "--steps", "4", "--work", tmp_path / "paper", "-o", tmp_path]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "holds files but no study" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_has_every_norm_and_the_papers_settings(scale):
+    found = {plan.name: plan for plan in plans(scale, data="shapes")}
+    broad, linear = found.get("vgg-early", found["vgg"]).grids, found["dln"].grids
+    assert broad[0].norms == linear[0].norms == NORMS
+    assert [grid.lrs for grid in broad] == [(0.1,), (0.5,)]
+    configs = {name: plan.grids[0].configs()[0] for name, plan in found.items()}
+    assert configs["vgg-augmented"].augment
+    assert not configs["vgg"].augment
+    if scale != "quick":
+        assert configs["vgg"].steps == configs["vgg-augmented"].steps == 15_000
+        assert configs["dln"].steps == 10_000
+        assert linear[0].seeds == broad[0].seeds == (0, 1, 2, 3, 4)
+        assert configs["vgg"].width == (1.0 if scale == "paper" else 0.25)
+
+
+def test_steps_end_every_run_earlier_and_are_measured_up_to_there():
+    for plan in plans("quarter", data="shapes", steps=500):
+        for grid in plan.grids:
+            assert {config.steps for config in grid.configs()} == {500}
+            assert grid.at is None or max(grid.at) == 500
+
+
+def test_the_published_page_is_what_its_tables_say():
+    assert (PUBLISHED / "README.md").read_text() == page.page(PUBLISHED)
+
+
+def test_the_published_pictures_are_there_and_their_tables_small():
+    for picture in PICTURES:
+        table = PUBLISHED / f"tables/{picture.name}.parquet"
+        assert (PUBLISHED / f"figures/{picture.name}.png").is_file()
+        assert set(bns.read_table(table)["norm"]) == set(picture.norms)
+    assert sum(path.stat().st_size for path in PUBLISHED.glob("tables/*")) < 8e6
+
+
+def test_a_verdict_of_the_published_page_is_that_of_its_claims_table():
+    text = (PUBLISHED / "README.md").read_text()
+    claims = bns.read_table(PUBLISHED / "tables/dln.claims.parquet")
+    for number, parts in claims.groupby("claim"):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {number}. "))
+        assert line.split(" | ")[1].startswith(f"**{parts['verdict'].iloc[0]}**")
+
+
+def test_the_published_accuracies_are_those_of_the_runs():
+    text = (PUBLISHED / "README.md").read_text().split("## The accuracies")[1].split("## ")[0]
+    for study in page.ACCURACIES:
+        runs = bns.read_table(PUBLISHED / f"tables/{study}.parquet")
+        for (lr, norm), found in runs.groupby(["lr", "norm"]):
+            median = float(pd.Series(found["final_test_accuracy"]).median())
+            assert re.search(rf"\| `{study}` \| {lr:g} \| `{norm}` \| .* \| {100 * median:.1f}%", text)
+
+
+def test_sections_name_pictures_once():
+    names = [picture.name for picture in PICTURES]
+    assert len(set(names)) == len(names)
+    assert {picture.beside for picture in PICTURES} - {""} <= set(names)
+    assert all(section.pictures or section.sigma for section in SECTIONS)

@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test torture check bench clean pictures norms paper
+.PHONY: setup demo test torture check bench clean norms paper
 
 setup: $(VENV)/.installed
 
@@ -46,14 +46,9 @@ demo/%.png:
 demo/compare.parquet: $(VGG:=/train.parquet) $(VGG:=/smoothness.parquet)
 	$(BNSMOOTH) compare $(VGG) -o $@
 
-# The README's pictures: the demo's VGG figures again on CIFAR-10 (make pictures DATA=path/to/cifar10; a quarter of an
-# hour), and the demo's own of the linear network and of surfaces.
-pictures: demo
-	@test -e "$(DATA)" || { echo "make pictures: say where CIFAR-10 is, DATA=path/to/cifar10" >&2; exit 2; }
-	mkdir -p pictures docs/images
-	OMP_NUM_THREADS=1 $(MAKE) -C pictures -f $(CURDIR)/Makefile -j2 BNSMOOTH=$(CURDIR)/$(BNSMOOTH) \
-		TRAIN="--data $(abspath $(DATA)) --steps 3000 --save-every 150 --eval-every 150" demo/training.png demo/landscape.png
-	cp pictures/demo/*.png demo/linear-ics.png demo/surface.png docs/images/
+# The README's picture that is none of the paper's.
+docs/images/surface.png: demo/surface.png
+	cp $< $@
 
 # docs/norms.md: every norm, trained and measured on the built-in images and on CIFAR-10 (make norms DATA=path/to/cifar10;
 # an hour and a half on one core).
@@ -113,4 +108,4 @@ bench: setup
 	$(BIN)/python -m benchmarks -o docs/speed.json
 
 clean:
-	rm -rf demo pictures norms runs torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo norms runs torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

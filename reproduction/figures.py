@@ -14,7 +14,9 @@ EARLY: Final = "vgg-early"  # the study of every norm; where a scale has none, `
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that `bnsmooth plot` draws of `tables/<name>.parquet`: some of a study's rows of one kind."""
+    """A figure that `bnsmooth plot` draws of `tables/<name>.parquet`: some of a study's rows of one kind.
+
+    Of the learning rates, those at which all of its norms have run."""
 
     name: str
     kind: str

@@ -59,8 +59,11 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
 
 
 def _rows(picture: Picture, runs: Sequence[Run]) -> list[pd.DataFrame]:
-    chosen = [run for run in runs if run.config.norm in picture.norms]
-    if picture.single:
+    """Of the learning rates at which all of the picture's norms have run."""
+    its = [{run.config.lr for run in runs if run.config.norm == norm} for norm in picture.norms]
+    lrs = set.intersection(*its)
+    chosen = [run for run in runs if run.config.norm in picture.norms and run.config.lr in lrs]
+    if picture.single and chosen:
         least = min((run.config.lr, run.config.seed) for run in chosen)
         chosen = [run for run in chosen if (run.config.lr, run.config.seed) == least]
     found = [_fewer(picture.kind, measured_rows(run, picture.kind)) for run in chosen]

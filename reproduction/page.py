@@ -97,6 +97,7 @@ class Results:
     def _medians(self, study: str, wanted: Numbers) -> str:
         summary = self._summaries[study]
         rows = summary[summary["norm"].isin(wanted.norms)]
+        rows = rows[rows.groupby("lr")["norm"].transform("nunique") == rows["norm"].nunique()]
         lines = [f"| `{study}` | lr | seeds | {' | '.join(wanted.figures.values())} |",
                  f"| {' | '.join(['---'] * (3 + len(wanted.figures)))} |"]  # fmt: skip
         groups = {(str(norm), float(str(lr))): found for (norm, lr), found in rows.groupby(["norm", "lr"])}

@@ -255,14 +255,14 @@ def test_make_torture_does_what_the_reliability_page_says():
 
 
 def test_pictures_and_links_of_the_documentation_exist():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
 
 def test_the_tree_of_the_architecture_page_is_the_tree():
     page = (ROOT / "docs/architecture.md").read_text()
-    for path in (ROOT / "bnsmooth_cli").iterdir():
+    for path in (*(ROOT / "bnsmooth_cli").iterdir(), *(ROOT / "reproduction").iterdir()):
         known = {"__main__.py", "_version.py", "errors.py", "py.typed", "__pycache__"}
         assert path.name in known or path.name in page, path.name
 

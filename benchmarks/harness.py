@@ -94,8 +94,9 @@ def machine() -> dict[str, str]:
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
+    threads = torch.get_num_threads()
     return {
-        "machine": f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{model}, {os.cpu_count()} cores, {threads} thread{'s' * (threads != 1)}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,15 +17,18 @@ from reproduction.gather import gather
 from reproduction.scales import SCALES, Plan, plans
 
 
-def reproduce(found: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], jobs: int) -> None:
+def reproduce(
+    found: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], jobs: int, data: str | None = None
+) -> None:
     """Execute the studies in `work`, one after the other, and leave what they say in `folder`."""
     work.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **({"CIFAR10": data} if data else {})}  # for variants.py
     for plan in found:
         print(f"{plan.name}: {plan.purpose}", flush=True)
         begun = time.time()
         try:
             for words in plan.commands(work / plan.name, jobs):
-                subprocess.run([sys.executable, "-m", "bnsmooth_cli", *words], check=True)
+                subprocess.run([sys.executable, "-m", "bnsmooth_cli", *words], check=True, env=environment)
         finally:  # interrupted, it has taken its time all the same
             with (work / "times.jsonl").open("a") as stream:
                 stream.write(json.dumps({"study": plan.name, "seconds": round(time.time() - begun, 1)}) + "\n")
@@ -53,7 +57,7 @@ def main() -> None:
     data = None if given.scale == "quick" else "CIFAR-10"
     facts = {"scale": given.scale, "data": data, "note": given.note}
     found = plans(given.scale, given.data, given.steps)
-    reproduce(found, given.work / given.scale, given.output, facts, given.jobs)
+    reproduce(found, given.work / given.scale, given.output, facts, given.jobs, given.data)
 
 
 if __name__ == "__main__":

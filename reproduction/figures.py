@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +10,16 @@ from reproduction.scales import NORMS, PLAIN
 
 NOISY: Final = ("none", "batch", "noisy-batch", "noisy-none")
 LP: Final = ("none", "batch", "l1", "l2", "linf")
-EARLY: Final = "vgg-early"  # the study of every norm; where a scale has none, `vgg` is
+EARLY: Final = "vgg-early"
+
+
+def source(study: str, there: Container[str]) -> str:
+    """The study of a scale that a figure is taken from: `vgg-early` has every norm, and where it is not, `vgg` does.
+
+    >>> source("vgg-early", ["dln", "vgg"]), source("vgg-early", ["dln", "vgg-early", "vgg"])
+    ('vgg', 'vgg-early')
+    """
+    return "vgg" if study == EARLY and EARLY not in there else study
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,13 @@ SECTIONS: Final = (
         (Picture("figure-4", "landscape", "vgg", PLAIN), Picture("figure-4c", "smoothness", "vgg", PLAIN)),
         (Numbers("vgg", PLAIN, _LINE), Numbers(EARLY, PLAIN, _LINE)),
         ((EARLY, 5), (EARLY, 6), (EARLY, 7)),
+    ),
+    Section(
+        "Beside figure 4: He's initialisation",
+        "It is silent on others than Glorot's.",
+        (Picture("figure-4-he", "landscape", "vgg-he", PLAIN), Picture("figure-4c-he", "smoothness", "vgg-he", PLAIN)),
+        (Numbers("vgg-he", PLAIN, _LINE),),
+        (("vgg-he", 5), ("vgg-he", 6), ("vgg-he", 7)),
     ),
     Section(
         "Figure 7: distributions with BatchNorm and with noise",

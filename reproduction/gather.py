@@ -16,7 +16,7 @@ from bnsmooth_cli.runs import Run
 from bnsmooth_cli.study import outcome
 from bnsmooth_cli.study.comparison import measured_rows
 from bnsmooth_cli.study.grid import Study
-from reproduction.figures import PICTURES, Picture
+from reproduction.figures import PICTURES, Picture, source
 from reproduction.scales import Plan
 
 _STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # of a run, at most, where all would be megabytes
@@ -35,7 +35,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         for path in outcome.paths(study.table):
             bns.save_table(bns.read_table(path), tables / path.name.replace("compare", name, 1))
     for picture in PICTURES:
-        rows = _rows(picture, runs[picture.study if picture.study in runs else "vgg"])
+        rows = _rows(picture, runs.get(source(picture.study, runs), []))
         if rows:
             bns.save_table(pd.concat(rows, ignore_index=True), tables / f"{picture.name}.parquet")
     times = _times(work / "times.jsonl")

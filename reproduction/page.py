@@ -15,11 +15,10 @@ from bnsmooth_cli import tables
 from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.files import atomic
 from bnsmooth_cli.report import interval, number
-from reproduction.figures import PICTURES, SECTIONS, Numbers, Section
+from reproduction.figures import EARLY, PICTURES, SECTIONS, Numbers, Section, source
 
 #: Test accuracies (%) that the paper states, with and without augmentation, of norms.
 ACCURACIES: Final = {"vgg": {"batch": 83, "none": 80}, "vgg-augmented": {"batch": 92, "none": 88}}
-_VERDICTS: Final = {"vgg-early": "VGG", "vgg": "VGG", "dln": "deep linear network"}
 
 
 def draw(folder: Path) -> None:
@@ -44,7 +43,7 @@ def page(folder: Path) -> str:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters |= {"number": number, "duration": _duration, "percent": _percent}
-    environment.globals |= {"sections": SECTIONS, "paper_accuracies": ACCURACIES}
+    environment.globals["sections"] = [section for section in SECTIONS if results.covers(section)]
     return environment.get_template("page.md").render(results=results, **results.facts)
 
 
@@ -70,8 +69,13 @@ class Results:
         return tables.read_table(self._tables / f"{name}.parquet")
 
     def study(self, name: str) -> str:
-        """The study that a figure is taken from: of every norm `vgg-early`, or `vgg` where it has them all."""
-        return name if name in self._summaries else "vgg"
+        """The study that a figure is taken from."""
+        return source(name, self._summaries)
+
+    def covers(self, section: Section) -> bool:
+        """Whether the scale has all that a section shows."""
+        wanted = [*(one.study for one in section.pictures), *(one.study for one in section.numbers)]
+        return {self.study(name) for name in wanted} <= self._summaries.keys()
 
     def pictures(self, section: Section) -> Iterator[dict[str, str]]:
         """Every picture that there is, and the command that draws it."""
@@ -137,7 +141,7 @@ class Results:
 
     def effects(self) -> Iterator[Effect]:
         """Every claim with its verdicts, the linear network's first."""
-        studies = ["dln", self.study("vgg-early")]
+        studies = ["dln", self.study(EARLY)]
         for number_, parts in self._claims["dln"].groupby("claim"):
             cells = [self._verdict(study, int(str(number_))) for study in studies]
             yield Effect(int(str(number_)), str(parts["title"].iloc[0]), cells)

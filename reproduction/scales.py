@@ -17,7 +17,7 @@ FIVE: Final = (0, 1, 2, 3, 4)  # seeds: what a verdict takes
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that the reproduction takes: `vgg`, `vgg-early`, `vgg-augmented` or `dln`, what it is for, its grids."""
+    """A study that the reproduction takes, by its name in figures.py, what it is for, and its grids."""
 
     name: str
     purpose: str
@@ -37,11 +37,11 @@ def plans(scale: str, data: str | None = None, steps: int | None = None) -> list
     """The studies of a scale; `data` where CIFAR-10 is, by default downloaded; `steps` the most of any run.
 
     >>> [plan.name for plan in plans("quarter")]
-    ['dln', 'vgg-early', 'vgg', 'vgg-augmented']
+    ['dln', 'vgg-early', 'vgg', 'vgg-augmented', 'vgg-he']
     """
     found = SCALES[scale]
     if data is not None:
-        found = [changed(plan, {"data": data}) if plan.name != "dln" else plan for plan in found]
+        found = [changed(plan, {"data": data}) if "data" in plan.grids[0].settings else plan for plan in found]
     return [replace(plan, grids=tuple(_no_longer(grid, steps) for grid in plan.grids)) for plan in found]
 
 
@@ -108,6 +108,9 @@ SCALES: Final[dict[str, list[Plan]]] = {
                 **_QUARTER, steps=1000, save_every=200, eval_every=50),
         _images("vgg", "the paper's 15,000 steps with and without BatchNorm", _LONG, (0,), PLAIN, **_QUARTER),
         _augmented((0,), **_QUARTER),
+        Plan("vgg-he", "the first 1,000 steps from He's initialisation in place of Glorot's",
+             (Grid(PLAIN, (0.1,), FIVE, {"problem": "reproduction.variants:he", "steps": 1000, "save_every": 200},
+                   ("landscape", "smoothness"), at=(0, 20, 50, 100, 300, 600, 1000)),)),
     ],
     "paper": [
         _linear("paper", _LINEAR, FIVE),

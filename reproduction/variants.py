@@ -1,6 +1,6 @@
 """The quarter-width VGG-A on CIFAR-10 with another initialisation, for docs/reproduction/differences.md.
 
-CIFAR10=path/to/cifar10 bnsmooth compare --problem reproduction.variants:he ... (without CIFAR10, the built-in images)
+`CIFAR10=path/to/cifar10 bnsmooth compare --problem reproduction.variants:he ...`; without CIFAR10 it is downloaded.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def default(norm: Norm) -> bns.Workload:
 
 
 def _workload(norm: Norm, initialise: Callable[[Tensor], object] | None) -> bns.Workload:
-    images = load(os.environ.get("CIFAR10", "shapes"))
+    images = load(os.environ.get("CIFAR10", "cifar10"))
     modules: list[nn.Module] = []
     channels = 3
     for convolutions, full in zip(STAGES[11], CHANNELS, strict=True):

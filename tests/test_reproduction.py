@@ -17,7 +17,7 @@ from bnsmooth_cli.figures import plot_tables
 from bnsmooth_cli.study.grid import read_grid
 from reproduction import page
 from reproduction.__main__ import reproduce
-from reproduction.figures import PICTURES, SECTIONS
+from reproduction.figures import PICTURES, SECTIONS, Picture
 from reproduction.scales import NORMS, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
@@ -35,13 +35,19 @@ def small(tmp_path_factory) -> tuple[list[Plan], Path, Path]:
     return found, folder / "work", folder / "page"
 
 
+def pictures(found: list[Plan]) -> list[Picture]:
+    """Those that the scale has the studies for."""
+    there = {plan.name for plan in found}
+    return [picture for picture in PICTURES if picture.study in there | {"vgg-early"}]
+
+
 def test_every_figure_and_claim_of_the_paper_is_there(small):
     text = (small[2] / "README.md").read_text()
     for number in (1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14):
         assert re.search(rf"^## Figure {number}: ", text, re.MULTILINE)
     for number in range(1, 15):
         assert re.search(rf"^\| {number}\. ", text, re.MULTILINE)
-    for picture in PICTURES:
+    for picture in pictures(small[0]):
         assert f"](figures/{picture.name}.png)" in text
         assert (small[2] / f"figures/{picture.name}.png").stat().st_size > 10_000
     assert "drawn by hand" in text
@@ -51,7 +57,7 @@ def test_every_figure_and_claim_of_the_paper_is_there(small):
 def test_a_command_of_the_page_draws_its_picture_again(small, tmp_path, monkeypatch):
     text = (small[2] / "README.md").read_text()
     lines = [shlex.split(line) for line in re.findall(r"`(bnsmooth plot [^`]*)`", text)]
-    assert len(lines) == len(PICTURES)
+    assert len(lines) == len(pictures(small[0]))
     monkeypatch.chdir(small[2])
     for words in lines:
         *sources, option, target = words[2:]
@@ -108,6 +114,26 @@ def test_a_study_that_fails_ends_it_with_its_status(tmp_path):
     assert "holds files but no study" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize("variant", ["glorot", "he", "default"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_variant_is_the_reproductions_network_but_for_its_initialisation(variant, norm, tmp_path, monkeypatch):
+    monkeypatch.setenv("CIFAR10", "shapes")
+    settings = {"lr": 0.1, "steps": 1, "batch_size": 16}
+    run = bns.train(f"reproduction.variants:{variant}", norm, output=tmp_path / "variant", **settings)
+    model = bns.load_point(run, step=0).model
+    own = bns.load_point(bns.train("vgg", norm, output=tmp_path / "own", **settings), step=0)
+    shapes = [tuple(p.shape) for p in own.model.parameters()]
+    assert [tuple(p.shape) for p in model.parameters()] == shapes
+    weight, bias = model[0].weight, model[0].bias
+    expected = {
+        "glorot": (2 / (9 * 3 + 9 * 16)) ** 0.5,
+        "he": (2 / (9 * 16)) ** 0.5,
+        "default": (1 / (3 * 9 * 3)) ** 0.5,
+    }
+    assert weight.std().item() == pytest.approx(expected[variant], rel=0.15)
+    assert bool((bias == 0).all()) == (variant != "default")
 
 
 @pytest.mark.parametrize("scale", SCALES)

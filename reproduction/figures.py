@@ -58,9 +58,17 @@ class Section:
     claims: tuple[tuple[str, int], ...] = ()
     #: The pictures (of activations) whose sigma^2 is quoted, at the first and the last measured step.
     sigma: tuple[str, ...] = ()
+    #: Whether the pictures' lines (of landscapes) are quoted step by step.
+    by_step: bool = False
     note: str = ""
 
+    def studies(self) -> list[str]:
+        """What its pictures and numbers are of."""
+        return [*(one.study for one in self.pictures), *(one.study for one in self.numbers)]
 
+
+#: Studies of the first steps, `vgg-` before their names; the first has every norm.
+_FIRST: Final = ("early", "he", "default", "shallow", "wide")
 _ACCURACY: Final = {"final_test_accuracy": "last test accuracy", "best_test_accuracy": "best test accuracy",
                     "steps_to_accuracy": "steps to none's last accuracy"}  # fmt: skip
 _LOSS: Final = {"final_loss": "last training loss", "steps_to_loss": "steps to none's last loss"}
@@ -105,11 +113,11 @@ SECTIONS: Final = (
         ((EARLY, 5), (EARLY, 6), (EARLY, 7)),
     ),
     Section(
-        "Beside figure 4: He's initialisation",
-        "It is silent on others than Glorot's.",
-        (Picture("figure-4-he", "landscape", "vgg-he", PLAIN), Picture("figure-4c-he", "smoothness", "vgg-he", PLAIN)),
-        (Numbers("vgg-he", PLAIN, _LINE),),
-        (("vgg-he", 5), ("vgg-he", 6), ("vgg-he", 7)),
+        "Beside figure 4: the first 300 steps of other networks",
+        "It is silent on them. Here the plain network's first steps are flat, and what could make them so is varied: "
+        "the initialisation, the depth, the width.",
+        tuple(Picture(f"figure-4-{name}", "landscape", f"vgg-{name}", PLAIN) for name in _FIRST),
+        by_step=True,
     ),
     Section(
         "Figure 7: distributions with BatchNorm and with noise",
@@ -166,4 +174,16 @@ SECTIONS: Final = (
     ),
 )  # fmt: skip
 
-PICTURES: Final = tuple(picture for section in SECTIONS for picture in section.pictures)
+
+def shown(studies: Container[str]) -> list[Section]:
+    """The sections that a scale has all the studies for.
+
+    >>> len(SECTIONS) - len(shown(["dln", "vgg", "vgg-augmented"]))
+    1
+    """
+    return [section for section in SECTIONS if all(source(name, studies) in studies for name in section.studies())]
+
+
+def pictures(studies: Container[str]) -> list[Picture]:
+    """Those of the sections that are shown."""
+    return [picture for section in shown(studies) for picture in section.pictures]

@@ -16,7 +16,7 @@ from bnsmooth_cli.runs import Run
 from bnsmooth_cli.study import outcome
 from bnsmooth_cli.study.comparison import measured_rows
 from bnsmooth_cli.study.grid import Study
-from reproduction.figures import PICTURES, Picture, source
+from reproduction.figures import Picture, pictures, source
 from reproduction.scales import Plan
 
 _STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # of a run, at most, where all would be megabytes
@@ -29,15 +29,18 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     """
     studies = {plan.name: Study(work / plan.name) for plan in plans}
     runs = {name: study.runs()[0] for name, study in studies.items()}
-    tables = folder / "tables"
-    tables.mkdir(parents=True, exist_ok=True)
-    for name, study in studies.items():
-        for path in outcome.paths(study.table):
-            bns.save_table(bns.read_table(path), tables / path.name.replace("compare", name, 1))
-    for picture in PICTURES:
-        rows = _rows(picture, runs.get(source(picture.study, runs), []))
-        if rows:
-            bns.save_table(pd.concat(rows, ignore_index=True), tables / f"{picture.name}.parquet")
+    tables = {
+        path.name.replace("compare", name, 1): bns.read_table(path)
+        for name, study in studies.items()
+        for path in outcome.paths(study.table)
+    }
+    tables |= {f"{one.name}.parquet": _rows(one, runs[source(one.study, runs)]) for one in pictures(runs)}
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        bns.save_table(rows, folder / "tables" / name)
+    for path in (folder / "tables").glob("*.parquet"):
+        if path.name not in tables:  # of another scale, which was here before
+            path.unlink()
     times = _times(work / "times.jsonl")
     content = {
         **facts,
@@ -58,7 +61,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _rows(picture: Picture, runs: Sequence[Run]) -> list[pd.DataFrame]:
+def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
     """Of the learning rates at which all of the picture's norms have run."""
     its = [{run.config.lr for run in runs if run.config.norm == norm} for norm in picture.norms]
     lrs = set.intersection(*its)
@@ -66,8 +69,7 @@ def _rows(picture: Picture, runs: Sequence[Run]) -> list[pd.DataFrame]:
     if picture.single and chosen:
         least = min((run.config.lr, run.config.seed) for run in chosen)
         chosen = [run for run in chosen if (run.config.lr, run.config.seed) == least]
-    found = [_fewer(picture.kind, measured_rows(run, picture.kind)) for run in chosen]
-    return [rows for rows in found if not rows.empty]
+    return pd.concat([_fewer(picture.kind, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
 
 
 def _fewer(kind: str, rows: pd.DataFrame) -> pd.DataFrame:

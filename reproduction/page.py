@@ -15,18 +15,21 @@ from bnsmooth_cli import tables
 from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.files import atomic
 from bnsmooth_cli.report import interval, number
-from reproduction.figures import EARLY, PICTURES, SECTIONS, Numbers, Section, source
+from reproduction.figures import EARLY, Numbers, Section, pictures, shown, source
 
 #: Test accuracies (%) that the paper states, with and without augmentation, of norms.
 ACCURACIES: Final = {"vgg": {"batch": 83, "none": 80}, "vgg-augmented": {"batch": 92, "none": 88}}
 
 
 def draw(folder: Path) -> None:
-    """Draw every picture whose table is in `folder/tables` into `folder/figures`."""
-    for picture in PICTURES:
+    """Draw every picture into `folder/figures` from its table in `folder/tables`, and leave no other there."""
+    found = pictures(json.loads((folder / "reproduction.json").read_text())["studies"])
+    for picture in found:
         sources = [folder / "tables" / f"{name}.parquet" for name in (picture.name, picture.beside) if name]
-        if all(source.is_file() for source in sources):
-            plot_tables(sources, folder / "figures" / f"{picture.name}.png")
+        plot_tables(sources, folder / "figures" / f"{picture.name}.png")
+    for path in (folder / "figures").glob("*.png"):
+        if path.stem not in {picture.name for picture in found}:
+            path.unlink()
 
 
 def write(folder: Path) -> None:
@@ -43,7 +46,7 @@ def page(folder: Path) -> str:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
     environment.filters |= {"number": number, "duration": _duration, "percent": _percent}
-    environment.globals["sections"] = [section for section in SECTIONS if results.covers(section)]
+    environment.globals["sections"] = shown(results.facts["studies"])
     return environment.get_template("page.md").render(results=results, **results.facts)
 
 
@@ -72,20 +75,13 @@ class Results:
         """The study that a figure is taken from."""
         return source(name, self._summaries)
 
-    def covers(self, section: Section) -> bool:
-        """Whether the scale has all that a section shows."""
-        wanted = [*(one.study for one in section.pictures), *(one.study for one in section.numbers)]
-        return {self.study(name) for name in wanted} <= self._summaries.keys()
-
     def pictures(self, section: Section) -> Iterator[dict[str, str]]:
         """Every picture that there is, and the command that draws it."""
         for one in section.pictures:
-            names = [name for name in (one.name, one.beside) if name]
-            if all((self._tables / f"{name}.parquet").is_file() for name in names):
-                sources = " ".join(f"tables/{name}.parquet" for name in names)
-                command = f"bnsmooth plot {sources} -o figures/{one.name}.png"
-                yield {"name": one.name, "file": f"figures/{one.name}.png", "command": command,
-                       "study": self.study(one.study)}  # fmt: skip
+            sources = " ".join(f"tables/{name}.parquet" for name in (one.name, one.beside) if name)
+            command = f"bnsmooth plot {sources} -o figures/{one.name}.png"
+            yield {"name": one.name, "file": f"figures/{one.name}.png", "command": command,
+                   "study": self.study(one.study)}  # fmt: skip
 
     def numbers(self, section: Section) -> Iterator[str]:
         """The tables of a section, of each study once."""
@@ -97,6 +93,8 @@ class Results:
                 yield self._medians(study, wanted)
         if section.sigma:
             yield self._sigma(section.sigma)
+        if section.by_step:
+            yield self._by_step(section)
 
     def _medians(self, study: str, wanted: Numbers) -> str:
         summary = self._summaries[study]
@@ -119,14 +117,32 @@ class Results:
             "| --- | --- | --- | --- |",
         ]
         for name in names:
-            if not (self._tables / f"{name}.parquet").is_file():
-                continue
             table = self._read(name)
             variance = table.assign(variance=table["sigma"] ** 2).groupby(["norm", "step"])["variance"].median()
             for norm in sorted(table["norm"].unique(), key=style.rank):
                 ends = variance[norm].iloc[[0, -1]]
                 cells = [f"{number(float(value))} (step {step:,})" for step, value in ends.items()]
                 lines.append(f"| `{norm}` | {name.replace('-', ' ')} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def _by_step(self, section: Section) -> str:
+        lines = ["| study | seeds | step | loss | range of the loss | change of the gradient | effective beta |",
+                 "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        for picture in section.pictures:
+            table = self._read(picture.name)
+            line = table[table["alpha"] > 0]
+            line = line.assign(beta=line["grad_distance"] / line["distance"])
+            found = line.groupby(["norm", "step", "seed"]).agg(
+                low=("loss", "min"), high=("loss", "max"), change=("grad_distance", "max"), beta=("beta", "max")
+            )
+            start = table[table["alpha"] == 0].set_index(["norm", "step", "seed"])["loss"]
+            medians = found.assign(range=found["high"] - found["low"], loss=start).groupby(["norm", "step"]).median()
+            for step in sorted(table["step"].unique()):
+                cells = [
+                    " / ".join(number(float(medians.loc[(norm, step), name])) for norm in picture.norms)
+                    for name in ("loss", "range", "change", "beta")
+                ]
+                lines.append(f"| `{picture.study}` | {table['seed'].nunique()} | {step} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
     def accuracies(self) -> Iterator[dict[str, Any]]:

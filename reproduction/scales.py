@@ -37,7 +37,7 @@ def plans(scale: str, data: str | None = None, steps: int | None = None) -> list
     """The studies of a scale; `data` where CIFAR-10 is, by default downloaded; `steps` the most of any run.
 
     >>> [plan.name for plan in plans("quarter")]
-    ['dln', 'vgg-early', 'vgg', 'vgg-augmented', 'vgg-he']
+    ['dln', 'vgg-early', 'vgg', 'vgg-augmented', 'vgg-he', 'vgg-default', 'vgg-shallow', 'vgg-wide']
     """
     found = SCALES[scale]
     if data is not None:
@@ -82,6 +82,13 @@ def _images(
     return Plan(name, purpose, grids)
 
 
+def _first(name: str, purpose: str, seeds: tuple[int, ...], **settings: Any) -> Plan:
+    """Where the landscape of the first steps comes from."""
+    settings = {**settings, "steps": 300, "save_every": 100, "eval_every": 100}
+    grid = Grid(PLAIN, (0.1,), seeds, settings, ("landscape",), at=(0, 20, 50, 100, 300))
+    return Plan(name, f"the first 300 steps, {purpose}", (grid,))
+
+
 def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
     return Plan("vgg-augmented", "with random crops and mirror images",
                 (Grid(PLAIN, (0.1,), seeds, {**settings, "augment": True}),))  # fmt: skip
@@ -108,9 +115,10 @@ SCALES: Final[dict[str, list[Plan]]] = {
                 **_QUARTER, steps=1000, save_every=200, eval_every=50),
         _images("vgg", "the paper's 15,000 steps with and without BatchNorm", _LONG, (0,), PLAIN, **_QUARTER),
         _augmented((0,), **_QUARTER),
-        Plan("vgg-he", "the first 1,000 steps from He's initialisation in place of Glorot's",
-             (Grid(PLAIN, (0.1,), FIVE, {"problem": "reproduction.variants:he", "steps": 1000, "save_every": 200},
-                   ("landscape", "smoothness"), at=(0, 20, 50, 100, 300, 600, 1000)),)),
+        _first("vgg-he", "initialised as He et al. (2015) do", FIVE, problem="reproduction.variants:he"),
+        _first("vgg-default", "initialised as PyTorch does", FIVE, problem="reproduction.variants:default"),
+        _first("vgg-shallow", "with one linear layer in place of three", FIVE, problem="reproduction.variants:shallow"),
+        _first("vgg-wide", "with all of the paper's channels", (0,), **_CIFAR),
     ],
     "paper": [
         _linear("paper", _LINEAR, FIVE),

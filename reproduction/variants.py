@@ -1,4 +1,4 @@
-"""The quarter-width VGG-A on CIFAR-10 with another initialisation, for docs/reproduction/differences.md.
+"""The quarter-width VGG-A on CIFAR-10 changed in one thing, for docs/reproduction/differences.md.
 
 `CIFAR10=path/to/cifar10 bnsmooth compare --problem reproduction.variants:he ...`; without CIFAR10 it is downloaded.
 """
@@ -51,7 +51,12 @@ def default(norm: Norm) -> bns.Workload:
     return _workload(norm, None)
 
 
-def _workload(norm: Norm, initialise: Callable[[Tensor], object] | None) -> bns.Workload:
+def shallow(norm: Norm) -> bns.Workload:
+    """One linear layer behind the convolutions in place of three; initialised as bnsmooth's own."""
+    return _workload(norm, nn.init.xavier_uniform_, hidden=0)
+
+
+def _workload(norm: Norm, initialise: Callable[[Tensor], object] | None, hidden: int = 2) -> bns.Workload:
     images = load(os.environ.get("CIFAR10", "cifar10"))
     modules: list[nn.Module] = []
     channels = 3
@@ -61,7 +66,7 @@ def _workload(norm: Norm, initialise: Callable[[Tensor], object] | None) -> bns.
             channels = full // 4
         modules.append(nn.MaxPool2d(2))
     modules.append(nn.Flatten())
-    for _ in range(2):
+    for _ in range(hidden):
         modules += [nn.Linear(channels, channels), norm(channels), nn.ReLU()]
     modules.append(nn.Linear(channels, images.num_classes))
     for module in modules:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+import os
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -14,11 +16,9 @@ import pandas as pd
 from bnsmooth_cli import tables
 from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.files import atomic
-from bnsmooth_cli.report import interval, number
-from reproduction.figures import EARLY, Numbers, Section, pictures, shown, source
-
-#: Test accuracies (%) that the paper states, with and without augmentation, of norms.
-ACCURACIES: Final = {"vgg": {"batch": 83, "none": 80}, "vgg-augmented": {"batch": 92, "none": 88}}
+from bnsmooth_cli.report import number
+from bnsmooth_cli.study.claims import NOT_MEASURED, UNDEFINED, deciding
+from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
 
 
 def draw(folder: Path) -> None:
@@ -45,49 +45,85 @@ def page(folder: Path) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False,
     )  # fmt: skip
-    environment.filters |= {"number": number, "duration": _duration, "percent": _percent}
+    environment.filters |= {"number": _known, "duration": _duration, "settings": _settings}
     environment.globals["sections"] = shown(results.facts["studies"])
-    return environment.get_template("page.md").render(results=results, **results.facts)
+    claims = Path(__file__).parents[1] / "docs/claims.md"
+    near = claims.parent in folder.resolve().parents
+    rules = f"[claims.md]({os.path.relpath(claims, folder.resolve())})" if near else "docs/claims.md"
+    differences = (folder / "differences.md").is_file()
+    more = {"command": _command(results.facts), "differences": differences, "rules": rules}
+    return environment.get_template("page.md").render(results=results, **results.facts, **more)
 
 
-@dataclass(frozen=True)
-class Effect:
-    """Of one claim: the verdicts on both problems, and what they rest on."""
-
-    number: int
-    title: str
-    cells: list[str]
+def _command(facts: Mapping[str, Any]) -> str:
+    given = {"SCALE": facts["scale"], "STEPS": facts["steps"], "DATA": facts["data"] and "path/to/cifar10",
+             "NOTE": facts["note"], "JOBS": facts["jobs"]}  # fmt: skip
+    return " ".join(["make paper", *(f"{name}={shlex.quote(str(value))}" for name, value in given.items() if value)])
 
 
 class Results:
-    """What the gathered tables say, in Markdown; a study that the scale does not have is another's matter."""
+    """What the gathered tables say, in Markdown."""
 
     def __init__(self, folder: Path) -> None:
         self.facts: dict[str, Any] = json.loads((folder / "reproduction.json").read_text())
         self._tables = folder / "tables"
         self._summaries = {name: self._read(f"{name}.summary") for name in self.facts["studies"]}
-        self._claims = {name: self._read(f"{name}.claims") for name in self.facts["studies"]}
+        self._claims = {name: self._read(f"{name}.claims") for name in JUDGED if name in self._summaries}
 
     def _read(self, name: str) -> pd.DataFrame:
         return tables.read_table(self._tables / f"{name}.parquet")
 
-    def study(self, name: str) -> str:
-        """The study that a figure is taken from."""
-        return source(name, self._summaries)
+    def judged(self) -> list[str]:
+        """The headings of the columns of verdicts: the studies, how long and how many seeds."""
+        headings = []
+        for name, claims in self._claims.items():
+            steps = self.facts["studies"][name]["settings"]["steps"]
+            headings.append(f"`{name}`: {steps:,} steps, {_count(int(claims['seeds'].max()), 'seed')}")
+        return headings
+
+    def verdicts(self) -> Iterator[list[str]]:
+        """A row a claim: number and title, and of each study the verdict with the statistic that it rests on."""
+        for claim, parts in self._claims["dln"].groupby("claim"):
+            cells = [_verdict(claims[claims["claim"] == claim]) for claims in self._claims.values()]
+            yield [f"{claim}. {parts['title'].iloc[0]}", *cells]
+
+    def accuracies(self) -> Iterator[list[str]]:
+        """A row a study, learning rate and norm: what the paper states, the last test accuracy and the best."""
+        for study, stated in ACCURACIES.items():
+            summary = self._summaries[study]
+            rows = summary[summary["norm"].isin(stated)]
+            for lr, norm in sorted({(lr, norm) for lr, norm in zip(rows["lr"], rows["norm"], strict=True)}, key=_order):
+                found = rows[(rows["norm"] == norm) & (rows["lr"] == lr)].set_index("figure")
+                said = f"{stated[norm]}%" if lr == rows["lr"].min() else "–"
+                cells = [_cell(name, found.loc[name]) for name in ("final_test_accuracy", "best_test_accuracy")]
+                yield [f"`{study}`", number(lr), _norm(norm, found), str(int(found["seeds"].max())), said, *cells]
 
     def pictures(self, section: Section) -> Iterator[dict[str, str]]:
-        """Every picture that there is, and the command that draws it."""
+        """Every picture, what of its study it shows, and the command that draws it."""
         for one in section.pictures:
             sources = " ".join(f"tables/{name}.parquet" for name in (one.name, one.beside) if name)
-            command = f"bnsmooth plot {sources} -o figures/{one.name}.png"
-            yield {"name": one.name, "file": f"figures/{one.name}.png", "command": command,
-                   "study": self.study(one.study)}  # fmt: skip
+            file = f"figures/{one.name}.png"
+            yield {"name": one.name.replace("-", " "), "file": file, "caption": self._caption(one),
+                   "command": f"bnsmooth plot {sources} -o {file}"}  # fmt: skip
+
+    def _caption(self, picture: Picture) -> str:
+        table = self._read(picture.name)
+        seeds = sorted(table["seed"].unique())
+        said = [f"`{source(picture.study, self._summaries)}`",
+                f"lr {', '.join(number(float(lr)) for lr in style.lrs_of(table))}",
+                f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"]  # fmt: skip
+        if picture.kind == "theory":
+            said.append(f"layers {', '.join(table['layer_name'].unique())}")
+        if picture.kind != "train":
+            steps, measured = table["step"].nunique(), self.facts["measured"][picture.name]
+            said.append(f"{steps} steps" if steps == measured else f"{steps} of the {measured} measured steps")
+        return ", ".join(said)
 
     def numbers(self, section: Section) -> Iterator[str]:
         """The tables of a section, of each study once."""
         seen = set()
         for wanted in section.numbers:
-            key = (study := self.study(wanted.study), *wanted.figures)
+            key = (study := source(wanted.study, self._summaries), *wanted.figures)
             if key not in seen:
                 seen.add(key)
                 yield self._medians(study, wanted)
@@ -95,39 +131,43 @@ class Results:
             yield self._sigma(section.sigma)
         if section.by_step:
             yield self._by_step(section)
+        if section.floors:
+            yield self._floors()
 
     def _medians(self, study: str, wanted: Numbers) -> str:
         summary = self._summaries[study]
         rows = summary[summary["norm"].isin(wanted.norms)]
         rows = rows[rows.groupby("lr")["norm"].transform("nunique") == rows["norm"].nunique()]
-        lines = [f"| `{study}` | lr | seeds | {' | '.join(wanted.figures.values())} |",
-                 f"| {' | '.join(['---'] * (3 + len(wanted.figures)))} |"]  # fmt: skip
-        groups = {(str(norm), float(str(lr))): found for (norm, lr), found in rows.groupby(["norm", "lr"])}
-        for norm, lr in sorted(groups, key=lambda key: (key[1], style.rank(key[0]))):
-            found = groups[norm, lr].set_index("figure")
+        lines = [
+            _line([f"`{study}`", "lr", "seeds", *wanted.figures.values()]),
+            _line(["---"] * (3 + len(wanted.figures))),
+        ]
+        for lr, norm in sorted({(lr, norm) for lr, norm in zip(rows["lr"], rows["norm"], strict=True)}, key=_order):
+            found = rows[(rows["norm"] == norm) & (rows["lr"] == lr)].set_index("figure")
             cells = [_cell(name, found.loc[name]) if name in found.index else "–" for name in wanted.figures]
-            diverged = int(found["diverged"].max())
-            name = f"`{norm}`" + (f" ({diverged} diverged)" if diverged else "")
-            lines.append(f"| {name} | {number(lr)} | {int(found['seeds'].max())} | {' | '.join(cells)} |")
+            lines.append(_line([_norm(norm, found), number(lr), str(int(found["seeds"].max())), *cells]))
         return "\n".join(lines)
 
     def _sigma(self, names: tuple[str, ...]) -> str:
-        lines = [
-            "| median variance over layers and units | picture | first step | last step |",
-            "| --- | --- | --- | --- |",
-        ]
+        lines = [_line(["variance before the norm, median over layers and units", "picture", "first", "last"]),
+                 _line(["---"] * 4)]  # fmt: skip
         for name in names:
             table = self._read(name)
             variance = table.assign(variance=table["sigma"] ** 2).groupby(["norm", "step"])["variance"].median()
             for norm in sorted(table["norm"].unique(), key=style.rank):
                 ends = variance[norm].iloc[[0, -1]]
                 cells = [f"{number(float(value))} (step {step:,})" for step, value in ends.items()]
-                lines.append(f"| `{norm}` | {name.replace('-', ' ')} | {' | '.join(cells)} |")
+                lines.append(_line([f"`{norm}`", name.replace("-", " "), *cells]))
         return "\n".join(lines)
 
     def _by_step(self, section: Section) -> str:
-        lines = ["| study | seeds | step | loss | range of the loss | change of the gradient | effective beta |",
-                 "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        names = {
+            "loss": "loss",
+            "range": "range of the loss",
+            "change": "change of the gradient",
+            "beta": "effective beta",
+        }
+        lines = [_line(["study", "seeds", "step", *names.values()]), _line(["---"] * (3 + len(names)))]
         for picture in section.pictures:
             table = self._read(picture.name)
             line = table[table["alpha"] > 0]
@@ -140,66 +180,83 @@ class Results:
             for step in sorted(table["step"].unique()):
                 cells = [
                     " / ".join(number(float(medians.loc[(norm, step), name])) for norm in picture.norms)
-                    for name in ("loss", "range", "change", "beta")
+                    for name in names
                 ]
-                lines.append(f"| `{picture.study}` | {table['seed'].nunique()} | {step} | {' | '.join(cells)} |")
+                lines.append(_line([f"`{picture.study}`", str(table["seed"].nunique()), f"{step}", *cells]))
         return "\n".join(lines)
 
-    def accuracies(self) -> Iterator[dict[str, Any]]:
-        """Last and best test accuracy beside the paper's, a row a study, learning rate and norm."""
-        for study, stated in ACCURACIES.items():
-            summary = self._summaries[study]
-            for (lr, norm), found in summary[summary["norm"].isin(stated)].groupby(["lr", "norm"]):
-                cells = found.set_index("figure")
-                yield {"study": study, "lr": lr, "norm": norm, "paper": stated[str(norm)] if lr == 0.1 else None,
-                       "last": _cell("final_test_accuracy", cells.loc["final_test_accuracy"]),
-                       "best": _cell("best_test_accuracy", cells.loc["best_test_accuracy"])}  # fmt: skip
+    def _floors(self) -> str:
+        """Of each seed the losses between which the runs end, beside theirs."""
+        runs = self._read("dln").pivot(index="seed", columns="norm", values="final_loss")
+        ranks = range(4, 8)  # of 10
+        norms = sorted(runs.columns, key=style.rank)
+        lines = [_line(["seed", *(f"best of rank {rank}" for rank in ranks), *(f"`{norm}`" for norm in norms)]),
+                 _line(["---"] * (1 + len(ranks) + len(norms)))]  # fmt: skip
+        for seed, floors in self.facts["floors"].items():
+            ends = [f"{value:,.0f}" if math.isfinite(value) else "–" for value in runs.loc[int(seed), norms]]
+            lines.append(_line([seed, *(f"{floors[rank - 1]:,.0f}" for rank in ranks), *ends]))
+        return "\n".join(lines)
 
-    def effects(self) -> Iterator[Effect]:
-        """Every claim with its verdicts, the linear network's first."""
-        studies = ["dln", self.study(EARLY)]
-        for number_, parts in self._claims["dln"].groupby("claim"):
-            cells = [self._verdict(study, int(str(number_))) for study in studies]
-            yield Effect(int(str(number_)), str(parts["title"].iloc[0]), cells)
-
-    def _verdict(self, study: str, claim: int) -> str:
-        parts = self._parts(study, claim)
-        verdict = str(parts["verdict"].iloc[0])
-        known = parts.dropna(subset=["median"])
-        if known.empty:
-            return verdict
-        first = known[known["part"] == known["part"].iloc[0]]
-        values = [f"{number(row['median'])} at {style.lr_text(row['lr'])}" for row in _records(first)]
-        return f"**{verdict}**; {', '.join(values)}"
-
-    def _parts(self, study: str, claim: int) -> pd.DataFrame:
-        claims = self._claims[study]
-        return claims[claims["claim"] == claim]
-
-    def verdicts(self, section: Section) -> Iterator[dict[str, Any]]:
-        """What the claims that a section bears on came to, part by part; none twice."""
-        for study, claim in dict.fromkeys((self.study(study), claim) for study, claim in section.claims):
-            for row in _records(self._parts(study, claim)):
-                yield {**row, "study": study, "interval": interval(row)}
+    def parts(self, section: Section) -> Iterator[list[str]]:
+        """A row a part of the claims that a section bears on, of each study that is judged."""
+        for claim in section.claims:
+            for study, claims in self._claims.items():
+                for row in claims[claims["claim"] == claim].to_dict("records"):
+                    if row["part_verdict"] not in (NOT_MEASURED, UNDEFINED):
+                        yield [f"{claim}, `{study}`", row["part"], number(row["lr"]), _cell("", row), row["rule"],
+                               row["part_verdict"]]  # fmt: skip
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.to_dict("records")  # type: ignore[return-value]
+def _verdict(parts: pd.DataFrame) -> str:
+    row = deciding(parts)
+    if row["verdict"] == NOT_MEASURED:
+        return NOT_MEASURED
+    return f"**{row['verdict']}**: {row['part']}, {_cell('', row)}, rule {row['rule']}"
 
 
-def _cell(figure: str, row: pd.Series[Any]) -> str:
-    percent = figure.endswith("test_accuracy")
-    scale = 100 if percent else 1
-    ends = {name: scale * float(row[name]) for name in ("median", "low", "high")}
-    middle = f"{ends['median']:.1f}%" if percent else number(ends["median"])
-    if ends["low"] != ends["low"]:
-        return "never" if figure.startswith("steps") and ends["median"] == float("inf") else middle
-    low, high = (f"{ends[end]:.1f}" if percent else number(ends[end]) for end in ("low", "high"))
-    return f"{middle} [{low}, {high}]"
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}%"
+def _order(group: tuple[float, str]) -> tuple[float, tuple[int, str, float]]:
+    return group[0], style.rank(group[1])
+
+
+def _norm(norm: str, found: pd.DataFrame) -> str:
+    diverged = int(found["diverged"].max())
+    return f"`{norm}`" + (f" ({diverged} diverged)" if diverged else "")
+
+
+def _cell(figure: str, row: Mapping[str, Any] | pd.Series[Any]) -> str:
+    """A median and its interval, where there is one; of accuracies in percent."""
+    percent, never = figure.endswith("test_accuracy"), "never" if figure.startswith("steps") else "inf"
+
+    def text(value: float) -> str:
+        if value == float("inf"):
+            return never
+        return f"{100 * value:.1f}%" if percent else number(value)
+
+    middle, low, high = (text(float(row[name])) for name in ("median", "low", "high"))
+    return middle if math.isnan(row["low"]) else f"{middle} [{low}, {high}]"
+
+
+def _known(value: float | None) -> str:
+    return "–" if value is None else number(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """A study's settings in a line: what its runs share.
+
+    >>> _settings({"problem": "vgg", "batch_size": 128, "augment": False})
+    'problem vgg, batch size 128, augment no'
+    """
+    said = {True: "yes", False: "no"}
+    shown = {name: said[value] if isinstance(value, bool) else value for name, value in settings.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
 def _duration(seconds: float) -> str:

@@ -28,16 +28,19 @@ class Plan:
         return [[*shlex.split(command(grid.request(), folder))[1:], "--jobs", str(jobs)] for grid in self.grids]
 
     def shown(self, folder: Path) -> list[str]:
-        """The same for a reader, who has the data elsewhere or nowhere."""
-        requests = [grid.request() for grid in self.grids]
-        return [command({**one, **({"data": "cifar10"} if "data" in one else {})}, folder) for one in requests]
+        """The same for a reader, whose data is elsewhere."""
+        lines = []
+        for request in (grid.request() for grid in self.grids):
+            line = command({**request, **({"data": "path/to/cifar10"} if "data" in request else {})}, folder)
+            lines.append(f"CIFAR10=path/to/cifar10 {line}" if ":" in request.get("problem", "") else line)
+        return lines
 
 
 def plans(scale: str, data: str | None = None, steps: int | None = None) -> list[Plan]:
     """The studies of a scale; `data` where CIFAR-10 is, by default downloaded; `steps` the most of any run.
 
-    >>> [plan.name for plan in plans("quarter")]
-    ['dln', 'vgg-early', 'vgg', 'vgg-augmented', 'vgg-he', 'vgg-default', 'vgg-shallow', 'vgg-wide']
+    >>> [plan.name for plan in plans("paper")]
+    ['dln', 'vgg', 'vgg-augmented']
     """
     found = SCALES[scale]
     if data is not None:
@@ -61,68 +64,56 @@ def _no_longer(grid: Grid, steps: int | None) -> Grid:
     return replace(_with(grid, {"steps": steps}), at=at)
 
 
-def _linear(preset: str, at: tuple[int, ...], seeds: tuple[int, ...]) -> Plan:
+def _linear(seeds: tuple[int, ...], at: tuple[int, ...], preset: str) -> Plan:
     settings = {"problem": "dln", "preset": preset}
     return Plan("dln", "the deep linear network", (Grid(NORMS, (), seeds, settings, (*_MEASURE, "theory"), at=at),))
 
 
-def _images(
-    name: str,
-    purpose: str,
-    at: tuple[int, ...],
-    seeds: tuple[int, ...],
-    norms: tuple[str, ...] = NORMS,
-    **settings: Any,
-) -> Plan:
-    """Every norm at the paper's learning rate, and at its other one what the paper shows there."""
-    grids = (
-        Grid(norms, (0.1,), seeds, settings, _MEASURE, at=at),
-        Grid(PLAIN, (0.5,), seeds, settings, _MEASURE, at=at),
-    )
-    return Plan(name, purpose, grids)
+def _images(norms: tuple[str, ...], seeds: tuple[int, ...], at: tuple[int, ...] | None = None, **settings: Any) -> Plan:
+    """The norms at the paper's learning rate, and what the paper shows at its other one."""
+    grids = [Grid(its, (lr,), seeds, settings, _MEASURE, at=at) for its, lr in ((norms, 0.1), (PLAIN, 0.5))]
+    which = "every norm" if norms == NORMS else "with BatchNorm and without"
+    return Plan("vgg", f"{which}; the two of figure 1 at the larger learning rate as well", tuple(grids))
+
+
+def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
+    grid = Grid(PLAIN, (0.1,), seeds, {**settings, "augment": True})
+    return Plan("vgg-augmented", "with random crops and mirror images", (grid,))
 
 
 def _first(name: str, purpose: str, seeds: tuple[int, ...], **settings: Any) -> Plan:
     """Where the landscape of the first steps comes from."""
     settings = {**settings, "steps": 300, "save_every": 100, "eval_every": 100}
     grid = Grid(PLAIN, (0.1,), seeds, settings, ("landscape",), at=(0, 20, 50, 100, 300))
-    return Plan(name, f"the first 300 steps, {purpose}", (grid,))
-
-
-def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
-    return Plan("vgg-augmented", "with random crops and mirror images",
-                (Grid(PLAIN, (0.1,), seeds, {**settings, "augment": True}),))  # fmt: skip
+    return Plan(name, f"the first steps, {purpose}", (grid,))
 
 
 _MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
 _QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25}
 #: Measured steps, close to each other early, which is the first tenth.
-_LONG: Final = (0, 100, 300, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 10000, 12000, 14000, 15000)
 _LINEAR: Final = (0, 20, 50, 100, 200, 500, *range(1000, 10001, 1000))
-_EVERY: Final = "every norm, and the two of figure 1 at the larger learning rate as well"
+_EARLY: Final = (0, 20, 50, 100, 300, 600, 1000)
 
 #: The cheapest study first. `vgg-early` is there where `vgg` would take too long for every norm and five seeds.
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
-        _linear("quick", (0, 20, 100, 300, 1000), (0,)),
-        _images("vgg", _EVERY, (0, 10, 30, 100, 300), (0,), preset="quick"),
+        _linear((0,), (0, 20, 100, 300, 1000), "quick"),
+        _images(NORMS, (0,), (0, 10, 30, 100, 300), preset="quick"),
         _augmented((0,), preset="quick"),
     ],
     "quarter": [
-        _linear("paper", _LINEAR, FIVE),
-        _images("vgg-early", f"{_EVERY}; the first 1,000 steps, five seeds", (0, 20, 50, 100, 300, 600, 1000), FIVE,
-                **_QUARTER, steps=1000, save_every=200, eval_every=50),
-        _images("vgg", "the paper's 15,000 steps with and without BatchNorm", _LONG, (0,), PLAIN, **_QUARTER),
+        _linear(FIVE, _LINEAR, "paper"),
+        Plan("vgg-early", "every norm, the first steps", (
+            Grid(NORMS, (0.1,), FIVE, {**_QUARTER, "steps": 1000, "save_every": 200, "eval_every": 50}, _MEASURE,
+                 at=_EARLY),
+        )),
+        _images(PLAIN, (0,), **_QUARTER),
         _augmented((0,), **_QUARTER),
         _first("vgg-he", "initialised as He et al. (2015) do", FIVE, problem="reproduction.variants:he"),
         _first("vgg-default", "initialised as PyTorch does", FIVE, problem="reproduction.variants:default"),
         _first("vgg-shallow", "with one linear layer in place of three", FIVE, problem="reproduction.variants:shallow"),
         _first("vgg-wide", "with all of the paper's channels", (0,), **_CIFAR),
     ],
-    "paper": [
-        _linear("paper", _LINEAR, FIVE),
-        _images("vgg", _EVERY, _LONG, FIVE, **_CIFAR),
-        _augmented(FIVE, **_CIFAR),
-    ],
+    "paper": [_linear(FIVE, _LINEAR, "paper"), _images(NORMS, FIVE, **_CIFAR), _augmented(FIVE, **_CIFAR)],
 }  # fmt: skip

@@ -17,12 +17,12 @@ from bnsmooth_cli.figures import plot_tables
 from bnsmooth_cli.study.grid import read_grid
 from reproduction import page
 from reproduction.__main__ import reproduce
-from reproduction.figures import SECTIONS, pictures
+from reproduction.figures import ACCURACIES, SECTIONS, pictures
 from reproduction.scales import NORMS, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs/reproduction"
-FACTS = {"scale": "quick", "data": None, "note": "drawn by hand"}
+FACTS = {"scale": "quick", "data": None, "note": "drawn by hand", "steps": 4, "jobs": 1}
 STUDIES = ("dln", "vgg", "vgg-augmented")
 SMALL = {"vgg": {"width": 0.0625, "batch_size": 16}, "dln": {"dimension": 4, "samples": 30}}
 
@@ -32,7 +32,7 @@ def small(tmp_path_factory) -> tuple[list[Plan], Path, Path]:
     """The quick scale, smaller still, from nothing: its plans, the studies' folder, the page's."""
     folder = tmp_path_factory.mktemp("reproduction")
     found = [changed(plan, SMALL[plan.name[:3]]) for plan in plans("quick", steps=4)]
-    reproduce(found, folder / "work", folder / "page", FACTS, jobs=1)
+    assert reproduce(found, folder / "work", folder / "page", FACTS) == 0
     return found, folder / "work", folder / "page"
 
 
@@ -91,7 +91,7 @@ def test_the_second_time_nothing_is_trained_and_the_page_is_the_same(small):
     found, work, folder = small
     before = {path: path.stat().st_mtime_ns for path in work.glob("*/runs/*/*")}
     said = _without_time(folder)
-    reproduce(found, work, folder, FACTS, jobs=1)
+    assert reproduce(found, work, folder, FACTS) == 0
     assert before == {path: path.stat().st_mtime_ns for path in work.glob("*/runs/*/*")}
     assert _without_time(folder) == said
 
@@ -101,8 +101,8 @@ def _without_time(folder: Path) -> str:
 
 
 def test_a_study_that_fails_ends_it_with_its_status(tmp_path):
-    (tmp_path / "paper/quick/dln").mkdir(parents=True)
-    (tmp_path / "paper/quick/dln/mine.txt").write_text("not a study")
+    (tmp_path / "paper/quick-4/dln").mkdir(parents=True)
+    (tmp_path / "paper/quick-4/dln/mine.txt").write_text("not a study")
     line = [sys.executable, "-m", "reproduction", "quick", "--steps", "4", "--work", tmp_path / "paper", "-o", tmp_path]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
@@ -136,7 +136,7 @@ def test_a_scale_has_every_norm_and_the_papers_settings(scale):
     found = {plan.name: plan for plan in plans(scale, data="shapes")}
     broad, linear = found.get("vgg-early", found["vgg"]).grids, found["dln"].grids
     assert broad[0].norms == linear[0].norms == NORMS
-    assert [grid.lrs for grid in broad] == [(0.1,), (0.5,)]
+    assert [grid.lrs for grid in found["vgg"].grids] == [(0.1,), (0.5,)]
     configs = {name: plan.grids[0].configs()[0] for name, plan in found.items()}
     assert configs["vgg-augmented"].augment
     assert not configs["vgg"].augment
@@ -176,7 +176,7 @@ def test_a_verdict_of_the_published_page_is_that_of_its_claims_table():
 
 def test_the_published_accuracies_are_those_of_the_runs():
     text = (PUBLISHED / "README.md").read_text().split("## The accuracies")[1].split("## ")[0]
-    for study in page.ACCURACIES:
+    for study in ACCURACIES:
         runs = bns.read_table(PUBLISHED / f"tables/{study}.parquet")
         for (lr, norm), found in runs.groupby(["lr", "norm"]):
             median = float(pd.Series(found["final_test_accuracy"]).median())

@@ -184,16 +184,19 @@ def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A row a claim: its verdict, and the part that decides it."""
     import pandas as pd
 
-    from bnsmooth_cli.study.claims import CLAIMS
+    from bnsmooth_cli.study.claims import CLAIMS, deciding
 
     table, short = [], {claim.number: claim.short for claim in CLAIMS}
     for number, parts in rows.groupby("claim", sort=False):
-        verdict = parts["verdict"].iloc[0]
-        deciding = parts[parts["part_verdict"] == verdict]
-        first = (deciding if len(deciding) else parts).iloc[0]
+        first = deciding(parts)
         known = first["median"] == first["median"]
         numbers = f"{first['median']:.2g} [{first['low']:.2g}, {first['high']:.2g}]" if known else "-"
-        row = {"#": str(number), "claim": short[int(str(number))], "verdict": verdict, "deciding statistic": numbers}
+        row = {
+            "#": str(number),
+            "claim": short[int(str(number))],
+            "verdict": first["verdict"],
+            "deciding statistic": numbers,
+        }
         table.append({**row, "rule": first["rule"], "seeds": str(first["seeds"])})
     shown = pd.DataFrame(table)
     return shown, list(shown)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ import pandas as pd
 from bnsmooth_cli import tables
 from bnsmooth_cli.runs import Run
 from bnsmooth_cli.study.comparison import measured_rows, smoothness_rows, worst_where_diverged
-from bnsmooth_cli.study.statistics import interval, median
+from bnsmooth_cli.study.statistics import interval, median, over_steps
 
 REPRODUCED: Final = "reproduced"
 NOT_REPRODUCED: Final = "not reproduced"
@@ -271,6 +271,12 @@ def claims(comparison: pd.DataFrame, runs: Sequence[Run], remedy: Callable[..., 
     return pd.DataFrame(rows, columns=list(tables.SCHEMAS["compare-claims"]))
 
 
+def deciding(parts: pd.DataFrame) -> pd.Series[Any]:
+    """Of the rows of one claim the one that its verdict rests on: the first part that has that verdict."""
+    found = parts[parts["part_verdict"] == parts["verdict"]]
+    return (found if len(found) else parts).iloc[0]
+
+
 def _judge(part: Part, of: Figures, remedy: Callable[..., str]) -> list[dict[str, object]]:
     row: dict[str, object] = {"part": part.text, "rule": part.wanted, "lr": np.nan, "seeds": 0, "command": ""}
     kinds = [part.table] if part.table else []
@@ -320,7 +326,7 @@ def _line_figures(run: Run) -> dict[str, float]:
     rows = smoothness_rows(run)
     early = rows["step"] <= EARLY * run.config.steps
     return {
-        f"{when} {figure}": float(rows[figure][chosen].median())
+        f"{when} {figure}": over_steps(rows["step"][chosen], rows[figure][chosen])
         for figure in ("loss_range", "predictiveness")
         for when, chosen in (("early", early), ("late", ~early))
     }
@@ -342,7 +348,8 @@ Made by `python -m bnsmooth_cli.study.claims`. The rules stand here before any r
 them, and writes every number to `compare.claims.parquet`.
 
 - A value is one seed's at one learning rate, compared with the runs of the same seed and learning rate. Figures over a
-  run are medians over its measured steps (and layers from the second on, and units).
+  run are medians over its measured steps (and layers from the second on, and units), each step weighing as many
+  training steps as lie nearest to it: to measure the beginning closely does not make it the whole.
 - The statistic is the median over seeds, with a 95% percentile bootstrap interval (SciPy, 9,999 resamples).
 - **reproduced**: at every learning rate the whole interval of every part obeys its rule, over at least {SEEDS} seeds.
   {SEEDS} that agree have by chance a probability of 1/{chance}; fewer are always **inconclusive**. With {SEEDS} seeds

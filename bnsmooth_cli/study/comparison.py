@@ -12,6 +12,7 @@ import pandas as pd
 from bnsmooth_cli import tables
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.runs import Run, open_run
+from bnsmooth_cli.study.statistics import over_steps
 
 #: Minibatch losses are compared as means over this many steps; a full batch's loss as it is.
 SMOOTHING: Final = 50
@@ -27,9 +28,10 @@ def compare(
     `final_` and `best_test_accuracy`; `steps_to_loss` and `steps_to_accuracy`: the first step at or beyond the target
     (null if never), which is by default what the `none` run of the same problem, lr and seed ends with;
     `loss_range` (loss_max - loss_min), `predictiveness` (its largest on the line) and the other figures of a run's
-    smoothness table, where it has one, as medians over the measured steps; from its tables of ics and activations the
-    medians over steps, layers from the second on and units of `ics`, of its `cosine`, of `movement` (the Wasserstein
-    distance to the measured step before, in the unit's deviations) and of the excess `kurtosis`' size; `ratio_...` of
+    smoothness table, where it has one, as medians over training (`statistics.over_steps`); from its tables of ics and
+    activations such medians, over layers from the second on and units too, of `ics`, of its `cosine`, of `movement`
+    (the Wasserstein distance to the measured step before, in the unit's deviations) and of the excess `kurtosis`'
+    size; `ratio_...` of
     each to the `none` run.
 
     Raises InputError for a folder that is no run, or that has no train table.
@@ -103,16 +105,20 @@ def smoothness_rows(run: Run) -> pd.DataFrame:
 
 def _smoothness_figures(run: Run) -> dict[str, float]:
     rows = smoothness_rows(run)
-    return {name: float(rows[name].median()) for name in tables.SMOOTHNESS}
+    return {name: over_steps(rows["step"], rows[name]) for name in tables.SMOOTHNESS}
 
 
 def _shift_figures(run: Run) -> dict[str, float]:
-    shift = measured_rows(run, "ics", ["layer", "ics", "cosine"])
+    shift = measured_rows(run, "ics", ["step", "layer", "ics", "cosine"])
     shift = shift[shift["layer"] > 1]  # before the first layer nothing moves
-    inputs = measured_rows(run, "activations", ["std", "wasserstein", "kurtosis"])
+    inputs = measured_rows(run, "activations", ["step", "std", "wasserstein", "kurtosis"])
     moved = (inputs["wasserstein"] / inputs["std"]).replace(np.inf, np.nan)
-    figures = {"ics": shift["ics"], "cosine": shift["cosine"], "movement": moved, "kurtosis": inputs["kurtosis"].abs()}
-    return {name: float(values.median()) for name, values in figures.items()}
+    return {
+        "ics": over_steps(shift["step"], shift["ics"]),
+        "cosine": over_steps(shift["step"], shift["cosine"]),
+        "movement": over_steps(inputs["step"], moved),
+        "kurtosis": over_steps(inputs["step"], inputs["kurtosis"].abs()),
+    }
 
 
 def _add_targets(

@@ -14,7 +14,7 @@ from bnsmooth_cli._version import __version__
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.runs import Run
 from bnsmooth_cli.study.claims import claims
-from bnsmooth_cli.study.comparison import compare
+from bnsmooth_cli.study.comparison import compare, worst_where_diverged
 from bnsmooth_cli.study.grid import VARIED, Study, command
 from bnsmooth_cli.study.statistics import summarise
 
@@ -66,7 +66,12 @@ def conclude(
         remedy = _Remedy(its, study)
         verdicts.append(claims(judged[judged["problem"] == problem], its, remedy))
         lacking += remedy.everything()
-    return Outcome(comparison, summarise(judged), pd.concat(verdicts[1:] or verdicts, ignore_index=True), lacking)
+    return Outcome(
+        comparison,
+        summarise(worst_where_diverged(judged)),
+        pd.concat(verdicts[1:] or verdicts, ignore_index=True),
+        lacking,
+    )
 
 
 class _Remedy:

@@ -1,4 +1,4 @@
-"""Statistics over seeds: medians, with bootstrap intervals, of each figure and of its ratio to the plain run."""
+"""Statistics over a run's steps, and over seeds: medians, with bootstrap intervals, and ratios to the plain run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bnsmooth_cli import tables
-from bnsmooth_cli.study.comparison import worst_where_diverged
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 9_999
+_ROUNDING: Final = 1e-9  # of a share
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -56,15 +56,40 @@ def median(values: NDArray[np.float64]) -> float:
     return float(np.median(values)) if len(values) else float("nan")
 
 
+def over_steps(steps: pd.Series[int], values: pd.Series[float]) -> float:
+    """The median over training of what was measured at some steps, several values a step or one; NaN of nothing.
+
+    A step weighs as many training steps as lie nearer to it than to the other measured ones, the first and the last as
+    many as the gap beside them: of steps at even distances it is the plain median, and a beginning that is measured
+    closely does not become the whole.
+
+    >>> over_steps(pd.Series([0, 1, 2, 3, 1000]), pd.Series([0.0, 0.0, 0.0, 0.0, 7.0]))
+    7.0
+    >>> over_steps(pd.Series([0, 10, 20, 30]), pd.Series([1.0, 2.0, 4.0, 8.0]))
+    3.0
+    """
+    places = np.unique(steps.to_numpy(np.float64))
+    gaps = np.diff(places) if len(places) > 1 else np.ones(1)
+    widths = dict(zip(places, (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2, strict=False))
+    known = values.notna().to_numpy()
+    if not known.any():
+        return float("nan")
+    ordered = values[known].to_numpy(np.float64)
+    order = ordered.argsort(kind="stable")
+    ordered, weights = ordered[order], steps[known].map(widths).to_numpy(np.float64)[order]
+    reached = weights.cumsum() / weights.sum()
+    first, last = np.searchsorted(reached, 0.5 - _ROUNDING), np.searchsorted(reached, 0.5 + _ROUNDING)
+    return float((ordered[first] + ordered[last]) / 2)
+
+
 def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
-    """One row a norm, learning rate and figure of a compare table: the columns of a compare-summary table.
+    """One row a norm, learning rate and figure of `worst_where_diverged`: the columns of a compare-summary table.
 
     `median`, `low`, `high` over the `seeds` that have the figure; `ratio`, `ratio_low`, `ratio_high` the same of each
     seed's ratio to the `none` run of that seed.
     """
     rows = []
-    frame = worst_where_diverged(comparison)
-    for (problem, norm, lr), runs in frame.groupby(["problem", "norm", "lr"], sort=False):
+    for (problem, norm, lr), runs in comparison.groupby(["problem", "norm", "lr"], sort=False):
         for figure in tables.SUMMARISED:
             values = runs[figure].dropna().to_numpy(np.float64)
             if not len(values):

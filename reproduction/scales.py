@@ -69,9 +69,9 @@ def _linear(seeds: tuple[int, ...], at: tuple[int, ...], preset: str) -> Plan:
     return Plan("dln", "the deep linear network", (Grid(NORMS, (), seeds, settings, (*_MEASURE, "theory"), at=at),))
 
 
-def _images(norms: tuple[str, ...], seeds: tuple[int, ...], at: tuple[int, ...] | None = None, **settings: Any) -> Plan:
+def _images(norms: tuple[str, ...], seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:
     """The norms at the paper's learning rate, and what the paper shows at its other one."""
-    grids = [Grid(its, (lr,), seeds, settings, _MEASURE, at=at) for its, lr in ((norms, 0.1), (PLAIN, 0.5))]
+    grids = [Grid(its, (lr,), seeds, settings, _MEASURE, every=every) for its, lr in ((norms, 0.1), (PLAIN, 0.5))]
     which = "every norm" if norms == NORMS else "with BatchNorm and without"
     return Plan("vgg", f"{which}; the two of figure 1 at the larger learning rate as well", tuple(grids))
 
@@ -88,6 +88,7 @@ def _first(name: str, purpose: str, seeds: tuple[int, ...], **settings: Any) -> 
     return Plan(name, f"the first steps, {purpose}", (grid,))
 
 
+_THREE: Final = (0, 1, 2)
 _MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
 _QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25}
@@ -99,7 +100,7 @@ _EARLY: Final = (0, 20, 50, 100, 300, 600, 1000)
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
         _linear((0,), (0, 20, 100, 300, 1000), "quick"),
-        _images(NORMS, (0,), (0, 10, 30, 100, 300), preset="quick"),
+        _images(NORMS, (0,), 50, preset="quick"),
         _augmented((0,), preset="quick"),
     ],
     "quarter": [
@@ -108,12 +109,12 @@ SCALES: Final[dict[str, list[Plan]]] = {
             Grid(NORMS, (0.1,), FIVE, {**_QUARTER, "steps": 1000, "save_every": 200, "eval_every": 50}, _MEASURE,
                  at=_EARLY),
         )),
-        _images(PLAIN, (0,), **_QUARTER),
+        _images(PLAIN, (0,), 1000, **_QUARTER),
         _augmented((0,), **_QUARTER),
-        _first("vgg-he", "initialised as He et al. (2015) do", FIVE, problem="reproduction.variants:he"),
-        _first("vgg-default", "initialised as PyTorch does", FIVE, problem="reproduction.variants:default"),
-        _first("vgg-shallow", "with one linear layer in place of three", FIVE, problem="reproduction.variants:shallow"),
+        _first("vgg-he", "initialised as He et al. (2015) do", _THREE, problem="reproduction.variants:he"),
+        _first("vgg-default", "initialised as PyTorch does", _THREE, problem="reproduction.variants:default"),
+        _first("vgg-shallow", "with one linear layer, not three", _THREE, problem="reproduction.variants:shallow"),
         _first("vgg-wide", "with all of the paper's channels", (0,), **_CIFAR),
     ],
-    "paper": [_linear(FIVE, _LINEAR, "paper"), _images(NORMS, FIVE, **_CIFAR), _augmented(FIVE, **_CIFAR)],
+    "paper": [_linear(FIVE, _LINEAR, "paper"), _images(NORMS, FIVE, 500, **_CIFAR), _augmented(FIVE, **_CIFAR)],
 }  # fmt: skip

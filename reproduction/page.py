@@ -116,7 +116,7 @@ class Results:
             said.append(f"layers {', '.join(table['layer_name'].unique())}")
         if picture.kind != "train":
             steps, measured = table["step"].nunique(), self.facts["measured"][picture.name]
-            said.append(f"{steps} steps" if steps == measured else f"{steps} of the {measured} measured steps")
+            said.append(_count(steps, "step") if steps == measured else f"{steps} of the {measured} measured steps")
         return ", ".join(said)
 
     def numbers(self, section: Section) -> Iterator[str]:
@@ -188,7 +188,8 @@ class Results:
     def _floors(self) -> str:
         """Of each seed the losses between which the runs end, beside theirs."""
         runs = self._read("dln").pivot(index="seed", columns="norm", values="final_loss")
-        ranks = range(4, 8)  # of 10
+        most = len(self.facts["floors"]["0"])
+        ranks = range(max(1, 2 * most // 5), min(most, 2 * most // 5 + 3) + 1)
         norms = sorted(runs.columns, key=style.rank)
         lines = [_line(["seed", *(f"best of rank {rank}" for rank in ranks), *(f"`{norm}`" for norm in norms)]),
                  _line(["---"] * (1 + len(ranks) + len(norms)))]  # fmt: skip

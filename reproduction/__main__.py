@@ -72,6 +72,8 @@ def main() -> int:
             parser.error(f"--{name} {value}: give a whole number of at least 1")
     output = given.output or Path("docs/reproduction", *["quick"] * (given.scale == "quick"))
     if given.scale == "page":
+        if not (output / "reproduction.json").is_file():
+            parser.error(f"-o {output}: has no reproduction.json to write a page of; make paper leaves one")
         page.draw(output)
         page.write(output)
         return 0
@@ -84,4 +86,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -6,10 +6,9 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
-from reproduction.scales import NORMS, PLAIN
+from reproduction.scales import LP, NORMS, PLAIN
 
 NOISY: Final = ("none", "batch", "noisy-batch", "noisy-none")
-LP: Final = ("none", "batch", "l1", "l2", "linf")
 EARLY: Final = "vgg-early"
 
 
@@ -108,6 +107,15 @@ SECTIONS: Final = (
         (Numbers("vgg", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),
          Numbers("dln", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"})),
         (4,),
+    ),
+    Section(
+        "Beside figures 3, 9 and 13: the deep linear network at a tenth of the learning rate",
+        "Sums of squares over the samples; whether its loss sums over the ten outputs too, or averages, is not said. The "
+        "average is the sum at a tenth of the learning rate.",
+        (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, beside="figure-13-slow"),
+         Picture("figure-13-slow", "train", "dln-slow", LP)),
+        (Numbers("dln-slow", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),
+         Numbers("dln-slow", LP, {**_LINE, **_LOSS})),
     ),
     Section(
         "Figure 4: the landscape along the gradient",

@@ -12,6 +12,7 @@ from bnsmooth_cli.study.grid import Grid, command
 
 NORMS: Final = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
 PLAIN: Final = ("none", "batch")
+LP: Final = ("none", "batch", "l1", "l2", "linf")
 FIVE: Final = (0, 1, 2, 3, 4)  # seeds: what a verdict takes
 
 
@@ -69,6 +70,13 @@ def _linear(seeds: tuple[int, ...], at: tuple[int, ...], preset: str) -> Plan:
     return Plan("dln", "the deep linear network", (Grid(NORMS, (), seeds, settings, (*_MEASURE, "theory"), at=at),))
 
 
+def _slow() -> Plan:
+    """The linear network as it is with a loss that is averaged over its ten outputs, not summed."""
+    settings = {"problem": "dln", "preset": "paper"}
+    grid = Grid(LP, (1e-7,), FIVE, settings, ("smoothness", "ics"), at=_LINEAR)
+    return Plan("dln-slow", "the deep linear network at a tenth of the paper's learning rate", (grid,))
+
+
 def _images(norms: tuple[str, ...], seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:
     """The norms at the paper's learning rate, and what the paper shows at its other one."""
     grids = [Grid(its, (lr,), seeds, settings, _MEASURE, every=every) for its, lr in ((norms, 0.1), (PLAIN, 0.5))]
@@ -111,6 +119,7 @@ SCALES: Final[dict[str, list[Plan]]] = {
         )),
         _images(PLAIN, (0,), 1000, **_QUARTER),
         _augmented((0,), **_QUARTER),
+        _slow(),
         _first("vgg-he", "initialised as He et al. (2015) do", _THREE, problem="reproduction.variants:he"),
         _first("vgg-default", "initialised as PyTorch does", _THREE, problem="reproduction.variants:default"),
         _first("vgg-shallow", "with one linear layer, not three", _THREE, problem="reproduction.variants:shallow"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +22,7 @@ from bnsmooth_cli.study.grid import read_grid
 from reproduction import page
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, SECTIONS, pictures
+from reproduction.gather import gather
 from reproduction.scales import NORMS, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +116,64 @@ def test_a_study_that_fails_ends_it_with_its_status(tmp_path):
     assert not (tmp_path / "README.md").exists()
 
 
+def test_ctrl_c_ends_it_and_the_same_command_goes_on(tmp_path):
+    line = [sys.executable, "-m", "reproduction", "quick", "--steps", "900", "--jobs", "1", "--work", tmp_path]
+    study = tmp_path / "quick-900/dln"
+    with subprocess.Popen(
+        [*line, "-o", tmp_path / "page"], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (study / "runs").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the command and to what it has started
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "quick-900/times.json").read_text())["dln"] > 0
+    assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["quick", "--data", "."], "quick takes no --data"),
+        (["quarter", "--data", "nowhere"], "--data nowhere: no such file or folder"),
+        (["quick", "--steps", "0"], "--steps 0: give a whole number of at least 1"),
+        (["page", "-o", "nowhere"], "-o nowhere: has no reproduction.json"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(words, said):
+    done = subprocess.run([sys.executable, "-m", "reproduction", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_page_leaves_nothing_of_another_scale_beside_it(small, tmp_path):
+    folder = tmp_path / "page"
+    shutil.copytree(small[2], folder)
+    for left in (folder / "tables/vgg-he.parquet", folder / "figures/figure-4-he.png"):
+        shutil.copy(next(left.parent.iterdir()), left)
+    found, work, _ = small
+    gather(found, work, folder, FACTS)
+    page.draw(folder)
+    assert sorted(path.name for path in folder.rglob("*.p*")) == sorted(path.name for path in small[2].rglob("*.p*"))
+
+
+def names_no_folder_of_a_machine(folder: Path) -> bool:
+    texts = [(folder / name).read_text() for name in ("README.md", "reproduction.json")]
+    for path in folder.glob("tables/*.parquet"):
+        rows = bns.read_table(path)
+        texts += [json.dumps(rows.attrs), *rows.select_dtypes("object").astype(str).stack().unique()]
+    return not any(re.search(r"(^|[\s'\"=`(])/\w+/", text) for text in texts)
+
+
+def test_no_folder_of_a_machine_is_named(small):
+    assert names_no_folder_of_a_machine(small[2])
+    assert names_no_folder_of_a_machine(PUBLISHED)
+
+
 @pytest.mark.parametrize("variant", ["glorot", "he", "default"])
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_variant_is_the_reproductions_network_but_for_its_initialisation(variant, norm, tmp_path, monkeypatch):
@@ -148,10 +211,10 @@ def test_a_scale_has_every_norm_and_the_papers_settings(scale):
 
 
 def test_steps_end_every_run_earlier_and_are_measured_up_to_there():
-    for plan in plans("quarter", data="shapes", steps=500):
+    for plan in plans("quarter", data="shapes", steps=200):
         for grid in plan.grids:
-            assert {config.steps for config in grid.configs()} == {500}
-            assert grid.at is None or max(grid.at) == 500
+            assert {config.steps for config in grid.configs()} == {200}
+            assert grid.at is None or max(grid.at) == 200
 
 
 def test_the_published_page_is_what_its_tables_say():

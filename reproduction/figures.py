@@ -110,8 +110,8 @@ SECTIONS: Final = (
     ),
     Section(
         "Beside figures 3, 9 and 13: the deep linear network at a tenth of the learning rate",
-        "Sums of squares over the samples; whether its loss sums over the ten outputs too, or averages, is not said. The "
-        "average is the sum at a tenth of the learning rate.",
+        "Sums squared distances over the samples. Were they averages over the ten outputs, they would be those sums at "
+        "a tenth of the learning rate.",
         (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, beside="figure-13-slow"),
          Picture("figure-13-slow", "train", "dln-slow", LP)),
         (Numbers("dln-slow", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),

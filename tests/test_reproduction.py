@@ -18,6 +18,7 @@ import pytest
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.figures import plot_tables
+from bnsmooth_cli.report import number as text_of
 from bnsmooth_cli.study.grid import read_grid
 from reproduction import page
 from reproduction.__main__ import reproduce
@@ -244,6 +245,59 @@ def test_the_published_accuracies_are_those_of_the_runs():
         for (lr, norm), found in runs.groupby(["lr", "norm"]):
             median = float(pd.Series(found["final_test_accuracy"]).median())
             assert re.search(rf"\| `{study}` \| {lr:g} \| `{norm}` \| .* \| {100 * median:.1f}%", text)
+
+
+def test_the_page_of_differences_quotes_the_tables():
+    text = " ".join((PUBLISHED / "differences.md").read_text().split())
+    summaries = {path.name.split(".")[0]: bns.read_table(path) for path in PUBLISHED.glob("tables/*.summary.parquet")}
+    runs, early = (
+        bns.read_table(PUBLISHED / "tables/dln.parquet"),
+        bns.read_table(PUBLISHED / "tables/vgg-early.claims.parquet"),
+    )
+
+    def median(study, norm, lr, figure):
+        found = summaries[study].set_index(["norm", "lr", "figure"])["median"]
+        return text_of(float(found[norm, lr, figure]))
+
+    def part(start, table=early):
+        return text_of(float(table[table["part"].str.startswith(start)]["median"].iloc[0]))
+
+    def steps(name, step):
+        """How often as wide, and changing how often as much, the plain network's line is at a step."""
+        table = bns.read_table(PUBLISHED / f"tables/{name}.parquet")
+        table = table[(table["alpha"] > 0) & (table["step"] == step)].groupby(["norm", "seed"])
+        both = table["loss"].agg(lambda loss: loss.max() - loss.min()), table["grad_distance"].max()
+        return [one["none"].median() / one["batch"].median() for one in both]
+
+    def percent(study, norm, lr, figure="final_test_accuracy"):
+        return f"{100 * float(summaries[study].set_index(['norm', 'lr', 'figure'])['median'][norm, lr, figure]):.1f}%"
+
+    linear = bns.read_table(PUBLISHED / "tables/dln.claims.parquet")
+    quoted = [
+        f"the medians are {median('vgg', 'none', 0.1, 'beta')} without and {median('vgg', 'batch', 0.1, 'beta')} with",
+        f"at 0.5 they are {median('vgg', 'none', 0.5, 'beta')} and {median('vgg', 'batch', 0.5, 'beta')}.",
+        f"at lr 1e-06 {median('dln', 'none', 1e-6, 'beta')} without and {median('dln', 'batch', 1e-6, 'beta')} with",
+        f"BatchNorm at lr 1e-07 {median('dln-slow', 'batch', 1e-7, 'beta')}.",
+        f"At step 300 the plain network's loss varies {steps('figure-4-early', 300)[0]:.0f} times",
+        f"its gradient changes {steps('figure-4-early', 300)[1]:.0f} times as much",
+        f"at step 0 the plain network's loss varies {steps('figure-4-he', 0)[0]:.0f} times as much",
+        f"at step 300 {steps('figure-4-he', 300)[0]:.0f} times as much",
+        f"ratio of the early changes of the gradient is {part('the same early', linear)}.",
+        f"cosine has a median of {median('dln', 'none', 1e-6, 'cosine')}",
+        f"its cosine is {median('dln-slow', 'none', 1e-7, 'cosine')} for the whole run, "
+        f"BatchNorm's {median('dln-slow', 'batch', 1e-7, 'cosine')}",
+        f"the test accuracy is {percent('vgg-early', 'noisy-none', 0.1)} with noise and "
+        f"{percent('vgg-early', 'none', 0.1)} without",
+        f"diverge within {runs[runs['norm'] == 'noisy-none']['diverged_at'].max():.0f} steps",
+        f"noisy BatchNorm's move {part('how far layer inputs move between measured steps, noisy-batch / batch')} times",
+        f"the test accuracy is {percent('vgg', 'batch', 0.1)} with BatchNorm and {percent('vgg', 'none', 0.1)} without",
+        f"augmentation it is {percent('vgg-augmented', 'batch', 0.1)} and {percent('vgg-augmented', 'none', 0.1)}",
+        f"with BatchNorm it ends at {percent('vgg', 'batch', 0.5)}",
+        f"{part('range of the loss')} of it, the change of the gradient from 1.9 times to {part('largest change')}, "
+        f"beta from 1.5 times to {part('effective beta')}, and the shift of claim 4 from 8.7 times to {part('l2 dist')}.",
+    ]
+    for phrase in quoted:
+        assert phrase in text
 
 
 def test_sections_name_pictures_once():

@@ -71,9 +71,9 @@ class Section:
 #: Test accuracies (%) that the paper states, by study and norm.
 ACCURACIES: Final = {"vgg": {"none": 80, "batch": 83}, "vgg-augmented": {"none": 88, "batch": 92}}
 #: Whose claims tables are judged, in this order.
-JUDGED: Final = ("dln", EARLY, "vgg")
+JUDGED: Final = ("dln", "dln-slow", EARLY, "vgg")
 #: Studies of the first steps, `vgg-` before their names; the first has every norm.
-_FIRST: Final = ("early", "he", "default", "shallow", "wide")
+_FIRST: Final = ("early", "he", "default", "shallow")
 _ACCURACY: Final = {"final_test_accuracy": "last test accuracy", "best_test_accuracy": "best test accuracy",
                     "steps_to_accuracy": "steps to none's last accuracy"}  # fmt: skip
 _LOSS: Final = {"final_loss": "last training loss", "steps_to_loss": "steps to none's last loss"}
@@ -128,7 +128,7 @@ SECTIONS: Final = (
     Section(
         "Beside figure 4: the first 300 steps of other networks",
         "Nothing on them. Here the plain network's first steps are flat, and what could make them so is varied: "
-        "the initialisation, the depth, the width.",
+        "the initialisation and the depth.",
         tuple(Picture(f"figure-4-{name}", "landscape", f"vgg-{name}", PLAIN) for name in _FIRST),
         by_step=True,
     ),

@@ -123,7 +123,6 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _first("vgg-he", "initialised as He et al. (2015) do", _THREE, problem="reproduction.variants:he"),
         _first("vgg-default", "initialised as PyTorch does", _THREE, problem="reproduction.variants:default"),
         _first("vgg-shallow", "with one linear layer, not three", _THREE, problem="reproduction.variants:shallow"),
-        _first("vgg-wide", "with all of the paper's channels", (0,), **_CIFAR),
     ],
     "paper": [_linear(FIVE, _LINEAR, "paper"), _images(NORMS, FIVE, 500, **_CIFAR), _augmented(FIVE, **_CIFAR)],
 }  # fmt: skip

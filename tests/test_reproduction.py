@@ -259,8 +259,11 @@ def test_the_page_of_differences_quotes_the_tables():
         found = summaries[study].set_index(["norm", "lr", "figure"])["median"]
         return text_of(float(found[norm, lr, figure]))
 
+    def part_of(start, table):
+        return float(table[table["part"].str.startswith(start)]["median"].iloc[0])
+
     def part(start, table=early):
-        return text_of(float(table[table["part"].str.startswith(start)]["median"].iloc[0]))
+        return text_of(part_of(start, table))
 
     def steps(name, step):
         """How often as wide, and changing how often as much, the plain network's line is at a step."""
@@ -272,7 +275,7 @@ def test_the_page_of_differences_quotes_the_tables():
     def percent(study, norm, lr, figure="final_test_accuracy"):
         return f"{100 * float(summaries[study].set_index(['norm', 'lr', 'figure'])['median'][norm, lr, figure]):.1f}%"
 
-    linear = bns.read_table(PUBLISHED / "tables/dln.claims.parquet")
+    linear, slow = (bns.read_table(PUBLISHED / f"tables/{name}.claims.parquet") for name in ("dln", "dln-slow"))
     quoted = [
         f"the medians are {median('vgg', 'none', 0.1, 'beta')} without and {median('vgg', 'batch', 0.1, 'beta')} with",
         f"at 0.5 they are {median('vgg', 'none', 0.5, 'beta')} and {median('vgg', 'batch', 0.5, 'beta')}.",
@@ -283,9 +286,11 @@ def test_the_page_of_differences_quotes_the_tables():
         f"at step 0 the plain network's loss varies {steps('figure-4-he', 0)[0]:.0f} times as much",
         f"at step 300 {steps('figure-4-he', 300)[0]:.0f} times as much",
         f"ratio of the early changes of the gradient is {part('the same early', linear)}.",
-        f"cosine has a median of {median('dln', 'none', 1e-6, 'cosine')}",
-        f"its cosine is {median('dln-slow', 'none', 1e-7, 'cosine')} for the whole run, "
-        f"BatchNorm's {median('dln-slow', 'batch', 1e-7, 'cosine')}",
+        f"the median of the plain network's cosine is {median('dln', 'none', 1e-6, 'cosine')},",
+        f"the plain network's cosine is {median('dln-slow', 'none', 1e-7, 'cosine')}, "
+        f"BatchNorm's {median('dln-slow', 'batch', 1e-7, 'cosine')}, "
+        f"and its shift {part_of('l2 distance', slow):,.0f} times the plain one's",
+        f"with {part('last training loss', slow)} of its last loss",
         f"the test accuracy is {percent('vgg-early', 'noisy-none', 0.1)} with noise and "
         f"{percent('vgg-early', 'none', 0.1)} without",
         f"diverge within {runs[runs['norm'] == 'noisy-none']['diverged_at'].max():.0f} steps",
@@ -294,7 +299,7 @@ def test_the_page_of_differences_quotes_the_tables():
         f"augmentation it is {percent('vgg-augmented', 'batch', 0.1)} and {percent('vgg-augmented', 'none', 0.1)}",
         f"with BatchNorm it ends at {percent('vgg', 'batch', 0.5)}",
         f"{part('range of the loss')} of it, the change of the gradient from 1.9 times to {part('largest change')}, "
-        f"beta from 1.5 times to {part('effective beta')}, and the shift of claim 4 from 8.7 times to {part('l2 dist')}.",
+        f"beta from 1.5 times to {part('effective beta')}, and the shift of claim 4 from 8.7 times to {part('l2')}.",
     ]
     for phrase in quoted:
         assert phrase in text

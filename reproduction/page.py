@@ -91,10 +91,8 @@ class Results:
         """A row a study, learning rate and norm: what the paper states, the last test accuracy and the best."""
         for study, stated in ACCURACIES.items():
             summary = self._summaries[study]
-            rows = summary[summary["norm"].isin(stated)]
-            for lr, norm in sorted({(lr, norm) for lr, norm in zip(rows["lr"], rows["norm"], strict=True)}, key=_order):
-                found = rows[(rows["norm"] == norm) & (rows["lr"] == lr)].set_index("figure")
-                said = f"{stated[norm]}%" if lr == rows["lr"].min() else "–"
+            for norm, lr, found in _groups(summary, tuple(stated)):
+                said = f"{stated[norm]}%" if lr == summary["lr"].min() else "–"
                 cells = [_cell(name, found.loc[name]) for name in ("final_test_accuracy", "best_test_accuracy")]
                 yield [f"`{study}`", number(lr), _norm(norm, found), str(int(found["seeds"].max())), said, *cells]
 
@@ -135,39 +133,27 @@ class Results:
             yield self._floors()
 
     def _medians(self, study: str, wanted: Numbers) -> str:
-        summary = self._summaries[study]
-        rows = summary[summary["norm"].isin(wanted.norms)]
-        rows = rows[rows.groupby("lr")["norm"].transform("nunique") == rows["norm"].nunique()]
-        lines = [
-            _line([f"`{study}`", "lr", "seeds", *wanted.figures.values()]),
-            _line(["---"] * (3 + len(wanted.figures))),
-        ]
-        for lr, norm in sorted({(lr, norm) for lr, norm in zip(rows["lr"], rows["norm"], strict=True)}, key=_order):
-            found = rows[(rows["norm"] == norm) & (rows["lr"] == lr)].set_index("figure")
+        rows = []
+        for norm, lr, found in _groups(self._summaries[study], wanted.norms):
             cells = [_cell(name, found.loc[name]) if name in found.index else "–" for name in wanted.figures]
-            lines.append(_line([_norm(norm, found), number(lr), str(int(found["seeds"].max())), *cells]))
-        return "\n".join(lines)
+            rows.append([_norm(norm, found), number(lr), str(int(found["seeds"].max())), *cells])
+        return _table([f"`{study}`", "lr", "seeds", *wanted.figures.values()], rows)
 
     def _sigma(self, names: tuple[str, ...]) -> str:
-        lines = [_line(["variance before the norm, median over layers and units", "picture", "first", "last"]),
-                 _line(["---"] * 4)]  # fmt: skip
+        rows = []
         for name in names:
             table = self._read(name)
             variance = table.assign(variance=table["sigma"] ** 2).groupby(["norm", "step"])["variance"].median()
             for norm in sorted(table["norm"].unique(), key=style.rank):
                 ends = variance[norm].iloc[[0, -1]]
                 cells = [f"{number(float(value))} (step {step:,})" for step, value in ends.items()]
-                lines.append(_line([f"`{norm}`", name.replace("-", " "), *cells]))
-        return "\n".join(lines)
+                rows.append([f"`{norm}`", name.replace("-", " "), *cells])
+        return _table(["variance before the norm, median over layers and units", "picture", "first", "last"], rows)
 
     def _by_step(self, section: Section) -> str:
-        names = {
-            "loss": "loss",
-            "range": "range of the loss",
-            "change": "change of the gradient",
-            "beta": "effective beta",
-        }
-        lines = [_line(["study", "seeds", "step", *names.values()]), _line(["---"] * (3 + len(names)))]
+        names = {"loss": "loss", "range": "range of the loss", "change": "change of the gradient",
+                 "beta": "effective beta"}  # fmt: skip
+        rows = []
         for picture in section.pictures:
             table = self._read(picture.name)
             line = table[table["alpha"] > 0]
@@ -182,8 +168,8 @@ class Results:
                     " / ".join(number(float(medians.loc[(norm, step), name])) for norm in picture.norms)
                     for name in names
                 ]
-                lines.append(_line([f"`{picture.study}`", str(table["seed"].nunique()), f"{step}", *cells]))
-        return "\n".join(lines)
+                rows.append([f"`{picture.study}`", str(table["seed"].nunique()), f"{step}", *cells])
+        return _table(["study", "seeds", "step", *names.values()], rows)
 
     def _floors(self) -> str:
         """Of each seed the losses between which the runs end, beside theirs."""
@@ -191,12 +177,12 @@ class Results:
         most = len(self.facts["floors"]["0"])
         ranks = range(max(1, 2 * most // 5), min(most, 2 * most // 5 + 3) + 1)
         norms = sorted(runs.columns, key=style.rank)
-        lines = [_line(["seed", *(f"best of rank {rank}" for rank in ranks), *(f"`{norm}`" for norm in norms)]),
-                 _line(["---"] * (1 + len(ranks) + len(norms)))]  # fmt: skip
+        rows = []
         for seed, floors in self.facts["floors"].items():
             ends = [f"{value:,.0f}" if math.isfinite(value) else "–" for value in runs.loc[int(seed), norms]]
-            lines.append(_line([seed, *(f"{floors[rank - 1]:,.0f}" for rank in ranks), *ends]))
-        return "\n".join(lines)
+            rows.append([seed, *(f"{floors[rank - 1]:,.0f}" for rank in ranks), *ends])
+        headings = ["seed", *(f"best of rank {rank}" for rank in ranks), *(f"`{norm}`" for norm in norms)]
+        return _table(headings, rows)
 
     def parts(self, section: Section) -> Iterator[list[str]]:
         """A row a part of the claims that a section bears on, of each study that is judged."""
@@ -215,12 +201,17 @@ def _verdict(parts: pd.DataFrame) -> str:
     return f"**{row['verdict']}**: {row['part']}, {_cell('', row)}, rule {row['rule']}"
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
 
 
-def _order(group: tuple[float, str]) -> tuple[float, tuple[int, str, float]]:
-    return group[0], style.rank(group[1])
+def _groups(summary: pd.DataFrame, norms: tuple[str, ...]) -> Iterator[tuple[str, float, pd.DataFrame]]:
+    """Norm, learning rate and figures by name, of the learning rates that have all of the norms that there are."""
+    rows = summary[summary["norm"].isin(norms)]
+    rows = rows[rows.groupby("lr")["norm"].transform("nunique") == rows["norm"].nunique()]
+    for lr in style.lrs_of(rows):
+        for norm in sorted(rows["norm"].unique(), key=style.rank):
+            yield norm, lr, rows[(rows["norm"] == norm) & (rows["lr"] == lr)].set_index("figure")
 
 
 def _norm(norm: str, found: pd.DataFrame) -> str:

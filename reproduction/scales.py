@@ -41,7 +41,7 @@ def plans(scale: str, data: str | None = None, steps: int | None = None) -> list
     """The studies of a scale; `data` where CIFAR-10 is, by default downloaded; `steps` the most of any run.
 
     >>> [plan.name for plan in plans("paper")]
-    ['dln', 'vgg', 'vgg-augmented']
+    ['dln', 'vgg', 'vgg-augmented', 'dln-slow']
     """
     found = SCALES[scale]
     if data is not None:
@@ -124,5 +124,10 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _first("vgg-default", "initialised as PyTorch does", _THREE, problem="reproduction.variants:default"),
         _first("vgg-shallow", "with one linear layer, not three", _THREE, problem="reproduction.variants:shallow"),
     ],
-    "paper": [_linear(FIVE, _LINEAR, "paper"), _images(NORMS, FIVE, 500, **_CIFAR), _augmented(FIVE, **_CIFAR)],
+    "paper": [
+        _linear(FIVE, _LINEAR, "paper"),
+        _images(NORMS, FIVE, 500, **_CIFAR),
+        _augmented(FIVE, **_CIFAR),
+        _slow(),
+    ],
 }  # fmt: skip

@@ -198,7 +198,7 @@ def _verdict(parts: pd.DataFrame) -> str:
     row = deciding(parts)
     if row["verdict"] == NOT_MEASURED:
         return NOT_MEASURED
-    return f"**{row['verdict']}**: {row['part']}, {_cell('', row)}, rule {row['rule']}"
+    return f"**{row['verdict']}**<br>{row['part']}: {_cell('', row)}, rule {row['rule']}"
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> str:

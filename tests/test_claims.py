@@ -15,7 +15,7 @@ from bnsmooth_cli.runs import Run, write_config
 from bnsmooth_cli.study import claims
 from bnsmooth_cli.study.grid import Grid, Study
 from bnsmooth_cli.study.outcome import conclude
-from bnsmooth_cli.study.statistics import interval
+from bnsmooth_cli.study.statistics import interval, over_steps
 
 ROOT = Path(__file__).parents[1]
 NORMS = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
@@ -40,6 +40,29 @@ WRONG = {
     "noisy-batch": {"loss": 1.5, "accuracy": 0.6, "rough": 200.0, "moves": 0.1, "cosine": 0.9},
     "noisy-none": {"loss": 0.1, "accuracy": 0.8, "rough": 1.0, "moves": 0.1, "cosine": 0.5},
 }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_figure_over_a_run_is_the_median_of_its_steps_repeated_as_often_as_they_stand_for_others(seed):
+    random = np.random.default_rng(seed)
+    steps = np.sort(random.choice(60, size=random.integers(1, 9), replace=False))
+    rows = pd.DataFrame({"step": np.repeat(steps, 3), "value": random.normal(size=3 * len(steps))})
+    rows.loc[rows.index[random.random(len(rows)) < 0.2], "value"] = np.nan
+    repeated = []
+    for row in rows.dropna().itertuples():
+        gaps = [row.step - max(steps[steps < row.step])] if row.step > steps[0] else []
+        gaps += [min(steps[steps > row.step]) - row.step] if row.step < steps[-1] else []
+        repeated += [row.value] * (sum(gaps) * 2 // len(gaps) if gaps else 1)
+    expected = np.median(repeated) if repeated else np.nan
+    assert over_steps(rows["step"], rows["value"]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_of_steps_at_even_distances_it_is_the_plain_median_and_infinity_counts():
+    steps, values = pd.Series([0, 50, 100, 150]), pd.Series([3.0, np.inf, 1.0, np.inf])
+    assert over_steps(steps, values) == np.inf
+    assert over_steps(steps[:3], values[:3]) == 3.0
+    assert over_steps(steps[:2], values[:2].replace(np.inf, 5.0)) == 4.0
+    assert np.isnan(over_steps(steps[:0], values[:0]))
 
 
 def write_run(

@@ -96,3 +96,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except (OSError, ValueError) as error:  # a table or a fact that cannot be read, or a page that cannot be written
+        print(f"reproduction: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -151,6 +151,16 @@ def test_what_cannot_be_is_refused_in_a_line(words, said):
     assert "Traceback" not in done.stderr
 
 
+def test_a_damaged_table_is_named_in_a_line(small, tmp_path):
+    shutil.copytree(small[2], tmp_path / "page")
+    table = tmp_path / "page/tables/figure-1.parquet"
+    table.write_bytes(table.read_bytes()[:-100])
+    line = [sys.executable, "-m", "reproduction", "page", "-o", tmp_path / "page"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert str(table) in done.stderr
+
+
 def test_a_page_leaves_nothing_of_another_scale_beside_it(small, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(small[2], folder)

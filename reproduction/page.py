@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 
 from bnsmooth_cli import tables
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.files import atomic
 from bnsmooth_cli.report import number
@@ -23,13 +24,22 @@ from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, 
 
 def draw(folder: Path) -> None:
     """Draw every picture into `folder/figures` from its table in `folder/tables`, and leave no other there."""
-    found = pictures(json.loads((folder / "reproduction.json").read_text())["studies"])
+    found = pictures(_facts(folder)["studies"])
     for picture in found:
         sources = [folder / "tables" / f"{name}.parquet" for name in (picture.name, picture.beside) if name]
         plot_tables(sources, folder / "figures" / f"{picture.name}.png")
     for path in (folder / "figures").glob("*.png"):
         if path.stem not in {picture.name for picture in found}:
             path.unlink()
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    path = folder / "reproduction.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not readable ({error}); make paper writes it again") from error
+    return found
 
 
 def write(folder: Path) -> None:
@@ -65,7 +75,7 @@ class Results:
     """What the gathered tables say, in Markdown."""
 
     def __init__(self, folder: Path) -> None:
-        self.facts: dict[str, Any] = json.loads((folder / "reproduction.json").read_text())
+        self.facts = _facts(folder)
         self._tables = folder / "tables"
         self._summaries = {name: self._read(f"{name}.summary") for name in self.facts["studies"]}
         self._claims = {name: self._read(f"{name}.claims") for name in JUDGED if name in self._summaries}

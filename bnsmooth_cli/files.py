@@ -25,14 +25,16 @@ except ImportError:  # Windows, where a file that is being written cannot be rem
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
     """A temporary file beside `path` that is synced and renamed over it when the block ends without an error.
 
     What killed processes were writing there is removed first. A link at `path` is replaced and not followed. Raises
-    InputError where the folder cannot be made or written, or has no space left.
+    InputError where the folder cannot be made or written, or has no space left; without `make_folder`, where it is
+    gone.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=f".tmp{path.suffix}")
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
@@ -170,12 +172,12 @@ def load_json(path: Path, folder_is: str, format: int) -> dict[str, Any]:
     return content
 
 
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
+def save_tensors(path: Path, content: dict[str, Any], make_folder: bool = True) -> None:
     """Write a dict of tensors and plain values in torch's format."""
     import torch
 
     # Into a stream: given a path, torch writes the temporary name into the file, and equal states differ.
-    with atomic(path) as temporary, _Stream(io.FileIO(temporary, "wb")) as stream:
+    with atomic(path, make_folder) as temporary, _Stream(io.FileIO(temporary, "wb")) as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:  # torch's own words for whatever the stream raised

@@ -219,8 +219,9 @@ def _restart(run: Run) -> Run:
 
 
 def write_checkpoint(path: Path, run: str, config: Config, step: int, state: dict[str, Any]) -> None:
-    """Write a state and the configuration that makes the file usable on its own."""
-    save_tensors(path, {"format": FORMAT, "run": run, "config": config.as_dict(), "step": step, **state})
+    """Write a state and the configuration that makes the file usable on its own; InputError if its folder is gone."""
+    content = {"format": FORMAT, "run": run, "config": config.as_dict(), "step": step, **state}
+    save_tensors(path, content, make_folder=False)
 
 
 def read_checkpoint(path: Path) -> tuple[Source, dict[str, Any]]:

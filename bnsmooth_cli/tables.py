@@ -126,7 +126,9 @@ def check_target(path: Path, kind: str, force: bool) -> None:
         read_provenance(path, kind)
 
 
-def write_table(path: Path, kind: str, frames: Iterable[pd.DataFrame], provenance: dict[str, Any]) -> None:
+def write_table(
+    path: Path, kind: str, frames: Iterable[pd.DataFrame], provenance: dict[str, Any], make_folder: bool = True
+) -> None:
     """Write the rows of a kind as they come, zstd-compressed, with `provenance` beside kind and version in the schema's
     metadata; memory holds GROUP rows and a frame."""
     said = json.loads(json.dumps({"kind": kind, "format": FORMAT, **provenance}))
@@ -135,7 +137,7 @@ def write_table(path: Path, kind: str, frames: Iterable[pd.DataFrame], provenanc
     groups = _groups(kind, frames, schema)
     first = next(groups)  # most tables have no other: there is no file before the rows are made
     with (
-        atomic(path) as temporary,
+        atomic(path, make_folder) as temporary,
         temporary.open("wb") as stream,  # a name may be no Unicode, which Arrow's have to be
         pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer,
     ):

@@ -199,6 +199,8 @@ def train_run(run: Run, problem: Problem, progress: Progress | None = None) -> R
         if run.outcome() is not None:
             return run
         check_writable(run.train_path)
+        # Made once: a run whose folder is moved away meanwhile must not make another.
+        run.checkpoint_path(0).parent.mkdir(exist_ok=True)
         trajectory = Trajectory(problem)
         log = _Log(_continue(run, trajectory), problem.device)
         config = run.config
@@ -251,7 +253,7 @@ def _write(run: Run, log: _Log, **outcome: int | None) -> None:
         "runs": {run.name: run.config.as_dict()},
         **outcome,
     }
-    tables.write_table(run.train_path, "train", [log.table(run)], provenance)
+    tables.write_table(run.train_path, "train", [log.table(run)], provenance, make_folder=False)
 
 
 def choose_device(name: str = "auto") -> torch.device:

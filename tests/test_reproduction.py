@@ -124,7 +124,7 @@ def test_ctrl_c_ends_it_and_the_same_command_goes_on(tmp_path):
         [*line, "-o", tmp_path / "page"], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
     ) as process:
         deadline = time.monotonic() + 120
-        while not (study / "runs").exists() and time.monotonic() < deadline:
+        while not [*study.glob("runs/*/train.parquet")] and time.monotonic() < deadline:
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the command and to what it has started
         said = process.communicate(timeout=120)[1]

@@ -12,6 +12,7 @@ import torch
 
 import bnsmooth_cli as bns
 from benchmarks.harness import machine
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.files import atomic
 from bnsmooth_cli.runs import Run
 from bnsmooth_cli.study import outcome
@@ -72,8 +73,11 @@ def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:
 
 
 def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
-    found = [_fewer(picture.kind, measured_rows(run, picture.kind)) for run in _chosen(picture, runs)]
-    return pd.concat(found, ignore_index=True)
+    if not (chosen := _chosen(picture, runs)):
+        raise InputError(
+            f"{picture.name}: its study, {picture.study}, has no finished runs of all its norms; run it again"
+        )
+    return pd.concat([_fewer(picture.kind, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
 
 
 def _measured(picture: Picture, runs: Sequence[Run]) -> int:

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.figures import plot_tables
 from bnsmooth_cli.report import number as text_of
-from bnsmooth_cli.study.grid import read_grid
+from bnsmooth_cli.runs import open_run
+from bnsmooth_cli.study.grid import Study, read_grid
 from reproduction import page
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
-from reproduction.gather import gather
+from reproduction.gather import floors, gather
 from reproduction.scales import NORMS, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
@@ -259,6 +261,44 @@ def test_the_published_accuracies_are_those_of_the_runs():
             median = float(pd.Series(found["final_test_accuracy"]).median())
             row = next(row for row in rows if row[1:3] == [f"`{study}`", f"{lr:g}"] and row[3].startswith(f"`{norm}`"))
             assert row[6] == f"{100 * (0.0 if found['diverged_at'].notna().all() else median):.1f}%"
+
+
+def test_the_linear_network_ends_at_the_saddles_that_the_page_of_differences_names():
+    known = json.loads((PUBLISHED / "reproduction.json").read_text())["floors"]
+    ends = bns.read_table(PUBLISHED / "tables/dln.parquet").pivot(index="seed", columns="norm", values="final_loss")
+    ranks = {}
+    for norm in ("none", "batch", "l1", "l2"):
+        ranks[norm] = []
+        for seed, losses in known.items():
+            distances = [abs(ends.loc[int(seed), norm] / loss - 1) if loss > 1 else 1.0 for loss in losses]
+            assert min(distances) < 2e-3, (norm, seed)
+            ranks[norm].append(1 + distances.index(min(distances)))
+    assert ranks["batch"] == [6] * 5
+    assert ranks["l1"].count(6) == ranks["l2"].count(6) == 4
+    assert set(ranks["none"]) == {4, 5}
+
+
+def test_a_floor_is_the_least_loss_of_its_rank(small):
+    run = next(Study(small[1] / "dln").path.glob("runs/*none*"))
+    point = bns.load_point(open_run(run), step=0)
+    inputs, targets = point.inputs.double(), point.targets.double()
+    torch.manual_seed(0)
+    for rank, least in enumerate(floors(open_run(run)), start=1):
+        left, right = (torch.randn(4, rank, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        shift = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([left, right, shift], max_iter=500, line_search_fn="strong_wolfe")
+
+        def loss():
+            return (inputs @ left @ right.T + shift - targets).square().sum()  # noqa: B023 - called at once
+
+        def closure():
+            optimizer.zero_grad()  # noqa: B023
+            value = loss()
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        assert loss().item() == pytest.approx(least, rel=1e-5, abs=1e-5)
 
 
 def test_the_page_of_differences_quotes_the_tables():

@@ -64,9 +64,10 @@ norms: setup
 			f'docs/norms/$$data.{a}parquet') for a in ('', 'summary.')]"; \
 		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png; done
 
-# docs/reproduction/: every figure and claim of the paper. SCALE=quick takes minutes, on the built-in images; quarter some
-# hours on two cores: a quarter of the channels, DATA=path/to/cifar10 (else downloaded); paper, every setting of the paper's,
-# a GPU. STEPS=N ends runs earlier, NOTE says of the data what a reader has to know, JOBS runs so many at a time. Again, it goes on.
+# docs/reproduction/: every figure and claim of the paper. SCALE=quick takes minutes, on the built-in images, and leaves its
+# page in docs/reproduction/quick/; quarter takes two hours on two cores, with a quarter of the channels, on
+# DATA=path/to/cifar10 (else it is downloaded); paper has every setting of the paper's, and wants a GPU. STEPS=N ends runs
+# earlier, NOTE says of the data what a reader has to know, JOBS runs so many at a time. The same command goes on.
 SCALE ?= quick
 JOBS ?= 2
 paper: setup

@@ -71,10 +71,10 @@ def _linear(seeds: tuple[int, ...], at: tuple[int, ...], preset: str) -> Plan:
 
 
 def _slow() -> Plan:
-    """The linear network as it is with a loss that is averaged over its ten outputs, not summed."""
+    """The linear network at the other learning rate that figure 3 shows, a tenth of the first."""
     settings = {"problem": "dln", "preset": "paper"}
     grid = Grid(LP, (1e-7,), FIVE, settings, ("smoothness", "ics"), at=_LINEAR)
-    return Plan("dln-slow", "the deep linear network at a tenth of the paper's learning rate", (grid,))
+    return Plan("dln-slow", "the deep linear network at the smaller learning rate of figure 3", (grid,))
 
 
 def _images(norms: tuple[str, ...], seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:

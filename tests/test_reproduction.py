@@ -333,7 +333,7 @@ def test_the_page_of_differences_quotes_the_tables():
     quoted = [
         f"the medians are {median('vgg', 'none', 0.1, 'beta')} without and {median('vgg', 'batch', 0.1, 'beta')} with",
         f"at 0.5 they are {median('vgg', 'none', 0.5, 'beta')} and {median('vgg', 'batch', 0.5, 'beta')}.",
-        f"at lr 1e-06 {median('dln', 'none', 1e-6, 'beta')} without and {median('dln', 'batch', 1e-6, 'beta')} with",
+        f"at lr 1e-06 is {median('dln', 'none', 1e-6, 'beta')} without and {median('dln', 'batch', 1e-6, 'beta')} with",
         f"BatchNorm at lr 1e-07 {median('dln-slow', 'batch', 1e-7, 'beta')}.",
         f"At step 300 the plain network's loss varies {steps('figure-4-early', 300)[0]:.0f} times",
         f"its gradient changes {steps('figure-4-early', 300)[1]:.0f} times as much",
@@ -351,12 +351,46 @@ def test_the_page_of_differences_quotes_the_tables():
         f"noisy BatchNorm's move {part('how far layer inputs move between measured steps, noisy-batch / batch')} times",
         f"the test accuracy is {percent('vgg', 'batch', 0.1)} with BatchNorm and {percent('vgg', 'none', 0.1)} without",
         f"augmentation it is {percent('vgg-augmented', 'batch', 0.1)} and {percent('vgg-augmented', 'none', 0.1)}",
+        f"At lr 0.5 the plain network reaches {percent('vgg', 'none', 0.5, 'best_test_accuracy')} and",
         f"with BatchNorm it ends at {percent('vgg', 'batch', 0.5)}",
         f"{part('range of the loss')} of it, the change of the gradient from 1.9 times to {part('largest change')}, "
         f"beta from 1.5 times to {part('effective beta')}, and the shift of claim 4 from 8.7 times to {part('l2')}.",
     ]
     for phrase in quoted:
         assert phrase in text
+
+
+def test_the_page_of_differences_says_of_the_probe_what_the_tables_say():
+    text = " ".join((PUBLISHED / "differences.md").read_text().split())
+    line = bns.read_table(PUBLISHED / "tables/figure-4.parquet").query("lr == 0.1")
+    ratio = line[line["alpha"] > 0].assign(beta=lambda rows: rows["grad_distance"] / rows["distance"])
+    ratio = ratio.pivot(index=["norm", "step"], columns="alpha", values="beta")
+    shortest = (ratio.idxmax(axis=1) == 0.5).groupby("norm").sum()
+    length = line.pivot(index=["norm", "step"], columns="alpha", values="grad_norm")
+    lost = 100 * (1 - length[0.5] / length[0.0])
+    lost = lost[lost.index.get_level_values("step") >= 5000].groupby("norm").agg(["min", "max", "median"])
+    later = bns.read_table(PUBLISHED / "tables/figure-4c.parquet").query("lr == 0.1 and step >= 1000")
+    curvature = later.groupby("norm")["curvature"].median()
+    linear = bns.read_table(PUBLISHED / "tables/figure-9c.parquet").query("step >= 1000")
+    sharpness = linear.groupby(["norm", "seed"])["sharpness"].median()
+    runs = bns.read_table(PUBLISHED / "tables/dln.parquet")
+    left = (100 * runs["final_loss"] / runs["initial_loss"]).groupby(runs["norm"]).median()
+    shift = bns.read_table(PUBLISHED / "tables/figure-3-dln.parquet").query("step >= 1000 and layer == 17")
+    cosine = shift.groupby("norm")["cosine"].median()
+
+    def range_of(norm):
+        return "{min:.0f} to {max:.0f}%".format(**lost.loc[norm])
+
+    for phrase in (
+        f"at all {shortest['batch']} measured steps with BatchNorm and at {shortest['none']} without",
+        f"has lost {range_of('batch')} of its length there, {lost.loc['batch', 'median']:.0f}% at the median",
+        f"has lost {range_of('none')}, {lost.loc['none', 'median']:.0f}% at the median",
+        f"its median is {text_of(curvature['batch'])} with BatchNorm and {text_of(curvature['none'])} without",
+        f"Ours falls to {left['none']:.0f}% and {left['batch']:.0f}%",
+        f"is {cosine['batch']:.2f} with BatchNorm and {cosine['none']:.2f} without",
+    ):
+        assert phrase in text
+    assert (sharpness / 2e6 - 1).abs().max() < 0.03
 
 
 def test_sections_name_pictures_once():

@@ -13,8 +13,8 @@ from rich.table import Table
 from benchmarks import command_line, growth, linear, memory, norms, vgg
 from benchmarks.harness import ROWS, Result, duration, machine, write
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.files import check_writable
 from bnsmooth_cli.memory import keep_freed_memory
+from bnsmooth_cli.storage.files import check_writable
 
 __all__ = ["command_line", "growth", "linear", "memory", "norms", "vgg"]  # importing a module registers its rows
 

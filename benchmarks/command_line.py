@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import bnsmooth_cli as bns
 from benchmarks.harness import Result, medians, row
-from bnsmooth_cli.measures import measure
+from bnsmooth_cli.measures.measuring import measure
 
 
 @row("start-up")

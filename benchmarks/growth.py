@@ -11,10 +11,11 @@ import pandas as pd
 
 import bnsmooth_cli as bns
 from benchmarks.harness import Result, medians, row, within
-from bnsmooth_cli import problems, tables
+from bnsmooth_cli import kinds, problems
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.measures.line import line_alphas
-from bnsmooth_cli.training import Trajectory
+from bnsmooth_cli.measures.landscape import line_alphas
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.training.trajectory import Trajectory
 
 SLACK = 2.2  # twice the size may take twice the time, and a tenth for the timing's noise
 
@@ -42,7 +43,7 @@ def growth() -> Iterator[Result]:
         paths = [Path(folder) / f"{rows}.parquet" for rows in (1_000_000, 500_000)]
         for path in paths:
             rows = int(path.stem)
-            frame = pd.DataFrame({name: np.zeros(rows) for name in tables.SCHEMAS["train"]})
+            frame = pd.DataFrame({name: np.zeros(rows) for name in kinds.get("train").columns})
             frame = frame.assign(run="run", problem="dln", norm="batch", seed=0, step=np.arange(rows))
             tables.write_table(path, "train", [frame], {})
         mine, half = medians(*(lambda path=path: bns.read_table(path) for path in paths), repeats=7)

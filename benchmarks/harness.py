@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from bnsmooth_cli.files import atomic
+from bnsmooth_cli.storage.files import atomic
 
 Work = Callable[[], object]
 

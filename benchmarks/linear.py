@@ -14,9 +14,9 @@ from benchmarks import references
 from benchmarks.harness import Result, agree, faster, medians, row
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.measures import measure
-from bnsmooth_cli.measures.line import line_alphas
-from bnsmooth_cli.training import Trajectory
+from bnsmooth_cli.measures.landscape import line_alphas
+from bnsmooth_cli.measures.measuring import measure
+from bnsmooth_cli.training.trajectory import Trajectory
 
 GROUPS = {"none": 1, "batch": 3, "l1": 3, "linf": 3}  # parameters a layer
 

@@ -16,8 +16,8 @@ from benchmarks.harness import Result, faster, row
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.memory import keep_freed_memory
-from bnsmooth_cli.points import visit
-from bnsmooth_cli.training import Trajectory
+from bnsmooth_cli.points.reaching import visit
+from bnsmooth_cli.training.trajectory import Trajectory
 
 _Value = TypeVar("_Value")
 _Argument = TypeVar("_Argument")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Result, agree, faster, medians, row, within
 from benchmarks.references import PlainLpNorm
-from bnsmooth_cli.norms import build, exponent
+from bnsmooth_cli.norms import build
 
 
 @row("norms")
@@ -19,7 +19,8 @@ def norms() -> Iterator[Result]:
         x, g = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
         x.requires_grad_()
         for name in ("l1", "linf", "l2", "lp:3"):
-            modules = (build(name, shape[1]), PlainLpNorm(shape[1], exponent(name)), nn.BatchNorm2d(shape[1]))
+            mine = build(name, shape[1])
+            modules = (mine, PlainLpNorm(shape[1], mine.p), nn.BatchNorm2d(shape[1]))
 
             def both(module: nn.Module) -> tuple[Tensor, ...]:
                 return torch.autograd.grad(module(x), [x, *module.parameters()], g)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bnsmooth_cli.norms import BatchNorm, LpNorm
-from bnsmooth_cli.points import Point, flatten
+from bnsmooth_cli.norms.batch import BatchNorm
+from bnsmooth_cli.norms.lp import LpNorm
+from bnsmooth_cli.points.point import Point, flatten
 
 
 class PlainLpNorm(nn.Module):

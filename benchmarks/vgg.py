@@ -19,13 +19,13 @@ from benchmarks import references
 from benchmarks.harness import Result, agree, faster, medians, row, within
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.measures.line import line_alphas
+from bnsmooth_cli.derivatives.taylor import second_derivatives
+from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.measures.smoothness import hessian_figures
 from bnsmooth_cli.measures.surface import random_directions
-from bnsmooth_cli.measures.taylor import second_derivatives
-from bnsmooth_cli.norms import prepare
-from bnsmooth_cli.points import visit
-from bnsmooth_cli.training import Trajectory
+from bnsmooth_cli.norms.state import prepare
+from bnsmooth_cli.points.reaching import visit
+from bnsmooth_cli.training.trajectory import Trajectory
 
 
 def _point(norm: str = "batch", **settings: Any) -> bns.Point:

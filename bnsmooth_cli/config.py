@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bnsmooth_cli.code import is_code
+from bnsmooth_cli import norms
 from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.user_code import is_code
 
 _VGG: Final = {"depth": 11, "augment": False, "lr": 0.1, "momentum": 0.0, "batch_size": 128}
 _DLN: Final = {
@@ -50,9 +51,6 @@ def presets(problem: str) -> dict[str, dict[str, Any]]:
 #: Step lengths of the line probe, in multiples of the learning rate (appendix A: [1/2, 4] and [1/100, 30]); a user's
 #: problem has VGG's.
 LINE_RANGES: Final[dict[str, tuple[float, float]]] = {"vgg": (0.5, 4.0), "dln": (0.01, 30.0)}
-
-#: Norms that take statistics over the batch, as do all of lp:P.
-_OF_THE_BATCH: Final = ("batch", "noisy-batch", "l1", "l2", "linf")
 
 
 #: What is asked for by mistake, or by a damaged file, ends in a line and never in all of the memory.
@@ -119,7 +117,8 @@ class Config:
             raise InputError(f"--momentum {self.momentum}: give a number from 0 up to, not including, 1")
         if self.samples is not None and self.batch_size > self.samples:
             raise InputError(f"--batch-size {self.batch_size}: larger than the {self.samples} samples (--samples)")
-        if self.batch_size < 2 and (self.norm in _OF_THE_BATCH or self.norm.startswith("lp:")):
+        norm = norms.find(self.norm)
+        if self.batch_size < 2 and norm is not None and norm.over == "batch":
             raise InputError(f"--batch-size {self.batch_size}: {self.norm} takes statistics over a batch of at least 2")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")

@@ -13,8 +13,8 @@ import torch
 import bnsmooth_cli as bns
 from benchmarks.harness import machine
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.files import atomic
-from bnsmooth_cli.runs import Run
+from bnsmooth_cli.storage.files import atomic
+from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.study import outcome
 from bnsmooth_cli.study.comparison import measured_rows
 from bnsmooth_cli.study.grid import Study

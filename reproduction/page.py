@@ -13,11 +13,11 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from bnsmooth_cli import tables
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables, style
-from bnsmooth_cli.files import atomic
 from bnsmooth_cli.report import number
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import atomic
 from bnsmooth_cli.study.claims import NOT_MEASURED, UNDEFINED, deciding
 from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
 

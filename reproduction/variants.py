@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bnsmooth_cli as bns
-from bnsmooth_cli.problems.images import Images, load
+from bnsmooth_cli.data.images import Images, load
 from bnsmooth_cli.problems.vgg import CHANNELS, STAGES
 
 Norm = Callable[[int], nn.Module]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bnsmooth_cli import Point
-from bnsmooth_cli.norms import prepare
+from bnsmooth_cli.norms.state import prepare
 
 
 def double_copy(point: Point) -> nn.Module:

@@ -10,9 +10,9 @@ from conftest import NORMS
 from scipy import stats
 
 import bnsmooth_cli as bns
-from bnsmooth_cli.measures import measure
 from bnsmooth_cli.measures.activations import PROBABILITIES, moved
-from bnsmooth_cli.points import visit
+from bnsmooth_cli.measures.measuring import measure
+from bnsmooth_cli.points.reaching import visit
 
 CASES = [(problem, dtype, norm) for problem in ("vgg", "dln") for dtype in ("float32", "float64") for norm in NORMS]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import SCHEMAS
 
-from bnsmooth_cli import tables
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.runs import Run, write_config
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.runs import Run, write_config
 from bnsmooth_cli.study import claims
 from bnsmooth_cli.study.grid import Grid, Study
 from bnsmooth_cli.study.outcome import conclude
@@ -102,8 +103,8 @@ def write_run(
                                 "output_fraction": 0.2}),
     }  # fmt: skip
     for kind in kinds:
-        frame = frames[kind].reindex(columns=list(tables.SCHEMAS[kind]))
-        for column, type_ in tables.SCHEMAS[kind].items():
+        frame = frames[kind].reindex(columns=list(SCHEMAS[kind]))
+        for column, type_ in SCHEMAS[kind].items():
             if type_ == "string":
                 frame[column] = frame[column].astype(object).fillna("x")
             elif type_ == "int64":

@@ -12,7 +12,7 @@ import torch
 from conftest import SMALL
 
 import bnsmooth_cli as bns
-from bnsmooth_cli.runs import open_run
+from bnsmooth_cli.storage.runs import open_run
 
 COMMANDS = (
     "train", "landscape", "smoothness", "ics", "activations", "theory", "surface", "compare", "plot", "report", "show",

@@ -12,8 +12,9 @@ from conftest import SMALL
 from torch import nn
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import InputError, code, norms
-from bnsmooth_cli.runs import open_run
+from bnsmooth_cli import InputError, norms
+from bnsmooth_cli import user_code as code
+from bnsmooth_cli.storage.runs import open_run
 
 ROOT = Path(__file__).parents[1]
 VGG = "-p vgg --width 0.07 --batch-size 16 --lr 0.05 --steps 4 --save-every 2 --eval-every 4 --threads 1"

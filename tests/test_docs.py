@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import SCHEMAS
 from torchvision.models import resnet18
 
-from bnsmooth_cli import config, tables
-from bnsmooth_cli.norms import BatchNorm
+from bnsmooth_cli import config
+from bnsmooth_cli.norms.batch import BatchNorm
+from bnsmooth_cli.storage import tables
 from bnsmooth_cli.study import grid
-from bnsmooth_cli.tables import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -15,11 +15,13 @@ import fake_tables
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import SCHEMAS
 from rich.cells import cell_len
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import InputError, exports, tables
+from bnsmooth_cli import InputError
 from bnsmooth_cli.config import resolve
+from bnsmooth_cli.storage import exports, tables
 
 RUNS = {f"vgg-{norm}-lr0.1-seed0": resolve("vgg", norm=norm, data_digest=None).as_dict() for norm in ("none", "batch")}
 SAID = {"version": "7.8.9", "runs": RUNS}
@@ -60,7 +62,7 @@ ROWS = {
 def write(path, kind, rows=None, norms=("none", "batch"), **said):
     """A table of a kind as its maker would leave it, and its rows as they are read."""
     frame = fake_tables.make(ROWS[kind], norms=norms) if rows is None else rows
-    columns = {name: frame.get(name, np.nan) for name in tables.SCHEMAS[kind]}
+    columns = {name: frame.get(name, np.nan) for name in SCHEMAS[kind]}
     runs = {name: config for name, config in RUNS.items() if config["norm"] in norms}
     tables.write_table(path, kind, [pd.DataFrame(columns, frame.index)], {**SAID, "runs": runs, **said})
     return tables.read_table(path, kind)
@@ -76,11 +78,11 @@ def words(out, line):
 
 
 def test_rows_of_every_kind_are_made_here():
-    assert set(ROWS) == set(tables.SCHEMAS)
+    assert set(ROWS) == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("norms", [("none",), ("none", "batch")], ids=["a run", "runs"])
-@pytest.mark.parametrize("kind", tables.SCHEMAS)
+@pytest.mark.parametrize("kind", SCHEMAS)
 def test_show_says_what_a_table_is_and_fits_a_terminal(cli, kind, norms):
     table = write(Path("t.parquet"), kind, norms=norms)
     code, out, err = cli("show t.parquet")
@@ -95,7 +97,7 @@ def test_show_says_what_a_table_is_and_fits_a_terminal(cli, kind, norms):
     assert all(f"vgg-{norm}-lr0.1-seed0" in out for norm in norms)
     told = set(out.replace(",", " ").split())
     run = set() if kind.startswith("compare-") else {"run", "problem", "norm", "lr", "seed"}
-    assert set(tables.SCHEMAS[kind]) - run <= told
+    assert set(SCHEMAS[kind]) - run <= told
 
 
 @pytest.mark.parametrize("kind", ["train", "smoothness", "ics", "activations", "theory"])
@@ -210,7 +212,7 @@ def test_hostile_texts_are_printed_as_escapes(cli):
 def parsed(text, kind):
     """CSV's rows as a table's are; a text that is empty is null."""
     header, *rows = csv.reader(io.StringIO(text, newline=""))
-    types = tables.SCHEMAS[kind]
+    types = SCHEMAS[kind]
     assert header == list(types)
     of = {
         "string": str,
@@ -228,7 +230,7 @@ def same(a, b):
     return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
 
 
-@pytest.mark.parametrize("kind", tables.SCHEMAS)
+@pytest.mark.parametrize("kind", SCHEMAS)
 def test_csv_has_every_digit_of_every_row(cli, kind, monkeypatch):
     monkeypatch.setattr(tables, "GROUP", 7)
     write(Path("t.parquet"), kind)
@@ -387,7 +389,7 @@ def test_tensorboard_reads_all_tables_of_a_folder(tmp_path):
     for kind in ("train", "smoothness", "smoothness-by-layer", "ics"):
         table = write(tmp_path / f"{kind}.parquet", kind, norms=("none",))
         exports.tensorboard(tmp_path / f"{kind}.parquet")
-        figures = [name for name, type_ in tables.SCHEMAS[kind].items() if type_ == "double" and name != "lr"]
+        figures = [name for name, type_ in SCHEMAS[kind].items() if type_ == "double" and name != "lr"]
         layered = "layer_name" in table
         every |= expected(table, figures, kind, lambda row, layered=layered: f"/{row['layer_name']}" if layered else "")
     assert "ics/linear3/cosine" in every
@@ -496,7 +498,7 @@ def test_equal_tables_make_equal_files(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["theory.parquet", "theory.tfevents"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in tables.SCHEMAS if kind.startswith("compare") or kind == "surface"])
+@pytest.mark.parametrize("kind", [kind for kind in SCHEMAS if kind.startswith("compare") or kind == "surface"])
 def test_what_has_no_course_over_the_steps_is_refused(tmp_path, kind):
     write(tmp_path / "t.parquet", kind)
     with pytest.raises(InputError, match=rf"t\.parquet: a table of kind {kind} has no course over the steps"):
@@ -505,7 +507,7 @@ def test_what_has_no_course_over_the_steps_is_refused(tmp_path, kind):
 
 
 def test_every_other_kind_has_a_course(tmp_path):
-    for kind in tables.SCHEMAS:
+    for kind in SCHEMAS:
         if not (kind.startswith("compare") or kind == "surface"):
             write(tmp_path / f"{kind}.parquet", kind, norms=("none",))
             exports.tensorboard(tmp_path / f"{kind}.parquet")

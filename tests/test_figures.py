@@ -30,6 +30,8 @@ from fake_tables import (
     theory,
     vgg_training,
 )
+from helpers import DRAWN as KINDS
+from helpers import SCHEMAS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
@@ -38,8 +40,7 @@ from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.figures import KINDS, render, style
-from bnsmooth_cli.tables import SCHEMAS
+from bnsmooth_cli.figures import render, style
 
 
 def legend(figure: Figure) -> list[str]:

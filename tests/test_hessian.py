@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from bnsmooth_cli.hessian import Hessian, twice_differentiable
+from bnsmooth_cli.derivatives.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.measures.smoothness import SHARPNESS_TOLERANCE, largest_eigenvalue
+from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.norms import build
-from bnsmooth_cli.problems import Chain, Layer
 
 NORMS = ["none", "batch", "l1", "l2", "linf", "lp:3", "lp:1.5", "noisy-batch", "noisy-none"]
 

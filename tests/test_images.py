@@ -15,7 +15,7 @@ from PIL import Image
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
-from bnsmooth_cli.problems import images
+from bnsmooth_cli.data import images
 
 REAL = Path(__file__).parents[2] / "shared/data/cifar10"
 

@@ -12,7 +12,7 @@ from conftest import NORMS
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
-from bnsmooth_cli.measures import line_alphas
+from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.measures.smoothness import SHARPNESS_TOLERANCE
 
 #: Relative agreement with the float64 reference. VGG's ReLUs and poolings make the gradient jump: an activation within

@@ -9,6 +9,8 @@ import torch
 from conftest import NORMS
 
 from bnsmooth_cli import InputError, norms
+from bnsmooth_cli.norms import lp
+from bnsmooth_cli.norms.state import prepare
 
 SHAPES = [(32, 5), (8, 5, 3, 4)]
 P = {"l1": 1, "l2": 2, "linf": math.inf, "lp:3": 3, "lp:1.5": 1.5}
@@ -43,10 +45,10 @@ def test_lp_is_its_formula_and_gradient(name, shape):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("block", [norms._BLOCK, 150])  # all at once, and a few samples at a time
+@pytest.mark.parametrize("block", [lp._BLOCK, 150])  # all at once, and a few samples at a time
 @pytest.mark.parametrize("name", P)
 def test_lp_and_all_its_gradients_are_those_of_elementary_operations(name, block, dtype, layout, monkeypatch):
-    monkeypatch.setattr(norms, "_BLOCK", block)
+    monkeypatch.setattr(lp, "_BLOCK", block)
     norm = norms.build(name, 5).to(dtype)
     with torch.no_grad():
         norm.gamma.uniform_(0.5, 2)
@@ -79,7 +81,7 @@ def test_lp_and_all_its_gradients_are_those_of_elementary_operations(name, block
 def test_batch_is_torchs_batchnorm(shape, updating):
     mine = norms.build("batch", 5).double()
     theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(5).double()
-    norms.prepare([mine], 0, 0, update_statistics=updating)
+    prepare([mine], 0, 0, update_statistics=updating)
     y = data(shape)
     torch.testing.assert_close(mine(y), theirs(y), rtol=1e-12, atol=1e-12)
     if updating:
@@ -92,7 +94,7 @@ def test_batch_is_torchs_batchnorm(shape, updating):
 def test_statistics_move_only_where_they_are_meant_to(name):
     norm = norms.build(name, 5)
     before = {key: value.clone() for key, value in norm.state_dict().items()}
-    norms.prepare(norm.modules(), 0, 0)
+    prepare(norm.modules(), 0, 0)
     norm(data((16, 5)).float())
     assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
 

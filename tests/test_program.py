@@ -7,7 +7,7 @@ import torch
 
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.points import flatten
+from bnsmooth_cli.points.point import flatten
 
 NORMS = ("none", "batch", "l1", "l2", "linf", "lp:3", "lp:1.5")
 

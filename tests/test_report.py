@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bnsmooth_cli import tables
+from bnsmooth_cli.storage import tables
 from bnsmooth_cli.study.claims import CLAIMS
 
 GRID = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bnsmooth_cli.problems.shapes import CLASSES, shapes
+from bnsmooth_cli.data.shapes import CLASSES, shapes
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from bnsmooth_cli import tables
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.study import execution, executors
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.study import executors
+from bnsmooth_cli.study import run as execution
 from bnsmooth_cli.study.grid import Grid, Study, command, read_grid
 
 DLN = "--problem dln --depth 5 --dimension 4 --samples 30"

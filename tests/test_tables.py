@@ -9,10 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import SCHEMAS
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import InputError, tables
-from bnsmooth_cli.tables import METADATA_KEY, SCHEMAS, read_table, write_table
+from bnsmooth_cli import InputError
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.tables import METADATA_KEY, read_table, write_table
 
 DESIGN = {
     "train": "run problem norm lr seed step loss accuracy grad_norm test_loss test_accuracy",
@@ -98,7 +100,7 @@ def test_rows_that_come_in_parts_are_one_table(small_run, tmp_path, monkeypatch)
 @pytest.fixture(scope="module")
 def compared(small_run):
     runs = [small_run("dln", norm) for norm in ("none", "batch", "l1")]
-    from bnsmooth_cli.measures import measure
+    from bnsmooth_cli.measures.measuring import measure
 
     measure("smoothness", [runs[1].source()], device="cpu")
     return runs, bns.compare([run.path for run in runs])

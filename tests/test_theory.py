@@ -14,12 +14,14 @@ from torch import nn
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
 from bnsmooth_cli.cli.theory import _verdict
+from bnsmooth_cli.derivatives.taylor import second_derivatives
 from bnsmooth_cli.measures.selection import select
-from bnsmooth_cli.measures.taylor import second_derivatives
 from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
-from bnsmooth_cli.norms import BatchNorm, LpNorm, build
-from bnsmooth_cli.problems import Chain, Layer
-from bnsmooth_cli.problems.layers import structure
+from bnsmooth_cli.networks.chain import Chain, Layer
+from bnsmooth_cli.networks.structure import structure
+from bnsmooth_cli.norms import build
+from bnsmooth_cli.norms.batch import BatchNorm
+from bnsmooth_cli.norms.lp import LpNorm
 
 PLACES = {"vgg": ("conv1", "conv8", "fc1"), "dln": ("fc1", "fc3", "fc5")}
 CASES = [(problem, norm, name) for problem, names in PLACES.items() for norm in NORMS for name in names]
@@ -132,7 +134,7 @@ def test_directions_are_taken_in_portions_of_bounded_memory(monkeypatch):
     z, direction = torch.randn(6, 5).double(), torch.randn(6, 5).double()
     arguments = ([nn.Linear(5, 5).double(), LpNorm(5, 3).double()], lambda out: (out**3).sum(), z, direction)
     at_once = second_derivatives(*arguments, torch.arange(5))
-    monkeypatch.setattr("bnsmooth_cli.measures.taylor.CHUNK", 2 * z.numel())
+    monkeypatch.setattr("bnsmooth_cli.derivatives.taylor.CHUNK", 2 * z.numel())
     torch.testing.assert_close(second_derivatives(*arguments, torch.arange(5)), at_once)
 
 

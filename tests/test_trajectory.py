@@ -16,11 +16,11 @@ from conftest import NORMS, SMALL
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, problems
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.norms import prepare
-from bnsmooth_cli.points import visit
+from bnsmooth_cli.norms.state import prepare
+from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.problems.vgg import crop_and_flip
-from bnsmooth_cli.runs import open_run, read_checkpoint
-from bnsmooth_cli.training import Trajectory
+from bnsmooth_cli.storage.runs import open_run, read_checkpoint
+from bnsmooth_cli.training.trajectory import Trajectory
 
 EXTRA = {"vgg": {"momentum": 0.9, "augment": True}, "dln": {"momentum": 0.9}}
 each = pytest.mark.parametrize(("problem", "norm"), [(p, n) for p in ("vgg", "dln") for n in NORMS])

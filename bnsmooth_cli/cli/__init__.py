@@ -12,7 +12,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
-from bnsmooth_cli._version import __version__
+from bnsmooth_cli import __version__
 from bnsmooth_cli.cli import (
     activations,
     compare,

@@ -92,8 +92,8 @@ def compare(
             raise InputError(
                 f"--{name.replace('_', '-')}: describes runs to train; leave it out, or leave out {runs[0]}"
             )
-        from bnsmooth_cli.runs import open_run
-        from bnsmooth_cli.tables import check_target
+        from bnsmooth_cli.storage.runs import open_run
+        from bnsmooth_cli.storage.tables import check_target
 
         written = output or Path("compare.parquet")
         for path, kind in zip(paths(written), ("compare", "compare-summary", "compare-claims"), strict=True):

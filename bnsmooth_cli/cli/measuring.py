@@ -13,7 +13,7 @@ from bnsmooth_cli.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bnsmooth_cli.runs import Source
+    from bnsmooth_cli.storage.runs import Source
 
 
 def measure_sources(
@@ -37,8 +37,8 @@ def measure_sources(
     export.check()
     import pandas as pd
 
-    from bnsmooth_cli.measures import measure
-    from bnsmooth_cli.tables import read_table
+    from bnsmooth_cli.measures.measuring import measure
+    from bnsmooth_cli.storage.tables import read_table
 
     options = options or {}
     sources = _sources(kind, paths or [], run, machine, weights.weights, output, options)
@@ -70,9 +70,9 @@ def _sources(
     output: Path | None,
     options: dict[str, Any],
 ) -> list[Source]:
-    from bnsmooth_cli.measures import MEASURES
-    from bnsmooth_cli.runs import open_source, open_weights
-    from bnsmooth_cli.tables import check_target
+    from bnsmooth_cli.measures.measuring import measurement
+    from bnsmooth_cli.storage.runs import open_source, open_weights
+    from bnsmooth_cli.storage.tables import check_target
 
     if paths:
         sources = [open_source(path) for path in paths]
@@ -82,7 +82,7 @@ def _sources(
     config = run.config()
     if weights is not None:
         return [open_weights(weights, config)]
-    MEASURES[kind].plan(config, **options)  # what cannot be measured is found before it is trained
+    measurement(kind).plan(config, **options)  # what cannot be measured is found before it is trained
     if output is not None:
         check_target(output, kind, machine.force)
     # --force is about this command's table: the run beneath it is found, never replaced.

@@ -8,18 +8,15 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from bnsmooth_cli.code import allow, is_code
+from bnsmooth_cli import norms
 from bnsmooth_cli.config import PRESETS, Config, check_threads, resolve
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.user_code import allow, is_code
 
-NORMS: Final = (
-    "none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none", "layer", "group:4", "instance", "weight",
-    "rms",
-)  # fmt: skip
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _SETTINGS = "The run (values come from --preset unless given)"
@@ -84,7 +81,7 @@ class SettingOptions:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         allow(self.problem, values.get("norm"))
         if self.data is not None:
-            from bnsmooth_cli.problems.images import canonical
+            from bnsmooth_cli.data.images import canonical
 
             values["data"] = canonical(self.data)
         return {name: value for name, value in values.items() if value is not None}
@@ -98,9 +95,8 @@ class _Which:
         str | None,
         _option(
             "--norm -n",
-            "batch (default), none, l1, l2, linf, lp:P, noisy-batch, noisy-none, layer, group:G, instance, weight, "
-            "rms, or your own as MODULE:CLASS.",
-            autocompletion=_choices(*NORMS),
+            f"Default: batch. One of {', '.join(norm.name for norm in norms.NORMS)}, or your own as {norms.USER_NORM}.",
+            autocompletion=_choices(*norms.examples()),
         ),
     ] = None
     lr: Annotated[float | None, _option("--lr", "Learning rate, constant.")] = None
@@ -359,7 +355,7 @@ class ExportOptions:
     def check(self) -> None:
         """Raise InputError, before the work, where the extra is missing."""
         if self.tensorboard:
-            from bnsmooth_cli.exports import check_tensorboard
+            from bnsmooth_cli.storage.exports import check_tensorboard
 
             check_tensorboard()
 
@@ -367,7 +363,7 @@ class ExportOptions:
         """What `tensorboard` reads of a table, where it is asked for."""
         if not self.tensorboard:
             return None
-        from bnsmooth_cli.exports import tensorboard
+        from bnsmooth_cli.storage.exports import tensorboard
 
         return tensorboard(table)
 

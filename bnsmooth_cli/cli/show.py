@@ -42,7 +42,7 @@ def show(
     if csv == "-":
         _print_csv(table)
     elif csv is not None:
-        from bnsmooth_cli.exports import write_csv
+        from bnsmooth_cli.storage.exports import write_csv
 
         write_csv(table, csv, force)
         terminal.say(csv)
@@ -52,7 +52,7 @@ def show(
 
 def _print_csv(table: Path) -> None:
     """Onto stdout, as it is; a terminal, which obeys what it is given, has it line by line."""
-    from bnsmooth_cli.exports import csv_lines
+    from bnsmooth_cli.storage.exports import csv_lines
 
     for line in csv_lines(table):
         if sys.stdout.isatty():
@@ -63,7 +63,7 @@ def _print_csv(table: Path) -> None:
 
 
 def _print(table: Path) -> None:
-    from bnsmooth_cli.description import ENDS, describe
+    from bnsmooth_cli.storage.description import ENDS, describe
 
     found = describe(table)
     terminal.say(table)

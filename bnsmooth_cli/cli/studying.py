@@ -16,9 +16,9 @@ from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from bnsmooth_cli.study.execution import Task
     from bnsmooth_cli.study.grid import Study
     from bnsmooth_cli.study.outcome import Outcome
+    from bnsmooth_cli.study.run import Task
 
 
 def run_study(
@@ -35,8 +35,8 @@ def run_study(
     None for a dry run. Raises InputError before any work for a grid that cannot be, and IncompleteError where no run
     has finished.
     """
-    from bnsmooth_cli.study.execution import tasks
     from bnsmooth_cli.study.grid import Study, blaming, read_grid
+    from bnsmooth_cli.study.run import tasks
 
     if machine.threads is not None:
         asked = {**asked, "threads": machine.threads}
@@ -49,7 +49,7 @@ def run_study(
     missing, failed = _plan(tasks(study, grid, machine.device, machine.force))
     todo = [task for task, kinds in missing.items() if kinds or task.trained() < task.config.steps]
     if todo and execution.dask in (None, "local"):
-        from bnsmooth_cli.training import choose_device
+        from bnsmooth_cli.training.devices import choose_device
 
         choose_device(machine.device)
     with blaming(options.study):
@@ -140,7 +140,7 @@ def _check_networks(todo: list[Task]) -> None:
 
 def _execute(study: Study, todo: list[Task], execution: ExecutionOptions) -> dict[str, str]:
     """The runs that failed, with why; each is reported when it does."""
-    from bnsmooth_cli.study.execution import Progress, execute
+    from bnsmooth_cli.study.run import Progress, execute
 
     failed: dict[str, str] = {}
     permit = Progress.permit(study.path)
@@ -173,7 +173,7 @@ def _executor(execution: ExecutionOptions, todo: list[Task]) -> AbstractContextM
 @contextmanager
 def _board(study: Study, total: int) -> Iterator[Any]:
     """Bars for the whole study and each running run, read from the runs' own files; call it when a run is over."""
-    from bnsmooth_cli.study.execution import Progress
+    from bnsmooth_cli.study.run import Progress
 
     ended = threading.Event()
     with terminal.board("study", total) as (show, finished):

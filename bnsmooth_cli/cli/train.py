@@ -14,7 +14,7 @@ from bnsmooth_cli.config import Config
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bnsmooth_cli.runs import Run
+    from bnsmooth_cli.storage.runs import Run
 
 
 @grouped
@@ -51,7 +51,7 @@ def train(
     machine.apply()
     export.check()
     trained = train_or_find(run.config(), machine, output, resume)
-    from bnsmooth_cli.tables import read_table
+    from bnsmooth_cli.storage.tables import read_table
 
     rows = read_table(trained.train_path, "train")
     tested = rows[rows["test_loss"].notna()]
@@ -66,7 +66,7 @@ def train(
 
 def train_or_find(config: Config, machine: MachineOptions, output: Path | None = None, resume: bool = True) -> Run:
     """Train behind a progress bar, or find the finished run."""
-    from bnsmooth_cli.training import train_config
+    from bnsmooth_cli.training.run import train_config
 
     with terminal.progress(f"train {config.name}") as update:
         return train_config(

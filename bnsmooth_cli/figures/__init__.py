@@ -3,7 +3,7 @@ No torch and no pyplot here: figures hold no global state, and the caller saves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,40 +12,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bnsmooth_cli import tables
+from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.figures import (
-    activations,
-    by_layer,
-    compare,
-    ics,
-    landscape,
-    smoothness,
-    style,
-    surface,
-    theory,
-    training,
-)
+from bnsmooth_cli.figures import ics, style
 from bnsmooth_cli.figures.panels import Panel, page
-from bnsmooth_cli.files import atomic
-
-#: Kind of table -> the rows of panels that one problem's rows are drawn in.
-KINDS: Final[dict[str, Callable[[pd.DataFrame], list[list[Panel]]]]] = {
-    "train": training.panels,
-    "landscape": landscape.panels,
-    "smoothness": smoothness.panels,
-    "surface": surface.panels,
-    "smoothness-by-layer": by_layer.panels,
-    "ics": ics.panels,
-    "activations": activations.panels,
-    "theory": theory.panels,
-    "compare": compare.panels,
-}
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import atomic
 
 #: Of each in one figure: what a page has room for, and nobody waits for more.
 MOST: Final = {"problem": 12, "norm": 40, "lr": 40}
-
-__all__ = ["KINDS", "plot", "plot_tables", "render"]
 
 
 def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
@@ -55,8 +30,8 @@ def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None)
     Equal tables give equal files if they are saved under `matplotlib.rc_context(style.SAVE)`.
     Raises InputError, a ValueError, for an unknown kind and for a table without rows.
     """
-    if kind not in KINDS:
-        raise unknown("kind of figure", kind, KINDS)
+    if kinds.get(kind).figure is None:
+        raise unknown("kind of figure", kind, [one.name for one in kinds.KINDS if one.figure])
     if table.empty:
         raise InputError(f"no rows to plot in the {kind} table")
     for column, most in MOST.items():
@@ -82,7 +57,9 @@ def _block(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> tup
     title = ", ".join([str(table["problem"].iloc[0]), *([style.lr_text(lrs[0])] if len(lrs) == 1 else [])])
     if kind == "ics" and training is not None:
         return title, ics.panels(table, training[training["run"].isin(table["run"])])
-    return title, KINDS[kind](table)
+    reference = kinds.get(kind).figure
+    assert reference is not None
+    return title, kinds.load(reference, "figures")(table)
 
 
 def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:

@@ -15,22 +15,9 @@ from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-Dash = Literal["-"] | tuple[float, tuple[float, ...]]
+from bnsmooth_cli import norms
+from bnsmooth_cli.norms import Dash
 
-# Okabe & Ito's colour-blind-safe palette; black dashes against solid blue: the pair in every figure.
-_NORMS: Final[dict[str, tuple[str, Dash]]] = {
-    "none": ("#000000", (0, (4, 1.5))),
-    "batch": ("#0072B2", "-"),
-    "l1": ("#D55E00", (0, (7, 1.5, 1.5, 1.5))),
-    "l2": ("#009E73", (0, (1.5, 1))),
-    "linf": ("#CC79A7", (0, (4, 1, 1, 1, 1, 1))),
-    "noisy-batch": ("#56B4E9", (0, (8, 1.5))),
-    "noisy-none": ("#8A8A8A", (0, (2.5, 1.5))),
-    "layer": ("#B15928", "-"),
-    "instance": ("#1B3A57", (0, (6, 2))),
-    "weight": ("#9C8FD9", (0, (5, 1, 1, 1))),
-    "rms": ("#8DB600", (0, (2, 1))),
-}
 _OTHER_COLOURS: Final = ("#E69F00", "#6A3D9A", "#7A5C00", "#A6192E", "#44AA99")
 _OTHER_DASHES: Final[tuple[Dash, ...]] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (2, 1)))
 _MARKERS: Final = ("", "o", "s", "^", "D", "v", "P")
@@ -90,13 +77,16 @@ def colour_and_dash(norm: str) -> tuple[str, Dash]:
     code = zlib.crc32(norm.encode())
     colours = len(_OTHER_COLOURS)
     other = (_OTHER_COLOURS[code % colours], _OTHER_DASHES[code // colours % len(_OTHER_DASHES)])
-    return _NORMS.get(norm, other)
+    entry = norms.find(norm)
+    return other if entry is None or entry.colour is None else (entry.colour, entry.dash)
 
 
 def rank(label: str) -> tuple[int, str, float]:
     """The sort key of a label: the paper's norms in its order, then others; then by learning rate."""
     norm, _, lr = label.partition(", lr ")
-    return (list(_NORMS).index(norm) if norm in _NORMS else len(_NORMS), norm, float(lr or 0))
+    entry = norms.find(norm)
+    place = norms.NORMS.index(entry) if entry is not None and entry.colour is not None else len(norms.NORMS)
+    return place, norm, float(lr or 0)
 
 
 def lrs_of(table: pd.DataFrame) -> list[float]:

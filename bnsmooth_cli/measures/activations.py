@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
-from bnsmooth_cli.measures.selection import Selected, select
-from bnsmooth_cli.points import Point
-from bnsmooth_cli.problems.layers import captured
-from bnsmooth_cli.streams import generator
+from bnsmooth_cli.measures.selection import Selected, plan, select
+from bnsmooth_cli.networks.hooks import captured
+from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.randomness import generator
 
 LAYERS: Final = 5  # layers over the depth, unless chosen
 UNITS: Final = 5  # units a layer, unless chosen
@@ -102,3 +103,6 @@ def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     with np.errstate(invalid="ignore"):
         distance = np.abs(there - here).mean(1)
     return rows.assign(wasserstein=np.where(np.isfinite(distance), distance, np.nan))
+
+
+MEASUREMENT: Final = Measurement(activations, plan, moved)

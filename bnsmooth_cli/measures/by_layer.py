@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.measures.line import line_alphas
-from bnsmooth_cli.measures.line import plan as plan_line
+from bnsmooth_cli.measures.landscape import line_alphas
+from bnsmooth_cli.measures.landscape import plan as plan_line
+from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import along_and_largest
-from bnsmooth_cli.points import Point, flatten
-from bnsmooth_cli.problems.layers import chosen_layers
+from bnsmooth_cli.networks.structure import chosen_layers
+from bnsmooth_cli.points.point import Point, flatten
 
 
 def smoothness_by_layer(
@@ -80,3 +81,6 @@ def _along(point: Point, names: Sequence[str], gradient: Tensor, etas: Sequence[
         values = point.values(moved)
         leaves = [values[name].requires_grad_() for name in names]
         yield flatten(torch.autograd.grad(point.loss_at(values), leaves, materialize_grads=True))
+
+
+MEASUREMENT: Final = Measurement(smoothness_by_layer, plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from bnsmooth_cli import norms
+from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
-from bnsmooth_cli.points import Point, flatten
-from bnsmooth_cli.problems import Chain
-from bnsmooth_cli.problems.layers import Names, chosen_layers
-from bnsmooth_cli.training import sgd_step
+from bnsmooth_cli.measures.selection import plan_layers
+from bnsmooth_cli.networks.chain import Chain
+from bnsmooth_cli.networks.structure import Names, chosen_layers
+from bnsmooth_cli.norms.state import prepared
+from bnsmooth_cli.points.point import Point, flatten
+from bnsmooth_cli.training.optimisers import sgd_step
 
 
 def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
@@ -109,7 +111,7 @@ def _of_chain(point: Point, layers: Names, then: dict[str, Tensor]) -> Iterator[
     """The updated prefix runs once, and only what follows it is differentiated."""
     modules = list(cast(Chain, point.model).layers.values())
     activations = point.inputs
-    with norms.prepared(point.norms, point.config.seed, point.step):
+    with prepared(point.norms, point.config.seed, point.step):
         for place, ((name, names), module) in enumerate(zip(layers[:-1], modules, strict=False)):
             moved = {parameter.removeprefix(f"layers.{name}."): then[parameter] for parameter in names}
             with torch.no_grad():
@@ -124,3 +126,6 @@ def _of_chain(point: Point, layers: Names, then: dict[str, Tensor]) -> Iterator[
 def _compare(before: Tensor, after: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm
     return torch.stack((norm(before), norm(after), norm(before - after), torch.dot(before, after)))
+
+
+MEASUREMENT: Final = Measurement(ics, plan_layers)

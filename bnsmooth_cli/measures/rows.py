@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bnsmooth_cli.points import Point
+from bnsmooth_cli.points.point import Point
 
 
 def label(point: Point, rows: pd.DataFrame) -> pd.DataFrame:

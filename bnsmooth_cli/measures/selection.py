@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.points import first_point
-from bnsmooth_cli.problems.layers import Site, chosen_layers
+from bnsmooth_cli.networks.structure import Site, chosen_layers
+from bnsmooth_cli.points.reaching import first_point
 
 
 class Selected(NamedTuple):

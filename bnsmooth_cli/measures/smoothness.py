@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.measures.line import line_alphas, probe
+from bnsmooth_cli.measures.landscape import line_alphas, plan, probe
+from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
-from bnsmooth_cli.points import Point
-from bnsmooth_cli.streams import generator
+from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.randomness import generator
 
 #: ||Hv - lambda v|| / |lambda| at which the iteration ends: lambda is then known to this relative accuracy, and with
 #: no other eigenvalue near it to about the square of it.
@@ -106,3 +107,6 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor) -> fl
         tridiagonal[k + 1, k] = tridiagonal[k, k + 1] = coupling
         vector, previous = following.div_(coupling), vector
     return float("nan")
+
+
+MEASUREMENT: Final = Measurement(smoothness, plan)

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.measures.line import plan_objective
+from bnsmooth_cli.measures.landscape import plan_objective
+from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
-from bnsmooth_cli.points import Point, flatten, visit
-from bnsmooth_cli.problems.layers import trainable
-from bnsmooth_cli.runs import Source
-from bnsmooth_cli.streams import generator
+from bnsmooth_cli.networks.structure import trainable
+from bnsmooth_cli.points.point import Point, flatten
+from bnsmooth_cli.points.reaching import visit
+from bnsmooth_cli.randomness import generator
+from bnsmooth_cli.storage.runs import Source
 
 DIRECTIONS: Final = ("random", "pca")
 POINTS: Final = 21  # an axis; odd, so that the point itself is one of them
@@ -168,3 +170,6 @@ def _walk(theta: Tensor, axes: list[Tensor], grid: NDArray[np.float64]) -> Itera
         for length, axis in zip(place, axes, strict=True):
             moved.add_(axis, alpha=length)
         yield moved
+
+
+MEASUREMENT: Final = Measurement(surface, plan, given=path_of, last_only=True)

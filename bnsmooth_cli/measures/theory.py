@@ -56,15 +56,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnsmooth_cli import norms
-from bnsmooth_cli.hessian import twice_differentiable
+from bnsmooth_cli.derivatives.hessian import twice_differentiable
+from bnsmooth_cli.derivatives.taylor import curve, has_rule, second_derivatives
+from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
-from bnsmooth_cli.measures.selection import Selected, select
-from bnsmooth_cli.measures.taylor import curve, has_rule, second_derivatives
-from bnsmooth_cli.points import Point
-from bnsmooth_cli.problems import Chain, Layer
-from bnsmooth_cli.problems.layers import Rest, captured
-from bnsmooth_cli.problems.own import Loop
+from bnsmooth_cli.measures.selection import Selected, plan, select
+from bnsmooth_cli.networks.chain import Chain, Layer
+from bnsmooth_cli.networks.hooks import Rest, captured
+from bnsmooth_cli.norms.state import prepared
+from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.problems.loop import Loop
 
 #: The statements that are proved, here as equalities, to this relative residual.
 PROVED: Final = ("4.1", "4.2", "4.3", "4.4", "4.5")
@@ -100,7 +101,7 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     numbers = {one.number: one.units for one in select(point.sites, layers, units)}
     selected = [Selected(site, numbers[site.number]) for site in double.sites if site.number in numbers]
     modules = [site.linear for site, _ in selected]
-    with norms.prepared(double.norms, point.config.seed, point.step), twice_differentiable():
+    with prepared(double.norms, point.config.seed, point.step), twice_differentiable():
         with torch.no_grad():
             inputs = [x for x, _ in captured(modules, double.loss)]
         weights = first_weights(point, [site.name for site, _ in selected])
@@ -308,3 +309,6 @@ def _spectral_norm(x: Tensor) -> Tensor:
     if not torch.isfinite(gram).all():
         return gram.new_tensor(torch.nan)
     return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
+
+
+MEASUREMENT: Final = Measurement(theory, plan)

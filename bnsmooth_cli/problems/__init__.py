@@ -7,16 +7,17 @@ from typing import Final
 
 import torch
 
-from bnsmooth_cli import code
+from bnsmooth_cli import user_code as code
 from bnsmooth_cli.config import Config
+from bnsmooth_cli.derivatives.fast_path import Program
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.files import load_tensors
-from bnsmooth_cli.problems import own
-from bnsmooth_cli.problems.base import Problem, Program
-from bnsmooth_cli.problems.layers import Chain, Layer
+from bnsmooth_cli.networks.chain import Chain, Layer
+from bnsmooth_cli.problems import checks, custom
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.custom import Workload
 from bnsmooth_cli.problems.linear import DeepLinear
-from bnsmooth_cli.problems.own import Workload
 from bnsmooth_cli.problems.vgg import Vgg
+from bnsmooth_cli.storage.files import load_tensors
 
 __all__ = ["Chain", "Layer", "Problem", "Program", "Workload", "build"]
 
@@ -33,12 +34,12 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     >>> len(problem.build().layers)
     25
     """
-    kind = own.Own if code.is_code(config.problem) else _PROBLEMS[config.problem]
+    kind = custom.Own if code.is_code(config.problem) else _PROBLEMS[config.problem]
     problem = kind(config, torch.device(device))
     if weights is not None:
         problem.start = _fitting(problem, weights)
     if code.is_code(config.problem) or code.is_code(config.norm):
-        own.check(problem)
+        checks.check(problem)
     return problem
 
 

@@ -4,57 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.streams import generator
+from bnsmooth_cli.derivatives.fast_path import Program
+from bnsmooth_cli.networks.hooks import evaluating
+from bnsmooth_cli.randomness import generator
 
 State = dict[str, Tensor]
-
-
-class Pass(NamedTuple):
-    """At P parameter vectors: losses (P,), gradients (P, n), and the norms' means and scales, (layers, P, d) each."""
-
-    loss: Tensor
-    gradient: Tensor
-    mean: Tensor
-    scale: Tensor
-
-
-class Program(ABC):
-    """The whole batch's loss and gradient as a function of parameter vectors, where a problem knows a faster way to it.
-
-    It is holomorphic, so that complex vectors give derivatives of the gradient.
-    """
-
-    @abstractmethod
-    def __call__(self, theta: Tensor) -> Pass:
-        """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
-
-    @abstractmethod
-    def losses(self, theta: Tensor) -> Tensor:
-        """The losses (P,) alone."""
-
-    @abstractmethod
-    def follow(self, running: Tensor, found: Pass) -> None:
-        """Update the running statistics, all the network's buffers in one vector, by those of a training step."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode, and afterwards every module in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class Problem(ABC):

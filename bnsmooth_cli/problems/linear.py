@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config
+from bnsmooth_cli.derivatives.fast_path import AffineProgram
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.problems.affine import AffineProgram, runs_as_program
+from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.problems.layers import Chain, Layer
-from bnsmooth_cli.streams import generator
+from bnsmooth_cli.randomness import generator
 
 
 class DeepLinear(Problem):
@@ -25,8 +25,10 @@ class DeepLinear(Problem):
         super().__init__(config, device)
         assert config.dimension is not None
         assert config.samples is not None
-        if config.norm == "instance":
-            raise InputError("--norm instance: takes statistics over the positions of images, and dln has none")
+        entry = norms.find(config.norm)
+        if entry is not None and entry.needs_positions:
+            raise InputError(f"--norm {config.norm}: takes statistics over the positions of images, and dln has none")
+        self._fast = entry is not None and entry.fast_path
         random = generator(config.seed, "data")
         self.num_samples = config.samples
         inputs = torch.randn(config.samples, config.dimension, generator=random)
@@ -59,7 +61,7 @@ class DeepLinear(Problem):
     def program(self, dtype: torch.dtype, device: torch.device) -> AffineProgram | None:
         """Of the full batch, where the norm is an affine map of each unit that is the same for every sample."""
         config = self.config
-        if config.batch_size < self.num_samples or not runs_as_program(config.norm):
+        if config.batch_size < self.num_samples or not self._fast:
             return None
         assert config.depth is not None
         key = (dtype, device)

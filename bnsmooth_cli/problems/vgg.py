@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config
+from bnsmooth_cli.data.images import SIZE, load
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.problems.images import SIZE, load
-from bnsmooth_cli.problems.layers import Chain, Layer
-from bnsmooth_cli.streams import generator
+from bnsmooth_cli.randomness import generator
 
 #: Convolutions per stage: VGG-A (11), B (13), D (16) and E (19). Every stage ends in a 2 x 2 max-pooling.
 STAGES: Final[dict[int, tuple[int, ...]]] = {

@@ -7,7 +7,6 @@ import io
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +14,13 @@ import jinja2
 import matplotlib
 import pandas as pd
 
-from bnsmooth_cli import figures, tables
+from bnsmooth_cli import figures, kinds
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.files import atomic, check_writable
-from bnsmooth_cli.runs import Run, open_run
+from bnsmooth_cli.kinds import Section
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import atomic, check_writable
+from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.study import claims, outcome
 from bnsmooth_cli.study.comparison import measured_rows
 from bnsmooth_cli.study.grid import Study, command
@@ -27,39 +28,9 @@ from bnsmooth_cli.study.grid import Study, command
 FORMATS: Final = ("html", "md")
 
 
-@dataclass(frozen=True)
-class Section:
-    """A figure of the report: the kind of table that it is of, how it is read, and what is quoted beneath it."""
-
-    kind: str
-    title: str
-    reading: str
-    quoted: tuple[tuple[str, str], ...]  # (figure of the summary, its words)
-    claims: tuple[int, ...]
-
-
-SECTIONS: Final = (
-    Section("train", "Training", "A thin line a run, a wide one their median; a cross is where a run diverged.",
-            (("final_test_accuracy", "Last test accuracy"), ("final_loss", "Last training loss")), (1, 2, 3, 8)),
-    Section("landscape", "Landscape along the gradient", "Bands from the smallest to the largest value on the line: "
-            "narrow bands are a loss, and a gradient, that change little along a step.",
-            (("loss_range", "Range of the loss"), ("predictiveness", "Largest change of the gradient")), (5, 6)),
-    Section("smoothness", "Smoothness", "The largest change of the gradient on the line, per distance: lower is "
-            "smoother.", (("beta", "Effective beta"), ("sharpness", "Sharpness")), (7,)),
-    Section("ics", "Internal covariate shift", "How far a layer's gradient turns when the layers below it have "
-            "stepped: 0 and a cosine of 1 are no shift.",
-            (("ics", "Distance of the gradients"), ("cosine", "Their cosine")), (4,)),
-    Section("activations", "Distributions of the layers' inputs", "Quantiles of single units over training: bands "
-            "that wander are inputs that are not stable.",
-            (("movement", "Movement between measured steps, in deviations"), ("kurtosis", "Excess kurtosis")), (3, 9)),
-    Section("theory", "The theorems, both sides", "Points on the diagonal are equalities; below it the left side is "
-            "the smaller one.", (), (10, 11, 12, 13, 14)),
-    Section("compare", "Comparison", "A dot a run, a bar at the median, best first.",
-            (("steps_to_accuracy", "Steps to none's last accuracy"), ("steps_to_loss", "Steps to none's last loss")),
-            (1, 8)),
-)  # fmt: skip
 _COLUMNS: Final = ("norm", "lr", "seed", "steps", "diverged_at", "final_loss", "final_test_accuracy", "steps_to_loss",
-                   "steps_to_accuracy", *tables.SMOOTHNESS, "ics", "cosine", "movement", "kurtosis")  # fmt: skip
+                   "steps_to_accuracy",
+                   *(metric.name for metric in kinds.METRICS if metric.kind != "train"))  # fmt: skip
 
 
 def write(study: Study, output: Path, form: str) -> None:
@@ -127,11 +98,11 @@ def _context(study: Study, images: dict[str, bytes]) -> dict[str, Any]:
         raise DamagedError(f"{study.table}: compares a run that is not there, {strangers[0][:80]}; compare again")
     runs = [open_run(study.path / "runs" / name) for name in comparison["run"]]
     sections = []
-    for section in SECTIONS:
-        figure = _figure(section.kind, runs, comparison)
-        if figure is not None:
-            images[section.kind] = figure
-            sections.append({"section": section, "says": list(_says(section, summary, judged))})
+    for kind in kinds.KINDS:
+        if kind.section is not None and (figure := _figure(kind.name, runs, comparison)) is not None:
+            images[kind.name] = figure
+            says = list(_says(kind.section, summary, judged))
+            sections.append({"kind": kind.name, "section": kind.section, "says": says})
     versions = sorted({run_version for run in runs for run_version in _versions(run)})
     columns = [name for name in _COLUMNS if comparison[name].notna().any()]
     return {
@@ -183,10 +154,10 @@ def _rows(kind: str, runs: Sequence[Run]) -> pd.DataFrame:
 
 def _says(section: Section, summary: pd.DataFrame, judged: pd.DataFrame) -> Iterator[str]:
     """What a figure's numbers are, a sentence a quoted figure, and the verdicts of the claims that it bears on."""
-    for figure, words in section.quoted:
-        rows = summary[summary["figure"] == figure]
+    for metric in (metric for metric in kinds.METRICS if metric.name in section.metrics):
+        rows = summary[summary["figure"] == metric.name]
         if len(rows):
-            yield f"{words} (×: of none's): " + "; ".join(_quoted(rows, figure)) + "."
+            yield f"{metric.words} (×: of none's): " + "; ".join(_quoted(rows, metric.name)) + "."
     verdicts = judged[judged["claim"].isin(section.claims)].drop_duplicates("claim")
     yield "Claims: " + ", ".join(f"{row.claim} {row.verdict}" for row in verdicts.itertuples()) + "."
 
@@ -205,7 +176,7 @@ def _quoted(rows: pd.DataFrame, figure: str) -> Iterator[str]:
 
 def _medians(summary: pd.DataFrame) -> dict[str, Any]:
     """Rows a norm and learning rate, of (median, interval) a figure."""
-    names = [name for name in tables.SUMMARISED if name in set(summary["figure"])]
+    names = [metric.name for metric in kinds.METRICS if metric.name in set(summary["figure"])]
     rows = []
     for (norm, lr), found in summary.groupby(["norm", "lr"], sort=False):
         cells = {row["figure"]: row for row in found.to_dict("records")}

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from bnsmooth_cli import tables
-from bnsmooth_cli.runs import Run
+from bnsmooth_cli import kinds
+from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.study.comparison import measured_rows, smoothness_rows, worst_where_diverged
 from bnsmooth_cli.study.statistics import interval, median, over_steps
 
@@ -268,7 +268,7 @@ def claims(comparison: pd.DataFrame, runs: Sequence[Run], remedy: Callable[..., 
         verdict = next((one for one in order if one in judged), INCONCLUSIVE)
         named = {"problem": of.problem, "claim": claim.number, "title": claim.title, "verdict": verdict}
         rows += [{**named, **row} for row in parts]
-    return pd.DataFrame(rows, columns=list(tables.SCHEMAS["compare-claims"]))
+    return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns))
 
 
 def deciding(parts: pd.DataFrame) -> pd.Series[Any]:

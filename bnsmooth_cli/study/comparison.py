@@ -9,14 +9,17 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from bnsmooth_cli import tables
+from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.runs import Run, open_run
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.study.statistics import over_steps
 
 #: Minibatch losses are compared as means over this many steps; a full batch's loss as it is.
 SMOOTHING: Final = 50
 _GROUP: Final = ["problem", "lr", "seed"]
+#: The metrics whose ratios to the `none` run are recorded.
+_RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio]
 
 
 def compare(
@@ -49,7 +52,7 @@ def compare(
     frame = with_ratios(_add_targets(frame, curves, target_loss, target_accuracy))
     order = ["problem", "final_test_accuracy", "final_loss", "run"]
     return frame.sort_values(order, ascending=[True, False, True, True], ignore_index=True)[
-        list(tables.SCHEMAS["compare"])
+        list(kinds.get("compare").columns)
     ]
 
 
@@ -87,7 +90,7 @@ def measured_rows(run: Run, kind: str, columns: Sequence[str] | None = None) -> 
     """The rows of a run's table of a kind, none where it has not been measured."""
     path = run.source().table_path(kind)
     if not path.is_file():
-        return pd.DataFrame(columns=list(columns or tables.SCHEMAS[kind]), dtype="float64")
+        return pd.DataFrame(columns=list(columns or kinds.get(kind).columns), dtype="float64")
     return _own_rows(run, path, kind, columns)
 
 
@@ -103,9 +106,14 @@ def smoothness_rows(run: Run) -> pd.DataFrame:
     return rows.assign(loss_range=rows["loss_max"] - rows["loss_min"], predictiveness=rows["predictiveness_max"])
 
 
+def _of(kind: str) -> list[str]:
+    """The metrics that a kind of table gives."""
+    return [metric.name for metric in kinds.METRICS if metric.kind == kind]
+
+
 def _smoothness_figures(run: Run) -> dict[str, float]:
     rows = smoothness_rows(run)
-    return {name: over_steps(rows["step"], rows[name]) for name in tables.SMOOTHNESS}
+    return {name: over_steps(rows["step"], rows[name]) for name in _of("smoothness")}
 
 
 def _shift_figures(run: Run) -> dict[str, float]:
@@ -148,11 +156,11 @@ def _add_targets(
 def with_ratios(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with `ratio_...` of each compared figure, to that of the `none` run of its group."""
     plain = frame[frame["norm"] == "none"].drop_duplicates(_GROUP).set_index(_GROUP)
-    baseline = plain[list(tables.COMPARED)].reindex(pd.MultiIndex.from_frame(frame[_GROUP]))
-    figures = frame[list(tables.COMPARED)].astype("float64")
+    baseline = plain[_RATIOS].reindex(pd.MultiIndex.from_frame(frame[_GROUP]))
+    figures = frame[_RATIOS].astype("float64")
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = pd.DataFrame(figures.to_numpy() / baseline.to_numpy(np.float64), index=frame.index)
-    ratios.columns = pd.Index([f"ratio_{name}" for name in tables.COMPARED])
+    ratios.columns = pd.Index([f"ratio_{name}" for name in _RATIOS])
     return pd.concat([frame.drop(columns=ratios.columns, errors="ignore"), ratios], axis=1)
 
 

@@ -14,10 +14,12 @@ import torch
 
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.measures import MEASURES
-from bnsmooth_cli.points import load_point
-from bnsmooth_cli.study.execution import Task
-from bnsmooth_cli.training import Trajectory, choose_device, train_config
+from bnsmooth_cli.measures.measuring import measurement
+from bnsmooth_cli.points.reaching import load_point
+from bnsmooth_cli.study.run import Task
+from bnsmooth_cli.training.devices import choose_device
+from bnsmooth_cli.training.run import train_config
+from bnsmooth_cli.training.trajectory import Trajectory
 
 _STEPS: Final = 5  # timed, after as many that are not: the first ones allocate
 
@@ -75,7 +77,7 @@ def _timed(task: Task, kinds: tuple[str, ...]) -> dict[str, float]:
             run = train_config(short, Path(folder) / "run", device=task.device)
             for kind in kinds:
                 point = load_point(run, device=task.device)
-                what = MEASURES[kind]
+                what = measurement(kind)
                 found[kind] = _seconds(lambda: what.rows(point, **what.plan(short)))  # noqa: B023 - called at once
         return found
     finally:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Final, ParamSpec, TypeVar
 
-from bnsmooth_cli._version import __version__
+from bnsmooth_cli import __version__
 from bnsmooth_cli.errors import InputError
 
 P = ParamSpec("P")

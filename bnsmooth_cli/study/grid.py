@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli._version import __version__
+from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import THREADS, Config, check_threads, check_types, from_dict, resolve
 from bnsmooth_cli.errors import DamagedError, InputError, unknown
-from bnsmooth_cli.files import check_writable, load_json, read_text, save_json, unicode
-from bnsmooth_cli.runs import Run, locked, open_run
+from bnsmooth_cli.storage.files import check_writable, load_json, read_text, save_json, unicode
+from bnsmooth_cli.storage.runs import Run, locked, open_run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +24,6 @@ else:
     import tomli as tomllib
 
 FORMAT: Final = 1
-MEASURES: Final = ("landscape", "smoothness", "ics", "activations", "theory")
 VARIED: Final = ("norm", "lr", "seed")
 _SETTINGS: Final = (
     "preset",
@@ -66,8 +65,8 @@ class Grid:
         if self.every is not None and self.at is not None:
             raise InputError("--every and --at: give one of the two")
         for kind in self.measure:
-            if kind not in MEASURES:
-                raise unknown("measurement", kind, MEASURES)
+            if kind not in kinds.measured(studied=True):
+                raise unknown("measurement", kind, kinds.measured(studied=True))
         found = [
             resolve(norm=norm, lr=lr, seed=seed, **self.settings)
             for seed in self.seeds
@@ -187,7 +186,7 @@ def _read_toml(path: Path) -> dict[str, object]:
         raise InputError(f"{path}: not readable as TOML ({error})") from error
     data = content.get("data")
     if isinstance(data, str) and (path.parent / data).is_dir():
-        from bnsmooth_cli.problems.images import NAMES
+        from bnsmooth_cli.data.images import NAMES
 
         if data not in NAMES:
             content["data"] = str((path.parent / data).resolve())  # a file names its folders from where it lies
@@ -224,7 +223,7 @@ class Study:
                     what = "; ".join(differences) or f"it is {run.config.name}"
                     refused[folder.name] = f"{folder}: no run of this study ({what}); move it away"
                 elif run.outcome() is not None:
-                    for kind in MEASURES:
+                    for kind in kinds.measured(studied=True):
                         if (table := run.source().table_path(kind)).exists():
                             run.check_table(table, kind)
                     found.append(run)

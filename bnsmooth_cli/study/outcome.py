@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
-from bnsmooth_cli import tables
-from bnsmooth_cli._version import __version__
+from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.runs import Run
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.study.claims import claims
 from bnsmooth_cli.study.comparison import compare, worst_where_diverged
 from bnsmooth_cli.study.grid import VARIED, Study, command
@@ -38,7 +38,7 @@ class Outcome:
             tables.write_table(file, kind, [frame], provenance | its)
 
 
-KINDS = ("compare", "compare-summary", "compare-claims")
+KINDS: Final = tuple(kind.name for kind in kinds.KINDS if kind.compared)
 
 
 def paths(path: Path) -> list[Path]:
@@ -60,7 +60,7 @@ def conclude(
     comparison = compare([run.path for run in runs], target_loss=target_loss, target_accuracy=target_accuracy)
     twice = comparison.duplicated(["problem", "norm", "lr", "seed"]).any()
     judged = comparison.iloc[:0] if twice else comparison
-    verdicts, lacking = [pd.DataFrame(columns=list(tables.SCHEMAS["compare-claims"]))], []
+    verdicts, lacking = [pd.DataFrame(columns=list(kinds.get("compare-claims").columns))], []
     for problem in judged["problem"].unique():
         its = [run for run in runs if run.config.problem == problem]
         remedy = _Remedy(its, study)

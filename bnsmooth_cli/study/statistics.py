@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bnsmooth_cli import tables
+from bnsmooth_cli import kinds
 
 CONFIDENCE: Final = 0.95
 RESAMPLES: Final = 9_999
@@ -90,15 +90,16 @@ def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (problem, norm, lr), runs in comparison.groupby(["problem", "norm", "lr"], sort=False):
-        for figure in tables.SUMMARISED:
+        for metric in kinds.METRICS:
+            figure = metric.name
             values = runs[figure].dropna().to_numpy(np.float64)
             if not len(values):
                 continue
             row = {"problem": problem, "norm": norm, "lr": lr, "figure": figure, "seeds": len(values),
                    "diverged": int(runs["diverged_at"].notna().sum()), "median": median(values)}  # fmt: skip
             row["low"], row["high"] = interval(values)
-            paired = runs[f"ratio_{figure}"] if figure in tables.COMPARED else runs[figure].iloc[:0]
+            paired = runs[f"ratio_{figure}"] if metric.has_ratio else runs[figure].iloc[:0]
             ratios = paired.dropna().to_numpy(np.float64)
             row["ratio"], (row["ratio_low"], row["ratio_high"]) = median(ratios), interval(ratios)
             rows.append(row)
-    return pd.DataFrame(rows, columns=list(tables.SCHEMAS["compare-summary"]))
+    return pd.DataFrame(rows, columns=list(kinds.get("compare-summary").columns))

@@ -20,7 +20,7 @@ import torch
 from attempts import DLN, KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
 from PIL import Image
 
-from bnsmooth_cli.problems.shapes import shapes
+from bnsmooth_cli.data.shapes import shapes
 
 
 @dataclass(frozen=True)

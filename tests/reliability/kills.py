@@ -12,7 +12,7 @@ import torch
 from attempts import DLN, KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, run
 from PIL import Image
 
-from bnsmooth_cli import tables
+from bnsmooth_cli.storage import tables
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def main(problem: str, kind: str, seed: str) -> None:
     import torch
 
     import bnsmooth_cli as bns
-    from bnsmooth_cli.measures import measure
-    from bnsmooth_cli.runs import open_source
+    from bnsmooth_cli.measures.measuring import measure
+    from bnsmooth_cli.storage.runs import open_source
 
     torch.set_num_threads(1)
     looks = []

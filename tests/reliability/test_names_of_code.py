@@ -10,7 +10,8 @@ import pytest
 import torch
 from attempts import KINDS
 
-from bnsmooth_cli import code, tables
+from bnsmooth_cli import user_code as code
+from bnsmooth_cli.storage import tables
 
 RUN = "--lr 1e-4 --steps 4 --save-every 2"
 HARMLESS = """

@@ -11,7 +11,7 @@ import torch
 from attempts import KINDS, run
 from PIL import Image
 
-from bnsmooth_cli import tables
+from bnsmooth_cli.storage import tables
 
 DLN = "--problem dln --depth 4 --dimension 4 --samples 30 --lr 1e-4 --steps 6 --save-every 2"
 VGG = "--problem vgg --width 0.05 --batch-size 8 --steps 2 --save-every 1 --eval-every 2"

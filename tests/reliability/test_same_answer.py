@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from attempts import DLN, KINDS, VGG, contents, done, run
+from helpers import SCHEMAS
 
-from bnsmooth_cli import tables
+from bnsmooth_cli.storage import tables
 
 #: Files of every kind in their present formats, made by MADE_BY at version 0.1.0. They stay as they are: a new format
 #: gets samples of its own beside them.
@@ -92,7 +93,7 @@ def samples(tmp_path) -> Path:
 
 
 def test_the_samples_are_of_every_kind():
-    assert {tables.read_provenance(path)["kind"] for path in SAMPLES.rglob("*.parquet")} == set(tables.SCHEMAS)
+    assert {tables.read_provenance(path)["kind"] for path in SAMPLES.rglob("*.parquet")} == set(SCHEMAS)
     assert sorted(SAMPLES.rglob("*.pt"))
     assert sorted(path.name for path in SAMPLES.rglob("*.json")) == ["config.json"] * 3 + ["study.json"]
 

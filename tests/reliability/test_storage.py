@@ -13,7 +13,7 @@ import pytest
 from attempts import contents, done, judge, run
 from test_two_at_once import DLN, start, wait_for
 
-from bnsmooth_cli import tables
+from bnsmooth_cli.storage import tables
 
 TRAIN = f"train {DLN} --norm batch --steps 40 --save-every 10 -o run"
 STUDY = f"compare --norms none,batch {DLN} --steps 20 --save-every 10 -o study"

@@ -18,10 +18,10 @@ from attempts import contents, done, run
 from broken import cifar_batches
 from test_two_at_once import DLN
 
-from bnsmooth_cli import tables
+from bnsmooth_cli.data import images
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.files import load_tensors
-from bnsmooth_cli.problems import images
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import load_tensors
 
 TRAIN = f"train {DLN} --lr 1e-4 --steps 20 --save-every 4"
 VGG = "train --problem vgg --width 0.05 --batch-size 8 --steps 1"

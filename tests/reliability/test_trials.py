@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from broken import cifar_batches
+from helpers import SCHEMAS
 from trials import TRIALS
 
-from bnsmooth_cli import tables
+from bnsmooth_cli.data import images
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.problems import images
-from bnsmooth_cli.runs import read_checkpoint
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.runs import read_checkpoint
 
 TRIES = {"kill": 2, "broken": 6, "options": 4, "long": 1}
 MINUTES = ("long: landscape, vgg", "long: smoothness, vgg", "long: ics, vgg")  # make torture does these
@@ -87,7 +88,7 @@ def test_no_pickle_in_a_table_is_executed(tmp_path):
     fields = [
         pa.field(name, pa.float64(), metadata={b"ARROW:extension:name": b"arrow.py_extension_type",
                                                b"ARROW:extension:metadata": payload})
-        for name, payload in zip(tables.SCHEMAS["train"], mutations.payloads(proof), strict=False)
+        for name, payload in zip(SCHEMAS["train"], mutations.payloads(proof), strict=False)
     ]  # fmt: skip
     schema = pa.schema(fields, metadata={tables.METADATA_KEY: b'{"kind": "train", "format": 1}'})
     pq.write_table(pa.Table.from_arrays([pa.array([1.0])] * len(fields), schema=schema), tmp_path / "t.parquet")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from attempts import contents, done, run
 
-from bnsmooth_cli.files import atomic
+from bnsmooth_cli.storage.files import atomic
 
 DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 TRAIN = f"train {DLN} --norm l1 --steps 20000 --save-every 500 -o run"
@@ -138,7 +138,7 @@ def test_what_a_living_process_is_writing_is_left_to_it(tmp_path):
         mine.write_bytes(b"mine")
         code = """if True:
             import pathlib, sys
-            from bnsmooth_cli.files import atomic
+            from bnsmooth_cli.storage.files import atomic
             with atomic(pathlib.Path(sys.argv[1])) as theirs:
                 theirs.write_bytes(b"theirs")
         """

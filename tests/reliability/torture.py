@@ -22,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 from trials import TRIALS
 
-from bnsmooth_cli.runs import locked
+from bnsmooth_cli.storage.runs import locked
 
 #: Tries of a trial, by what its name begins with.
 COUNTS = {"kill": 100, "broken": 1000, "options": 200, "long": 1}

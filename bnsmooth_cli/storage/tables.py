@@ -14,10 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bnsmooth_cli._version import __version__
+from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.files import atomic, check_regular, check_writable
-from bnsmooth_cli.footer import declared_values
+from bnsmooth_cli.storage.files import atomic, check_regular, check_writable
+from bnsmooth_cli.storage.footer import declared_values
 
 FORMAT: Final = 1
 #: Values in a table of points; one of runs has a hundredth. What is repeated takes no space in a file, and all memory.
@@ -25,98 +25,6 @@ LARGEST: Final = 10**8
 #: Rows that wait in memory to be written together.
 GROUP: Final = 10_000
 METADATA_KEY: Final = b"bnsmooth"
-
-#: What says which run a row is of.
-RUN: Final = {"run": "string", "problem": "string", "norm": "string", "lr": "double", "seed": "int64"}
-_STEP: Final = {**RUN, "step": "int64"}
-_LAYER: Final = {"layer": "int64", "layer_name": "string"}
-_UNIT: Final = {**_LAYER, "unit": "int64"}
-
-
-def _doubles(*names: str) -> dict[str, str]:
-    return dict.fromkeys(names, "double")
-
-
-#: The figures of `smoothness` that `compare` summarises by their medians.
-SMOOTHNESS: Final = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
-#: The figures of `compare` from the tables of `ics` and `activations`, medians too; `cosine` knows no ratio.
-_SHIFT: Final = ("ics", "movement", "kurtosis")
-#: The figures of `compare` that are also given as ratios to the `none` run of the same problem, lr and seed.
-COMPARED: Final = (
-    "final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy", "steps_to_loss", "steps_to_accuracy",
-    *SMOOTHNESS, *_SHIFT,
-)  # fmt: skip
-#: The figures of `compare` that are summarised over seeds.
-SUMMARISED: Final = (*COMPARED, "cosine")
-
-#: Kind of table -> column -> Arrow type, or "list" of doubles. Every double and bool may be null: not measured, or not
-#: defined for the row.
-SCHEMAS: Final[dict[str, dict[str, str]]] = {
-    "train": {**_STEP, **_doubles("loss", "accuracy", "grad_norm", "test_loss", "test_accuracy")},
-    "landscape": {
-        **_STEP,
-        **_doubles("alpha", "step_size", "distance", "loss", "grad_norm", "grad_distance", "grad_cosine"),
-    },
-    "smoothness": {
-        **_STEP,
-        **_doubles("loss", "grad_norm", "loss_min", "loss_max", "predictiveness_min", "predictiveness_max"),
-        **_doubles("lipschitz", "beta", "curvature", "sharpness", "critical_alpha"),
-    },
-    "smoothness-by-layer": {**_STEP, **_LAYER, **_doubles("grad_norm", "beta", "curvature", "sharpness")},
-    "surface": {**_STEP, **_doubles("x", "y", "loss", "path_step", "x_share", "y_share")},
-    "ics": {
-        **_STEP,
-        **_LAYER,
-        **_doubles("grad_norm", "grad_norm_updated", "ics", "cosine"),
-    },
-    "activations": {
-        **_STEP,
-        **_UNIT,
-        **_doubles("mean", "std", "skewness", "kurtosis", "q01", "q05", "q25", "q50", "q75", "q95", "q99"),
-        **_doubles("sigma", "wasserstein"),
-        "quantiles": "list",
-    },
-    "theory": {
-        **_STEP,
-        "statement": "string",
-        **_UNIT,
-        "affine": "string",
-        **_doubles("lhs", "rhs", "residual"),
-        **dict.fromkeys(("holds", "condition"), "bool"),
-        **_doubles("sigma", "gamma", "grad_norm", "mean_fraction", "output_fraction", "alignment", "curvature"),
-        **_doubles("input_norm"),
-    },
-    "compare": {
-        **RUN,
-        "steps": "int64",
-        "diverged_at": "double",
-        **_doubles("initial_loss", "final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy"),
-        **_doubles("target_loss", "steps_to_loss", "target_accuracy", "steps_to_accuracy", *SMOOTHNESS),
-        **_doubles(*_SHIFT, "cosine", *(f"ratio_{name}" for name in COMPARED)),
-    },
-    "compare-summary": {
-        "problem": "string",
-        "norm": "string",
-        "lr": "double",
-        "figure": "string",
-        "seeds": "int64",
-        "diverged": "int64",
-        **_doubles("median", "low", "high", "ratio", "ratio_low", "ratio_high"),
-    },
-    "compare-claims": {
-        "problem": "string",
-        "claim": "int64",
-        "title": "string",
-        "verdict": "string",
-        "part": "string",
-        "rule": "string",
-        "lr": "double",
-        "seeds": "int64",
-        **_doubles("median", "low", "high"),
-        "part_verdict": "string",
-        "command": "string",
-    },
-}
 
 
 def check_target(path: Path, kind: str, force: bool) -> None:
@@ -147,9 +55,9 @@ def write_table(
 
 def kind_of(frame: pd.DataFrame) -> str:
     """The kind of table that rows are of, by their columns; InputError where they are of none."""
-    for kind, columns in SCHEMAS.items():
-        if set(columns) == set(frame.columns):
-            return kind
+    for kind in kinds.KINDS:
+        if set(kind.columns) == set(frame.columns):
+            return kind.name
     raise InputError(f"rows with the columns {', '.join(map(str, frame.columns))[:200]}: of no kind of table")
 
 
@@ -175,11 +83,12 @@ def _checksum(said: dict[str, Any]) -> int:
 
 def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
+    columns = kinds.get(kind).columns
     for rows in frames:
-        columns = [
-            pa.array(rows[field.name], type=field.type, from_pandas=nullable(kind, field.name)) for field in schema
+        arrays = [
+            pa.array(rows[field.name], type=field.type, from_pandas=columns[field.name].nullable) for field in schema
         ]
-        waiting.append(pa.Table.from_arrays(columns, schema=schema))
+        waiting.append(pa.Table.from_arrays(arrays, schema=schema))
         if sum(map(len, waiting)) >= GROUP:
             yield pa.concat_tables(waiting)
             waiting.clear()
@@ -190,20 +99,10 @@ def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Ite
 def _schema(kind: str) -> pa.Schema:
     return pa.schema(
         [
-            pa.field(name, pa.list_(pa.float64()) if type_ == "list" else pa.type_for_alias(type_))
-            for name, type_ in SCHEMAS[kind].items()
+            pa.field(name, pa.list_(pa.float64()) if column.type == "list" else pa.type_for_alias(column.type))
+            for name, column in kinds.get(kind).columns.items()
         ]
     )
-
-
-def nullable(kind: str, column: str) -> bool:
-    """Whether a NaN in a column stands for null; elsewhere it is what was measured, an overflow.
-
-    >>> nullable("landscape", "loss"), nullable("smoothness", "sharpness")
-    (False, True)
-    """
-    overflowing = ("loss", "grad_norm", "grad_distance", "grad_cosine", "grad_norm_updated", "ics")
-    return kind in ("activations", "theory") or column not in overflowing
 
 
 def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
@@ -235,7 +134,7 @@ def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
 def _provenance(path: Path, file: pq.ParquetFile, kind: str | None) -> dict[str, Any]:
     schema = file.schema_arrow
     provenance = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
-    if not isinstance(provenance, dict) or str(provenance.get("kind")) not in SCHEMAS:
+    if not isinstance(provenance, dict) or provenance.get("kind") not in kinds.names():
         raise InputError(f"{path}: a Parquet file, but no table of bnsmooth's")
     if provenance.get("format") != FORMAT:
         raise InputError(f"{path}: table format {provenance.get('format')}, this bnsmooth reads {FORMAT}; upgrade it")
@@ -244,7 +143,7 @@ def _provenance(path: Path, file: pq.ParquetFile, kind: str | None) -> dict[str,
     found = provenance["kind"]
     if kind is not None and found != kind:
         raise InputError(f"{path}: a table of kind {found}; one of kind {kind} is needed here")
-    if missing := [name for name in SCHEMAS[found] if name not in schema.names]:
+    if missing := [name for name in kinds.get(found).columns if name not in schema.names]:
         raise InputError(f"{path}: the column '{missing[0]}' of a table of kind {found} is missing")
     return provenance
 
@@ -262,15 +161,13 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
         schema = _schema(provenance["kind"])
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        most = LARGEST // 100 if provenance["kind"].startswith("compare") else LARGEST
+        most = LARGEST // 100 if kinds.get(provenance["kind"]).compared else LARGEST
         if size > most:
             raise DamagedError(f"{path}: declares {size} values, a table of this kind has at most {most}")
         table = file.read(columns=schema.names).select(schema.names).cast(schema)
         table.validate(full=True)  # texts are UTF-8: 30 ms of a million rows
-    columns_of_kind = SCHEMAS[provenance["kind"]]
     for name in schema.names:
-        always = columns_of_kind[name] == "int64" or (name in RUN and "run" in columns_of_kind)
-        if always and table.column(name).null_count:
+        if not kinds.get(provenance["kind"]).columns[name].nullable and table.column(name).null_count:
             raise DamagedError(f"{path}: rows without a {name}")
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     frame.attrs["bnsmooth"] = provenance

@@ -19,8 +19,10 @@ from torch.autograd.functional import jvp
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bnsmooth_cli.norms import EPSILON, BatchNorm, LpNorm, Noise
-from bnsmooth_cli.problems import Layer
+from bnsmooth_cli.networks.chain import Layer
+from bnsmooth_cli.norms.batch import EPSILON, BatchNorm
+from bnsmooth_cli.norms.lp import LpNorm
+from bnsmooth_cli.norms.noise import Noise
 
 #: Numbers in x1 of the directions that are taken together.
 CHUNK: Final = 2**22

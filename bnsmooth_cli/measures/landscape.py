@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from bnsmooth_cli.config import LINE_RANGES, Config, check_objective
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
-from bnsmooth_cli.points import Point
+from bnsmooth_cli.points.point import Point
 
 POINTS = 8  # probed step lengths; with VGG's range they are 0.5, 1, ..., 4
 
@@ -108,3 +109,6 @@ def _compare(losses: Tensor, there: Tensor, gradient: Tensor) -> Tensor:
     """(loss, norm, distance, inner product) of the gradients elsewhere, (4, P); `there` is overwritten."""
     norm, product = torch.linalg.vector_norm(there, dim=1), there @ gradient[0]
     return torch.stack((losses, norm, torch.linalg.vector_norm(there.sub_(gradient), dim=1), product))
+
+
+MEASUREMENT: Final = Measurement(landscape, plan)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.files import atomic, check_regular, check_writable
-from bnsmooth_cli.tables import GROUP, RUN, SCHEMAS, nullable, read_table
+from bnsmooth_cli.storage.files import atomic, check_regular, check_writable
+from bnsmooth_cli.storage.tables import GROUP, read_table
 
 # CSV
 
@@ -54,21 +55,21 @@ def _csv_lines(table: pd.DataFrame) -> Iterator[str]:
     kind = table.attrs["bnsmooth"]["kind"]
     end = "\r\n"  # or the writer would not put quotes around a text that has one of the two
     write = csv.writer(_Echo(), lineterminator=end).writerow
-    yield write(list(SCHEMAS[kind])).removesuffix(end)
+    yield write(list(kinds.get(kind).columns)).removesuffix(end)
     for start in range(0, len(table), GROUP):
         group = table.iloc[start : start + GROUP]
-        columns = [_cells(kind, group[name]) for name in SCHEMAS[kind]]
+        columns = [_cells(kind, group[name]) for name in kinds.get(kind).columns]
         for row in zip(*columns, strict=True):
             yield write(row).removesuffix(end)
 
 
 def _cells(kind: str, column: pd.Series[Any]) -> list[Any]:
     """Values as the CSV writer takes them: None becomes nothing, a float its `repr`."""
-    type_ = SCHEMAS[kind][str(column.name)]
-    if type_ == "double" and not nullable(kind, str(column.name)):
+    known = kinds.get(kind).columns[str(column.name)]
+    if known.type == "double" and not known.nullable:
         return column.tolist()
     cells = column.astype(object).where(column.notna(), None).tolist()
-    if type_ == "list":
+    if known.type == "list":
         return [cell if cell is None else " ".join(map(repr, cell.tolist())) for cell in cells]
     return cells
 
@@ -102,8 +103,8 @@ def tensorboard(table_path: Path | str) -> Path:
     path = Path(table_path)
     table = read_table(path)
     kind = table.attrs["bnsmooth"]["kind"]
-    if kind not in _COURSES:
-        known = ", ".join(_COURSES)
+    if not kinds.get(kind).tensorboard:
+        known = ", ".join(_courses())
         raise InputError(f"{path}: a table of kind {kind} has no course over the steps for TensorBoard ({known} have)")
     runs = list(dict.fromkeys(table["run"]))
     alone, folder = path.with_suffix(".tfevents"), path.with_name(f"{path.stem}.tensorboard")
@@ -121,14 +122,15 @@ def tensorboard(table_path: Path | str) -> Path:
     return alone if alone in targets else folder
 
 
-_COURSES: Final = ("train", "landscape", "smoothness", "smoothness-by-layer", "ics", "activations", "theory")
+def _courses() -> list[str]:
+    return [kind.name for kind in kinds.KINDS if kind.tensorboard]
 
 
 def _in_folders(folder: Path) -> Iterator[Path]:
     """The scalars of runs in the folder of a table of several; what is linked there, or is beside a table of its own,
     is another table's."""
     places = [] if folder.is_symlink() else [place for place in folder.glob("*") if not place.is_symlink()]
-    files = (place / f"{kind}.tfevents" for place in places for kind in _COURSES)
+    files = (place / f"{kind}.tfevents" for place in places for kind in _courses())
     return (file for file in files if file.is_file() and not file.with_suffix(".parquet").exists())
 
 
@@ -145,8 +147,8 @@ def _course(kind: str, table: pd.DataFrame) -> pd.DataFrame:
         probed = table[table["alpha"] > 0].fillna({"loss": math.inf, "grad_distance": math.inf})  # NaN: an overflow
         ends = {"loss_min": ("loss", "min"), "loss_max": ("loss", "max"), "grad_distance_max": ("grad_distance", "max")}
         return probed.assign(tag=kind).groupby(["step", "tag"]).agg(**ends).reset_index()
-    types = SCHEMAS[kind]
-    figures = {name: type_ for name, type_ in types.items() if type_ in ("double", "bool") and name not in RUN}
+    types = {name: column.type for name, column in kinds.get(kind).columns.items()}
+    figures = {name: type_ for name, type_ in types.items() if type_ in ("double", "bool") and name not in kinds.RUN}
     rows = table.astype(dict.fromkeys(figures, "float64")).sort_values("step", kind="stable").assign(tag=kind)
     for name in ("layer_name", "statement", "affine"):
         if name in types:
@@ -171,7 +173,10 @@ def _events(kind: str, course: pd.DataFrame) -> bytes:
     writer = RecordWriter(stream)
     # Of this version a step may be lower than the one before it, which was of another table in the folder.
     writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString(deterministic=True))
-    figures = [(name, nullable(kind, name)) for name in map(str, course.columns[2:])]  # and whether NaN stands for null
+    columns = kinds.get(kind).columns
+    figures = [
+        (name, name not in columns or columns[name].nullable) for name in map(str, course.columns[2:])
+    ]  # and whether NaN stands for null
     for step, rows in groupby(zip(*(course[name].tolist() for name in course), strict=True), key=itemgetter(0)):
         values = [
             Summary.Value(tag=f"{tag}/{name}", simple_value=value)

@@ -1,68 +1,23 @@
-"""What the layers of a network are: a chain's own, or those of any module in the order that its forward visits them."""
+"""The layers of a network and the sites where norms act: a chain's own, or found by running any module."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.norms import Noise, WeightNorm
-from bnsmooth_cli.streams import generator
+from bnsmooth_cli.networks.chain import Chain
+from bnsmooth_cli.networks.hooks import hooked
+from bnsmooth_cli.norms.noise import Noise
 
 Names = list[tuple[str, list[str]]]  # ordered (layer, its parameters' names)
 
 #: Layers whose outputs are their inputs times a matrix: what a norm may follow.
 LINEAR: Final = (nn.Linear, nn.Conv2d)
-
-
-class Layer(nn.Module):
-    """One layer as the paper counts them: a linear map, the norm that follows it, then what has no parameters.
-
-    A norm of None stands for a layer that never takes one (a classifier's last), nn.Identity for a plain one.
-    """
-
-    def __init__(self, linear: nn.Linear | nn.Conv2d, norm: nn.Module | None, *rest: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
-        self.normalisable = norm is not None
-        self.norm = nn.Identity() if norm is None else norm
-        self.rest = nn.Sequential(*rest)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.rest(self.norm(self.linear(x)))
-        return out
-
-
-class Chain(nn.Module):
-    """A network that is a sequence of layers; `layers` is ordered and its keys are the layers' names."""
-
-    def __init__(self, layers: dict[str, Layer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers.values():
-            x = layer(x)
-        return x
-
-    def named_layers(self) -> list[tuple[str, Layer]]:
-        """(name, layer) in order."""
-        return [(name, layer) for name, layer in self.layers.items() if isinstance(layer, Layer)]
-
-    def initialise(self, seed: int) -> None:
-        """Glorot-uniform weights (Glorot & Bengio 2010, equation 16) and zero biases, a function of the seed alone."""
-        random = generator(seed, "init")
-        for _, layer in self.named_layers():
-            nn.init.xavier_uniform_(layer.linear.weight, generator=random)
-            if layer.linear.bias is not None:
-                nn.init.zeros_(layer.linear.bias)
-            if isinstance(layer.norm, WeightNorm):
-                layer.norm.attach(layer.linear)
 
 
 @dataclass(frozen=True)
@@ -96,16 +51,6 @@ class Site:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training moves, by name: the theta of every measurement, in its order."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-@contextmanager
-def hooked(handles: Sequence[Any]) -> Iterator[None]:
-    """Hooks that are there, and gone afterwards."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def structure(model: nn.Module, forward: Callable[[], object]) -> tuple[Names, list[Site]]:
@@ -245,32 +190,3 @@ def _follows(module: nn.Module) -> bool:
     known = (Noise, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     parameters = [p.dim() for p in module.parameters()]
     return isinstance(module, known) or (bool(parameters) and max(parameters) <= 1)
-
-
-def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
-    """(first input, output) of each module in one run of the network."""
-    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-        given = [*inputs, *named.values()][0]
-        found.setdefault(module, (given.clone(), output.clone()))  # what follows may work in place
-
-    with hooked([module.register_forward_hook(record, with_kwargs=True) for module in modules]):
-        forward()
-    return [found[module] for module in modules]
-
-
-class Rest(nn.Module):
-    """The network as a function of what is fed on in place of a site's normalised output, everything else as it is."""
-
-    def __init__(self, site: Site, forward: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self._site, self._run = (site,), (forward,)  # in tuples: their parameters are not this module's
-
-    def forward(self, z: Tensor) -> Tensor:
-        (site,), (run,) = self._site, self._run
-        fed = site.as_found(z).clone()  # what follows may work in place
-        # The last module of the site has the word: what the others put out in between goes nowhere.
-        last = [site.linear, *site.norms][-1]
-        with hooked([last.register_forward_hook(lambda *_: fed)]):
-            return run()

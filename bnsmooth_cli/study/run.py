@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli._version import __version__
-from bnsmooth_cli.code import allow
+from bnsmooth_cli import __version__
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.runs import Run, open_run
+from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.study.executors import check_version
 from bnsmooth_cli.study.grid import Grid, Study
+from bnsmooth_cli.user_code import allow
 
 #: A run whose worker died is begun again from its last checkpoint; after so many workers it has failed.
 ATTEMPTS: Final = 3
@@ -65,7 +65,7 @@ class Task:
         """The tables that are still to be measured; InputError where one is there, of other steps."""
         if not self.trained() or self.force:
             return self.measure
-        from bnsmooth_cli.measures import measured
+        from bnsmooth_cli.measures.measuring import measured
 
         config = replace(open_run(self.run.path).config, steps=self.config.steps)
         source = Run(self.run.path, config).source()
@@ -148,9 +148,9 @@ def work(task: Task) -> float:
     check_version(task.version, platform.node())
     import torch
 
-    from bnsmooth_cli.measures import measure
+    from bnsmooth_cli.measures.measuring import measure
     from bnsmooth_cli.memory import keep_freed_memory
-    from bnsmooth_cli.training import train_config
+    from bnsmooth_cli.training.run import train_config
 
     begun, config = time.monotonic(), task.config
     allow(config.norm, config.problem, folder=task.modules)  # whoever gave the task has named them

@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.tables import RUN, SCHEMAS, nullable, read_table
+from bnsmooth_cli.storage.tables import read_table
 
 #: Rows that a description has of a table, the first and the last ones.
 ENDS: Final = 4
@@ -48,10 +49,11 @@ def describe(path: Path | str) -> Description:
     said = table.attrs["bnsmooth"]
     kind = said["kind"]
     its_runs, runs = _runs(said)
-    types = SCHEMAS[kind]
-    empty = [name for name in types if len(table) and nullable(kind, name) and table[name].isna().all()]
+    columns = kinds.get(kind).columns
+    types = {name: column.type for name, column in columns.items()}
+    empty = [name for name in types if len(table) and columns[name].nullable and table[name].isna().all()]
     constant = [name for name in types if _constant(table[name], types[name])]
-    labels = set(RUN) if "run" in types and "runs" in said else set()
+    labels = set(kinds.RUN) if "run" in types and "runs" in said else set()
     varying = [name for name in types if name not in {*empty, *constant}]
     measured = [name for name in varying if name not in labels]
     told = [f"{name} {_listed(table[name].iloc[:1].tolist())}" for name in constant if name not in labels]
@@ -234,7 +236,7 @@ def _cut(text: str, most: int) -> str:
 
 def _number(kind: str, column: pd.Series[Any]) -> dict[str, object]:
     values = column.dropna().astype("float64")
-    given = len(column) if not nullable(kind, str(column.name)) else len(values)
+    given = len(values) if kinds.get(kind).columns[str(column.name)].nullable else len(column)
     whole = column.dtype.kind == "i"  # of two steps in the middle, one that there is
     with np.errstate(all="ignore"):  # the middle of two infinities, or of numbers at the edge
         middle = values.quantile(0.5, "lower") if whole else values.median()

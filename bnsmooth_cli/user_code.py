@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.files import checksum
+from bnsmooth_cli.storage.files import checksum
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_BUILT_IN: Final = ("lp", "group")  # lp:P and group:G
 LONGEST: Final = 200  # characters: a run's folder is called by it
 #: What the user has named -> the folder in which its module may be, "" where it is at hand.
 _allowed: dict[str, str] = {}
@@ -30,7 +29,7 @@ def is_code(name: str) -> bool:
     >>> is_code("mymodule:MyNorm"), is_code("lp:3"), is_code("batch")
     (True, False, False)
     """
-    return len(name) <= LONGEST and bool(_NAME.fullmatch(name)) and name.partition(":")[0] not in _BUILT_IN
+    return len(name) <= LONGEST and bool(_NAME.fullmatch(name))
 
 
 def allow(*names: object, folder: Path | None = None) -> None:

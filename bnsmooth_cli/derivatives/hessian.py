@@ -23,8 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from bnsmooth_cli.norms import EPSILON, BatchNorm, LpNorm, Noise, slope
-from bnsmooth_cli.problems import Chain, Layer
+from bnsmooth_cli.networks.chain import Chain, Layer
+from bnsmooth_cli.norms.batch import EPSILON, BatchNorm
+from bnsmooth_cli.norms.lp import LpNorm, slope
+from bnsmooth_cli.norms.noise import Noise
 
 Tensors = Sequence[Tensor]
 

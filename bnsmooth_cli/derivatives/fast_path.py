@@ -11,23 +11,43 @@ layer. Several parameter vectors are a batch of matrix products.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.norms import EPSILON, MOMENTUM, exponent
-from bnsmooth_cli.problems.base import Pass, Program
+from bnsmooth_cli import norms
+from bnsmooth_cli.norms.batch import EPSILON, MOMENTUM
 
 
-def runs_as_program(norm: str) -> bool:
-    """Whether the norm shifts and scales each unit by what is the same for every sample.
+class Pass(NamedTuple):
+    """At P parameter vectors: losses (P,), gradients (P, n), and the norms' means and scales, (layers, P, d) each."""
 
-    >>> [norm for norm in ("none", "batch", "lp:3", "noisy-none", "layer", "weight") if runs_as_program(norm)]
-    ['none', 'batch', 'lp:3']
+    loss: Tensor
+    gradient: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
+class Program(ABC):
+    """The whole batch's loss and gradient as a function of parameter vectors, where a problem knows a faster way to it.
+
+    It is holomorphic, so that complex vectors give derivatives of the gradient.
     """
-    return norm in ("none", "batch", "l1", "l2", "linf") or norm.startswith("lp:")
+
+    @abstractmethod
+    def __call__(self, theta: Tensor) -> Pass:
+        """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
+
+    @abstractmethod
+    def losses(self, theta: Tensor) -> Tensor:
+        """The losses (P,) alone."""
+
+    @abstractmethod
+    def follow(self, running: Tensor, found: Pass) -> None:
+        """Update the running statistics, all the network's buffers in one vector, by those of a training step."""
 
 
 class AffineProgram(Program):
@@ -40,7 +60,9 @@ class AffineProgram(Program):
     def __init__(self, inputs: Tensor, targets: Tensor, norm: str, depth: int, dtype: torch.dtype) -> None:
         x, t = inputs.cpu().double(), targets.cpu().double()
         self.samples, self.depth, self.norm = len(x), depth, norm
-        self.p = None if norm in ("none", "batch") else exponent(norm)
+        entry = norms.find(norm)
+        assert entry is not None
+        self.p = next(iter(norms.parameter(entry, norm)), None)
         basis = torch.linalg.qr(torch.cat((torch.ones(self.samples, 1, dtype=torch.float64), x), 1)).Q
         basis = basis * basis[0, 0].sign()
         #: The part of the loss that no linear network changes: rounding, where the targets are linear too.

@@ -8,23 +8,22 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bnsmooth_cli import norms, problems, runs, tables
-from bnsmooth_cli.code import is_code, name_of
-from bnsmooth_cli.config import Config, check_objective, resolve
+from bnsmooth_cli.config import Config, check_objective
+from bnsmooth_cli.derivatives.fast_path import Program
+from bnsmooth_cli.derivatives.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.hessian import Hessian, twice_differentiable
-from bnsmooth_cli.problems import Chain, Problem, Program
-from bnsmooth_cli.problems.base import evaluating
-from bnsmooth_cli.problems.layers import Names, Site, structure, trainable
-from bnsmooth_cli.problems.own import Loop, check_loss
-from bnsmooth_cli.runs import Source
-from bnsmooth_cli.training import Trajectory, choose_device
+from bnsmooth_cli.networks.chain import Chain
+from bnsmooth_cli.networks.hooks import evaluating
+from bnsmooth_cli.networks.structure import Names, Site, structure, trainable
+from bnsmooth_cli.norms.state import prepared, stateful
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.checks import check_loss
+from bnsmooth_cli.problems.loop import Loop
 
 Values = Mapping[str, Tensor]
 
@@ -89,7 +88,7 @@ class Point:
         problem = Loop(model, loss, theirs[0].device, lr=lr, step=int(step), norm=norm, seed=seed)
         nothing = torch.empty(0, device=theirs[0].device, dtype=theirs[0].dtype)
         point = cls(problem, model, [], int(step), nothing, nothing, run)
-        with norms.prepared(point.norms, seed, step):
+        with prepared(point.norms, seed, step):
             gradients = check_loss(model, loss, "loss")
         by_values = point.gradients_at(point.theta[None])[1][0]
         if not torch.allclose(by_values, flatten(gradients), rtol=1e-3, atol=1e-5 * float(by_values.abs().max())):
@@ -107,7 +106,7 @@ class Point:
     @functools.cached_property
     def norms(self) -> tuple[nn.Module, ...]:
         """The modules that are set to a step: walking the module tree at every pass would cost too much."""
-        return norms.stateful(self.model)
+        return stateful(self.model)
 
     @property
     def layers(self) -> Names:
@@ -189,11 +188,11 @@ class Point:
 
     def _losses(self, model: nn.Module, values: Values | None = None) -> Iterator[tuple[float, Tensor]]:
         """The objective's terms, at parameter values in place of the network's own: shares and losses."""
-        modules = self.norms if model is self.model else norms.stateful(model)
+        modules = self.norms if model is self.model else stateful(model)
         dtype = next(model.parameters()).dtype
         with evaluating(model) if self.objective == "test" else nullcontext():
             for inputs, targets, step, share in self._terms(dtype):
-                with norms.prepared(modules, self.config.seed, step):
+                with prepared(modules, self.config.seed, step):
                     yield share, self.problem.objective(self.problem.call(model, values, inputs), targets)
 
     @property
@@ -256,7 +255,7 @@ class Point:
         if program is not None and self.inputs.device.type != "mps":  # that has few complex operations
             return self._complex_step(program)
         if self._is_chain:
-            with norms.prepared(self.norms, self.config.seed, self.step), twice_differentiable():
+            with prepared(self.norms, self.config.seed, self.step), twice_differentiable():
                 hessian = Hessian(
                     self.model, self.inputs, lambda outputs: self.problem.objective(outputs, self.targets)
                 )
@@ -342,146 +341,5 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterator[Point]:
-    """The points at the given steps in rising order, each trained forward from the nearest checkpoint before it.
-
-    A point is valid until the next one is asked for: the trajectory walks on with the same tensors.
-    """
-    trajectory: Trajectory | None = None
-    reached = -1
-    for step, nearest in nearest_checkpoints(source, steps).items():
-        if trajectory is None:
-            trajectory = _trajectory(source, device)
-        if reached < nearest:  # otherwise the walk is past that checkpoint already
-            first, reached = reached < 0, nearest
-            if source.weights is None:  # those are where the trajectory begins
-                trajectory.load(source.checkpoints[reached], reached)
-            if first:
-                _check_record(source, _point(trajectory, source.name))
-        while trajectory.step < step:
-            trajectory.advance()
-        yield _point(trajectory, source.name)
-
-
-def _trajectory(source: Source, device: str) -> Trajectory:
-    chosen = choose_device(device)
-    try:
-        return Trajectory(problems.build(source.config, chosen, source.weights))
-    except InputError as error:
-        if source.weights is not None:  # it names the file already, or an option
-            raise
-        raise InputError(f"{source.path}: {error}") from error
-
-
-def first_point(config: Config) -> Point:
-    """The point at step 0 of a configuration's run, before any training; on the CPU."""
-    return _point(Trajectory(problems.build(config)), config.name)
-
-
-#: How far a loss of the user's code may be from the one that training recorded: another device, another version.
-_SAME: Final = 0.02
-
-
-def _check_record(source: Source, point: Point) -> None:
-    """Raise InputError where the user's code or data gives another loss than it did in training: it has changed."""
-    table = source.path / "train.parquet"
-    if not (is_code(point.config.problem) or is_code(point.config.norm)) or not table.is_file():
-        return
-    rows = tables.read_table(table, "train", ["step", "loss"])
-    recorded = rows["loss"][rows["step"] == point.step]
-    with torch.no_grad():
-        loss = point.loss().item()
-    if len(recorded) and not abs(loss - recorded.iloc[0]) <= _SAME * abs(recorded.iloc[0]) + 1e-4:
-        raise InputError(
-            f"{source.path}: the loss at step {point.step} is {loss:.4g}, and training recorded "
-            f"{recorded.iloc[0]:.4g}: your code or data has changed since; train the run again "
-            "(bnsmooth train ... --force)"
-        )
-
-
-def nearest_checkpoints(source: Source, steps: Iterable[int]) -> dict[int, int]:
-    """The steps in rising order, each with the checkpoint that its point is trained forward from."""
-    return {step: max(s for s in source.checkpoints if s <= step) for step in reachable(source, steps)}
-
-
-def reachable(source: Source, steps: Iterable[int]) -> list[int]:
-    """The steps in rising order; InputError where one is before the first checkpoint or after the training's end."""
-    if not source.checkpoints:
-        raise InputError(f"{source.path}: has no checkpoints yet; train it first")
-    first, last = min(source.checkpoints), max(source.config.steps, *source.checkpoints)
-    wanted = sorted(set(steps))
-    for step in wanted:
-        if not first <= step <= last:
-            raise InputError(f"{source.path}: step {step} is out of reach, its points are steps {first} to {last}")
-    return wanted
-
-
-def _point(trajectory: Trajectory, run: str) -> Point:
-    problem, model = trajectory.problem, trajectory.model
-    inputs, targets = problem.batch(trajectory.step)
-    return Point(problem, model, trajectory.velocity, trajectory.step, inputs, targets, run)
-
-
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype) if values.is_floating_point() else values
-
-
-def load_point(
-    path: Path | str | runs.Run,
-    step: int | None = None,
-    *,
-    device: str = "auto",
-    data: str | None = None,
-    dtype: torch.dtype | None = None,
-    objective: str = "batch",
-    code: Iterable[object] = (),
-) -> Point:
-    """The point of a checkpoint, or of a run at a step (by default its last checkpoint's).
-
-    `data` is where the images are now, should they have moved. `dtype` converts the point once it is reached: the way
-    there is the run's own. `objective` is the loss that is measured there: "batch", "train:K" or "test". `code` names
-    the user's own norm and problem, as "module:name" or itself, which a run's file alone does not bring to run.
-    Raises InputError for a path that is neither, or a step before the first checkpoint or after the training's end.
-
-    >>> import tempfile, bnsmooth_cli as bns
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
-    ...     bns.load_point(run, step=3).loss().shape
-    torch.Size([])
-    """
-    for thing in code:
-        name_of(thing)
-    source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
-    wanted = max(source.checkpoints, default=0) if step is None else step
-    (point,) = visit(source.with_data(data), [wanted], device)
-    return (point if dtype is None else point.to(dtype)).at(objective)
-
-
-def load_weights(
-    path: Path | str,
-    problem: object,
-    norm: object = "batch",
-    *,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: torch.dtype | None = None,
-    objective: str = "batch",
-    **settings: Any,
-) -> Point:
-    """The point at which already-trained weights are: a file of a state dict that fits the problem's network.
-
-    The problem, the norm and the settings as `train` takes them; the batch is that of step 0. Raises InputError, with
-    the keys that differ, for a state dict that does not fit.
-
-    >>> import tempfile, bnsmooth_cli as bns
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
-    ...     trained = bns.load_point(run)
-    ...     torch.save(trained.model.state_dict(), f"{folder}/model.pt")
-    ...     point = bns.load_weights(f"{folder}/model.pt", "dln", "batch", samples=20)
-    >>> torch.equal(point.theta, trained.theta)
-    True
-    """
-    config = resolve(name_of(problem), norm=name_of(norm), seed=seed, **settings)
-    (point,) = visit(runs.open_weights(Path(path), config), [0], device)
-    return (point if dtype is None else point.to(dtype)).at(objective)

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from bnsmooth_cli import tables
-from bnsmooth_cli._version import __version__
+from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.files import load_json, load_tensors, save_json, save_tensors, unicode
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import load_json, load_tensors, save_json, save_tensors, unicode
 
 FORMAT: Final = 1
 CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
@@ -209,8 +209,8 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
 
 def _restart(run: Run) -> Run:
     """Remove what a run writes, and nothing else."""
-    kinds = "|".join(kind for kind in tables.SCHEMAS if not kind.startswith("compare"))
-    of_ours = re.compile(rf"({kinds})(\.test|\.train\d+)?\.(parquet|tfevents)")
+    names = "|".join(kind.name for kind in kinds.KINDS if not kind.compared)
+    of_ours = re.compile(rf"({names})(\.test|\.train\d+)?\.(parquet|tfevents)")
     with run.locked():
         for file in (*run.checkpoints().values(), *filter(lambda p: of_ours.fullmatch(p.name), run.path.iterdir())):
             file.unlink(missing_ok=True)

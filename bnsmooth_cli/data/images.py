@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from bnsmooth_cli.data.shapes import shapes
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.files import PlainUnpickler, check_regular, load_tensors, save_tensors
-from bnsmooth_cli.problems.shapes import shapes
+from bnsmooth_cli.storage.files import PlainUnpickler, check_regular, load_tensors, save_tensors
 
 SIZE: Final = 32  # pixels a side; other sizes are resized to it (28 x 28 digits are padded)
 BUILT_IN: Final = "shapes"

@@ -1,0 +1,331 @@
+"""The kinds of tables: one entry of `KINDS` a kind, which says its columns, what measures it and what draws it.
+
+The commands, the help texts, the studies, the report, the exports and docs/reference.md read this registry. It imports
+no torch and no pandas: measurements and figures are named as "module:attribute" and imported when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from bnsmooth_cli.errors import unknown
+
+Type = Literal["string", "int64", "double", "bool", "list"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its Arrow type ("list" is a list of doubles), and what it holds.
+
+    `nullable` says that NaN stands for null: not measured, or undefined for the row. In other columns NaN is what was
+    measured, an overflow.
+    """
+
+    type: Type
+    text: str
+    nullable: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """How a report shows a kind: title, how to read the figure, metrics that it quotes, claims that it bears on."""
+
+    title: str
+    reading: str
+    metrics: tuple[str, ...]
+    claims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of table.
+
+    Attributes:
+        name: The kind's name, in the metadata of its tables and in file names.
+        command: The command that writes it.
+        row: What a row is, for the documentation.
+        columns: Its columns, by name and in order.
+        measurement: "module:attribute" of the `Measurement` that makes its rows; None for a table of other origin.
+        figure: "module:function" that turns rows into panels; None for a kind that is not drawn.
+        draws: The paper's figures that this figure corresponds to, for the help of `plot`.
+        studied: Whether a study's `--measure` takes it.
+        tensorboard: Whether it has a course over the steps that TensorBoard can show.
+        section: How the report shows it; None if it does not.
+        compared: Whether it is made from several runs, by `compare`.
+    """
+
+    name: str
+    command: str
+    row: str
+    columns: Mapping[str, Column]
+    measurement: str | None = None
+    figure: str | None = None
+    draws: str = ""
+    studied: bool = False
+    tensorboard: bool = False
+    section: Section | None = None
+    compared: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that `compare` records for each run and summarises over seeds.
+
+    Attributes:
+        name: The column of the compare table.
+        text: What it is.
+        kind: The kind of table that it is made from.
+        words: How the report quotes it; empty if it does not.
+        has_ratio: Whether its ratio to the `none` run is recorded too.
+    """
+
+    name: str
+    text: str
+    kind: str
+    words: str = ""
+    has_ratio: bool = True
+
+
+METRICS: Final = (
+    Metric("final_loss", "last training loss, a mean of 50 steps where batches are small", "train",
+           "Last training loss"),
+    Metric("best_loss", "smallest training loss, averaged likewise", "train"),
+    Metric("final_test_accuracy", "last test accuracy", "train", "Last test accuracy"),
+    Metric("best_test_accuracy", "best test accuracy", "train"),
+    Metric("steps_to_loss", "first step at or below `target_loss`; null if never", "train",
+           "Steps to none's last loss"),
+    Metric("steps_to_accuracy", "first step at or above `target_accuracy`; null if never", "train",
+           "Steps to none's last accuracy"),
+    Metric("loss_range", "`loss_max` - `loss_min` on the line, median over the run", "smoothness",
+           "Range of the loss"),
+    Metric("predictiveness", "`predictiveness_max` on the line, median over the run", "smoothness",
+           "Largest change of the gradient"),
+    Metric("lipschitz", "median over the run", "smoothness"),
+    Metric("beta", "effective beta-smoothness, median over the run", "smoothness", "Effective beta"),
+    Metric("curvature", "median over the run", "smoothness"),
+    Metric("sharpness", "median over the run", "smoothness", "Sharpness"),
+    Metric("ics", "median over the run and over layers from the second on", "ics", "Distance of the gradients"),
+    Metric("movement", "`wasserstein` / `std`, median over the run and units", "activations",
+           "Movement between measured steps, in deviations"),
+    Metric("kurtosis", "size of the excess kurtosis, median over the run and units", "activations",
+           "Excess kurtosis"),
+    Metric("cosine", "median over the run and over layers from the second on", "ics", "Their cosine", has_ratio=False),
+)  # fmt: skip
+
+
+def _double(text: str, nullable: bool = True) -> Column:
+    return Column("double", text, nullable)
+
+
+#: The columns that say which run a row is of.
+RUN: Final = {
+    "run": Column("string", "name of the run's folder", nullable=False),
+    "problem": Column("string", "`--problem`", nullable=False),
+    "norm": Column("string", "`--norm`", nullable=False),
+    "lr": Column("double", "learning rate", nullable=False),
+    "seed": Column("int64", "`--seed`", nullable=False),
+}
+_STEP: Final = {**RUN, "step": Column("int64", "training step t of the parameters theta_t", nullable=False)}
+_LAYER: Final = {
+    "layer": Column("int64", "the layer's number, from 1", nullable=False),
+    "layer_name": Column("string", "the layer's name"),
+}
+_UNIT: Final = {**_LAYER, "unit": Column("int64", "the unit's number, from 0", nullable=False)}
+_QUANTILES: Final = {f"q{p:02d}": _double(f"quantile of {p / 100:g}") for p in (1, 5, 25, 50, 75, 95, 99)}
+_RATIOS: Final = {
+    f"ratio_{metric.name}": _double(f"`{metric.name}` divided by the `none` run's")
+    for metric in METRICS
+    if metric.has_ratio
+}
+
+KINDS: Final = (
+    Kind("train", "train", "a training step", {
+            **_STEP,
+            "loss": _double("loss of the step's batch", nullable=False),
+            "accuracy": _double("accuracy on the step's batch"),
+            "grad_norm": _double("norm of the gradient", nullable=False),
+            "test_loss": _double("test loss, where evaluated"),
+            "test_accuracy": _double("test accuracy, where evaluated"),
+        },
+        figure="training:panels", draws="1a-b, 12a, 13", tensorboard=True,
+        section=Section("Training", "A thin line is a run, a wide one the median; a cross marks a run that diverged.",
+                        ("final_test_accuracy", "final_loss"), (1, 2, 3, 8))),
+    Kind("landscape", "landscape", "a step length at a measured step", {
+            **_STEP,
+            "alpha": _double("step length in learning rates; 0 is the point itself"),
+            "step_size": _double("step length eta = alpha * lr"),
+            "distance": _double("||eta g||"),
+            "loss": _double("loss at theta - eta g", nullable=False),
+            "grad_norm": _double("norm of the gradient there", nullable=False),
+            "grad_distance": _double("||g(theta) - g(theta - eta g)||, the gradient predictiveness", nullable=False),
+            "grad_cosine": _double("cosine of the two gradients", nullable=False),
+        },
+        measurement="landscape:MEASUREMENT", figure="landscape:panels", draws="4a-b, 9, 11b-c, 12", studied=True,
+        tensorboard=True,
+        section=Section("Landscape along the gradient", "Bands reach from the smallest to the largest value on the "
+                        "line. In a narrow band the loss, or the gradient, changes little along a step.",
+                        ("loss_range", "predictiveness"), (5, 6))),
+    Kind("smoothness", "smoothness", "a measured step", {
+            **_STEP,
+            "loss": _double("loss at the point", nullable=False),
+            "grad_norm": _double("norm of the gradient there", nullable=False),
+            "loss_min": _double("smallest loss on the line, alpha > 0"),
+            "loss_max": _double("largest loss on the line, alpha > 0"),
+            "predictiveness_min": _double("smallest grad_distance on the line"),
+            "predictiveness_max": _double("largest grad_distance on the line"),
+            "lipschitz": _double("largest gradient norm on the line, alpha = 0 included"),
+            "beta": _double("effective beta: largest grad_distance / distance"),
+            "curvature": _double("g'Hg / g'g, H the Hessian"),
+            "sharpness": _double("eigenvalue of H that is largest in magnitude, signed"),
+            "critical_alpha": _double("smallest probed alpha whose loss exceeds the point's"),
+        },
+        measurement="smoothness:MEASUREMENT", figure="smoothness:panels", draws="4c", studied=True, tensorboard=True,
+        section=Section("Smoothness", "The largest change of the gradient on the line per unit of distance: lower is "
+                        "smoother.", ("beta", "sharpness"), (7,))),
+    Kind("surface", "surface", "a point of the grid, or of the run's path", {
+            **_STEP,
+            "x": _double("coordinate along the first direction"),
+            "y": _double("coordinate along the second direction; null on a line"),
+            "loss": _double("loss there; on the path, at the step's own parameters", nullable=False),
+            "path_step": _double("step of the path; null on the grid"),
+            "x_share": _double("share of the path's variance along x; null for random directions"),
+            "y_share": _double("share of the path's variance along y"),
+        },
+        measurement="surface:MEASUREMENT", figure="surface:panels"),
+    Kind("smoothness-by-layer", "smoothness", "a layer at a measured step, all other layers held fixed", {
+            **_STEP, **_LAYER,
+            "grad_norm": _double("norm of the layer's gradient", nullable=False),
+            "beta": _double("effective beta of the loss as a function of the layer's parameters"),
+            "curvature": _double("curvature along the layer's gradient"),
+            "sharpness": _double("eigenvalue of the layer's block of the Hessian that is largest in magnitude"),
+        },
+        measurement="by_layer:MEASUREMENT", figure="by_layer:panels", tensorboard=True),
+    Kind("ics", "ics", "a layer at a measured step", {
+            **_STEP, **_LAYER,
+            "grad_norm": _double("||G_i||", nullable=False),
+            "grad_norm_updated": _double("||G'_i||, with the layers before it updated", nullable=False),
+            "ics": _double("||G_i - G'_i||", nullable=False),
+            "cosine": _double("cosine of G_i and G'_i"),
+        },
+        measurement="ics:MEASUREMENT", figure="ics:panels",
+        draws="3; with the runs' train tables, their curves lead", studied=True, tensorboard=True,
+        section=Section("Internal covariate shift", "How far a layer's gradient turns when the layers before it have "
+                        "taken their step. A distance of 0 and a cosine of 1 mean no shift.", ("ics", "cosine"), (4,))),
+    Kind("activations", "activations", "a unit at a measured step", {
+            **_STEP, **_UNIT,
+            "mean": _double("mean of the norm's output over the batch"),
+            "std": _double("standard deviation, divided by m"),
+            "skewness": _double("skewness"),
+            "kurtosis": _double("excess kurtosis: 0 for a Gaussian"),
+            **_QUANTILES,
+            "sigma": _double("standard deviation of the linear map's output, before the norm"),
+            "wasserstein": _double("Wasserstein-1 distance to the measured step before"),
+            "quantiles": Column("list", "the quantiles of 0.005, 0.015, ..., 0.995"),
+        },
+        measurement="activations:MEASUREMENT", figure="activations:panels", draws="1c, 2, 7, 8, 14", studied=True,
+        tensorboard=True,
+        section=Section("Distributions of the layers' inputs", "Quantiles of single units over training. Bands that "
+                        "wander are inputs that are not stable.", ("movement", "kurtosis"), (3, 9))),
+    Kind("theory", "theory", "a statement for a unit at a measured step", {
+            **_STEP,
+            "statement": Column("string", "`4.1` to `4.5`; `4.1 at y`: the plain gradient taken at y, not proved"),
+            **_UNIT,
+            "affine": Column("string", "`identity`: gamma = sigma, beta = mu; `standard`: gamma = 1, beta = 0"),
+            "lhs": _double("left side"),
+            "rhs": _double("right side"),
+            "residual": _double("(rhs - lhs) / largest term"),
+            "holds": Column("bool", "equality to 1e-9; `4.1 at y`: lhs <= rhs"),
+            "condition": Column("bool", "4.2: curvature >= 0 and alignment > 0; 4.5: alignment > 0"),
+            "sigma": _double("standard deviation of the unit's activations"),
+            "gamma": _double("gamma of the added BatchNorm"),
+            "grad_norm": _double("||g||"),
+            "mean_fraction": _double("<1, g>^2 / m as a fraction of ||g||^2"),
+            "output_fraction": _double("<g, y_hat>^2 / m as a fraction of ||g||^2"),
+            "alignment": _double("cosine of g and y_hat; 4.5: of the first and the present weights"),
+            "curvature": _double("v'Hv / v'v"),
+            "input_norm": _double("lambda of 4.4: spectral norm of the layer's inputs"),
+        },
+        measurement="theory:MEASUREMENT", figure="theory:panels", draws="5", studied=True, tensorboard=True,
+        section=Section("The theorems, both sides", "Points on the diagonal are equalities; below it the left side is "
+                        "the smaller one.", (), (10, 11, 12, 13, 14))),
+    Kind("compare", "compare", "a run", {
+            **RUN,
+            "steps": Column("int64", "last step of the run", nullable=False),
+            "diverged_at": _double("step at which the loss was not finite; null if it never was"),
+            "initial_loss": _double("training loss of the first step"),
+            **{name: _double(next(m.text for m in METRICS if m.name == name))
+               for name in ("final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy")},
+            "target_loss": _double("`--target-loss`, or the `none` run's last loss"),
+            "steps_to_loss": _double(METRICS[4].text),
+            "target_accuracy": _double("`--target-accuracy`, or the `none` run's last test accuracy"),
+            "steps_to_accuracy": _double(METRICS[5].text),
+            **{metric.name: _double(metric.text) for metric in METRICS[6:]},
+            **_RATIOS,
+        },
+        figure="compare:panels", compared=True,
+        section=Section("Comparison", "A dot is a run, a bar the median; best first.",
+                        ("steps_to_accuracy", "steps_to_loss"), (1, 8))),
+    Kind("compare-summary", "compare", "a metric of a problem, norm and learning rate, over seeds", {
+            "problem": Column("string", "`--problem`"),
+            "norm": Column("string", "`--norm`"),
+            "lr": _double("learning rate"),
+            "figure": Column("string", "the metric: a column of the compare table"),
+            "seeds": Column("int64", "seeds that have the metric", nullable=False),
+            "diverged": Column("int64", "how many of the runs diverged", nullable=False),
+            "median": _double("median over seeds"),
+            "low": _double("lower end of its 95% interval"),
+            "high": _double("upper end of its 95% interval"),
+            "ratio": _double("median over seeds of the ratio to the `none` run of the same seed"),
+            "ratio_low": _double("lower end of its 95% interval"),
+            "ratio_high": _double("upper end of its 95% interval"),
+        }, compared=True),
+    Kind("compare-claims", "compare", "a part of a claim at a learning rate", {
+            "problem": Column("string", "`--problem`"),
+            "claim": Column("int64", "the claim's number", nullable=False),
+            "title": Column("string", "the claim"),
+            "verdict": Column("string", "verdict on the claim"),
+            "part": Column("string", "the statistic that the part rests on"),
+            "rule": Column("string", "where its interval has to lie"),
+            "lr": _double("learning rate"),
+            "seeds": Column("int64", "seeds that have the statistic", nullable=False),
+            "median": _double("median over seeds"),
+            "low": _double("lower end of its interval"),
+            "high": _double("upper end of its interval"),
+            "part_verdict": Column("string", "verdict on the part"),
+            "command": Column("string", "the command that would measure what is missing"),
+        }, compared=True),
+)  # fmt: skip
+
+
+def names() -> list[str]:
+    """The names of all kinds."""
+    return [kind.name for kind in KINDS]
+
+
+def get(name: str) -> Kind:
+    """The kind of that name.
+
+    Raises:
+        InputError: Where there is none.
+
+    >>> get("ics").command
+    'ics'
+    """
+    for kind in KINDS:
+        if kind.name == name:
+            return kind
+    raise unknown("kind of table", name, names())
+
+
+def measured(*, studied: bool = False) -> list[str]:
+    """The kinds that a measurement makes; with `studied` only those that a study takes."""
+    return [kind.name for kind in KINDS if kind.measurement and (kind.studied or not studied)]
+
+
+def load(reference: str, package: str) -> Any:
+    """What a "module:attribute" of the registry stands for, in `bnsmooth_cli.<package>`."""
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(f"bnsmooth_cli.{package}.{module}"), attribute)

@@ -1,0 +1,1 @@
+"""What a layer is, and where norms act: found by running a module."""

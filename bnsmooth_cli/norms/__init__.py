@@ -1,0 +1,209 @@
+"""The norms: one entry of `NORMS` a norm, which says how it is built, what it normalises over and how it looks.
+
+Every norm is a module over activations (N, C) or (N, C, H, W). A unit is a channel; its m activations run over N, H and
+W. This module imports no torch, so that help texts and figures can read the registry; `build` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from bnsmooth_cli import user_code
+from bnsmooth_cli.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Dash = Literal["-"] | tuple[float, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm that `--norm` accepts.
+
+    Attributes:
+        name: What the user types; a parameter is a capital letter after a colon, as in `lp:P`.
+        builder: "module:function" within this package, called with the number of units and `arguments`, and with the
+            parameter where the norm has one.
+        text: What it is, for the documentation.
+        over: What its statistics are taken over.
+        arguments: Further arguments of the builder.
+        parse: Reads the parameter; ValueError for one that does not fit.
+        parameter: What the parameter has to be, for the error message.
+        example: The name with a parameter, for shell completion.
+        fast_path: Whether it shifts and scales each unit by the same amounts for every sample, so that the deep linear
+            network's fast path can compute it.
+        needs_positions: Whether it is undefined for activations (N, C) without positions.
+        colour, dash: How figures draw it; None for a colour derived from the name.
+    """
+
+    name: str
+    builder: str
+    text: str
+    over: Literal["nothing", "batch", "sample", "weights"]
+    arguments: tuple[Any, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    parameter: str = ""
+    example: str = ""
+    fast_path: bool = False
+    needs_positions: bool = False
+    colour: str | None = None
+    dash: Dash = "-"
+
+    @property
+    def stem(self) -> str:
+        """The name without its parameter."""
+        return self.name.partition(":")[0]
+
+
+def _power(text: str) -> float:
+    p = float(text)
+    if not 1 <= p < float("inf"):
+        raise ValueError
+    return p
+
+
+def _groups(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) == 0:
+        raise ValueError
+    return int(text)
+
+
+#: In the order of the paper, which is that of legends. Colours are Okabe & Ito's, safe for colour-blind readers.
+NORMS: Final = (
+    Norm("none", "torch.nn:Identity", "no normalisation", "nothing", fast_path=True,
+         colour="#000000", dash=(0, (4, 1.5))),
+    Norm("batch", "batch:BatchNorm", "BatchNorm", "batch", fast_path=True, colour="#0072B2"),
+    Norm("l1", "lp:LpNorm", "mean subtracted, divided by the mean size", "batch", (1.0,), fast_path=True,
+         colour="#D55E00", dash=(0, (7, 1.5, 1.5, 1.5))),
+    Norm("l2", "lp:LpNorm", "mean subtracted, divided by the root mean square", "batch", (2.0,), fast_path=True,
+         colour="#009E73", dash=(0, (1.5, 1))),
+    Norm("linf", "lp:LpNorm", "mean subtracted, divided by the largest size", "batch", (float("inf"),),
+         fast_path=True, colour="#CC79A7", dash=(0, (4, 1, 1, 1, 1, 1))),
+    Norm("lp:P", "lp:LpNorm", "the same for any P of at least 1", "batch", parse=_power,
+         parameter="P is a number of at least 1, as in lp:3 (for the maximum use linf)", example="lp:3",
+         fast_path=True),
+    Norm("noisy-batch", "noise:noisy_batch", "BatchNorm, then the paper's noise", "batch",
+         colour="#56B4E9", dash=(0, (8, 1.5))),
+    Norm("noisy-none", "noise:noisy_none", "the paper's noise alone", "nothing",
+         colour="#8A8A8A", dash=(0, (2.5, 1.5))),
+    Norm("layer", "per_sample:layer_norm", "LayerNorm over a sample's units and positions", "sample",
+         colour="#B15928"),
+    Norm("group:G", "per_sample:group_norm", "GroupNorm of G groups", "sample", parse=_groups,
+         parameter="G is a whole number of at least 1, as in group:4", example="group:4"),
+    Norm("instance", "per_sample:InstanceNorm", "InstanceNorm over a unit's positions", "sample",
+         needs_positions=True, colour="#1B3A57", dash=(0, (6, 2))),
+    Norm("weight", "weight:weight_norm", "weight normalisation of the layer before it", "weights",
+         colour="#9C8FD9", dash=(0, (5, 1, 1, 1))),
+    Norm("rms", "per_sample:RmsNorm", "RMSNorm over a sample's units and positions", "sample",
+         colour="#8DB600", dash=(0, (2, 1))),
+)  # fmt: skip
+#: How a user names a norm of their own.
+USER_NORM: Final = "MODULE:CLASS"
+
+
+def find(name: str) -> Norm | None:
+    """The entry of a built-in norm, by its name with its parameter; None for any other name.
+
+    >>> find("lp:3").name, find("mymodule:MyNorm")
+    ('lp:P', None)
+    """
+    stem, colon, _ = name.partition(":")
+    return next((norm for norm in NORMS if norm.stem == stem and (":" in norm.name) == bool(colon)), None)
+
+
+def names() -> list[str]:
+    """What `--norm` accepts, as messages and help texts show it."""
+    return [*(norm.name for norm in NORMS), USER_NORM]
+
+
+def examples() -> list[str]:
+    """Names that can be typed as they are, for shell completion and tests."""
+    return [norm.example or norm.name for norm in NORMS]
+
+
+def check(name: str) -> Norm | None:
+    """The entry of a built-in norm, None for user code.
+
+    Raises:
+        InputError: For an unknown name or a parameter that does not fit.
+    """
+    norm = find(name)
+    if norm is None:
+        if user_code.is_code(name):
+            return None
+        raise unknown("norm", name, names())
+    parameter(norm, name)
+    return norm
+
+
+def parameter(norm: Norm, name: str) -> tuple[Any, ...]:
+    """The arguments that a norm's builder takes after the number of units.
+
+    Raises:
+        InputError: Where the parameter in `name` does not fit.
+    """
+    if norm.parse is None:
+        return norm.arguments
+    try:
+        return (norm.parse(name.partition(":")[2]),)
+    except ValueError:
+        raise InputError(f"norm '{name[:40]}': {norm.parameter}") from None
+
+
+def build(name: str, num_features: int) -> nn.Module:
+    """The norm of that name over `num_features` units, with gamma 1 and beta 0 where it has them.
+
+    Args:
+        name: A built-in norm, or a class of the user's as `module:Class`, which is called with `num_features`.
+        num_features: The number of units C.
+
+    Raises:
+        InputError: For an unknown name, a parameter that does not fit, and a number of units that the norm cannot have.
+
+    >>> import torch
+    >>> build("l1", 3)(torch.randn(8, 3, 4, 4)).shape
+    torch.Size([8, 3, 4, 4])
+    """
+    norm = check(name)
+    if norm is None:
+        return _build_user_norm(name, num_features)
+    module, _, function = norm.builder.partition(":")
+    home = importlib.import_module(module if module.startswith("torch") else f"{__name__}.{module}")
+    built: nn.Module = getattr(home, function)(num_features, *parameter(norm, name))
+    return built
+
+
+def _build_user_norm(name: str, num_features: int) -> nn.Module:
+    from torch import nn
+
+    kind = user_code.load(name, "norm")
+    if not callable(kind):
+        raise InputError(f"--norm {name}: is a {type(kind).__name__}; a class of norms is needed")
+    try:
+        norm = kind(num_features)
+    except (Exception, SystemExit) as error:  # user code may raise anything
+        raise InputError(
+            f"--norm {name}: cannot be built from the number of units alone, as by {name.partition(':')[2]}"
+            f"({num_features}) ({user_code.explain(error)})"
+        ) from error
+    if not isinstance(norm, nn.Module):
+        raise InputError(f"--norm {name}: builds a {type(norm).__name__}; a torch.nn.Module is needed")
+    return norm
+
+
+#: Modules and functions that belong to the public name `bns.norms`, imported on use.
+_LAZY: Final = {
+    "BatchNorm": "batch", "LpNorm": "lp", "Noise": "noise", "InstanceNorm": "per_sample", "RmsNorm": "per_sample",
+    "WeightNorm": "weight",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,1 @@
+"""The trajectory of a run, its optimiser, and the training that records it."""

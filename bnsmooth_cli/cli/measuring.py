@@ -13,7 +13,7 @@ from bnsmooth_cli.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bnsmooth_cli.storage.runs import Source
+    from bnsmooth_cli.storage.runs import CheckpointSource
 
 
 def measure_sources(
@@ -69,7 +69,7 @@ def _sources(
     weights: Path | None,
     output: Path | None,
     options: dict[str, Any],
-) -> list[Source]:
+) -> list[CheckpointSource]:
     from bnsmooth_cli.measures.measuring import measurement
     from bnsmooth_cli.storage.runs import open_source, open_weights
     from bnsmooth_cli.storage.tables import check_target

@@ -31,7 +31,7 @@ class Pass(NamedTuple):
     scale: Tensor
 
 
-class Program(ABC):
+class FastPath(ABC):
     """The whole batch's loss and gradient as a function of parameter vectors, where a problem knows a faster way to it.
 
     It is holomorphic, so that complex vectors give derivatives of the gradient.
@@ -50,7 +50,7 @@ class Program(ABC):
         """Update the running statistics, all the network's buffers in one vector, by those of a training step."""
 
 
-class AffineProgram(Program):
+class LinearFastPath(FastPath):
     r"""`depth` bias-free layers of one width, with or without a norm after each, and the summed squared error.
 
     It is holomorphic in the parameters: at $\theta + i h v$ the gradient's imaginary part is h times the Hessian's
@@ -183,18 +183,18 @@ class _Space:
     (depth, P, 1, d). `layers` are the layers' parts of them, by the same names.
     """
 
-    def __init__(self, program: AffineProgram, theta: Tensor) -> None:
-        depth, count, (rows, size) = program.depth, len(theta), program.inputs.shape
+    def __init__(self, fast_path: LinearFastPath, theta: Tensor) -> None:
+        depth, count, (rows, size) = fast_path.depth, len(theta), fast_path.inputs.shape
         whole, gradient = torch.empty_like(theta), torch.zeros_like(theta)
         own, slopes = (v.view(count, depth, -1).transpose(0, 1) for v in (whole, gradient))
         weights, self.weights_slope = own[..., : size * size], slopes[..., : size * size]
         walk = theta.new_empty(depth + 1, count, rows, size)
-        walk[0] = program.inputs
+        walk[0] = fast_path.inputs
         #: What enters a layer and what leaves it, and the gradient arriving there.
         self.x, self.out, self.arriving = walk[:-1], walk[1:], theta.new_empty(depth, count, rows, size)
         self.weight = weights.unflatten(-1, (size, size))
         self.weight_t = self.weight.mT
-        if program.norm == "none":
+        if fast_path.norm == "none":
             self.y, self.leaving, self.scale = self.out, self.arriving, theta.new_ones(depth, count, 1, size)
         else:
             #: The linear map's output, the gradient leaving there, and ds/dy.
@@ -205,7 +205,7 @@ class _Space:
             self.y_varying, self.out_mean, self.out_varying = self.y[:, :, 1:], self.out[:, :, :1], self.out[:, :, 1:]
             self.arriving_varying, self.leaving_varying = self.arriving[:, :, 1:], self.leaving[:, :, 1:]
             # BatchNorm's scale is of the centred activations, an l_p norm's of the activations.
-            start = 1 if program.p is None else 0
+            start = 1 if fast_path.p is None else 0
             self.scaled, self.turned = self.y[:, :, start:], self.turn[:, :, start:]
         self.layers = [SimpleNamespace(**{name: v[i] for name, v in vars(self).items()}) for i in range(depth)]
         #: From the last layer on, each with the one before it (None before the first).

@@ -70,7 +70,7 @@ def plan(config: Config, layers: Sequence[str] | None = None, **line: Any) -> di
 def _along(point: Point, names: Sequence[str], gradient: Tensor, etas: Sequence[float]) -> Iterator[Tensor]:
     """The gradient in the named parameters where they, and no others, have moved along it."""
     theta, where = point.theta, point.places(names)
-    if point.program is not None:  # all of them at once
+    if point.fast_path is not None:  # all of them at once
         thetas = theta.repeat(len(etas), 1)
         thetas[:, where] -= theta.new_tensor(etas)[:, None] * gradient
         yield from point.gradients_at(thetas)[1][:, where]

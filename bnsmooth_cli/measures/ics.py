@@ -46,7 +46,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     updated, velocity = theta.clone(), [flatten(point.velocity)] if point.velocity else []
     sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
 
-    whole = layers is None and point.program is not None
+    whole = layers is None and point.fast_path is not None
     before, shifted = (_at_once if whole else _one_by_one)(point, chosen, theta, gradient, updated)
     # Nothing before layer 1 moves, so its G' is G.
     records = [
@@ -74,7 +74,7 @@ Shifted = tuple[list[Tensor], Iterable[Tensor]]  # G of every layer, G' of those
 
 
 def _at_once(point: Point, layers: Names, theta: Tensor, gradient: Tensor, updated: Tensor) -> Shifted:
-    """A program takes a parameter vector a layer, the updated one up to the layer."""
+    """A fast path takes a parameter vector a layer, the updated one up to the layer."""
     named = dict(point.model.named_parameters())
     sizes = [sum(named[name].numel() for name in names) for _, names in layers]
     starts = np.cumsum(sizes)[:-1].tolist()

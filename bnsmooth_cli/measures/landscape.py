@@ -81,8 +81,8 @@ def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
     loss, gradient = point.gradients_at(theta)
     norm = torch.linalg.vector_norm(gradient, dim=1)
     records = [torch.stack((loss, norm, torch.zeros_like(norm), norm * norm))]
-    # A program takes the whole line at once; a network takes one step length after the other, in the same memory.
-    at_once = len(alphas) if point.program is not None else 1
+    # A fast path takes the whole line at once; a network takes one step length after the other, in the same memory.
+    at_once = len(alphas) if point.fast_path is not None else 1
     moved = theta.new_empty(at_once, theta.shape[1])
     for etas in theta.new_tensor([[-alpha * lr] for alpha in alphas]).split(at_once) if alphas else ():
         torch.addcmul(theta, etas, gradient, out=moved)

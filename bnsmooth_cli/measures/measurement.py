@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bnsmooth_cli.storage.runs import Source
+from bnsmooth_cli.storage.runs import CheckpointSource
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,5 @@ class Measurement:
     rows: Callable[..., pd.DataFrame]
     plan: Callable[..., dict[str, Any]]
     since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda before, rows: rows
-    given: Callable[[Source, dict[str, Any], str], dict[str, Any]] = lambda source, options, device: {}
+    given: Callable[[CheckpointSource, dict[str, Any], str], dict[str, Any]] = lambda source, options, device: {}
     last_only: bool = False

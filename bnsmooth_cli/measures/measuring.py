@@ -16,7 +16,7 @@ from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.points.reaching import nearest_checkpoints, reachable, visit
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import checksum
-from bnsmooth_cli.storage.runs import Source, locked
+from bnsmooth_cli.storage.runs import CheckpointSource, locked
 from bnsmooth_cli.user_code import digest
 
 Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
@@ -31,7 +31,7 @@ def measurement(kind: str) -> Measurement:
 
 
 def steps_of(
-    source: Source, every: int | None = None, at: Sequence[int] | None = None, last_only: bool = False
+    source: CheckpointSource, every: int | None = None, at: Sequence[int] | None = None, last_only: bool = False
 ) -> list[int]:
     """The steps to measure: the source's checkpoints (or the last of them), or every `every`-th step that they reach,
     or those in `at`."""
@@ -46,7 +46,7 @@ def steps_of(
 
 def measure(
     kind: str,
-    sources: Sequence[Source],
+    sources: Sequence[CheckpointSource],
     output: Path | None = None,
     *,
     every: int | None = None,
@@ -77,7 +77,7 @@ def measure(
             plans.append((path, group, request))
     total, done = sum(len(chosen) for plan in plans for chosen in plan[2]["steps"].values()), count()
 
-    def walk(source: Source, request: dict[str, Any], own: bool) -> Iterator[pd.DataFrame]:
+    def walk(source: CheckpointSource, request: dict[str, Any], own: bool) -> Iterator[pd.DataFrame]:
         before: pd.DataFrame | None = None
         chosen = request["options"][source.name]
         chosen = {**chosen, **what.given(source.with_data(data), chosen, device)}
@@ -100,14 +100,14 @@ def measure(
     return paths
 
 
-def measured(kind: str, source: Source, every: int | None = None, at: Sequence[int] | None = None) -> bool:
+def measured(kind: str, source: CheckpointSource, every: int | None = None, at: Sequence[int] | None = None) -> bool:
     """Whether a source's table of a kind is there, of these steps; InputError where it is of others."""
     return _answered(source.table_path(kind), kind, _request(kind, [source], every, at, {}, None))
 
 
 def _request(
     kind: str,
-    group: Sequence[Source],
+    group: Sequence[CheckpointSource],
     every: int | None,
     at: Sequence[int] | None,
     options: dict[str, Any],
@@ -125,7 +125,7 @@ def _request(
     }
 
 
-def _code(group: Sequence[Source]) -> dict[str, str]:
+def _code(group: Sequence[CheckpointSource]) -> dict[str, str]:
     """The state of the user's own modules, where there are any: a changed one gives another table."""
     names = [name for source in group for name in (source.config.problem, source.config.norm)]
     return {name: state for name in names if (state := digest(name)) is not None}

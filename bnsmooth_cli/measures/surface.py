@@ -21,7 +21,7 @@ from bnsmooth_cli.networks.structure import trainable
 from bnsmooth_cli.points.point import Point, flatten
 from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.randomness import generator
-from bnsmooth_cli.storage.runs import Source
+from bnsmooth_cli.storage.runs import CheckpointSource
 
 DIRECTIONS: Final = ("random", "pca")
 POINTS: Final = 21  # an axis; odd, so that the point itself is one of them
@@ -109,7 +109,7 @@ def plan(config: Config, objective: str = "batch", **grid: Any) -> dict[str, Any
     return {**options, **plan_objective(config, objective)}
 
 
-def path_of(source: Source, options: Mapping[str, Any], device: str) -> dict[str, Any]:
+def path_of(source: CheckpointSource, options: Mapping[str, Any], device: str) -> dict[str, Any]:
     """The path that `surface` needs for a source's principal directions: theta at every checkpoint."""
     if options.get("directions") != "pca":
         return {}

@@ -62,10 +62,10 @@ from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.chain import Chain, Layer
-from bnsmooth_cli.networks.hooks import Rest, captured
+from bnsmooth_cli.networks.hooks import Remainder, captured
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
-from bnsmooth_cli.problems.loop import Loop
+from bnsmooth_cli.problems.loop import ExternalLoop
 
 #: The statements that are proved, here as equalities, to this relative residual.
 PROVED: Final = ("4.1", "4.2", "4.3", "4.4", "4.5")
@@ -115,7 +115,7 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
 
 def first_weights(point: Point, names: Sequence[str]) -> list[Tensor | None]:
     """The weights that the run began with, of the sites of these names; None where nobody knows (a user's loop)."""
-    if isinstance(point.problem, Loop):
+    if isinstance(point.problem, ExternalLoop):
         return [None] * len(names)
     begun = dataclasses.replace(point, model=point.problem.build())
     known = {site.name: site.linear.weight.detach() for site in begun.sites}
@@ -130,7 +130,7 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
         if not all(map(has_rule, rest)):  # one double backward a unit, through the whole rest
             return [], lambda z: point.problem.objective(nn.Sequential(*rest)(z), point.targets)
         return rest, lambda outputs: point.problem.objective(outputs, point.targets)
-    return [], Rest(chosen.site, point.loss)
+    return [], Remainder(chosen.site, point.loss)
 
 
 def _activations(point: Point, chosen: Selected, x: Tensor) -> list[pd.DataFrame]:

@@ -47,7 +47,7 @@ def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> lis
     return [found[module] for module in modules]
 
 
-class Rest(nn.Module):
+class Remainder(nn.Module):
     """The network as a function of what is fed on in place of a site's normalised output, everything else as it is."""
 
     def __init__(self, site: Site, forward: Callable[[], Tensor]) -> None:

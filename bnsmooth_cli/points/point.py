@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config, check_objective
-from bnsmooth_cli.derivatives.fast_path import Program
+from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.derivatives.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain
@@ -23,7 +23,7 @@ from bnsmooth_cli.networks.structure import Names, Site, structure, trainable
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.checks import check_loss
-from bnsmooth_cli.problems.loop import Loop
+from bnsmooth_cli.problems.loop import ExternalLoop
 
 Values = Mapping[str, Tensor]
 
@@ -85,7 +85,7 @@ class Point:
         theirs = list(trainable(model).values())
         if not theirs:
             raise InputError("loss: the model has no parameters that are trained")
-        problem = Loop(model, loss, theirs[0].device, lr=lr, step=int(step), norm=norm, seed=seed)
+        problem = ExternalLoop(model, loss, theirs[0].device, lr=lr, step=int(step), norm=norm, seed=seed)
         nothing = torch.empty(0, device=theirs[0].device, dtype=theirs[0].dtype)
         point = cls(problem, model, [], int(step), nothing, nothing, run)
         with prepared(point.norms, seed, step):
@@ -130,7 +130,7 @@ class Point:
         """
         if next(self.model.parameters()).dtype == dtype:
             return self
-        if isinstance(self.problem, Loop):
+        if isinstance(self.problem, ExternalLoop):
             raise InputError(f"a point of your own loop is measured as it is; for {dtype} convert your model and data")
         device = self.inputs.device
         if dtype == torch.float64 and device.type == "mps":
@@ -148,7 +148,7 @@ class Point:
         check_objective(objective)
         if objective == "test" and not self.problem.test_size:
             raise InputError(f"--objective test: the problem {self.config.problem} has no test set")
-        if objective != "batch" and isinstance(self.problem, Loop):
+        if objective != "batch" and isinstance(self.problem, ExternalLoop):
             raise InputError(f"--objective {objective}: a point of your own loop has the loss that it was made with")
         return self if objective == self.objective else dataclasses.replace(self, objective=objective)
 
@@ -196,14 +196,14 @@ class Point:
                     yield share, self.problem.objective(self.problem.call(model, values, inputs), targets)
 
     @property
-    def program(self) -> Program | None:
+    def fast_path(self) -> FastPath | None:
         """A faster way to losses and gradients at many parameter vectors, where the problem has one."""
-        return self.problem.program(self.inputs.dtype, self.inputs.device) if self.objective == "batch" else None
+        return self.problem.fast_path(self.inputs.dtype, self.inputs.device) if self.objective == "batch" else None
 
     def gradients_at(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
         """The losses (P,) at parameter vectors (P, n) and their gradients (P, n), without a graph."""
-        if self.program is not None:
-            found = self.program(thetas)
+        if self.fast_path is not None:
+            found = self.fast_path(thetas)
             return found.loss, found.gradient
         gradients = torch.zeros_like(thetas)
         losses = [self._gradient_at(theta, gradient) for theta, gradient in zip(thetas, gradients, strict=True)]
@@ -233,11 +233,11 @@ class Point:
     @torch.no_grad()
     def losses_at(self, thetas: Iterable[Tensor]) -> Tensor:
         """The losses (P,) at parameter vectors (n,), by forward passes alone; a vector may be changed afterwards."""
-        program, values = self.program, self.values(self.theta)
+        fast_path, values = self.fast_path, self.values(self.theta)
         found = []
         for theta in thetas:
-            if program is not None:
-                found.append(program.losses(theta[None])[0])
+            if fast_path is not None:
+                found.append(fast_path.losses(theta[None])[0])
                 continue
             for value, piece in zip(values.values(), theta.split([v.numel() for v in values.values()]), strict=True):
                 value.copy_(piece.view(value.shape))
@@ -248,12 +248,12 @@ class Point:
         r"""The gradient (n,), and the Hessian as the function that multiplies a vector with it.
 
         By the network's own derivatives (`Hessian`) where it is a chain, or by the complex step
-        $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$ where the point has a program, which is holomorphic;
+        $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$ where the point has a fast path, which is holomorphic;
         else by PyTorch's double backward.
         """
-        program = self.program
-        if program is not None and self.inputs.device.type != "mps":  # that has few complex operations
-            return self._complex_step(program)
+        fast_path = self.fast_path
+        if fast_path is not None and self.inputs.device.type != "mps":  # that has few complex operations
+            return self._complex_step(fast_path)
         if self._is_chain:
             with prepared(self.norms, self.config.seed, self.step), twice_differentiable():
                 hessian = Hessian(
@@ -269,7 +269,7 @@ class Point:
 
     def hessian_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
         """`hessian` of the loss as a function of some parameters alone, by name, for each of several such blocks."""
-        if self.program is None and not self._is_chain:  # a block's graph reaches no further down than the block
+        if self.fast_path is None and not self._is_chain:  # a block's graph reaches no further down than the block
             yield from (self._double_backward(names) for names in blocks)
             return
         gradient, product = self.hessian()
@@ -290,14 +290,14 @@ class Point:
         pieces = dict(zip(named, every.split([p.numel() for p in named.values()]), strict=True))
         return torch.cat([pieces[name] for name in names])
 
-    def _complex_step(self, program: Program) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _complex_step(self, fast_path: FastPath) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         theta = self.theta
 
         def product(v: Tensor) -> Tensor:
             size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
-            return program(torch.complex(theta, v * (_STEP / size))[None]).gradient[0].imag * (size / _STEP)
+            return fast_path(torch.complex(theta, v * (_STEP / size))[None]).gradient[0].imag * (size / _STEP)
 
-        return program(theta[None]).gradient[0], product
+        return fast_path(theta[None]).gradient[0], product
 
     def _double_backward(self, names: Sequence[str]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """In the named parameters."""

@@ -13,13 +13,13 @@ from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.storage import runs, tables
-from bnsmooth_cli.storage.runs import Source
+from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.trajectory import Trajectory
 from bnsmooth_cli.user_code import is_code, name_of
 
 
-def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterator[Point]:
+def visit(source: CheckpointSource, steps: Iterable[int], device: str = "auto") -> Iterator[Point]:
     """The points at the given steps in rising order, each trained forward from the nearest checkpoint before it.
 
     A point is valid until the next one is asked for: the trajectory walks on with the same tensors.
@@ -40,7 +40,7 @@ def visit(source: Source, steps: Iterable[int], device: str = "auto") -> Iterato
         yield _point(trajectory, source.name)
 
 
-def _trajectory(source: Source, device: str) -> Trajectory:
+def _trajectory(source: CheckpointSource, device: str) -> Trajectory:
     chosen = choose_device(device)
     try:
         return Trajectory(problems.build(source.config, chosen, source.weights))
@@ -59,7 +59,7 @@ def first_point(config: Config) -> Point:
 _SAME: Final = 0.02
 
 
-def _check_record(source: Source, point: Point) -> None:
+def _check_record(source: CheckpointSource, point: Point) -> None:
     """Raise InputError where the user's code or data gives another loss than it did in training: it has changed."""
     table = source.path / "train.parquet"
     if not (is_code(point.config.problem) or is_code(point.config.norm)) or not table.is_file():
@@ -76,12 +76,12 @@ def _check_record(source: Source, point: Point) -> None:
         )
 
 
-def nearest_checkpoints(source: Source, steps: Iterable[int]) -> dict[int, int]:
+def nearest_checkpoints(source: CheckpointSource, steps: Iterable[int]) -> dict[int, int]:
     """The steps in rising order, each with the checkpoint that its point is trained forward from."""
     return {step: max(s for s in source.checkpoints if s <= step) for step in reachable(source, steps)}
 
 
-def reachable(source: Source, steps: Iterable[int]) -> list[int]:
+def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
     """The steps in rising order; InputError where one is before the first checkpoint or after the training's end."""
     if not source.checkpoints:
         raise InputError(f"{source.path}: has no checkpoints yet; train it first")

@@ -9,7 +9,7 @@ import torch
 
 from bnsmooth_cli import user_code as code
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.derivatives.fast_path import Program
+from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems import checks, custom
@@ -19,7 +19,7 @@ from bnsmooth_cli.problems.linear import DeepLinear
 from bnsmooth_cli.problems.vgg import Vgg
 from bnsmooth_cli.storage.files import load_tensors
 
-__all__ = ["Chain", "Layer", "Problem", "Program", "Workload", "build"]
+__all__ = ["Chain", "FastPath", "Layer", "Problem", "Workload", "build"]
 
 _PROBLEMS: Final[dict[str, type[Problem]]] = {"vgg": Vgg, "dln": DeepLinear}
 
@@ -34,7 +34,7 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     >>> len(problem.build().layers)
     25
     """
-    kind = custom.Own if code.is_code(config.problem) else _PROBLEMS[config.problem]
+    kind = custom.CustomProblem if code.is_code(config.problem) else _PROBLEMS[config.problem]
     problem = kind(config, torch.device(device))
     if weights is not None:
         problem.start = _fitting(problem, weights)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.derivatives.fast_path import Program
+from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.randomness import generator
 
@@ -58,7 +58,7 @@ class Problem(ABC):
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss that training minimises, a scalar with its graph."""
 
-    def program(self, dtype: torch.dtype, device: torch.device) -> Program | None:
+    def fast_path(self, dtype: torch.dtype, device: torch.device) -> FastPath | None:
         """A faster way than the network's to the loss and its gradient, where the problem has one."""
         return None
 

@@ -54,7 +54,7 @@ class Workload(NamedTuple):
 Builder = Callable[[Callable[[int], nn.Module]], Workload]
 
 
-class Own(Problem):
+class CustomProblem(Problem):
     """The problem `module:function`: function(norm) -> Workload, `norm` making the run's norm of a number of units.
 
     The function is called once a process with torch's generator seeded by the run's seed, which makes the

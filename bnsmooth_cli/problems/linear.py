@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.derivatives.fast_path import AffineProgram
+from bnsmooth_cli.derivatives.fast_path import LinearFastPath
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems.base import Problem
@@ -35,7 +35,7 @@ class DeepLinear(Problem):
         matrix = torch.randn(config.dimension, config.dimension, generator=random)
         self._inputs = inputs.to(device)
         self._targets = (inputs @ matrix.T).to(device)
-        self._programs: dict[tuple[torch.dtype, torch.device], AffineProgram] = {}
+        self._fast_paths: dict[tuple[torch.dtype, torch.device], LinearFastPath] = {}
 
     def network(self) -> Chain:
         """`depth` bias-free linear layers named fc1, fc2, ..., each followed by the norm."""
@@ -58,17 +58,17 @@ class DeepLinear(Problem):
         chosen = self.indices(step)
         return self._inputs[chosen], self._targets[chosen]
 
-    def program(self, dtype: torch.dtype, device: torch.device) -> AffineProgram | None:
+    def fast_path(self, dtype: torch.dtype, device: torch.device) -> LinearFastPath | None:
         """Of the full batch, where the norm is an affine map of each unit that is the same for every sample."""
         config = self.config
         if config.batch_size < self.num_samples or not self._fast:
             return None
         assert config.depth is not None
         key = (dtype, device)
-        if key not in self._programs:
+        if key not in self._fast_paths:
             data = self._inputs.to(device), self._targets.to(device)
-            self._programs[key] = AffineProgram(*data, config.norm, config.depth, dtype)
-        return self._programs[key]
+            self._fast_paths[key] = LinearFastPath(*data, config.norm, config.depth, dtype)
+        return self._fast_paths[key]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The squared error summed over samples and units."""

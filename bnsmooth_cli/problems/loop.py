@@ -13,7 +13,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.problems.base import Problem
 
 
-class Loop(Problem):
+class ExternalLoop(Problem):
     """A training loop of the user's own, where it stands: a model, and a function that is its loss there."""
 
     def __init__(

@@ -24,7 +24,7 @@ CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """Where points come from: a run's name, its configuration, and its checkpoints by step.
 
     A lone checkpoint is a source with one entry; so is a state dict of the user's, `weights`, as that of step 0.
@@ -36,7 +36,7 @@ class Source:
     checkpoints: dict[int, Path]
     weights: Path | None = None
 
-    def with_data(self, data: str | None) -> Source:
+    def with_data(self, data: str | None) -> CheckpointSource:
         """The source with its images where they are now; None leaves them where they were."""
         return self if data is None else replace(self, config=replace(self.config, data=data))
 
@@ -97,9 +97,9 @@ class Run:
         if differences := from_dict(configs[0], str(path)).differences(self.config):
             raise DamagedError(f"{path}: is of another run ({'; '.join(differences)}); delete it")
 
-    def source(self) -> Source:
+    def source(self) -> CheckpointSource:
         """The run as a source of points."""
-        return Source(self.path, self.name, self.config, self.checkpoints())
+        return CheckpointSource(self.path, self.name, self.config, self.checkpoints())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -224,7 +224,7 @@ def write_checkpoint(path: Path, run: str, config: Config, step: int, state: dic
     save_tensors(path, content, make_folder=False)
 
 
-def read_checkpoint(path: Path) -> tuple[Source, dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[CheckpointSource, dict[str, Any]]:
     """The source that a lone checkpoint is, and the state in it; InputError for a file that is none of ours."""
     content = load_tensors(path)
     step, run, format = content.get("step"), content.get("run"), content.get("format")
@@ -235,17 +235,17 @@ def read_checkpoint(path: Path) -> tuple[Source, dict[str, Any]]:
     config = from_dict(content.get("config"), str(path))
     if not 0 <= step <= config.steps:
         raise DamagedError(f"{path}: says it is of step {step}, of a run of {config.steps}")
-    return Source(path, unicode(run), config, {step: path}), content
+    return CheckpointSource(path, unicode(run), config, {step: path}), content
 
 
-def open_weights(path: Path, config: Config) -> Source:
+def open_weights(path: Path, config: Config) -> CheckpointSource:
     """Already-trained weights, a file of a state dict, as a source: step 0 of a run that begins there."""
     if not path.is_file():
         raise InputError(f"--weights {path}: no such file; give the file of a state dict")
-    return Source(path, unicode(path.stem), config, {0: path}, weights=path)
+    return CheckpointSource(path, unicode(path.stem), config, {0: path}, weights=path)
 
 
-def open_source(path: Path | str) -> Source:
+def open_source(path: Path | str) -> CheckpointSource:
     """The source at a path: a run directory or a checkpoint."""
     path = Path(path)
     if path.is_dir():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.derivatives.fast_path import Program
+from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.networks.structure import trainable
 from bnsmooth_cli.norms.state import prepare, stateful
@@ -28,10 +28,10 @@ class Trajectory:
         momentum = problem.config.momentum
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if momentum else []
         self.step = 0
-        #: What a step is taken on: the parameters and the velocities, or one vector of each for a program.
+        #: What a step is taken on: the parameters and the velocities, or one vector of each for a fast path.
         self._moving, self._pushing = self.parameters, self.velocity
-        self._program = problem.program(self.parameters[0].dtype, problem.device)
-        if self._program is not None:
+        self._fast_path = problem.fast_path(self.parameters[0].dtype, problem.device)
+        if self._fast_path is not None:
             self._moving, self._running = [_joined(self.parameters)], _joined([*self.model.buffers()])
             self._pushing = [_joined(self.velocity)] if momentum else []
 
@@ -61,8 +61,8 @@ class Trajectory:
 
     def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
         """(loss, accuracy, gradient norm) on this step's batch as one tensor on the device, and the gradients."""
-        if self._program is not None:
-            return self._run_program(self._program, update_statistics)
+        if self._fast_path is not None:
+            return self._run_fast_path(self._fast_path, update_statistics)
         problem = self.problem
         prepare(self.norms, problem.config.seed, self.step, update_statistics=update_statistics)
         inputs, targets = problem.batch(self.step)
@@ -72,10 +72,10 @@ class Trajectory:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return torch.stack((loss.detach(), problem.accuracy(outputs.detach(), targets), norm)), gradients
 
-    def _run_program(self, program: Program, update_statistics: bool) -> tuple[Tensor, Tensors]:
-        found = program(self._moving[0][None])
+    def _run_fast_path(self, fast_path: FastPath, update_statistics: bool) -> tuple[Tensor, Tensors]:
+        found = fast_path(self._moving[0][None])
         if update_statistics:
-            program.follow(self._running, found)
+            fast_path.follow(self._running, found)
         loss, gradient = found.loss[0], found.gradient[0]
         return torch.stack((loss, torch.full_like(loss, torch.nan), torch.linalg.vector_norm(gradient))), [gradient]
 

@@ -1,4 +1,4 @@
-"""The linear network's program against the network itself, by autograd in float64 over all its samples."""
+"""The linear network's fast path against the network itself, by autograd in float64 over all its samples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ NORMS = ("none", "batch", "l1", "l2", "linf", "lp:3", "lp:1.5")
 
 
 class Case:
-    """A small network, its program, and P parameter vectors with gamma and beta away from 1 and 0."""
+    """A small network, its fast path, and P parameter vectors with gamma and beta away from 1 and 0."""
 
     def __init__(self, norm, samples=40, dtype=torch.float64):
         self.problem = problems.build(resolve("dln", norm=norm, depth=4, dimension=5, samples=samples))
         self.model = self.problem.build().double()
-        self.program = self.problem.program(dtype, torch.device("cpu"))
+        self.fast_path = self.problem.fast_path(dtype, torch.device("cpu"))
         self.names = dict(self.model.named_parameters())
         torch.manual_seed(3)
         start = flatten(p.detach() for p in self.model.parameters())
@@ -36,7 +36,7 @@ class Case:
 @pytest.mark.parametrize("norm", NORMS)
 def test_losses_and_gradients_are_the_networks(norm, samples, dtype):
     case = Case(norm, samples, dtype)
-    found = case.program(case.thetas.to(dtype))
+    found = case.fast_path(case.thetas.to(dtype))
     for theta, loss, gradient in zip(case.thetas, found.loss, found.gradient, strict=True):
         theta = theta.clone().requires_grad_()
         expected = case.loss(theta)
@@ -53,7 +53,7 @@ def test_a_complex_step_is_the_hessians_product(norm):
     (slope,) = torch.autograd.grad(case.loss(theta), theta, create_graph=True)
     direction = torch.randn_like(theta)
     (expected,) = torch.autograd.grad(slope, theta, direction)
-    found = case.program(torch.complex(theta.detach(), 1e-12 * direction)[None]).gradient[0].imag / 1e-12
+    found = case.fast_path(torch.complex(theta.detach(), 1e-12 * direction)[None]).gradient[0].imag / 1e-12
     assert float((found - expected).norm() / expected.norm()) < 1e-9
 
 
@@ -62,7 +62,7 @@ def test_a_unit_that_is_zero_stays_finite_as_in_the_network(norm):
     case = Case(norm)
     theta = case.thetas[0].clone()
     theta[:5] = 0  # all weights of the first layer's first unit
-    found = case.program(theta[None])
+    found = case.fast_path(theta[None])
     theta.requires_grad_()
     expected = case.loss(theta)
     (slope,) = torch.autograd.grad(expected, theta)
@@ -74,5 +74,5 @@ def test_a_unit_that_is_zero_stays_finite_as_in_the_network(norm):
 @pytest.mark.parametrize("norm", ["noisy-batch", "noisy-none"])
 def test_noise_and_minibatches_have_no_program(norm):
     cpu = torch.device("cpu")
-    assert problems.build(resolve("dln", norm=norm)).program(torch.float32, cpu) is None
-    assert problems.build(resolve("dln", norm="batch", batch_size=10)).program(torch.float32, cpu) is None
+    assert problems.build(resolve("dln", norm=norm)).fast_path(torch.float32, cpu) is None
+    assert problems.build(resolve("dln", norm="batch", batch_size=10)).fast_path(torch.float32, cpu) is None

@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test torture check bench clean norms paper
+.PHONY: setup demo test test-all torture check bench clean norms paper
 
 setup: $(VENV)/.installed
 
@@ -90,7 +90,12 @@ runs/%/activations.parquet: runs/%/train.parquet
 runs/%/theory.parquet: runs/%/train.parquet
 	$(BNSMOOTH) theory runs/$* $(THEORY) --force
 
+# The fast tests: every command, norm, problem and measurement, without the tests marked slow. About four minutes.
 test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# Every test. About twelve minutes.
+test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # Every way to break it that we know, many times: an hour and a half, resumable; ends in a table (docs/reliability.md).

@@ -10,16 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import SMALL
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.cli import main
-
-NORMS = ("none", "batch", "l1", "l2", "linf", "lp:3", "noisy-batch", "noisy-none")
-#: Settings of the small runs; a few steps of a narrow VGG, or of a shallow linear network with a brisk lr.
-SMALL: dict[str, dict[str, Any]] = {
-    "vgg": {"width": 0.07, "batch_size": 16, "lr": 0.05, "steps": 6, "save_every": 2, "eval_every": 6},
-    "dln": {"depth": 5, "dimension": 4, "samples": 30, "lr": 1e-4, "steps": 6, "save_every": 2},
-}
 
 torch.set_num_threads(1)
 

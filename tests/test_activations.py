@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import NORMS
+from helpers import NORMS
 from scipy import stats
 
 import bnsmooth_cli as bns

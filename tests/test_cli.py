@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL
+from helpers import SMALL
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.storage.runs import open_run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from helpers import SMALL
 from torch import nn
 
 import bnsmooth_cli as bns

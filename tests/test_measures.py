@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import NORMS
+from helpers import NORMS
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError

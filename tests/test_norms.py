@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import NORMS
+from helpers import NORMS
 
 from bnsmooth_cli import InputError, norms
 from bnsmooth_cli.norms import lp

@@ -11,7 +11,7 @@ import own_code
 import pytest
 import reference
 import torch
-from conftest import SMALL
+from helpers import SMALL
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm

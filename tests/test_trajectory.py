@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import NORMS, SMALL
+from helpers import NORMS, SMALL
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, problems

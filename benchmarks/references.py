@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.norms.lp import LpNorm
-from bnsmooth_cli.points.point import Point, flatten
+from bnsmooth_cli.points.point import Point
 
 
 class PlainLpNorm(nn.Module):

@@ -8,7 +8,7 @@ from helpers import FAST_NORMS
 
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.points.point import flatten
+from bnsmooth_cli.networks.parameters import flatten
 
 
 class Case:

@@ -18,8 +18,9 @@ from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import along_and_largest
+from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.networks.structure import chosen_layers
-from bnsmooth_cli.points.point import Point, flatten
+from bnsmooth_cli.points.point import Point
 
 
 def smoothness_by_layer(

@@ -16,9 +16,10 @@ from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.networks.chain import Chain
+from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.networks.structure import Names, chosen_layers
 from bnsmooth_cli.norms.state import prepared
-from bnsmooth_cli.points.point import Point, flatten
+from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.training.optimisers import sgd_step
 
 

@@ -17,8 +17,8 @@ from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.measures.landscape import plan_objective
 from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
-from bnsmooth_cli.networks.structure import trainable
-from bnsmooth_cli.points.point import Point, flatten
+from bnsmooth_cli.networks.parameters import flatten, trainable
+from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.runs import CheckpointSource

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.hooks import hooked
+from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.norms.noise import Noise
 
 Names = list[tuple[str, list[str]]]  # ordered (layer, its parameters' names)
@@ -46,11 +47,6 @@ class Site:
     def as_found(self, values: Tensor) -> Tensor:
         """The inverse of `by_unit`."""
         return values.movedim(1, -1) if self.units_last else values
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves, by name: the theta of every measurement, in its order."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def structure(model: nn.Module, forward: Callable[[], object]) -> tuple[Names, list[Site]]:

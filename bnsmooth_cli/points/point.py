@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from bnsmooth_cli.derivatives.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.hooks import evaluating
-from bnsmooth_cli.networks.structure import Names, Site, structure, trainable
+from bnsmooth_cli.networks.parameters import flatten, positions, trainable
+from bnsmooth_cli.networks.structure import Names, Site, structure
 from bnsmooth_cli.norms.state import prepared, stateful
+from bnsmooth_cli.points.curvature import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.checks import check_loss
 from bnsmooth_cli.problems.loop import ExternalLoop
@@ -244,16 +246,15 @@ class Point:
             found.append(self.loss_at(values))
         return torch.stack(found)
 
-    def hessian(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        r"""The gradient (n,), and the Hessian as the function that multiplies a vector with it.
+    def hessian(self) -> Curvature:
+        """The gradient (n,) and the function that multiplies a vector (n,) by the Hessian.
 
-        By the network's own derivatives (`Hessian`) where it is a chain, or by the complex step
-        $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$ where the point has a fast path, which is holomorphic;
-        else by PyTorch's double backward.
+        Computed by the network's own derivatives (`Hessian`) if it is a chain, by a complex step if the point has a
+        fast path, and by PyTorch's double backward otherwise.
         """
         fast_path = self.fast_path
-        if fast_path is not None and self.inputs.device.type != "mps":  # that has few complex operations
-            return self._complex_step(fast_path)
+        if fast_path is not None and self.inputs.device.type != "mps":  # which lacks complex operations
+            return complex_step(fast_path, self.theta)
         if self._is_chain:
             with prepared(self.norms, self.config.seed, self.step), twice_differentiable():
                 hessian = Hessian(
@@ -262,83 +263,29 @@ class Point:
             return hessian.gradient, hessian
         return self._double_backward(list(trainable(self.model)))
 
+    def hessian_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[Curvature]:
+        """`hessian` of the loss as a function of some parameters alone, for each block of parameter names."""
+        if self.fast_path is None and not self._is_chain:  # a block's graph reaches no further down than the block
+            yield from (self._double_backward(names) for names in blocks)
+            return
+        curvature = self.hessian()
+        for names in blocks:
+            yield restricted(curvature, self.places(names))
+
     @property
     def _is_chain(self) -> bool:
         """Whether the network's own derivatives are known, module by module."""
         return isinstance(self.model, Chain) and self.objective == "batch"
 
-    def hessian_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-        """`hessian` of the loss as a function of some parameters alone, by name, for each of several such blocks."""
-        if self.fast_path is None and not self._is_chain:  # a block's graph reaches no further down than the block
-            yield from (self._double_backward(names) for names in blocks)
-            return
-        gradient, product = self.hessian()
-        for names in blocks:
-            where = self.places(names)
-
-            def block(v: Tensor, where: Tensor = where) -> Tensor:
-                whole = torch.zeros_like(gradient)
-                whole[where] = v
-                return product(whole)[where]
-
-            yield gradient[where], block
-
-    def places(self, names: Sequence[str]) -> Tensor:
-        """Where the numbers of parameters are in theta."""
-        named = trainable(self.model)
-        every = torch.arange(sum(p.numel() for p in named.values()), device=self.inputs.device)
-        pieces = dict(zip(named, every.split([p.numel() for p in named.values()]), strict=True))
-        return torch.cat([pieces[name] for name in names])
-
-    def _complex_step(self, fast_path: FastPath) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        theta = self.theta
-
-        def product(v: Tensor) -> Tensor:
-            size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
-            return fast_path(torch.complex(theta, v * (_STEP / size))[None]).gradient[0].imag * (size / _STEP)
-
-        return fast_path(theta[None]).gradient[0], product
-
-    def _double_backward(self, names: Sequence[str]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """In the named parameters."""
+    def _double_backward(self, names: Sequence[str]) -> Curvature:
         values = self.values(self.theta)
         leaves = [values[name].requires_grad_() for name in names]
-        sizes, shapes = [v.numel() for v in leaves], [v.shape for v in leaves]
+        terms = functools.partial(self._losses, self.model, values)
+        return double_backward(terms, leaves, keep_graph=self.objective == "batch")
 
-        def slopes() -> Iterator[tuple[float, Sequence[Tensor]]]:
-            with twice_differentiable():
-                for share, loss in self._losses(self.model, values):
-                    yield share, torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-
-        # The graph of one batch serves all products; those of many are made again for each, or memory would hold all.
-        kept = list(slopes()) if self.objective == "batch" else None
-
-        def product(v: Tensor) -> Tensor:
-            pieces = [piece.view(shape) for piece, shape in zip(v.split(sizes), shapes, strict=True)]
-            total = torch.zeros_like(v)
-            for share, slope in kept or slopes():
-                bent = [i for i, g in enumerate(slope) if g.requires_grad]
-                if bent:  # else the loss is linear
-                    given = [slope[i] for i in bent], leaves, [pieces[i] for i in bent]
-                    found = torch.autograd.grad(*given, retain_graph=kept is not None, materialize_grads=True)
-                    total.add_(flatten(found), alpha=share)
-            return total
-
-        gradient = sum(share * flatten(g.detach() for g in slope) for share, slope in kept or slopes())
-        assert isinstance(gradient, Tensor)
-        return gradient, product
-
-
-_STEP: Final = 1e-12  # of the complex step: its error is the square of this
-
-
-def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """All numbers of the tensors in one vector.
-
-    >>> flatten([torch.ones(2, 2), torch.zeros(1)])
-    tensor([1., 1., 1., 1., 0.])
-    """
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    def places(self, names: Sequence[str]) -> Tensor:
+        """The indices in theta of the elements of the named parameters."""
+        return positions(self.model, names)
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnsmooth_cli import user_code as code
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.hooks import evaluating, hooked
-from bnsmooth_cli.networks.structure import trainable
+from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.base import Problem
 

@@ -14,7 +14,7 @@ from bnsmooth_cli import norms
 from bnsmooth_cli import user_code as code
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.networks.structure import trainable
+from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import generator
 

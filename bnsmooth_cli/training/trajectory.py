@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.networks.structure import trainable
+from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.norms.state import prepare, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs

@@ -1,0 +1,88 @@
+"""Products with the Hessian of any loss: by a complex step along a fast path, or by PyTorch's double backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bnsmooth_cli.derivatives.fast_path import FastPath
+from bnsmooth_cli.derivatives.hessian import twice_differentiable
+from bnsmooth_cli.networks.parameters import flatten
+
+#: Multiplies a vector (n,) by the Hessian.
+Product = Callable[[Tensor], Tensor]
+#: A gradient (n,) and the product with the Hessian there.
+Curvature = tuple[Tensor, Product]
+
+_STEP: Final = 1e-12  # of the complex step, whose error is proportional to its square
+
+
+def complex_step(fast_path: FastPath, theta: Float[Tensor, " n"]) -> Curvature:
+    r"""The gradient and the Hessian product of a fast path, by $H v = \operatorname{Im} \nabla L(\theta + i h v) / h$.
+
+    Squire & Trapp 1998, "Using complex variables to estimate derivatives of real functions". A fast path is
+    holomorphic, so the step can be so short that only rounding errors are left.
+    """
+
+    def product(v: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+        return fast_path(torch.complex(theta, v * (_STEP / size))[None]).gradient[0].imag * (size / _STEP)
+
+    return fast_path(theta[None]).gradient[0], product
+
+
+def double_backward(
+    terms: Callable[[], Iterator[tuple[float, Tensor]]], leaves: Sequence[Tensor], *, keep_graph: bool
+) -> Curvature:
+    """The gradient and the Hessian product of a sum of losses in the leaves, by PyTorch's double backward.
+
+    Args:
+        terms: Computes the terms of the sum, each as its weight and its loss with a graph.
+        leaves: The tensors to differentiate in; the vectors are their elements, in this order.
+        keep_graph: Whether the graphs of the terms are kept for all products. Otherwise they are computed again for
+            each product, so that memory holds the graph of a single term.
+    """
+    sizes, shapes = [v.numel() for v in leaves], [v.shape for v in leaves]
+
+    def slopes() -> Iterator[tuple[float, Sequence[Tensor]]]:
+        with twice_differentiable():
+            for share, loss in terms():
+                yield share, torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+
+    kept = list(slopes()) if keep_graph else None
+
+    def product(v: Tensor) -> Tensor:
+        pieces = [piece.view(shape) for piece, shape in zip(v.split(sizes), shapes, strict=True)]
+        total = torch.zeros_like(v)
+        for share, slope in kept or slopes():
+            curved = [i for i, g in enumerate(slope) if g.requires_grad]
+            if curved:  # otherwise the loss is linear
+                outputs, vectors = [slope[i] for i in curved], [pieces[i] for i in curved]
+                bent = torch.autograd.grad(outputs, leaves, vectors, retain_graph=keep_graph, materialize_grads=True)
+                total.add_(flatten(bent), alpha=share)
+        return total
+
+    gradient = sum(share * flatten(g.detach() for g in slope) for share, slope in kept or slopes())
+    assert isinstance(gradient, Tensor)
+    return gradient, product
+
+
+def restricted(curvature: Curvature, where: Int[Tensor, " m"]) -> Curvature:
+    """The gradient and the Hessian product of the loss as a function of some elements of theta alone.
+
+    Args:
+        curvature: The gradient (n,) and the Hessian product in all of theta.
+        where: The indices of the m elements.
+    """
+    gradient, product = curvature
+
+    def block(v: Tensor) -> Tensor:
+        whole = torch.zeros_like(gradient)
+        whole[where] = v
+        return product(whole)[where]
+
+    return gradient[where], block

@@ -1,4 +1,4 @@
-"""What the tests share: small runs of both problems, and a cache folder of their own."""
+"""Fixtures of all tests: small runs of both problems, the command line in-process, and a cache folder of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shape_checks
 import torch
-from helpers import SMALL
 
-import bnsmooth_cli as bns
-from bnsmooth_cli.cli import main
+shape_checks.install()  # before the packages that it checks are imported
+
+from helpers import SMALL  # noqa: E402
+
+import bnsmooth_cli as bns  # noqa: E402
+from bnsmooth_cli.cli import main  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -27,7 +31,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bns.Run]:
-    """small_run(problem, norm, **settings): trained once a session."""
+    """Train a small run, as small_run(problem, norm, **settings); equal arguments give the same run in a session."""
     made: dict[Any, bns.Run] = {}
 
     def make(problem: str, norm: str, **settings: Any) -> bns.Run:
@@ -45,7 +49,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bns.Run
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], tuple[int, str, str]]:
-    """cli("train --norm l1") -> (exit status, stdout, stderr), in an empty folder."""
+    """Run a command in this process and in an empty folder: cli("train --norm l1") -> (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(line: str) -> tuple[int, str, str]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bnsmooth_cli.problems.custom import Workload
     from bnsmooth_cli.storage.runs import Run
     from bnsmooth_cli.storage.tables import read_table, save_table
-    from bnsmooth_cli.study.comparison import compare
+    from bnsmooth_cli.studies.comparison import compare
     from bnsmooth_cli.training.run import train
 
 #: Public name -> the module that defines it, imported on first use: torch takes seconds to import, and reading a table
@@ -47,7 +47,7 @@ _HOMES = {
     "Run": "storage.runs",
     "Workload": "problems.custom",
     "activations": "measures.activations",
-    "compare": "study.comparison",
+    "compare": "studies.comparison",
     "ics": "measures.ics",
     "landscape": "measures.landscape",
     "load_point": "points.reaching",

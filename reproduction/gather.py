@@ -15,9 +15,9 @@ from benchmarks.harness import machine
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.files import atomic
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.study import outcome
-from bnsmooth_cli.study.comparison import measured_rows
-from bnsmooth_cli.study.grid import Study
+from bnsmooth_cli.studies import outcome
+from bnsmooth_cli.studies.comparison import measured_rows
+from bnsmooth_cli.studies.grid import Study
 from reproduction.figures import Picture, pictures, source
 from reproduction.scales import Plan
 

@@ -18,7 +18,7 @@ from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
-from bnsmooth_cli.study.claims import NOT_MEASURED, UNDEFINED, deciding
+from bnsmooth_cli.studies.claims import NOT_MEASURED, UNDEFINED, deciding
 from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli.study.grid import Grid, command
+from bnsmooth_cli.studies.grid import Grid, command
 
 NORMS: Final = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
 PLAIN: Final = ("none", "batch")

@@ -13,10 +13,10 @@ from helpers import SCHEMAS
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run, write_config
-from bnsmooth_cli.study import claims
-from bnsmooth_cli.study.grid import Grid, Study
-from bnsmooth_cli.study.outcome import conclude
-from bnsmooth_cli.study.statistics import interval, over_steps
+from bnsmooth_cli.studies import claims
+from bnsmooth_cli.studies.grid import Grid, Study
+from bnsmooth_cli.studies.outcome import conclude
+from bnsmooth_cli.studies.statistics import interval, over_steps
 
 ROOT = Path(__file__).parents[1]
 NORMS = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")

@@ -20,7 +20,7 @@ from torchvision.models import resnet18
 from bnsmooth_cli import config
 from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.study import grid
+from bnsmooth_cli.studies import grid
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.study.claims import CLAIMS
+from bnsmooth_cli.studies.claims import CLAIMS
 
 GRID = (
     "compare --norms none,l1 --seeds 0,1 --problem dln --depth 5 --dimension 4 --samples 30 --lrs 1e-4 --steps 20 "

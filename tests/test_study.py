@@ -17,9 +17,9 @@ import pytest
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.study import executors
-from bnsmooth_cli.study import run as execution
-from bnsmooth_cli.study.grid import Grid, Study, command, read_grid
+from bnsmooth_cli.studies import executors
+from bnsmooth_cli.studies import run as execution
+from bnsmooth_cli.studies.grid import Grid, Study, command, read_grid
 
 DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 GRID = f"compare --norms none,batch --seeds 0,1 {DLN} --lrs 1e-4 --steps 20 --save-every 10 --measure smoothness"

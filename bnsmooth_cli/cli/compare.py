@@ -22,7 +22,7 @@ from bnsmooth_cli.errors import IncompleteError, InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bnsmooth_cli.study.outcome import Outcome
+    from bnsmooth_cli.studies.outcome import Outcome
 
 
 @grouped
@@ -77,7 +77,7 @@ def compare(
 
       bnsmooth compare --study study.toml --dry-run
     """
-    from bnsmooth_cli.study.outcome import conclude, paths
+    from bnsmooth_cli.studies.outcome import conclude, paths
 
     asked = {**grid.given(), **steps.given(), **settings.given()}
     if not runs:
@@ -112,7 +112,7 @@ def compare(
 
 
 def _show(outcome: Outcome) -> None:
-    from bnsmooth_cli.study.claims import SEEDS
+    from bnsmooth_cli.studies.claims import SEEDS
 
     for problem, rows in outcome.comparison.groupby("problem", sort=False):
         summary = outcome.summary[outcome.summary["problem"] == problem]
@@ -184,7 +184,7 @@ def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A row a claim: its verdict, and the part that decides it."""
     import pandas as pd
 
-    from bnsmooth_cli.study.claims import CLAIMS, deciding
+    from bnsmooth_cli.studies.claims import CLAIMS, deciding
 
     table, short = [], {claim.number: claim.short for claim in CLAIMS}
     for number, parts in rows.groupby("claim", sort=False):

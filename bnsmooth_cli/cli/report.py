@@ -35,7 +35,7 @@ def report(
       bnsmooth report study --format md
     """
     from bnsmooth_cli import report
-    from bnsmooth_cli.study.grid import Study
+    from bnsmooth_cli.studies.grid import Study
 
     suffix = "" if output is None else output.suffix.removeprefix(".").lower()
     chosen = form or (suffix if suffix in report.FORMATS else "html")

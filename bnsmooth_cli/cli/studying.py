@@ -16,9 +16,9 @@ from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from bnsmooth_cli.study.grid import Study
-    from bnsmooth_cli.study.outcome import Outcome
-    from bnsmooth_cli.study.run import Task
+    from bnsmooth_cli.studies.grid import Study
+    from bnsmooth_cli.studies.outcome import Outcome
+    from bnsmooth_cli.studies.run import Task
 
 
 def run_study(
@@ -35,8 +35,8 @@ def run_study(
     None for a dry run. Raises InputError before any work for a grid that cannot be, and IncompleteError where no run
     has finished.
     """
-    from bnsmooth_cli.study.grid import Study, blaming, read_grid
-    from bnsmooth_cli.study.run import tasks
+    from bnsmooth_cli.studies.grid import Study, blaming, read_grid
+    from bnsmooth_cli.studies.run import tasks
 
     if machine.threads is not None:
         asked = {**asked, "threads": machine.threads}
@@ -63,7 +63,7 @@ def run_study(
         study.add(grid)
         if todo:
             failed |= _execute(study, todo, execution)
-        from bnsmooth_cli.study.outcome import conclude
+        from bnsmooth_cli.studies.outcome import conclude
 
         runs, refused = study.runs(besides=failed)
         for name, reason in refused.items():
@@ -96,7 +96,7 @@ def _print_plan(missing: dict[Task, tuple[str, ...]], execution: ExecutionOption
     """What would be done, run by run, and the time and space that it would take here."""
     import pandas as pd
 
-    from bnsmooth_cli.study.cost import Prices
+    from bnsmooth_cli.studies.cost import Prices
 
     prices, rows, seconds, size = Prices(), [], 0.0, 0
     for task, kinds in missing.items():
@@ -140,7 +140,7 @@ def _check_networks(todo: list[Task]) -> None:
 
 def _execute(study: Study, todo: list[Task], execution: ExecutionOptions) -> dict[str, str]:
     """The runs that failed, with why; each is reported when it does."""
-    from bnsmooth_cli.study.run import Progress, execute
+    from bnsmooth_cli.studies.run import Progress, execute
 
     failed: dict[str, str] = {}
     permit = Progress.permit(study.path)
@@ -158,7 +158,7 @@ def _execute(study: Study, todo: list[Task], execution: ExecutionOptions) -> dic
 
 
 def _executor(execution: ExecutionOptions, todo: list[Task]) -> AbstractContextManager[Executor]:
-    from bnsmooth_cli.study import executors
+    from bnsmooth_cli.studies import executors
 
     if execution.dask is not None:
         return executors.dask(execution.dask, execution.jobs, terminal.complain)
@@ -173,7 +173,7 @@ def _executor(execution: ExecutionOptions, todo: list[Task]) -> AbstractContextM
 @contextmanager
 def _board(study: Study, total: int) -> Iterator[Any]:
     """Bars for the whole study and each running run, read from the runs' own files; call it when a run is over."""
-    from bnsmooth_cli.study.run import Progress
+    from bnsmooth_cli.studies.run import Progress
 
     ended = threading.Event()
     with terminal.board("study", total) as (show, finished):

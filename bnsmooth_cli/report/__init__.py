@@ -21,9 +21,9 @@ from bnsmooth_cli.kinds import Section
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic, check_writable
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.study import claims, outcome
-from bnsmooth_cli.study.comparison import measured_rows
-from bnsmooth_cli.study.grid import Study, command
+from bnsmooth_cli.studies import claims, outcome
+from bnsmooth_cli.studies.comparison import measured_rows
+from bnsmooth_cli.studies.grid import Study, command
 
 FORMATS: Final = ("html", "md")
 

@@ -20,7 +20,7 @@ import torch
 from bnsmooth_cli import cli
 
 # What commands import is imported here, once, before any fork.
-for _name in ("figures", "measures.measuring", "report", "study.run", "study.outcome", "data.images"):
+for _name in ("figures", "measures.measuring", "report", "studies.run", "studies.outcome", "data.images"):
     importlib.import_module(f"bnsmooth_cli.{_name}")
 importlib.import_module("matplotlib.backends.backend_agg")
 

@@ -13,7 +13,7 @@ from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.study.statistics import over_steps
+from bnsmooth_cli.studies.statistics import over_steps
 
 #: Minibatch losses are compared as means over this many steps; a full batch's loss as it is.
 SMOOTHING: Final = 50

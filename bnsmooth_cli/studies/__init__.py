@@ -1,5 +1,5 @@
 """Many runs: the grid and its folder, where it executes, the comparison, statistics over seeds, the paper's claims."""
 
-from bnsmooth_cli.study.comparison import compare
+from bnsmooth_cli.studies.comparison import compare
 
 __all__ = ["compare"]

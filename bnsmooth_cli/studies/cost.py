@@ -16,7 +16,7 @@ from bnsmooth_cli import problems
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.measures.measuring import measurement
 from bnsmooth_cli.points.reaching import load_point
-from bnsmooth_cli.study.run import Task
+from bnsmooth_cli.studies.run import Task
 from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.run import train_config
 from bnsmooth_cli.training.trajectory import Trajectory

@@ -13,10 +13,10 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.study.claims import claims
-from bnsmooth_cli.study.comparison import compare, worst_where_diverged
-from bnsmooth_cli.study.grid import VARIED, Study, command
-from bnsmooth_cli.study.statistics import summarise
+from bnsmooth_cli.studies.claims import claims
+from bnsmooth_cli.studies.comparison import compare, worst_where_diverged
+from bnsmooth_cli.studies.grid import VARIED, Study, command
+from bnsmooth_cli.studies.statistics import summarise
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from bnsmooth_cli import __version__
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.study.executors import check_version
-from bnsmooth_cli.study.grid import Grid, Study
+from bnsmooth_cli.studies.executors import check_version
+from bnsmooth_cli.studies.grid import Grid, Study
 from bnsmooth_cli.user_code import allow
 
 #: A run whose worker died is begun again from its last checkpoint; after so many workers it has failed.

@@ -1,6 +1,6 @@
 """The paper's claims, each with its rule, and what the runs of a study say to them. Reads tables only, no torch.
 
-`python -m bnsmooth_cli.study.claims` prints docs/claims.md.
+`python -m bnsmooth_cli.studies.claims` prints docs/claims.md.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.study.comparison import measured_rows, smoothness_rows, worst_where_diverged
-from bnsmooth_cli.study.statistics import interval, median, over_steps
+from bnsmooth_cli.studies.comparison import measured_rows, smoothness_rows, worst_where_diverged
+from bnsmooth_cli.studies.statistics import interval, median, over_steps
 
 REPRODUCED: Final = "reproduced"
 NOT_REPRODUCED: Final = "not reproduced"
@@ -344,7 +344,7 @@ def _theory_figures(run: Run) -> dict[str, float]:
 _RULES: Final = """\
 # The claims, and the rules that they are judged by
 
-Made by `python -m bnsmooth_cli.study.claims`. The rules stand here before any result does; `bnsmooth compare` applies
+Made by `python -m bnsmooth_cli.studies.claims`. The rules stand here before any result does; `bnsmooth compare` applies
 them, and writes every number to `compare.claims.parquet`.
 
 - A value is one seed's at one learning rate, compared with the runs of the same seed and learning rate. Figures over a

@@ -6,7 +6,6 @@ No torch here, so that commands which only parse or plot start quickly.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -194,16 +193,6 @@ def from_dict(values: object, source: str) -> Config:
         raise InputError(f"{source}: the configuration is incomplete ({error})") from error
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-
-
-def check_objective(objective: str) -> None:
-    """Raise InputError for what is none of `batch`, `train:K` and `test`: whose mean loss is measured."""
-    kind, _, count = objective.partition(":")
-    if objective in ("batch", "test") or (
-        kind == "train" and re.fullmatch("[0-9]{1,10}", count) and 1 <= int(count) <= MOST["steps"]
-    ):
-        return
-    raise InputError(f"--objective {objective[:40]}: give batch, test, or train:K with a whole number K, as in train:8")
 
 
 def check_threads(threads: int) -> None:

@@ -96,7 +96,7 @@ def test_another_objective_is_measured_as_the_mean_that_it_is(point_of, problem,
     model.train(objective != "test")
     for step, (inputs, targets) in enumerate(own):
         alone = dataclasses.replace(
-            point, step=step, objective="batch", inputs=_double(inputs), targets=_double(targets), model=model
+            point.at("batch"), step=step, inputs=_double(inputs), targets=_double(targets), model=model
         )
         total += alone.loss().item() * (1 / 3 if objective != "test" else len(targets) / point.problem.test_size)
     assert point.loss().item() == pytest.approx(total, rel=1e-12)

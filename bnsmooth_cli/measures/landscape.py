@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.config import LINE_RANGES, Config, check_objective
+from bnsmooth_cli.config import LINE_RANGES, Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 
 POINTS = 8  # probed step lengths; with VGG's range they are 0.5, 1, ..., 4
@@ -49,7 +50,7 @@ def plan(config: Config, objective: str = "batch", **line: Any) -> dict[str, Any
 
 def plan_objective(config: Config, objective: str) -> dict[str, str]:
     """The keyword argument of a measurement whose objective can be chosen; none for the step's own batch."""
-    check_objective(objective)
+    objective = Objective(objective)
     if objective == "test" and config.samples is not None:
         raise InputError(f"--objective test: the problem {config.problem} has no test set")
     return {} if objective == "batch" else {"objective": objective}

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bnsmooth_cli import problems
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.networks.structure import Site, chosen_layers
-from bnsmooth_cli.points.reaching import first_point
+from bnsmooth_cli.points.reaching import structure_of
 
 
 class Selected(NamedTuple):
@@ -58,7 +59,7 @@ def plan(
 ) -> dict[str, Sequence[Any] | None]:
     """The keyword arguments of a measurement that selects, tried on a network that is built for it."""
     if layers or units:
-        select(first_point(config).sites, layers, units)
+        select(structure_of(problems.build(config)).sites, layers, units)
     return {"layers": layers, "units": units}
 
 
@@ -66,6 +67,6 @@ def plan_layers(config: Config, layers: Sequence[str] | None = None) -> dict[str
     """The keyword arguments of a measurement of layers, tried likewise."""
     if not layers:
         return {}
-    point = first_point(config)
-    chosen_layers(point.model, point.layers, layers)
+    structure = structure_of(problems.build(config))
+    chosen_layers(structure.model, structure.layers, layers)
     return {"layers": layers}

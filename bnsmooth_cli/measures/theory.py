@@ -117,7 +117,7 @@ def first_weights(point: Point, names: Sequence[str]) -> list[Tensor | None]:
     """The weights that the run began with, of the sites of these names; None where nobody knows (a user's loop)."""
     if isinstance(point.problem, ExternalLoop):
         return [None] * len(names)
-    begun = dataclasses.replace(point, model=point.problem.build())
+    begun = dataclasses.replace(point, model=point.problem.initial)
     known = {site.name: site.linear.weight.detach() for site in begun.sites}
     return [known[name] for name in names]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
 
@@ -49,7 +49,15 @@ class Site:
         return values.movedim(1, -1) if self.units_last else values
 
 
-def structure(model: nn.Module, forward: Callable[[], object]) -> tuple[Names, list[Site]]:
+class Structure(NamedTuple):
+    """The layers of a network, each with the names of its parameters, and the sites where norms act."""
+
+    model: nn.Module
+    layers: Names
+    sites: list[Site]
+
+
+def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
     """The network's layers, each with its parameters' names, and the sites where norms act or could.
 
     A chain's are its own. Of any other module the layers are the modules with parameters of their own in the order that
@@ -61,14 +69,14 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> tuple[Names, l
     if isinstance(model, Chain):
         named = enumerate(model.named_layers(), 1)
         sites = [Site(i, name, layer.linear, (layer.norm,)) for i, (name, layer) in named if layer.normalisable]
-        return [(name, _within(model, f"layers.{name}")) for name in model.layers], sites
+        return Structure(model, [(name, _within(model, f"layers.{name}")) for name in model.layers], sites)
     groups, found = _trace(model, forward), []
     for number, group in enumerate(groups, 1):
         linear = group.module
         if isinstance(linear, LINEAR) and group.calls == 1:
             last = isinstance(linear, nn.Linear) and group.dimensions > 2
             found.append(Site(number, group.name, linear, tuple(group.norms), last))
-    return [(group.name, group.parameters) for group in groups], found
+    return Structure(model, [(group.name, group.parameters) for group in groups], found)
 
 
 def chosen_layers(model: nn.Module, layers: Names, wanted: Sequence[str]) -> Names:

@@ -1,4 +1,4 @@
-"""One point of a trajectory: the state at a step and the batch that training used there; how points are reached."""
+"""A point of a trajectory: the network's state at a training step, with the batch that training uses there."""
 
 from __future__ import annotations
 
@@ -8,55 +8,56 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from bnsmooth_cli.config import Config, check_objective
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.derivatives.hessian import Hessian, twice_differentiable
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import flatten, positions, trainable
-from bnsmooth_cli.networks.structure import Names, Site, structure
+from bnsmooth_cli.networks.structure import Names, Site, Structure, structure
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.curvature import Curvature, complex_step, double_backward, restricted
+from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.checks import check_loss
 from bnsmooth_cli.problems.loop import ExternalLoop
 
+#: Parameters by name.
 Values = Mapping[str, Tensor]
-
-
-class _Term(NamedTuple):
-    """A part of the objective: a batch, the step whose noise it has, and its weight in the mean."""
-
-    inputs: Tensor
-    targets: Tensor
-    step: int
-    share: float
 
 
 @dataclass(frozen=True)
 class Point:
-    """The network at theta_t with the batch (x_t, y_t), batch statistics in use and running ones left alone.
+    r"""The network at $\theta_t$ with the batch $(x_t, y_t)$ that training uses at step t.
 
-    A measurement reads a point and leaves it bit-identical. `theta` is the network's trained parameters as one flat
-    vector of n numbers, in the order of `model.parameters()`; the loss is a function of it (`gradients_at`): by default
-    that of the batch, with `objective` "train:K" the mean over the batches of steps 0 to K - 1, each with its own
-    step's noise, with "test" the mean over the test set, in eval mode.
+    The loss is a function of the flat vector `theta`. The network runs with batch statistics, the running statistics
+    stay as they are, and the noise is that of the step. A measurement reads a point and leaves it bit-identical.
+
+    Attributes:
+        problem: The run's problem.
+        model: The network.
+        velocity: The momentum buffers of SGD, one per trained parameter; empty without momentum.
+        step: The training step t.
+        inputs: The inputs $x_t$.
+        targets: The targets $y_t$.
+        run: The name of the run, which labels the rows of a measurement.
+        objective: The loss to measure: "batch", "train:K" or "test" (`bnsmooth_cli.points.objective`).
     """
 
     problem: Problem
     model: nn.Module
     velocity: list[Tensor]
     step: int
-    inputs: Tensor
-    targets: Tensor
+    inputs: Shaped[Tensor, "batch ..."]
+    targets: Shaped[Tensor, "batch ..."]
     run: str
-    objective: str = "batch"
+    objective: Objective = Objective("batch")  # noqa: RUF009  immutable
 
     @classmethod
     def of(
@@ -70,13 +71,23 @@ class Point:
         norm: str = "own",
         seed: int = 0,
     ) -> Point:
-        """The point at which a training loop of your own stands: `loss()` is the scalar loss of `model` as it is now.
+        """The current point of your own training loop.
 
-        lr is the step length that probes are multiples of, and that of ICS's plain SGD step; `run`, `norm` and `seed`
-        label the rows. The model, its mode and torch's generators are left as they are; `loss` calls the model, and
-        neither `backward` nor an optimiser. Raises InputError for a loss that cannot be measured: no scalar with a
-        graph, another one each time (the module is named), or of parameters that it does not take from the model as it
-        is.
+        The model, its mode and torch's random generators are left as they are.
+
+        Args:
+            model: The network that is being trained.
+            loss: Computes the scalar loss of the model as it is now. It calls the model, and neither `backward` nor an
+                optimiser.
+            lr: The learning rate: the unit of step length of the line probes, and the length of ICS's SGD step.
+            step: The training step.
+            run: The name of the run in the rows of a measurement.
+            norm: The name of the norm in those rows.
+            seed: The seed in those rows, which also seeds the random directions of measurements.
+
+        Raises:
+            InputError: If the loss cannot be measured: it is not a scalar with a graph, it differs between two calls
+                (the message names the module), or it depends on parameters that it does not take from the model.
 
         >>> import bnsmooth_cli as bns
         >>> model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
@@ -84,19 +95,19 @@ class Point:
         >>> len(bns.landscape(point, alphas=[0.5, 1.0]))
         3
         """
-        theirs = list(trainable(model).values())
-        if not theirs:
-            raise InputError("loss: the model has no parameters that are trained")
-        problem = ExternalLoop(model, loss, theirs[0].device, lr=lr, step=int(step), norm=norm, seed=seed)
-        nothing = torch.empty(0, device=theirs[0].device, dtype=theirs[0].dtype)
-        point = cls(problem, model, [], int(step), nothing, nothing, run)
+        parameters = list(trainable(model).values())
+        if not parameters:
+            raise InputError("loss: the model has no trained parameters")
+        problem = ExternalLoop(model, loss, parameters[0].device, lr=lr, step=int(step), norm=norm, seed=seed)
+        no_data = parameters[0].new_empty(0, requires_grad=False)
+        point = cls(problem, model, [], int(step), no_data, no_data, run)
         with prepared(point.norms, seed, step):
-            gradients = check_loss(model, loss, "loss")
+            gradient = flatten(check_loss(model, loss, "loss"))
         by_values = point.gradients_at(point.theta[None])[1][0]
-        if not torch.allclose(by_values, flatten(gradients), rtol=1e-3, atol=1e-5 * float(by_values.abs().max())):
+        if not torch.allclose(by_values, gradient, rtol=1e-3, atol=1e-5 * float(by_values.abs().max())):
             raise InputError(
-                "loss: depends on parameters that it does not take from the model while it is called; take them, as by "
-                "model.parameters(), inside of it"
+                "loss: depends on parameters that it does not take from the model while it is called; take them, for "
+                "example by model.parameters(), inside the function"
             )
         return point
 
@@ -107,33 +118,39 @@ class Point:
 
     @functools.cached_property
     def norms(self) -> tuple[nn.Module, ...]:
-        """The modules that are set to a step: walking the module tree at every pass would cost too much."""
+        """The modules that `prepared` sets to a step; cached because each pass needs them."""
         return stateful(self.model)
 
-    @property
-    def layers(self) -> Names:
-        """Ordered (layer name, its parameters' names): what ICS calls layers."""
-        return self._structure[0]
-
-    @property
-    def sites(self) -> list[Site]:
-        """Where norms act in the network, or could."""
-        return self._structure[1]
-
     @functools.cached_property
-    def _structure(self) -> tuple[Names, list[Site]]:
+    def structure(self) -> Structure:
+        """The layers of the network and the sites where norms act."""
         with torch.no_grad():
             return structure(self.model, self.at("batch").loss)
 
-    def to(self, dtype: torch.dtype) -> Point:
-        """The point in another precision: itself where it has it already, else a copy of the network and its batch.
+    @property
+    def layers(self) -> Names:
+        """The layers in order: each layer's name and the names of its parameters."""
+        return self.structure.layers
 
-        What has no float64 (MPS) hands such a point to the CPU. Raises InputError for a loop of the user's own.
+    @property
+    def sites(self) -> list[Site]:
+        """The places in the network where norms act, or could."""
+        return self.structure.sites
+
+    def to(self, dtype: torch.dtype) -> Point:
+        """The point in another precision: a copy of the network and its batch, or itself if nothing changes.
+
+        Devices without float64 (MPS) hand such a point to the CPU.
+
+        Raises:
+            InputError: For a point of your own training loop.
         """
         if next(self.model.parameters()).dtype == dtype:
             return self
         if isinstance(self.problem, ExternalLoop):
-            raise InputError(f"a point of your own loop is measured as it is; for {dtype} convert your model and data")
+            raise InputError(
+                f"a point of your own loop has the precision of its model; for {dtype} convert your model and data"
+            )
         device = self.inputs.device
         if dtype == torch.float64 and device.type == "mps":
             device = torch.device("cpu")
@@ -141,110 +158,111 @@ class Point:
             self,
             model=copy.deepcopy(self.model).to(device, dtype),
             velocity=[v.to(device, dtype) for v in self.velocity],
-            inputs=_as(self.inputs, dtype).to(device),
-            targets=_as(self.targets, dtype).to(device),
+            inputs=_cast(self.inputs, device, dtype),
+            targets=_cast(self.targets, device, dtype),
         )
 
     def at(self, objective: str) -> Point:
-        """The point with another objective; InputError for one that the problem does not have."""
-        check_objective(objective)
-        if objective == "test" and not self.problem.test_size:
-            raise InputError(f"--objective test: the problem {self.config.problem} has no test set")
-        if objective != "batch" and isinstance(self.problem, ExternalLoop):
+        """The point with another objective.
+
+        Args:
+            objective: "batch", "train:K" or "test".
+
+        Raises:
+            InputError: If the problem does not have the objective.
+        """
+        chosen = Objective(objective)
+        if chosen != "batch" and isinstance(self.problem, ExternalLoop):
             raise InputError(f"--objective {objective}: a point of your own loop has the loss that it was made with")
-        return self if objective == self.objective else dataclasses.replace(self, objective=objective)
+        chosen.check(self.problem)
+        return self if chosen == self.objective else dataclasses.replace(self, objective=chosen)
 
     @property
-    def theta(self) -> Tensor:
-        """A copy of the trained parameters, shape (n,)."""
+    def theta(self) -> Float[Tensor, " n"]:
+        """A copy of the trained parameters, in the order of `model.parameters()`."""
         return flatten(p.detach() for p in trainable(self.model).values())
 
-    def loss(self, model: nn.Module | None = None) -> Tensor:
-        """The objective with this step's noise, as a scalar with its graph.
+    def loss(self, model: nn.Module | None = None) -> Float[Tensor, ""]:
+        """The objective, with its graph.
 
-        `model` is any module of the same architecture (a copy with other parameters, say); None is the point's own.
+        Args:
+            model: A module of the same architecture to evaluate instead of the point's own, such as a copy with other
+                parameters.
         """
-        return self._mean(self._losses(self.model if model is None else model))
+        return _sum(self._terms(self.model if model is None else model))
 
-    def loss_at(self, values: Values) -> Tensor:
-        """The same at other values of the parameters, by name, with its graph."""
-        return self._mean(self._losses(self.model, values))
+    def loss_at(self, values: Values) -> Float[Tensor, ""]:
+        """The objective at other values of the parameters, by name, with its graph."""
+        return _sum(self._terms(self.model, values))
 
-    def _mean(self, losses: Iterable[tuple[float, Tensor]]) -> Tensor:
-        terms = [loss if share == 1 else share * loss for share, loss in losses]
-        return functools.reduce(torch.add, terms)
-
-    def _terms(self, dtype: torch.dtype) -> Iterator[_Term]:
-        kind, _, count = self.objective.partition(":")
-        found: Iterable[_Term]
-        if kind == "batch":
-            found = [_Term(self.inputs, self.targets, self.step, 1.0)]
-        elif kind == "train":
-            found = (_Term(*self.problem.batch(step), step, 1 / int(count)) for step in range(int(count)))
-        else:
-            sizes = self.problem.test_size
-            found = (_Term(x, y, self.step, len(y) / sizes) for x, y in self.problem.test_batches())
-        for inputs, targets, step, share in found:
-            device = next(self.model.parameters()).device
-            yield _Term(_as(inputs, dtype).to(device), _as(targets, dtype).to(device), step, share)
-
-    def _losses(self, model: nn.Module, values: Values | None = None) -> Iterator[tuple[float, Tensor]]:
-        """The objective's terms, at parameter values in place of the network's own: shares and losses."""
+    def _terms(self, model: nn.Module, values: Values | None = None) -> Iterator[tuple[float, Tensor]]:
+        """The shares and losses that add up to the objective; `values` replace the network's own parameters."""
         modules = self.norms if model is self.model else stateful(model)
-        dtype = next(model.parameters()).dtype
-        with evaluating(model) if self.objective == "test" else nullcontext():
-            for inputs, targets, step, share in self._terms(dtype):
+        parameter = next(model.parameters())
+        with evaluating(model) if self.objective.kind == "test" else nullcontext():
+            own = Batch(self.inputs, self.targets, self.step)
+            for inputs, targets, step, share in self.objective.batches(self.problem, own):
+                x, y = (_cast(tensor, parameter.device, parameter.dtype) for tensor in (inputs, targets))
                 with prepared(modules, self.config.seed, step):
-                    yield share, self.problem.objective(self.problem.call(model, values, inputs), targets)
+                    yield share, self.problem.objective(self.problem.call(model, values, x), y)
 
     @property
     def fast_path(self) -> FastPath | None:
         """A faster way to losses and gradients at many parameter vectors, where the problem has one."""
         return self.problem.fast_path(self.inputs.dtype, self.inputs.device) if self.objective == "batch" else None
 
-    def gradients_at(self, thetas: Tensor) -> tuple[Tensor, Tensor]:
-        """The losses (P,) at parameter vectors (P, n) and their gradients (P, n), without a graph."""
+    def gradients_at(
+        self, thetas: Float[Tensor, "points n"]
+    ) -> tuple[Float[Tensor, " points"], Float[Tensor, "points n"]]:
+        """The losses and the gradients at parameter vectors, without a graph."""
         if self.fast_path is not None:
-            found = self.fast_path(thetas)
-            return found.loss, found.gradient
+            passes = self.fast_path(thetas)
+            return passes.loss, passes.gradient
         gradients = torch.zeros_like(thetas)
         losses = [self._gradient_at(theta, gradient) for theta, gradient in zip(thetas, gradients, strict=True)]
         return torch.stack(losses), gradients
 
     def _gradient_at(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """The loss; the gradient is added to `gradient`."""
-        values = {name: value.requires_grad_() for name, value in self.values(theta).items()}
+        """Return the loss, and add the gradient to `gradient`."""
+        leaves = {name: value.requires_grad_() for name, value in self.values(theta).items()}
+        pieces = gradient.split([leaf.numel() for leaf in leaves.values()])
         total = theta.new_zeros(())
-        for share, loss in self._losses(self.model, values):
-            found = torch.autograd.grad(loss, list(values.values()), materialize_grads=True)
-            for piece, one in zip(gradient.split([v.numel() for v in found]), found, strict=True):
-                piece.view(one.shape).add_(one, alpha=share)
+        for share, loss in self._terms(self.model, leaves):
+            slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            for piece, slope in zip(pieces, slopes, strict=True):
+                piece.view(slope.shape).add_(slope, alpha=share)
             total += share * loss.detach()
         return total
 
-    def values(self, theta: Tensor) -> dict[str, Tensor]:
-        """The parameters' values in a vector, copies in the layouts that the parameters have: a convolution would
-        convert its weights, and their gradient, at every use."""
-        named = trainable(self.model)
-        pieces = theta.split([p.numel() for p in named.values()])
+    def values(self, theta: Float[Tensor, " n"]) -> dict[str, Tensor]:
+        """The parameters in a vector, by name, copied into the memory layouts of the network's own.
+
+        A convolution would otherwise convert its weights, and their gradient, in every pass.
+        """
+        parameters = trainable(self.model)
+        pieces = theta.split([p.numel() for p in parameters.values()])
         return {
             name: torch.empty_like(p, requires_grad=False).copy_(piece.view(p.shape))
-            for (name, p), piece in zip(named.items(), pieces, strict=True)
+            for (name, p), piece in zip(parameters.items(), pieces, strict=True)
         }
 
     @torch.no_grad()
-    def losses_at(self, thetas: Iterable[Tensor]) -> Tensor:
-        """The losses (P,) at parameter vectors (n,), by forward passes alone; a vector may be changed afterwards."""
+    def losses_at(self, thetas: Iterable[Float[Tensor, " n"]]) -> Float[Tensor, " points"]:
+        """The losses at parameter vectors, by forward passes alone.
+
+        The iterable may yield the same tensor each time, with new values: a vector is read before the next one.
+        """
         fast_path, values = self.fast_path, self.values(self.theta)
-        found = []
+        sizes = [value.numel() for value in values.values()]
+        losses = []
         for theta in thetas:
             if fast_path is not None:
-                found.append(fast_path.losses(theta[None])[0])
+                losses.append(fast_path.losses(theta[None])[0])
                 continue
-            for value, piece in zip(values.values(), theta.split([v.numel() for v in values.values()]), strict=True):
+            for value, piece in zip(values.values(), theta.split(sizes), strict=True):
                 value.copy_(piece.view(value.shape))
-            found.append(self.loss_at(values))
-        return torch.stack(found)
+            losses.append(self.loss_at(values))
+        return torch.stack(losses)
 
     def hessian(self) -> Curvature:
         """The gradient (n,) and the function that multiplies a vector (n,) by the Hessian.
@@ -280,13 +298,19 @@ class Point:
     def _double_backward(self, names: Sequence[str]) -> Curvature:
         values = self.values(self.theta)
         leaves = [values[name].requires_grad_() for name in names]
-        terms = functools.partial(self._losses, self.model, values)
+        terms = functools.partial(self._terms, self.model, values)
+        # The graph of one batch serves all products. The graphs of many batches would not fit into memory.
         return double_backward(terms, leaves, keep_graph=self.objective == "batch")
 
-    def places(self, names: Sequence[str]) -> Tensor:
+    def places(self, names: Sequence[str]) -> Int[Tensor, " m"]:
         """The indices in theta of the elements of the named parameters."""
         return positions(self.model, names)
 
 
-def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
-    return values.to(dtype) if values.is_floating_point() else values
+def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
+    return functools.reduce(torch.add, (share * loss for share, loss in terms))
+
+
+def _cast(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The values on a device; floating-point ones in a precision."""
+    return values.to(device, dtype if values.is_floating_point() else None)

@@ -9,58 +9,79 @@ from typing import Any, Final
 import torch
 
 from bnsmooth_cli import problems
-from bnsmooth_cli.config import Config, resolve
+from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.structure import Structure
 from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.trajectory import Trajectory
 from bnsmooth_cli.user_code import is_code, name_of
 
+#: A recomputed loss may differ this much, relatively, from the recorded one: other devices and versions round
+#: differently.
+_LOSS_TOLERANCE: Final = 0.02
 
-def visit(source: CheckpointSource, steps: Iterable[int], device: str = "auto") -> Iterator[Point]:
-    """The points at the given steps in rising order, each trained forward from the nearest checkpoint before it.
 
-    A point is valid until the next one is asked for: the trajectory walks on with the same tensors.
+def open_problem(source: CheckpointSource, device: str = "auto") -> Problem:
+    """The problem of a source's configuration, with its data on the device.
+
+    Raises:
+        InputError: If the device is missing, or the settings, the data, the weights or the user's code do not fit. The
+            message names the source's path.
+    """
+    chosen = choose_device(device)
+    try:
+        return problems.build(source.config, chosen, source.weights)
+    except InputError as error:
+        if source.weights is not None:  # the message already names the file, or an option
+            raise
+        raise InputError(f"{source.path}: {error}") from error
+
+
+def structure_of(problem: Problem) -> Structure:
+    """The layers and sites of a problem's network, before any training."""
+    return Point(problem, problem.initial, [], 0, *problem.batch(0), problem.config.name).structure
+
+
+def visit(
+    source: CheckpointSource, steps: Iterable[int], device: str = "auto", problem: Problem | None = None
+) -> Iterator[Point]:
+    """Yield the points at the steps in ascending order, each trained forward from the nearest checkpoint before it.
+
+    A point is valid until the next one is requested, because the trajectory updates the same tensors.
+
+    Args:
+        source: The run, checkpoint or weights.
+        steps: The steps to visit.
+        device: "auto", "cpu", "cuda" or "mps".
+        problem: The source's problem if it is open already; otherwise it is opened on the device.
+
+    Raises:
+        InputError: If a step is out of reach, or the source's problem cannot be opened.
     """
     trajectory: Trajectory | None = None
-    reached = -1
     for step, nearest in nearest_checkpoints(source, steps).items():
-        if trajectory is None:
-            trajectory = _trajectory(source, device)
-        if reached < nearest:  # otherwise the walk is past that checkpoint already
-            first, reached = reached < 0, nearest
-            if source.weights is None:  # those are where the trajectory begins
-                trajectory.load(source.checkpoints[reached], reached)
-            if first:
-                _check_record(source, _point(trajectory, source.name))
+        first = trajectory is None
+        trajectory = trajectory or Trajectory(problem or open_problem(source, device))
+        if source.weights is None and (first or trajectory.step < nearest):
+            trajectory.load(source.checkpoints[nearest], nearest)
+        if first:
+            _check_record(source, _point(trajectory, source.name))
         while trajectory.step < step:
             trajectory.advance()
         yield _point(trajectory, source.name)
 
 
-def _trajectory(source: CheckpointSource, device: str) -> Trajectory:
-    chosen = choose_device(device)
-    try:
-        return Trajectory(problems.build(source.config, chosen, source.weights))
-    except InputError as error:
-        if source.weights is not None:  # it names the file already, or an option
-            raise
-        raise InputError(f"{source.path}: {error}") from error
-
-
-def first_point(config: Config) -> Point:
-    """The point at step 0 of a configuration's run, before any training; on the CPU."""
-    return _point(Trajectory(problems.build(config)), config.name)
-
-
-#: How far a loss of the user's code may be from the one that training recorded: another device, another version.
-_SAME: Final = 0.02
+def _point(trajectory: Trajectory, run: str) -> Point:
+    problem, step = trajectory.problem, trajectory.step
+    return Point(problem, trajectory.model, trajectory.velocity, step, *problem.batch(step), run)
 
 
 def _check_record(source: CheckpointSource, point: Point) -> None:
-    """Raise InputError where the user's code or data gives another loss than it did in training: it has changed."""
+    """Raise InputError if the user's code or data no longer gives the loss that training recorded."""
     table = source.path / "train.parquet"
     if not (is_code(point.config.problem) or is_code(point.config.norm)) or not table.is_file():
         return
@@ -68,35 +89,33 @@ def _check_record(source: CheckpointSource, point: Point) -> None:
     recorded = rows["loss"][rows["step"] == point.step]
     with torch.no_grad():
         loss = point.loss().item()
-    if len(recorded) and not abs(loss - recorded.iloc[0]) <= _SAME * abs(recorded.iloc[0]) + 1e-4:
+    if len(recorded) and not abs(loss - recorded.iloc[0]) <= _LOSS_TOLERANCE * abs(recorded.iloc[0]) + 1e-4:
         raise InputError(
-            f"{source.path}: the loss at step {point.step} is {loss:.4g}, and training recorded "
+            f"{source.path}: the loss at step {point.step} is {loss:.4g}, but training recorded "
             f"{recorded.iloc[0]:.4g}: your code or data has changed since; train the run again "
             "(bnsmooth train ... --force)"
         )
 
 
 def nearest_checkpoints(source: CheckpointSource, steps: Iterable[int]) -> dict[int, int]:
-    """The steps in rising order, each with the checkpoint that its point is trained forward from."""
+    """The steps in ascending order, each with the checkpoint from which its point is trained forward."""
     return {step: max(s for s in source.checkpoints if s <= step) for step in reachable(source, steps)}
 
 
 def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
-    """The steps in rising order; InputError where one is before the first checkpoint or after the training's end."""
+    """The steps in ascending order.
+
+    Raises:
+        InputError: If a step is before the first checkpoint or after the end of training, or there is no checkpoint.
+    """
     if not source.checkpoints:
         raise InputError(f"{source.path}: has no checkpoints yet; train it first")
     first, last = min(source.checkpoints), max(source.config.steps, *source.checkpoints)
     wanted = sorted(set(steps))
     for step in wanted:
         if not first <= step <= last:
-            raise InputError(f"{source.path}: step {step} is out of reach, its points are steps {first} to {last}")
+            raise InputError(f"{source.path}: step {step} is out of reach; its points are steps {first} to {last}")
     return wanted
-
-
-def _point(trajectory: Trajectory, run: str) -> Point:
-    problem, model = trajectory.problem, trajectory.model
-    inputs, targets = problem.batch(trajectory.step)
-    return Point(problem, model, trajectory.velocity, trajectory.step, inputs, targets, run)
 
 
 def load_point(
@@ -109,12 +128,24 @@ def load_point(
     objective: str = "batch",
     code: Iterable[object] = (),
 ) -> Point:
-    """The point of a checkpoint, or of a run at a step (by default its last checkpoint's).
+    """Load the point of a run at a step, or of a checkpoint.
 
-    `data` is where the images are now, should they have moved. `dtype` converts the point once it is reached: the way
-    there is the run's own. `objective` is the loss that is measured there: "batch", "train:K" or "test". `code` names
-    the user's own norm and problem, as "module:name" or itself, which a run's file alone does not bring to run.
-    Raises InputError for a path that is neither, or a step before the first checkpoint or after the training's end.
+    Args:
+        path: A run, its folder, or a checkpoint file.
+        step: The training step; the last checkpoint's by default. A step between checkpoints is trained forward to.
+        device: "auto", "cpu", "cuda" or "mps".
+        data: The folder of the images, if they have moved since training.
+        dtype: The precision to convert the point to. Training up to the point uses the run's own precision.
+        objective: The loss to measure: "batch", "train:K" or "test" (see `Point`).
+        code: The user's norm and problem, as "module:name" or the objects themselves. A run that uses them cannot be
+            loaded without: the code named in a file alone is never run.
+
+    Returns:
+        The point, on the device.
+
+    Raises:
+        InputError: If the path is neither a run nor a checkpoint, the step is out of reach, or the objective does not
+            exist.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -126,8 +157,7 @@ def load_point(
         name_of(thing)
     source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
     wanted = max(source.checkpoints, default=0) if step is None else step
-    (point,) = visit(source.with_data(data), [wanted], device)
-    return (point if dtype is None else point.to(dtype)).at(objective)
+    return _only(source.with_data(data), wanted, device, dtype, objective)
 
 
 def load_weights(
@@ -141,10 +171,23 @@ def load_weights(
     objective: str = "batch",
     **settings: Any,
 ) -> Point:
-    """The point at which already-trained weights are: a file of a state dict that fits the problem's network.
+    """Load the point of already-trained weights, with the batch of step 0.
 
-    The problem, the norm and the settings as `train` takes them; the batch is that of step 0. Raises InputError, with
-    the keys that differ, for a state dict that does not fit.
+    Args:
+        path: The file of a state dict that fits the problem's network.
+        problem: The problem, as `train` takes it.
+        norm: The norm, as `train` takes it.
+        seed: The seed of the data order and the noise.
+        device: "auto", "cpu", "cuda" or "mps".
+        dtype: The precision to convert the point to.
+        objective: The loss to measure: "batch", "train:K" or "test" (see `Point`).
+        **settings: Further settings, as `train` takes them.
+
+    Returns:
+        The point, on the device.
+
+    Raises:
+        InputError: If the state dict does not fit; the message lists the keys that differ.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -156,5 +199,9 @@ def load_weights(
     True
     """
     config = resolve(name_of(problem), norm=name_of(norm), seed=seed, **settings)
-    (point,) = visit(runs.open_weights(Path(path), config), [0], device)
+    return _only(runs.open_weights(Path(path), config), 0, device, dtype, objective)
+
+
+def _only(source: CheckpointSource, step: int, device: str, dtype: torch.dtype | None, objective: str) -> Point:
+    (point,) = visit(source, [step], device)
     return (point if dtype is None else point.to(dtype)).at(objective)

@@ -37,7 +37,7 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     kind = custom.CustomProblem if code.is_code(config.problem) else _PROBLEMS[config.problem]
     problem = kind(config, torch.device(device))
     if weights is not None:
-        problem.start = _fitting(problem, weights)
+        problem.start_from(_fitting(problem, weights))
     if code.is_code(config.problem) or code.is_code(config.norm):
         checks.check(problem)
     return problem
@@ -45,7 +45,7 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
 
 def _fitting(problem: Problem, path: Path) -> dict[str, torch.Tensor]:
     """A state dict that has the network's names and shapes; InputError says where it differs."""
-    given, mine = load_tensors(path), problem.build().state_dict()
+    given, mine = load_tensors(path), problem.initial.state_dict()
     lacking = [f"lacks {name}" for name in mine if name not in given]
     having = [f"has {name}" for name in given if name not in mine]
     differences = [*lacking[:2], *having[:2], *lacking[2:], *having[2:]]

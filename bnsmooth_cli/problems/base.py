@@ -23,27 +23,40 @@ class Problem(ABC):
     num_samples: int
     #: Samples of the test set; 0 where there is none.
     test_size: int = 0
-    #: The parameters and buffers to begin with in place of the initial ones: already-trained weights.
-    start: State | None = None
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config = config
         self.device = device
         self._epoch: tuple[int, Tensor] | None = None
+        self._initial: nn.Module | None = None
+        self._start: State | None = None
 
     @abstractmethod
     def network(self) -> nn.Module:
         """The network at its initial state, a function of the seed, in train mode. torch's default generator is seeded
         with it."""
 
+    @property
+    def initial(self) -> nn.Module:
+        """The network at step 0, on the problem's device, for reading only: the next `build` hands it out."""
+        if self._initial is None:
+            with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the user's generator
+                torch.default_generator.manual_seed(self.config.seed)
+                model = self.network()
+            self._initial = model.to(self.device)
+            if self._start is not None:
+                self._initial.load_state_dict(self._start)
+        return self._initial
+
     def build(self) -> nn.Module:
-        """The network at step 0, on the problem's device."""
-        with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the user's generator
-            torch.default_generator.manual_seed(self.config.seed)
-            model = self.network()
-        if self.start is not None:
-            model.load_state_dict(self.start)
-        return model.to(self.device)
+        """A network at step 0 that the caller may train."""
+        model, self._initial = self.initial, None
+        return model
+
+    def start_from(self, state: State) -> None:
+        """Let training start from these parameters and buffers: those of already-trained weights."""
+        self.initial.load_state_dict(state)
+        self._start = state
 
     def call(self, model: nn.Module, values: Mapping[str, Tensor] | None, inputs: Tensor) -> Tensor:
         """The network's outputs, with parameter values in place of its own."""

@@ -23,7 +23,7 @@ def check(problem: Problem) -> None:
     """
     config = problem.config
     option = f"--problem {config.problem}" if code.is_code(config.problem) else f"--norm {config.norm}"
-    model = problem.build()
+    model = problem.initial
     inputs, targets = problem.batch(0)
     with prepared(stateful(model), config.seed, 0):
         outputs = _attempt(option, "its model does not take a batch", lambda: model(inputs))

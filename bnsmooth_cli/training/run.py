@@ -182,6 +182,6 @@ def train_config(
     """`train` for a configuration at hand."""
     path = Path("runs") / config.name if output is None else Path(output)
     problem = problems.build(config, choose_device(device))
-    problem.build()  # a norm or a size that does not fit is found before anything is written
+    _ = problem.initial  # a norm or a size that does not fit is found before anything is written
     run = runs.prepare(path, problem.config, resume=resume, force=force)
     return train_run(run, problem, progress)

@@ -1,0 +1,80 @@
+"""The objective of a measurement: which loss it differentiates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.problems.base import Problem
+
+MAX_BATCHES: Final = 10**9
+
+
+class Batch(NamedTuple):
+    """A batch of an objective.
+
+    Attributes:
+        inputs: The samples.
+        targets: What the network should predict for them.
+        step: The training step whose noise the norms draw.
+        share: The weight of the batch's loss in the objective.
+    """
+
+    inputs: Shaped[Tensor, "batch ..."]
+    targets: Shaped[Tensor, "batch ..."]
+    step: int
+    share: float = 1.0
+
+
+class Objective(str):
+    """The loss to measure, as the user writes it.
+
+    - `batch`: the loss of the batch that training uses at the step.
+    - `train:K`: the mean loss of the batches of steps 0 to K - 1, each with the noise of its own step.
+    - `test`: the mean loss over the test set, in eval mode.
+
+    Attributes:
+        kind: "batch", "train" or "test".
+        steps: The K of `train:K`; 0 for the others.
+
+    Raises:
+        InputError: For any other text.
+
+    >>> Objective("train:8").steps
+    8
+    """
+
+    kind: str
+    steps: int
+
+    def __new__(cls, text: str) -> Objective:
+        kind, _, digits = text.partition(":")
+        count = int(digits) if re.fullmatch("[0-9]{1,10}", digits) else 0
+        if text not in ("batch", "test") and not (kind == "train" and 1 <= count <= MAX_BATCHES):
+            raise InputError(
+                f"--objective {text[:40]}: give batch, test, or train:K with a whole number K, as in train:8"
+            )
+        objective = super().__new__(cls, text)
+        objective.kind, objective.steps = kind, count
+        return objective
+
+    def check(self, problem: Problem) -> None:
+        """Raise InputError if the problem does not have this objective."""
+        if self.kind == "test" and not problem.test_size:
+            raise InputError(f"--objective test: the problem {problem.config.problem} has no test set")
+
+    def batches(self, problem: Problem, batch: Batch) -> Iterator[Batch]:
+        """The batches whose weighted losses add up to the objective, given the batch of the step itself."""
+        if self.kind == "batch":
+            yield batch
+        elif self.kind == "train":
+            for step in range(self.steps):
+                yield Batch(*problem.batch(step), step, 1 / self.steps)
+        else:
+            for inputs, targets in problem.test_batches():
+                yield Batch(inputs, targets, batch.step, len(targets) / problem.test_size)

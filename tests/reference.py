@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bnsmooth_cli import Point
+from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.norms.state import prepare
 
 
@@ -65,9 +67,26 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
+class ElementaryLpNorm(LpNorm):
+    """The l_p norm by its formula. Autograd derives its backward pass, which can take many gradients at once."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        dims = [d for d in range(y.dim()) if d != 1]
+        size = y.abs()
+        if self.p == math.inf:
+            scale = size.amax(dims, keepdim=True)
+        else:
+            scale = size.pow(self.p).mean(dims, keepdim=True).pow(1 / self.p)
+        unit = [1, -1] + [1] * (y.dim() - 2)
+        return self.gamma.view(unit) * (y - y.mean(dims, keepdim=True)) / scale + self.beta.view(unit)
+
+
 def hessian(point: Point) -> tuple[Tensor, Tensor]:
     """The gradient (n,) and the Hessian (n, n), every second derivative."""
     model = double_copy(point)
+    for module in model.modules():
+        if isinstance(module, LpNorm):
+            module.__class__ = ElementaryLpNorm
     parameters = list(model.parameters())
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         flat = flatten(torch.autograd.grad(point.loss(model), parameters, create_graph=True))

@@ -1,126 +1,245 @@
-"""What defines a run: every value that its numbers depend on, and the presets that fill them in.
+"""What defines a run: the settings that every run has, the settings of its problem, and the presets.
 
-No torch here, so that commands which only parse or plot start quickly.
+`PROBLEMS` is the registry of problems. This module imports no torch, so that commands that only parse or plot start
+quickly.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field
 from typing import Any, Final
 
+from bnsmooth_cli import data as data_sets
 from bnsmooth_cli import norms
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.user_code import is_code
 
-_VGG: Final = {"depth": 11, "augment": False, "lr": 0.1, "momentum": 0.0, "batch_size": 128}
-_DLN: Final = {
-    "depth": 25, "dimension": 10, "samples": 1_000, "lr": 1e-6, "momentum": 0.0, "batch_size": 1_000,
-}  # fmt: skip
-#: Problem -> preset -> settings. The paper's are those of Santurkar et al. 2018, appendix A ("Experimental setup"): a
-#: VGG on CIFAR-10, SGD with lr 0.1, 15,000 steps of 128; 25 layers of 10 x 10, 1,000 Gaussian samples in one batch,
-#: lr 1e-6, 10,000 steps. A quarter-width VGG on the built-in images trains in half a minute on a laptop.
-PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    "vgg": {
-        "quick": {**_VGG, "data": "shapes", "width": 0.25, "steps": 300, "save_every": 50, "eval_every": 25},
-        "paper": {**_VGG, "data": "cifar10", "width": 1.0, "steps": 15_000, "save_every": 500, "eval_every": 500},
-    },
-    "dln": {
-        "quick": {**_DLN, "steps": 1_000, "save_every": 50},
-        "paper": {**_DLN, "steps": 10_000, "save_every": 200},
-    },
-}
-
-#: The settings of a problem of the user's own, as far as theirs are not other ones.
-_OF_A_USER: Final[dict[str, dict[str, Any]]] = {
-    "quick": {"lr": 0.1, "momentum": 0.0, "batch_size": 128, "steps": 300, "save_every": 50, "eval_every": 50}
-}
-
-
-def presets(problem: str) -> dict[str, dict[str, Any]]:
-    """The presets of a problem by name; InputError for one that does not exist."""
-    if is_code(problem):
-        return _OF_A_USER
-    if problem not in PRESETS:
-        raise unknown("problem", problem, (*PRESETS, "MODULE:FUNCTION"))
-    return PRESETS[problem]
-
-
-#: Step lengths of the line probe, in multiples of the learning rate (appendix A: [1/2, 4] and [1/100, 30]); a user's
-#: problem has VGG's.
-LINE_RANGES: Final[dict[str, tuple[float, float]]] = {"vgg": (0.5, 4.0), "dln": (0.01, 30.0)}
-
-
-#: What is asked for by mistake, or by a damaged file, ends in a line and never in all of the memory.
-MOST: Final = {
-    "steps": 10**9, "batch_size": 10**7, "depth": 1000, "save_every": 10**9, "eval_every": 10**9, "dimension": 10**7,
-    "samples": 10**7,
-}  # fmt: skip
-#: Settings that not every problem has.
-_PARTICULAR: Final = ("depth", "eval_every", "data", "width", "augment", "dimension", "samples")
-STEEPEST: Final = 1e30  # a learning rate; times any number of a line probe's range it is still a float32
-WIDEST: Final = 4.0  # VGG with four times the paper's channels
-LARGEST: Final = 2**26  # numbers in the deep linear network, or in its samples
-THREADS: Final = 1024
+# Larger values are mistakes, or come from damaged files. They must end in an error, not in all of the memory.
+MAX_STEPS: Final = 10**9
+MAX_SAMPLES: Final = 10**7
+MAX_DEPTH: Final = 1000
+MAX_LR: Final = 1e30  # still a float32 after a multiplication by any step length of a line probe
+MAX_WIDTH: Final = 4.0
+MAX_NUMBERS: Final = 2**26  # in the deep linear network, or in its samples
+MAX_THREADS: Final = 1024
 
 
 @dataclass(frozen=True)
-class Config:
-    """The configuration of one run. Fields that the problem does not have are None.
+class Bounds:
+    """The numbers that a setting accepts; `text` describes them and `high` is their upper end."""
 
-    `problem` and `norm` are built-in ones, or the user's own as `module:name`.
-    `data` is a data set's name or the absolute path of a folder, `data_digest` the fingerprint of its training
-    images; `width` scales VGG's channels; `dimension` and `samples` are the deep linear network's.
+    text: str
+    high: float
+    accepts: Callable[[Any], bool]
+
+
+def whole(high: int, low: int = 1) -> Bounds:
+    """The whole numbers from `low` to `high`.
+
+    >>> whole(10).text, whole(10).accepts(0)
+    ('a whole number from 1 to 10', False)
     """
+    text = f"a whole number from {low} to {high}"
+    return Bounds(text, high, lambda value: isinstance(value, int) and low <= value <= high)
 
-    problem: str
-    norm: str
-    lr: float
-    steps: int
-    batch_size: int
-    momentum: float
-    seed: int
-    save_every: int
-    depth: int | None = None
-    eval_every: int | None = None
-    data: str | None = None
-    data_digest: str | None = None
-    width: float | None = None
-    augment: bool | None = None
-    dimension: int | None = None
-    samples: int | None = None
+
+def positive(high: float) -> Bounds:
+    """The numbers above 0 up to `high`."""
+    return Bounds(f"a number above 0, at most {high:g}", high, lambda value: 0 < value <= high)
+
+
+_FRACTION: Final = Bounds("a number from 0 up to, not including, 1", 1, lambda value: 0 <= value < 1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What users see of a setting: its help, the numbers that it accepts, a short flag and values to complete."""
+
+    help: str
+    bounds: Bounds | None = None
+    short: str = ""
+    choices: tuple[str, ...] = ()
+
+
+def setting(help: str, bounds: Bounds | None = None, *, default: Any = MISSING, **more: Any) -> Any:
+    """A dataclass field that users can set; `more` are the other fields of `Setting`.
+
+    A problem's setting has its help in lower case and without a full stop: the problem's name is put before it. A new
+    setting needs a default, which files leave out: they keep their bytes, and older ones stay readable.
+    """
+    return field(default=default, metadata={"setting": Setting(help, bounds, **more)})
+
+
+def _check_bounds(settings: Any) -> None:
+    for f in dataclasses.fields(settings):
+        about, value = f.metadata.get("setting"), getattr(settings, f.name)
+        if about is not None and about.bounds is not None and not about.bounds.accepts(value):
+            raise InputError(f"{flag(f.name)} {value}: give {about.bounds.text}")
+
+
+def flag(name: str) -> str:
+    """The option of a setting.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a problem adds to the configuration of a run. Each class checks its own values."""
 
     def __post_init__(self) -> None:
-        settings = presets(self.problem)["quick"]
-        for field in _PARTICULAR:
-            if (getattr(self, field) is None) == (field in settings):
-                has = "has no such setting" if getattr(self, field) is not None else "needs this setting"
-                raise InputError(f"--{field.replace('_', '-')}: the problem {self.problem} {has}")
-        for field, most in MOST.items():
-            value = getattr(self, field)
-            if value is not None and not (isinstance(value, int) and 1 <= value <= most):
-                raise InputError(f"--{field.replace('_', '-')} {value}: give a whole number from 1 to {most}")
-        for field, largest in (("lr", STEEPEST), ("width", WIDEST)):
-            value = getattr(self, field)
-            if value is not None and not 0 < value <= largest:
-                raise InputError(f"--{field} {value}: give a number above 0, at most {largest:g}")
-        if self.depth is not None and self.dimension is not None and self.samples is not None:
-            numbers = max(self.samples * self.dimension, self.depth * self.dimension**2)
-            if numbers > LARGEST:
-                raise InputError(
-                    f"--dimension {self.dimension}: with {self.samples} samples and depth {self.depth} that is "
-                    f"{numbers} numbers, at most {LARGEST}"
-                )
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"--momentum {self.momentum}: give a number from 0 up to, not including, 1")
-        if self.samples is not None and self.batch_size > self.samples:
-            raise InputError(f"--batch-size {self.batch_size}: larger than the {self.samples} samples (--samples)")
+        _check_bounds(self)
+
+    @property
+    def full_batch(self) -> int | None:
+        """The number of samples of a problem that trains on all of them unless told otherwise; None for the others."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VggSettings(Settings):
+    """The settings of `vgg`. `data_digest` is the fingerprint of the training images, known once they are loaded."""
+
+    depth: int = setting("11, 13, 16 or 19 weight layers", whole(MAX_DEPTH))
+    eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS))
+    data: str = setting(
+        f"one of {', '.join(data_sets.NAMES)}, or a folder; {data_sets.BUILT_IN} is built in. With a RUN: the present "
+        "folder of its images",
+        choices=data_sets.NAMES,
+    )
+    data_digest: str | None = None
+    width: float = setting("scale of the number of channels", positive(MAX_WIDTH))
+    augment: bool = setting("random crops and horizontal flips")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings(Settings):
+    """The settings of `dln`, the deep linear network."""
+
+    depth: int = setting("number of layers", whole(MAX_DEPTH))
+    dimension: int = setting("units per layer", whole(MAX_SAMPLES))
+    samples: int = setting("number of Gaussian samples", whole(MAX_SAMPLES))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = max(self.samples * self.dimension, self.depth * self.dimension**2)
+        if numbers > MAX_NUMBERS:
+            raise InputError(
+                f"--dimension {self.dimension}: with {self.samples} samples and depth {self.depth} that is "
+                f"{numbers} numbers, at most {MAX_NUMBERS}"
+            )
+
+    @property
+    def full_batch(self) -> int:
+        """All samples, as in the paper."""
+        return self.samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomSettings(Settings):
+    """The settings of a custom problem."""
+
+    eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS))
+
+
+@dataclass(frozen=True)
+class ProblemEntry:
+    """A problem that `--problem` accepts.
+
+    Attributes:
+        name: What the user types.
+        implementation: "module:class" within `bnsmooth_cli.problems`, imported on use.
+        settings: The class of its settings.
+        presets: The values of each preset.
+        line_range: The shortest and the longest step of the line probe, in learning rates.
+    """
+
+    name: str
+    implementation: str
+    settings: type[Settings]
+    presets: Mapping[str, Mapping[str, Any]]
+    line_range: tuple[float, float]
+
+
+_VGG: Final = {"depth": 11, "augment": False, "lr": 0.1, "momentum": 0.0, "batch_size": 128}
+_DLN: Final = {"depth": 25, "dimension": 10, "samples": 1_000, "lr": 1e-6, "momentum": 0.0}
+#: The built-in problems. The preset `paper` has what Santurkar et al. 2018, appendix A, states: for `vgg` CIFAR-10
+#: without augmentation, SGD with lr 0.1 and 15,000 steps of 128 images; for `dln` 25 layers of 10 x 10, 1,000 Gaussian
+#: samples in one batch, lr 1e-6 and 10,000 steps; and the ranges of the line probe, [1/2, 4] and [1/100, 30]. The rest
+#: is our choice: the paper gives neither the depth of its "VGG-like" network (at least 13 normalised layers) nor its
+#: width. The preset `quick` trains a quarter-width VGG on the built-in images in half a minute on a laptop.
+PROBLEMS: Final = {
+    entry.name: entry
+    for entry in (
+        ProblemEntry("vgg", "vgg:Vgg", VggSettings, {
+            "quick": {**_VGG, "data": "shapes", "width": 0.25, "steps": 300, "save_every": 50, "eval_every": 25},
+            "paper": {**_VGG, "data": "cifar10", "width": 1.0, "steps": 15_000, "save_every": 500, "eval_every": 500},
+        }, (0.5, 4.0)),
+        ProblemEntry("dln", "linear:DeepLinear", LinearSettings, {
+            "quick": {**_DLN, "steps": 1_000, "save_every": 50},
+            "paper": {**_DLN, "steps": 10_000, "save_every": 200},
+        }, (0.01, 30.0)),
+    )
+}  # fmt: skip
+#: Any custom problem; its name says how users name theirs.
+CUSTOM: Final = ProblemEntry("MODULE:FUNCTION", "custom:CustomProblem", CustomSettings, {
+    "quick": {"lr": 0.1, "momentum": 0.0, "batch_size": 128, "steps": 300, "save_every": 50, "eval_every": 50},
+}, PROBLEMS["vgg"].line_range)  # fmt: skip
+
+
+def find_problem(name: str) -> ProblemEntry:
+    """The entry of a problem.
+
+    Raises:
+        InputError: For an unknown name.
+
+    >>> find_problem("dln").line_range, find_problem("mymodule:myproblem").name
+    ((0.01, 30.0), 'MODULE:FUNCTION')
+    """
+    if is_code(name):
+        return CUSTOM
+    if name not in PROBLEMS:
+        raise unknown("problem", name, (*PROBLEMS, CUSTOM.name))
+    return PROBLEMS[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The configuration of one run: every value that its numbers depend on.
+
+    `settings` has what is particular to the problem.
+    """
+
+    problem: str = setting(
+        f"{', '.join(PROBLEMS)}, or your own as {CUSTOM.name} (default: vgg).", short="-p", choices=tuple(PROBLEMS)
+    )
+    norm: str = setting(
+        f"One of {', '.join(norm.name for norm in norms.NORMS)}, or your own as {norms.USER_NORM} (default: batch).",
+        short="-n", choices=tuple(norms.examples()),
+    )  # fmt: skip
+    lr: float = setting("Learning rate, constant.", positive(MAX_LR))
+    steps: int = setting("Length of the training run. A larger number extends an existing run.", whole(MAX_STEPS))
+    batch_size: int = setting("Samples per step (default for dln: all of them).", whole(MAX_SAMPLES))
+    momentum: float = setting("Momentum of SGD (default: 0, as in the paper).", _FRACTION)
+    seed: int = setting(
+        "Seed of the initialisation, data order, noise and augmentation (default: 0).", whole(2**63 - 1, low=0)
+    )
+    save_every: int = setting("Steps between checkpoints.", whole(MAX_STEPS))
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+        samples = self.settings.full_batch
+        if samples is not None and self.batch_size > samples:
+            raise InputError(f"--batch-size {self.batch_size}: larger than the {samples} samples (--samples)")
         norm = norms.find(self.norm)
         if self.batch_size < 2 and norm is not None and norm.over == "batch":
             raise InputError(f"--batch-size {self.batch_size}: {self.norm} takes statistics over a batch of at least 2")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"--seed {self.seed}: give a whole number from 0 to 2^63 - 1")
 
     @property
     def name(self) -> str:
@@ -134,52 +253,130 @@ class Config:
         problem, norm = (name.replace(":", "." if is_code(name) else "") for name in (self.problem, self.norm))
         return f"{problem}-{norm}-lr{self.lr:g}-seed{self.seed}"
 
+    @property
+    def eval_every(self) -> int | None:
+        """Steps between test evaluations; None for a problem without a test set."""
+        return getattr(self.settings, "eval_every", None)
+
+    def _values(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        return values | values.pop("settings")
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, the fields that the problem does not have left out."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        """All settings as one flat dictionary of plain values, as files hold them; those at their default left out."""
+        return {name: value for name, value in self._values().items() if value != FIELDS[name].default}
+
+    def changed(self, **values: Any) -> Config:
+        """The configuration with other values, of this class or of the problem's settings; None changes nothing.
+
+        >>> resolve("vgg").changed(steps=2, width=0.5).settings.width
+        0.5
+        """
+        return _build(self.as_dict() | {name: value for name, value in values.items() if value is not None})
 
     def differences(self, other: Config) -> list[str]:
-        """The fields in which `other` would be another trajectory.
+        """The settings that make `other` another trajectory, as `<setting> <value>, now <other's value>`.
 
-        A longer run of the same trajectory is none, nor are the same images in another folder.
+        More steps continue the same trajectory, and the same images may lie in another folder.
         """
         if self.problem != other.problem:
             return [f"problem {self.problem}, now {other.problem}"]
+        values, others = self._values(), other._values()
         immaterial = {"steps"}
-        if None in (self.data_digest, other.data_digest):
-            immaterial.add("data_digest")  # of images that were not looked at nothing can be said
-        elif self.data_digest == other.data_digest:
+        digests = {values.get("data_digest"), others.get("data_digest")}
+        if None in digests:  # images that have not been loaded cannot be compared
+            immaterial.add("data_digest")
+        elif len(digests) == 1:
             immaterial.add("data")
         return [
-            f"{field.name} {getattr(self, field.name)}, now {getattr(other, field.name)}"
-            for field in dataclasses.fields(self)
-            if field.name not in immaterial and getattr(self, field.name) != getattr(other, field.name)
+            f"{name} {value}, now {others[name]}"
+            for name, value in values.items()
+            if name not in immaterial and value != others[name]
         ]
 
 
+def _by_name(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(kind) if f.name != "settings"}
+
+
+_ENTRIES: Final = (*PROBLEMS.values(), CUSTOM)
+#: Every setting of any run by name, in the order of files.
+FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
+    **_by_name(Config),
+    **{name: f for entry in _ENTRIES for name, f in _by_name(entry.settings).items()},
+}
+_TYPES: Final[dict[str, type]] = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+def type_of(name: str) -> type:
+    """The type of a setting.
+
+    >>> type_of("width")
+    <class 'float'>
+    """
+    return _TYPES[str(FIELDS[name].type).split(" ")[0]]
+
+
+def help_of(name: str) -> str:
+    """The help of a setting; the help of a problem's setting names the problem.
+
+    >>> help_of("depth")
+    'vgg: 11, 13, 16 or 19 weight layers; dln: number of layers.'
+    """
+    if name in _by_name(Config):
+        return str(FIELDS[name].metadata["setting"].help)
+    problems: dict[str, list[str]] = {}
+    for entry in _ENTRIES:
+        if name in (fields := _by_name(entry.settings)):
+            problems.setdefault(fields[name].metadata["setting"].help, []).append(entry.name)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in problems.items()) + "."
+
+
+def _build(values: Mapping[str, Any]) -> Config:
+    """The configuration of a flat dictionary; InputError for a setting that is missing, unknown or does not fit."""
+    problem = values.get("problem", "")
+    entry = find_problem(problem)
+    common, particular = _by_name(Config), _by_name(entry.settings)
+    for name in values:
+        if name not in common and name not in particular:
+            raise InputError(f"{flag(name)}: the problem {problem} has no such setting")
+    for name, f in {**common, **particular}.items():
+        if name not in values and f.default is MISSING:
+            raise InputError(f"{flag(name)}: the problem {problem} needs this setting")
+    settings = entry.settings(**{name: value for name, value in values.items() if name in particular})
+    return Config(**{name: value for name, value in values.items() if name in common}, settings=settings)
+
+
 def resolve(problem: str = "vgg", preset: str = "quick", norm: str = "batch", seed: int = 0, **given: Any) -> Config:
-    """The configuration of a preset with the given values in place of its own; None stands for "not given".
+    """The configuration of a preset with some values replaced.
+
+    Args:
+        problem: A name of `PROBLEMS`, or a custom problem.
+        preset: `quick`, or `paper` for the built-in problems.
+        norm: The norm.
+        seed: The seed of everything random.
+        **given: Values that replace the preset's; None keeps the preset's.
+
+    Raises:
+        InputError: For an unknown name, and for a setting that the problem does not have or that does not fit.
 
     >>> resolve("vgg", "paper", norm="l1", lr=0.5).steps
     15000
     """
-    known = presets(problem)
-    if preset not in known:
-        raise unknown("preset", preset, known)
-    values = dict(known[preset])
-    for key, value in given.items():
-        if value is None:
-            continue
-        if key not in values:
-            raise InputError(f"--{key.replace('_', '-')}: the problem {problem} has no such setting")
-        values[key] = value
-    if problem == "dln" and given.get("batch_size") is None:
-        values["batch_size"] = values["samples"]  # full batch: the paper's deterministic gradient descent
-    return Config(problem=problem, norm=norm, seed=seed, **values)
+    entry = find_problem(problem)
+    if preset not in entry.presets:
+        raise unknown("preset", preset, entry.presets)
+    values = {"problem": problem, "norm": norm, "seed": seed, **entry.presets[preset]}
+    values |= {name: value for name, value in given.items() if value is not None}
+    values.setdefault("batch_size", values.get("samples"))  # all of them, where no preset has a number
+    return _build(values)
 
 
 def from_dict(values: object, source: str) -> Config:
-    """The configuration that a file holds; `source` names the file in the error.
+    """The configuration that a file holds; `source` names the file in an error.
+
+    Raises:
+        InputError: For values that are no configuration.
 
     >>> from_dict(resolve("dln").as_dict(), "config.json") == resolve("dln")
     True
@@ -188,28 +385,26 @@ def from_dict(values: object, source: str) -> Config:
         raise InputError(f"{source}: holds no configuration of a bnsmooth run")
     check_types(values, source)
     try:
-        return Config(**values)
-    except TypeError as error:
-        raise InputError(f"{source}: the configuration is incomplete ({error})") from error
+        return _build(values)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
 
 
+def check_types(values: Mapping[str, object], source: str) -> None:
+    """Raise InputError, naming `source`, for an unknown setting or a value of the wrong type."""
+    for name, value in values.items():
+        if name not in FIELDS:
+            raise InputError(f"{source}: unknown setting '{name}'; was it written by a newer bnsmooth?")
+        kind = type_of(name)
+        if not isinstance(value, (int, float) if kind is float else kind) or (
+            isinstance(value, bool) and kind is not bool
+        ):
+            raise InputError(f"{source}: the setting '{name}' has the wrong type ({type(value).__name__})")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"{source}: the setting '{name}' has more digits than a whole number of 64 bits")
+
+
 def check_threads(threads: int) -> None:
     """Raise InputError for a number of CPU threads that no machine has."""
-    if not 1 <= threads <= THREADS:
-        raise InputError(f"--threads {threads}: give a whole number from 1 to {THREADS}")
-
-
-def check_types(values: Mapping[str, object], source: str) -> None:
-    """Raise InputError, naming `source`, for a value that no field of `Config` has or of another type than its own."""
-    fields = {field.name: field.type for field in dataclasses.fields(Config)}
-    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool}
-    for key, value in values.items():
-        if key not in fields:
-            raise InputError(f"{source}: unknown setting '{key}'; was it written by a newer bnsmooth?")
-        kind = kinds[str(fields[key]).split(" ")[0]]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):  # type: ignore[arg-type]
-            raise InputError(f"{source}: the setting '{key}' has the wrong type ({type(value).__name__})")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise InputError(f"{source}: the setting '{key}' has more digits than a whole number of 64 bits")
+    if not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"--threads {threads}: give a whole number from 1 to {MAX_THREADS}")

@@ -14,6 +14,7 @@ from torch import nn
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, norms
 from bnsmooth_cli import user_code as code
+from bnsmooth_cli.norms.batch import EPSILON
 from bnsmooth_cli.storage.runs import open_run
 
 ROOT = Path(__file__).parents[1]
@@ -146,9 +147,9 @@ def small(norm): return mlp(), F.cross_entropy, (x, t)
 BAD = [
     ("--norm absent:Norm", "no module 'absent'"),
     ("--norm own_parts:Absent", "has no 'Absent'"),
-    ("--norm own_parts:NoUnits", "cannot be made of the number of units alone, as by NoUnits(4)"),
-    ("--norm own_parts:Thing", "makes a Thing, and no torch.nn.Module"),
-    ("--norm own_parts:number", "is a int, and no class of norms"),
+    ("--norm own_parts:NoUnits", "cannot be built from the number of units alone, as by NoUnits(4)"),
+    ("--norm own_parts:Thing", "builds a Thing; a torch.nn.Module is needed"),
+    ("--norm own_parts:number", "is a int; a class of norms is needed"),
     ("--norm own_parts:Broken", "its model does not take a batch"),
     ("--norm own_parts:Random", "(Random) gives another output each time"),
     ("--norm own_parts:Counts", "buffer 'layers.conv1.norm.calls' changes while it is measured"),
@@ -339,7 +340,7 @@ def _samples(y):
 
 
 def _root(variance, y):
-    return (variance + norms.EPSILON).sqrt().view(_samples(y))
+    return (variance + EPSILON).sqrt().view(_samples(y))
 
 
 @pytest.mark.parametrize("shape", [(7, 6), (5, 6, 3, 4)])
@@ -352,12 +353,10 @@ def test_a_norm_of_one_sample_is_its_formula(name, shape):
 def test_group_norm_normalises_groups_and_instance_norm_units():
     y = torch.randn(5, 6, 3, 4, dtype=torch.float64) + 1
     parts = y.reshape(5, 2, -1)
-    expected = (parts - parts.mean(2, keepdim=True)) / (
-        parts.var(2, unbiased=False, keepdim=True) + norms.EPSILON
-    ).sqrt()
+    expected = (parts - parts.mean(2, keepdim=True)) / (parts.var(2, unbiased=False, keepdim=True) + EPSILON).sqrt()
     torch.testing.assert_close(norms.build("group:2", 6).double()(y), expected.reshape(y.shape))
     dims = (2, 3)
-    expected = (y - y.mean(dims, keepdim=True)) / (y.var(dims, unbiased=False, keepdim=True) + norms.EPSILON).sqrt()
+    expected = (y - y.mean(dims, keepdim=True)) / (y.var(dims, unbiased=False, keepdim=True) + EPSILON).sqrt()
     torch.testing.assert_close(norms.build("instance", 6).double()(y), expected)
     vectors = torch.randn(5, 6, dtype=torch.float64)
     assert torch.equal(norms.build("instance", 6).double()(vectors), vectors)

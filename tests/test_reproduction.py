@@ -215,13 +215,13 @@ def test_a_scale_has_every_norm_and_the_papers_settings(scale):
     assert broad[0].norms == linear[0].norms == NORMS
     assert [grid.lrs for grid in found["vgg"].grids] == [(0.1,), (0.5,)]
     configs = {name: plan.grids[0].configs()[0] for name, plan in found.items()}
-    assert configs["vgg-augmented"].augment
-    assert not configs["vgg"].augment
+    assert configs["vgg-augmented"].settings.augment
+    assert not configs["vgg"].settings.augment
     if scale != "quick":
         assert configs["vgg"].steps == configs["vgg-augmented"].steps == 15_000
         assert configs["dln"].steps == 10_000
         assert linear[0].seeds == broad[0].seeds == (0, 1, 2, 3, 4)
-        assert configs["vgg"].width == (1.0 if scale == "paper" else 0.25)
+        assert configs["vgg"].settings.width == (1.0 if scale == "paper" else 0.25)
 
 
 def test_steps_end_every_run_earlier_and_are_measured_up_to_there():

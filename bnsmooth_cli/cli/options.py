@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from bnsmooth_cli import norms
-from bnsmooth_cli.config import PRESETS, Config, check_threads, resolve
+from bnsmooth_cli.config import PROBLEMS, Config, check_threads, resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.user_code import allow, is_code
 
@@ -41,7 +41,7 @@ class SettingOptions:
         _option(
             "--problem -p",
             "vgg (default), dln, or your own as MODULE:FUNCTION.",
-            autocompletion=_choices(*PRESETS),
+            autocompletion=_choices(*PROBLEMS),
         ),
     ] = None
     preset: Annotated[

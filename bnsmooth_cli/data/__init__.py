@@ -1,1 +1,14 @@
-"""Image data sets: the built-in shapes, torchvision's, and a folder of the user's."""
+"""Image data sets: the built-in shapes, torchvision's, and a folder of the user's. Only their names are here."""
+
+from typing import Final
+
+BUILT_IN: Final = "shapes"
+#: Name of a data set that is downloaded -> the class in torchvision.datasets.
+DOWNLOADED: Final = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+}
+NAMES: Final = (BUILT_IN, *DOWNLOADED)

@@ -28,20 +28,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from bnsmooth_cli.data import BUILT_IN, DOWNLOADED, NAMES
 from bnsmooth_cli.data.shapes import shapes
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.storage.files import PlainUnpickler, check_regular, load_tensors, save_tensors
 
 SIZE: Final = 32  # pixels a side; other sizes are resized to it (28 x 28 digits are padded)
-BUILT_IN: Final = "shapes"
-DOWNLOADED: Final = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
-    "mnist": "MNIST",
-    "fashion-mnist": "FashionMNIST",
-}
-NAMES: Final = (BUILT_IN, *DOWNLOADED)
 _CACHE_FORMAT: Final = 1
 _AT_ONCE: Final = 512  # images of a parquet file that are decoded at once
 _FEWEST_BYTES: Final = 16  # of a compressed image
@@ -70,7 +62,7 @@ class Images:
 
 @functools.lru_cache(maxsize=1)
 def load(data: str) -> Images:
-    """The data set of a name in NAMES, or of a folder: CIFAR's Python files, Hugging Face parquet, or class folders.
+    """The data set of that name or in that folder: CIFAR's Python files, Hugging Face Parquet, or class folders.
 
     Raises InputError for an unknown name, a folder in no known layout, an unreadable file, or a failed download.
 

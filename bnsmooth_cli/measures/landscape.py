@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.config import LINE_RANGES, Config
+from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
@@ -31,7 +31,7 @@ def line_alphas(
     >>> line_alphas("vgg")
     [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
     """
-    low, high = LINE_RANGES.get(problem, LINE_RANGES["vgg"])
+    low, high = find_problem(problem).line_range
     low, high = (low if minimum is None else minimum), (high if maximum is None else maximum)
     count = POINTS if points is None else points
     if not 0 < low < math.inf:
@@ -51,7 +51,7 @@ def plan(config: Config, objective: str = "batch", **line: Any) -> dict[str, Any
 def plan_objective(config: Config, objective: str) -> dict[str, str]:
     """The keyword argument of a measurement whose objective can be chosen; none for the step's own batch."""
     objective = Objective(objective)
-    if objective == "test" and config.samples is not None:
+    if objective == "test" and config.eval_every is None:
         raise InputError(f"--objective test: the problem {config.problem} has no test set")
     return {} if objective == "batch" else {"objective": objective}
 

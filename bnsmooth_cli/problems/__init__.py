@@ -1,27 +1,23 @@
-"""The problems by name; a new one is a module here, an entry in `_PROBLEMS`, and its presets in config.py."""
+"""The problems by name; a new one is a module here and an entry in `config.PROBLEMS`."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from bnsmooth_cli import user_code as code
-from bnsmooth_cli.config import Config
+from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
-from bnsmooth_cli.problems import checks, custom
+from bnsmooth_cli.problems import checks
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.custom import Workload
-from bnsmooth_cli.problems.linear import DeepLinear
-from bnsmooth_cli.problems.vgg import Vgg
 from bnsmooth_cli.storage.files import load_tensors
 
 __all__ = ["Chain", "FastPath", "Layer", "Problem", "Workload", "build"]
-
-_PROBLEMS: Final[dict[str, type[Problem]]] = {"vgg": Vgg, "dln": DeepLinear}
 
 
 def build(config: Config, device: torch.device | str = "cpu", weights: Path | None = None) -> Problem:
@@ -34,8 +30,8 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     >>> len(problem.build().layers)
     25
     """
-    kind = custom.CustomProblem if code.is_code(config.problem) else _PROBLEMS[config.problem]
-    problem = kind(config, torch.device(device))
+    module, _, name = find_problem(config.problem).implementation.partition(":")
+    problem: Problem = getattr(importlib.import_module(f"{__name__}.{module}"), name)(config, torch.device(device))
     if weights is not None:
         problem.start_from(_fitting(problem, weights))
     if code.is_code(config.problem) or code.is_code(config.norm):

@@ -25,7 +25,7 @@ class Problem(ABC):
     test_size: int = 0
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self.config = config
+        self.config, self.settings = config, config.settings
         self.device = device
         self._epoch: tuple[int, Tensor] | None = None
         self._initial: nn.Module | None = None

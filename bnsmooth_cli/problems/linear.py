@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli import norms
-from bnsmooth_cli.config import Config
+from bnsmooth_cli.config import Config, LinearSettings
 from bnsmooth_cli.derivatives.fast_path import LinearFastPath
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
@@ -17,35 +17,33 @@ from bnsmooth_cli.randomness import generator
 class DeepLinear(Problem):
     r"""$\min \sum_x \|W_k \cdots W_1 x - A x\|^2$ over `samples` draws x ~ N(0, I), A with i.i.d. N(0, 1) entries.
 
-    The loss is summed over the samples and the units (the scale at which the paper's lr of 1e-6 is the right one);
-    a norm, where the run has one, follows every layer, the last one too.
+    The loss is summed over the samples and the units, which is our choice: the paper does not
+    state the loss's scale. A norm, where the run has one, follows every layer, the last one included.
     """
+
+    settings: LinearSettings
 
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
-        assert config.dimension is not None
-        assert config.samples is not None
+        dimension, self.num_samples = self.settings.dimension, self.settings.samples
         entry = norms.find(config.norm)
         if entry is not None and entry.needs_positions:
             raise InputError(f"--norm {config.norm}: takes statistics over the positions of images, and dln has none")
         self._fast = entry is not None and entry.fast_path
         random = generator(config.seed, "data")
-        self.num_samples = config.samples
-        inputs = torch.randn(config.samples, config.dimension, generator=random)
-        matrix = torch.randn(config.dimension, config.dimension, generator=random)
+        inputs = torch.randn(self.num_samples, dimension, generator=random)
+        matrix = torch.randn(dimension, dimension, generator=random)
         self._inputs = inputs.to(device)
         self._targets = (inputs @ matrix.T).to(device)
         self._fast_paths: dict[tuple[torch.dtype, torch.device], LinearFastPath] = {}
 
     def network(self) -> Chain:
         """`depth` bias-free linear layers named fc1, fc2, ..., each followed by the norm."""
-        size, depth = self.config.dimension, self.config.depth
-        assert size is not None
-        assert depth is not None
+        size = self.settings.dimension
         chain = Chain(
             {
                 f"fc{i + 1}": Layer(nn.Linear(size, size, bias=False), norms.build(self.config.norm, size))
-                for i in range(depth)
+                for i in range(self.settings.depth)
             }
         )
         chain.initialise(self.config.seed)
@@ -60,14 +58,12 @@ class DeepLinear(Problem):
 
     def fast_path(self, dtype: torch.dtype, device: torch.device) -> LinearFastPath | None:
         """Of the full batch, where the norm is an affine map of each unit that is the same for every sample."""
-        config = self.config
-        if config.batch_size < self.num_samples or not self._fast:
+        if self.config.batch_size < self.num_samples or not self._fast:
             return None
-        assert config.depth is not None
         key = (dtype, device)
         if key not in self._fast_paths:
             data = self._inputs.to(device), self._targets.to(device)
-            self._fast_paths[key] = LinearFastPath(*data, config.norm, config.depth, dtype)
+            self._fast_paths[key] = LinearFastPath(*data, self.config.norm, self.settings.depth, dtype)
         return self._fast_paths[key]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bnsmooth_cli.config import Config
+from bnsmooth_cli.config import Config, CustomSettings
 from bnsmooth_cli.problems.base import Problem
 
 
@@ -22,7 +22,8 @@ class ExternalLoop(Problem):
     ) -> None:  # fmt: skip
         config = Config(
             problem=f"loop:{re.sub('[^0-9A-Za-z_]', '_', type(model).__name__)}", norm=norm, lr=lr,
-            steps=max(1, step), batch_size=2, seed=seed, momentum=0.0, save_every=1, eval_every=1,
+            steps=max(1, step), batch_size=2, seed=seed, momentum=0.0, save_every=1,
+            settings=CustomSettings(eval_every=1),
         )  # fmt: skip
         super().__init__(config, device)
         self._loss, self._closure = loss, _Closure(model, loss)

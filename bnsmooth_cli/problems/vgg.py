@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnsmooth_cli import norms
-from bnsmooth_cli.config import Config
+from bnsmooth_cli.config import Config, VggSettings
 from bnsmooth_cli.data.images import SIZE, load
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
@@ -37,19 +36,21 @@ class Vgg(Problem):
     512 - 512 - classes (times `width`): after five poolings a 32 x 32 image is one position.
     """
 
+    settings: VggSettings
+
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
-        if config.depth not in STAGES:
-            raise InputError(f"--depth {config.depth}: VGG comes with 11, 13, 16 or 19 weight layers")
-        assert config.data is not None
-        self.images = load(config.data)
-        if config.data_digest not in (None, self.images.digest):
-            raise InputError(f"--data {config.data}: not the images that the run was trained on (their digest differs)")
-        self.config = replace(config, data_digest=self.images.digest)
+        depth, data, digest = self.settings.depth, self.settings.data, self.settings.data_digest
+        if depth not in STAGES:
+            raise InputError(f"--depth {depth}: VGG comes with 11, 13, 16 or 19 weight layers")
+        self.images = load(data)
+        if digest not in (None, self.images.digest):
+            raise InputError(f"--data {data}: not the images that the run was trained on (their digest differs)")
+        self.config = config.changed(data_digest=self.images.digest)
         self.num_samples, self.test_size = len(self.images.train_labels), len(self.images.test_labels)
         if config.batch_size > self.num_samples:
             raise InputError(
-                f"--batch-size {config.batch_size}: larger than the {self.num_samples} training images of {config.data}"
+                f"--batch-size {config.batch_size}: larger than the {self.num_samples} training images of {data}"
             )
         self._images = self.images.train.to(device)
         self._labels = self.images.train_labels.to(device)
@@ -59,14 +60,11 @@ class Vgg(Problem):
 
     def network(self) -> Chain:
         """Layers conv1, conv2, ..., fc1, fc2, fc3."""
-        width, depth = self.config.width, self.config.depth
-        assert width is not None
-        assert depth is not None
         layers: dict[str, Layer] = {}
         channels = self.images.train.shape[1]
-        for convolutions, full in zip(STAGES[depth], CHANNELS, strict=True):
+        for convolutions, full in zip(STAGES[self.settings.depth], CHANNELS, strict=True):
             for i in range(convolutions):
-                out = max(1, round(full * width))
+                out = max(1, round(full * self.settings.width))
                 # A ReLU after a maximum is the ReLU before it, values and gradients, on a quarter of the activations.
                 rest = [nn.MaxPool2d(2)] * (i == convolutions - 1) + [nn.ReLU()]
                 conv = nn.Conv2d(channels, out, 3, padding=1)
@@ -85,7 +83,7 @@ class Vgg(Problem):
         """Images indexed out of the uint8 tensor, augmented where the run does, and standardised per channel."""
         chosen = self.indices(step)
         images = self._images[chosen]
-        if self.config.augment:
+        if self.settings.augment:
             images = crop_and_flip(images, generator(self.config.seed, "augment", step))
         return self._standardise(images), self._labels[chosen]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.config import Config
+from bnsmooth_cli.config import FIELDS
 from bnsmooth_cli.storage.tables import read_table
 
 #: Rows that a description has of a table, the first and the last ones.
@@ -184,8 +183,8 @@ def _reached(nearest: Mapping[str, Any]) -> str:
 
 
 def _ordered(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings in the order of `Config`, others last."""
-    known = [field.name for field in dataclasses.fields(Config)]
+    """Settings in the order of configurations, others last."""
+    known = list(FIELDS)
     return sorted(config.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known))
 
 

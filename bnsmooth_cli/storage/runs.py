@@ -38,7 +38,7 @@ class CheckpointSource:
 
     def with_data(self, data: str | None) -> CheckpointSource:
         """The source with its images where they are now; None leaves them where they were."""
-        return self if data is None else replace(self, config=replace(self.config, data=data))
+        return replace(self, config=self.config.changed(data=data))
 
     def table_path(self, kind: str, objective: str = "batch") -> Path:
         """Where a table of this kind goes unless told otherwise: by the name of the objective too, where it is another

@@ -61,8 +61,7 @@ def _curve(run: Run) -> pd.DataFrame:
     rows = _own_rows(run, run.train_path, "train")
     if rows.empty:
         raise DamagedError(f"{run.train_path}: a finished run without rows")
-    full_batch = run.config.samples is not None and run.config.batch_size == run.config.samples
-    if not full_batch:
+    if run.config.batch_size != run.config.settings.full_batch:
         rows["loss"] = rows["loss"].rolling(SMOOTHING, min_periods=1).mean()
     return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -85,7 +85,7 @@ def _timed(task: Task, kinds: tuple[str, ...]) -> dict[str, float]:
 
 
 def _shortened(config: Config) -> Config:
-    return replace(config, steps=2, save_every=2, eval_every=config.eval_every and 2)
+    return config.changed(steps=2, save_every=2, eval_every=config.eval_every and 2)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

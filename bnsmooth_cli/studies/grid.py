@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 import sys
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli import __version__, kinds
-from bnsmooth_cli.config import THREADS, Config, check_threads, check_types, from_dict, resolve
+from bnsmooth_cli.config import FIELDS, MAX_THREADS, Config, check_threads, check_types, from_dict, resolve
+from bnsmooth_cli.data import NAMES
 from bnsmooth_cli.errors import DamagedError, InputError, unknown
 from bnsmooth_cli.storage.files import check_writable, load_json, read_text, save_json, unicode
 from bnsmooth_cli.storage.runs import Run, locked, open_run
@@ -27,7 +27,7 @@ FORMAT: Final = 1
 VARIED: Final = ("norm", "lr", "seed")
 _SETTINGS: Final = (
     "preset",
-    *(f.name for f in dataclasses.fields(Config) if f.name not in (*VARIED, "data_digest")),
+    *(name for name in FIELDS if name not in (*VARIED, "data_digest")),
 )
 
 
@@ -185,11 +185,8 @@ def _read_toml(path: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as TOML ({error})") from error
     data = content.get("data")
-    if isinstance(data, str) and (path.parent / data).is_dir():
-        from bnsmooth_cli.data.images import NAMES
-
-        if data not in NAMES:
-            content["data"] = str((path.parent / data).resolve())  # a file names its folders from where it lies
+    if isinstance(data, str) and data not in NAMES and (path.parent / data).is_dir():
+        content["data"] = str((path.parent / data).resolve())  # a file names its folders from where it lies
     return content
 
 
@@ -242,7 +239,11 @@ class Study:
         if not isinstance(requests, list) or not requests or not all(isinstance(one, dict) for one in requests):
             raise InputError(f"{file}: names no runs; delete it, and run the study again")
         threads = content.get("threads")
-        if not isinstance(content.get("settings"), dict) or not isinstance(threads, int) or not 1 <= threads <= THREADS:
+        if (
+            not isinstance(content.get("settings"), dict)
+            or not isinstance(threads, int)
+            or not 1 <= threads <= MAX_THREADS
+        ):
             raise InputError(f"{file}: names no settings; delete it, and run the study again")
         from_dict({"norm": "none", "lr": 1.0, "seed": 0, **content["settings"]}, str(file))
         return content

@@ -8,11 +8,18 @@ from bnsmooth_cli.errors import InputError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`cpu`, `cuda` or `mps`, or with `auto` the best one here; InputError for one that this machine lacks."""
+    """The device of a name.
+
+    Args:
+        name: "cpu", "cuda" or "mps"; "auto" is the fastest one of this machine.
+
+    Raises:
+        InputError: If this machine does not have the device.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [kind for kind, there in available.items() if there]
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    if not available.get(name, False):
-        there = ", ".join(kind for kind, here in available.items() if here)
-        raise InputError(f"--device {name}: not available on this machine (there is: {there})")
+        return torch.device(present[0])
+    if name not in present:
+        raise InputError(f"--device {name}: not available on this machine, which has {', '.join(present)}")
     return torch.device(name)

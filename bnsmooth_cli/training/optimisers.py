@@ -8,16 +8,15 @@ from torch import Tensor
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
-def sgd_step(
-    parameters: Tensors,
-    gradients: Tensors,
-    velocity: Tensors,
-    lr: float,
-    momentum: float,
-) -> None:
-    r"""One step of SGD in place: $v \leftarrow \mu v + g$, $\theta \leftarrow \theta - \eta v$ (torch's rule).
+def sgd_step(parameters: Tensors, gradients: Tensors, velocity: Tensors, lr: float, momentum: float) -> None:
+    r"""Take one step of SGD in place: $v \leftarrow \mu v + g$, $\theta \leftarrow \theta - \eta v$, as torch does.
 
-    Without momentum `velocity` is empty and v is g.
+    Args:
+        parameters: The tensors of $\theta$, which are updated.
+        gradients: The gradients g, one per parameter.
+        velocity: The momentum buffers v, one per parameter, which are updated; empty without momentum.
+        lr: The learning rate $\eta$.
+        momentum: The momentum $\mu$; at 0, v is g.
 
     >>> theta, v = [torch.ones(2)], [torch.zeros(2)]
     >>> sgd_step(theta, [torch.ones(2)], v, lr=0.1, momentum=0.9)

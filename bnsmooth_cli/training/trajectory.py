@@ -1,7 +1,8 @@
-"""The trajectory of a run: its state at a step, and the way to the next one."""
+"""The trajectory of a run: its state at a training step, and the step to the next one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +19,71 @@ from bnsmooth_cli.training.optimisers import Tensors, sgd_step
 
 
 class Trajectory:
-    """theta_0, theta_1, ... of a problem: the state at `step`, and the way to the next one."""
+    r"""The states $\theta_0, \theta_1, \dots$ that training passes: the current one, and the step to the next one.
+
+    Attributes:
+        problem: The problem that is trained.
+        model: The network, whose parameters are $\theta_t$.
+        norms: The modules of the network that are set to each step (`norms.state`).
+        parameters: The trained parameters.
+        velocity: The momentum buffers, one per trained parameter; empty without momentum.
+        step: The current step t.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.model = problem.build()
         self.norms = stateful(self.model)
         self.parameters: list[Tensor] = list(trainable(self.model).values())
-        momentum = problem.config.momentum
-        self.velocity = [torch.zeros_like(p) for p in self.parameters] if momentum else []
+        self.velocity = [torch.zeros_like(p) for p in self.parameters] if problem.config.momentum else []
         self.step = 0
-        #: What a step is taken on: the parameters and the velocities, or one vector of each for a fast path.
+        # What the optimiser updates. A fast path takes the parameters as one vector, and so do its steps.
         self._moving, self._pushing = self.parameters, self.velocity
         self._fast_path = problem.fast_path(self.parameters[0].dtype, problem.device)
         if self._fast_path is not None:
-            self._moving, self._running = [_joined(self.parameters)], _joined([*self.model.buffers()])
-            self._pushing = [_joined(self.velocity)] if momentum else []
+            self._moving, self._running = [_join(self.parameters)], _join([*self.model.buffers()])
+            self._pushing = [_join(self.velocity)] if self.velocity else []
 
     def state(self) -> dict[str, Any]:
-        """The tensors that the future depends on."""
+        """The tensors that determine all later steps, as checkpoints hold them."""
         return {"model": self.model.state_dict(), "velocity": self.velocity}
 
     def load(self, checkpoint: Path, step: int) -> None:
-        """Go to a step by its checkpoint, which is of this configuration."""
+        """Move to a step by its checkpoint.
+
+        Raises:
+            DamagedError: If the checkpoint is not of this step, or its tensors do not fit the network.
+            InputError: If the checkpoint belongs to another configuration.
+        """
         source, content = runs.read_checkpoint(checkpoint)
         if step not in source.checkpoints:
             raise DamagedError(f"{checkpoint}: is of step {max(source.checkpoints)}, not of {step}; delete it")
         if differences := source.config.differences(self.problem.config):
             raise InputError(f"{checkpoint}: belongs to another configuration ({'; '.join(differences)})")
-        mine = {**self.model.state_dict(), **{f"velocity {i}": v for i, v in enumerate(self.velocity)}}
         model, velocity = content.get("model"), content.get("velocity")
         if not isinstance(model, dict) or not isinstance(velocity, list | tuple):
             raise DamagedError(f"{checkpoint}: holds no tensors of a network")
-        saved = {**model, **{f"velocity {i}": v for i, v in enumerate(velocity)}}
-        for name in (*mine, *saved):
-            if not _alike(mine.get(name), saved.get(name)):
+        saved = model | _numbered(velocity)
+        own = self.model.state_dict() | _numbered(self.velocity)
+        for name in (*own, *saved):
+            if not _fits(saved.get(name), own.get(name)):
                 raise DamagedError(f"{checkpoint}: its tensors do not fit its configuration ({str(name)[:80]})")
         with torch.no_grad():
-            for name, tensor in mine.items():
+            for name, tensor in own.items():
                 tensor.copy_(saved[name])
         self.step = step
 
     def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
-        """(loss, accuracy, gradient norm) on this step's batch as one tensor on the device, and the gradients."""
+        """Run the network forward and backward on the batch of the current step.
+
+        Args:
+            update_statistics: Whether the running statistics of the norms are updated, as a training step does.
+
+        Returns:
+            The loss, accuracy and gradient norm as one tensor (3,) on the device, and the gradients of the parameters.
+        """
         if self._fast_path is not None:
-            return self._run_fast_path(self._fast_path, update_statistics)
+            return self._fast_gradients(self._fast_path, update_statistics)
         problem = self.problem
         prepare(self.norms, problem.config.seed, self.step, update_statistics=update_statistics)
         inputs, targets = problem.batch(self.step)
@@ -72,15 +93,15 @@ class Trajectory:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return torch.stack((loss.detach(), problem.accuracy(outputs.detach(), targets), norm)), gradients
 
-    def _run_fast_path(self, fast_path: FastPath, update_statistics: bool) -> tuple[Tensor, Tensors]:
-        found = fast_path(self._moving[0][None])
+    def _fast_gradients(self, fast_path: FastPath, update_statistics: bool) -> tuple[Tensor, Tensors]:
+        passes = fast_path(self._moving[0][None])
         if update_statistics:
-            fast_path.follow(self._running, found)
-        loss, gradient = found.loss[0], found.gradient[0]
+            fast_path.follow(self._running, passes)
+        loss, gradient = passes.loss[0], passes.gradient[0]
         return torch.stack((loss, torch.full_like(loss, torch.nan), torch.linalg.vector_norm(gradient))), [gradient]
 
     def advance(self) -> Tensor:
-        """Take the step to theta_{t+1}; what `gradients` recorded at theta_t."""
+        r"""Take the step to $\theta_{t+1}$; the loss, accuracy and gradient norm at $\theta_t$ as one tensor (3,)."""
         record, gradients = self.gradients(update_statistics=True)
         config = self.problem.config
         sgd_step(self._moving, gradients, self._pushing, config.lr, config.momentum)
@@ -88,18 +109,22 @@ class Trajectory:
         return record
 
 
-def _alike(mine: Tensor | None, saved: object) -> bool:
-    """Whether a tensor of a file can stand in for one of a network."""
+def _numbered(velocity: Sequence[Any]) -> dict[str, Any]:
+    return {f"velocity {i}": v for i, v in enumerate(velocity)}
+
+
+def _fits(saved: object, own: Tensor | None) -> bool:
+    """Whether a tensor of a file can be copied into one of the network."""
     return (
-        mine is not None
+        own is not None
         and isinstance(saved, Tensor)
-        and (saved.shape, saved.dtype, saved.layout) == (mine.shape, mine.dtype, torch.strided)
+        and (saved.shape, saved.dtype, saved.layout) == (own.shape, own.dtype, torch.strided)
         and saved.device.type == "cpu"
     )
 
 
-def _joined(tensors: list[Tensor]) -> Tensor:
-    """One vector of all their numbers, which the tensors become views of."""
+def _join(tensors: list[Tensor]) -> Tensor:
+    """Move the tensors into one vector, of which they become views."""
     if not tensors:
         return torch.empty(0)
     whole = torch.cat([tensor.detach().flatten() for tensor in tensors])

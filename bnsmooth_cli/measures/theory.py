@@ -62,7 +62,7 @@ from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.rows import label
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.chain import Chain, Layer
-from bnsmooth_cli.networks.hooks import Remainder, captured
+from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
@@ -130,7 +130,7 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
         if not all(map(has_rule, rest)):  # one double backward a unit, through the whole rest
             return [], lambda z: point.problem.objective(nn.Sequential(*rest)(z), point.targets)
         return rest, lambda outputs: point.problem.objective(outputs, point.targets)
-    return [], Remainder(chosen.site, point.loss)
+    return [], chosen.site.remainder(point.loss)
 
 
 def _activations(point: Point, chosen: Selected, x: Tensor) -> list[pd.DataFrame]:

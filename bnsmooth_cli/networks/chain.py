@@ -9,9 +9,12 @@ from bnsmooth_cli.randomness import generator
 
 
 class Layer(nn.Module):
-    """One layer as the paper counts them: a linear map, the norm that follows it, then what has no parameters.
+    """One layer as the paper counts them: a linear map, the norm that follows it, and modules without parameters.
 
-    A norm of None stands for a layer that never takes one (a classifier's last), nn.Identity for a plain one.
+    Args:
+        linear: The linear map.
+        norm: The norm; nn.Identity for a layer that could take one, None for one that never does (a classifier's last).
+        rest: The modules after the norm, such as the non-linearity.
     """
 
     def __init__(self, linear: nn.Linear | nn.Conv2d, norm: nn.Module | None, *rest: nn.Module) -> None:
@@ -27,7 +30,7 @@ class Layer(nn.Module):
 
 
 class Chain(nn.Module):
-    """A network that is a sequence of layers; `layers` is ordered and its keys are the layers' names."""
+    """A network that is a sequence of layers; `layers` has them in order, by name."""
 
     def __init__(self, layers: dict[str, Layer]) -> None:
         super().__init__()
@@ -39,11 +42,11 @@ class Chain(nn.Module):
         return x
 
     def named_layers(self) -> list[tuple[str, Layer]]:
-        """(name, layer) in order."""
+        """The names and layers in order."""
         return [(name, layer) for name, layer in self.layers.items() if isinstance(layer, Layer)]
 
     def initialise(self, seed: int) -> None:
-        """Glorot-uniform weights (Glorot & Bengio 2010, equation 16) and zero biases, a function of the seed alone."""
+        """Draw Glorot-uniform weights (Glorot & Bengio 2010, equation 16) as a function of the seed; zero biases."""
         random = generator(seed, "init")
         for _, layer in self.named_layers():
             nn.init.xavier_uniform_(layer.linear.weight, generator=random)

@@ -1,12 +1,13 @@
-"""The layers of a network and the sites where norms act: a chain's own, or found by running any module."""
+"""The layers of a network and the sites where norms act: those of a chain, or found by running any module."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError, unknown
@@ -15,18 +16,21 @@ from bnsmooth_cli.networks.hooks import hooked
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.norms.noise import Noise
 
-Names = list[tuple[str, list[str]]]  # ordered (layer, its parameters' names)
-
-#: Layers whose outputs are their inputs times a matrix: what a norm may follow.
-LINEAR: Final = (nn.Linear, nn.Conv2d)
+#: Layers in order: the name of each, and the names of its parameters.
+Names = list[tuple[str, list[str]]]
 
 
 @dataclass(frozen=True)
 class Site:
-    """A linear map in a network, and the norms that take its output: where a norm acts, or could.
+    """A place in a network where norms act, or could: a linear map, and the norms that take its output.
 
-    `number` counts the network's layers from 1. Units are the outputs' dimension 1, or the last one, as of a linear map
-    of many positions (`units_last`).
+    Attributes:
+        number: The number of the layer in the network, from 1.
+        name: The name of the layer.
+        linear: The linear map.
+        norms: The modules that normalise its output, in order.
+        units_last: Whether the last dimension of the output holds the units, as in a linear map over positions;
+            otherwise dimension 1 does.
     """
 
     number: int
@@ -37,20 +41,31 @@ class Site:
 
     @property
     def width(self) -> int:
-        """How many units it has."""
+        """The number of units."""
         return int(self.linear.weight.shape[0])
 
-    def by_unit(self, values: Tensor) -> Tensor:
-        """Activations with the units in dimension 1."""
-        return values.movedim(-1, 1) if self.units_last else values
+    def by_unit(self, output: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch units ..."]:
+        """The output with the units in dimension 1."""
+        return output.movedim(-1, 1) if self.units_last else output
 
-    def as_found(self, values: Tensor) -> Tensor:
-        """The inverse of `by_unit`."""
-        return values.movedim(1, -1) if self.units_last else values
+    def remainder(self, forward: Callable[[], Tensor]) -> Callable[[Float[Tensor, "batch units ..."]], Tensor]:
+        """The network as a function of this site's normalised output, with the units in dimension 1.
+
+        Args:
+            forward: Runs the whole network on fixed inputs.
+        """
+        last = [self.linear, *self.norms][-1]
+
+        def run(z: Tensor) -> Tensor:
+            output = (z.movedim(1, -1) if self.units_last else z).clone()  # later modules may work in place
+            with hooked([last.register_forward_hook(lambda *_: output)]):
+                return forward()
+
+        return run
 
 
 class Structure(NamedTuple):
-    """The layers of a network, each with the names of its parameters, and the sites where norms act."""
+    """The layers of a network and the sites where norms act."""
 
     model: nn.Module
     layers: Names
@@ -58,48 +73,59 @@ class Structure(NamedTuple):
 
 
 def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
-    """The network's layers, each with its parameters' names, and the sites where norms act or could.
+    """Find the layers of a network and the sites where norms act, or could.
 
-    A chain's are its own. Of any other module the layers are the modules with parameters of their own in the order that
-    `forward`, which runs the network, first visits them. A module that only scales, shifts or normalises what the one
-    before it puts out, and runs once, belongs to that layer (`_follows`); parameters of modules that are not called (as
-    in nn.MultiheadAttention) to the one that holds them. Sites are the linear maps and convolutions that run once; of a
-    chain, those that the problem lets a norm follow.
+    A chain has its own layers, and a site wherever the problem lets a norm follow. The layers of any other module are
+    the modules with parameters of their own, in the order in which they are first called. A module that only scales,
+    shifts or normalises the output of the module before it, and is called once, belongs to that module's layer. The
+    parameters of modules that are not called (as in nn.MultiheadAttention) belong to the module that holds them. The
+    sites are the linear maps and convolutions that are called once.
+
+    Args:
+        model: The network.
+        forward: Runs the network; a chain is not run.
     """
     if isinstance(model, Chain):
-        named = enumerate(model.named_layers(), 1)
-        sites = [Site(i, name, layer.linear, (layer.norm,)) for i, (name, layer) in named if layer.normalisable]
-        return Structure(model, [(name, _within(model, f"layers.{name}")) for name in model.layers], sites)
-    groups, found = _trace(model, forward), []
-    for number, group in enumerate(groups, 1):
-        linear = group.module
-        if isinstance(linear, LINEAR) and group.calls == 1:
-            last = isinstance(linear, nn.Linear) and group.dimensions > 2
-            found.append(Site(number, group.name, linear, tuple(group.norms), last))
-    return Structure(model, [(group.name, group.parameters) for group in groups], found)
+        layers = [(name, _within(model, f"layers.{name}")) for name in model.layers]
+        numbered = enumerate(model.named_layers(), 1)
+        sites = [Site(i, name, layer.linear, (layer.norm,)) for i, (name, layer) in numbered if layer.normalisable]
+        return Structure(model, layers, sites)
+    groups = _Trace(model, forward).layers()
+    sites = [
+        Site(i, group.name, group.module, tuple(group.norms), isinstance(group.module, nn.Linear) and group.rank > 2)
+        for i, group in enumerate(groups, 1)
+        if isinstance(group.module, nn.Linear | nn.Conv2d) and group.calls == 1
+    ]
+    return Structure(model, [(group.name, group.parameters) for group in groups], sites)
 
 
 def chosen_layers(model: nn.Module, layers: Names, wanted: Sequence[str]) -> Names:
-    """The layers that a user names, in that order: modules of the network, or layers by name or number.
+    """The layers that a user asks for, in that order.
 
-    Raises InputError for what is neither, has no parameters, or shares some with another one.
+    Args:
+        model: The network.
+        layers: Its layers.
+        wanted: Layers by name or number, or names of other modules of the network.
+
+    Raises:
+        InputError: If a name is unknown, or a layer has no trained parameters or shares some with another one.
     """
     known = dict(layers)
     numbered = {str(i): name for i, (name, _) in enumerate(layers, 1)}
     modules = dict(model.named_modules())
-    found: Names = []
-    for given in wanted:
-        name = numbered.get(given, given)
+    chosen: Names = []
+    for text in wanted:
+        name = numbered.get(text, text)
         if name not in known and name not in modules:
-            raise unknown("layer", given, known)
+            raise unknown("layer", text, known)
         parameters = known.get(name) or _within(model, name)
         if not parameters:
-            raise InputError(f"--layers {given}: has no parameters that are trained")
-        for other, theirs in found:
-            if not set(theirs).isdisjoint(parameters):
-                raise InputError(f"--layers {given}: shares parameters with {other}; a parameter is in one layer")
-        found.append((name, parameters))
-    return found
+            raise InputError(f"--layers {text}: has no parameters that are trained")
+        for other, others in chosen:
+            if not set(others).isdisjoint(parameters):
+                raise InputError(f"--layers {text}: shares parameters with {other}; a parameter is in one layer")
+        chosen.append((name, parameters))
+    return chosen
 
 
 def _within(model: nn.Module, module: str) -> list[str]:
@@ -108,89 +134,104 @@ def _within(model: nn.Module, module: str) -> list[str]:
 
 @dataclass
 class _Group:
-    """A layer while the network runs: the module, what follows it, and what both own."""
+    """A layer that is being found: its first module, the norms after it, and the parameters of all of them."""
 
     name: str
     module: nn.Module
     parameters: list[str]
     norms: list[nn.Module] = field(default_factory=list)
     calls: int = 0
-    dimensions: int = 0
+    rank: int = 0  # of the module's output
 
 
-def _trace(model: nn.Module, forward: Callable[[], object]) -> list[_Group]:
-    """Run the network once, and group the modules that it visits into layers."""
-    called: Counter[str] = Counter()
-    with hooked([m.register_forward_pre_hook(lambda m, _, n=n: called.update([n])) for n, m in model.named_modules()]):
-        forward()
-    owned: dict[str, list[str]] = {}
-    for name in trainable(model):
-        owned.setdefault(_owner(name, called), []).append(name)
+class _Trace:
+    """Runs a network and groups the modules that it calls into layers.
 
-    groups: dict[str, _Group] = {}
-    #: The layer that ran last, what it put out, and how often that has been changed in place.
-    reached: tuple[_Group, Tensor, int] | None = None
-    inside: str | None = None  # the norm that is running, whose own modules are no layers
+    It runs the network twice, because a norm is recognised by being called once in all.
+    """
 
-    def enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal inside
-        if inside is not None:
+    def __init__(self, model: nn.Module, forward: Callable[[], object]) -> None:
+        self.model = model
+        self.calls: Counter[str] = Counter()
+        self._run(forward, lambda name, module, inputs: self.calls.update([name]), lambda name, module, output: None)
+        self.parameters: dict[str, list[str]] = {}  # by the called module that they belong to
+        for name in trainable(model):
+            self.parameters.setdefault(self._owner(name), []).append(name)
+        self.groups: dict[str, _Group] = {}
+        #: The layer that ended last, its output, and how often that had been changed in place by then.
+        self.last: tuple[_Group, Tensor, int] | None = None
+        self.norm: str | None = None  # the norm that is running; the modules inside it are not layers
+        self._run(forward, self._enter, self._leave)
+
+    def layers(self) -> list[_Group]:
+        """The layers in order."""
+        groups = list(self.groups.values())
+        if "" in self.parameters and "" not in self.groups:  # the network's own forward is not called as a module
+            groups.insert(0, _Group(type(self.model).__name__, self.model, self.parameters[""]))
+        return groups
+
+    def _run(self, forward: Callable[[], object], enter: Callable[..., None], leave: Callable[..., None]) -> None:
+        handles: list[Any] = []
+        for name, module in self.model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda m, inputs, name=name: enter(name, m, inputs)))
+            handles.append(module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output)))
+        with hooked(handles):
+            forward()
+
+    def _owner(self, parameter: str) -> str:
+        """The called module that holds a parameter most closely."""
+        name = parameter.rpartition(".")[0].partition(".parametrizations")[0]
+        name = "" if name.startswith("parametrizations") else name
+        while name and name not in self.calls:
+            name = name.rpartition(".")[0]
+        return name
+
+    def _enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.norm is not None:
             return
-        fed = reached is not None and bool(inputs) and inputs[0] is reached[1] and reached[1]._version == reached[2]
-        if fed and called[name] == 1 and _follows(module):
-            inside = name
-        elif name in owned and name not in groups:
-            groups[name] = _Group(name or type(model).__name__, module, owned[name])
+        if self.calls[name] == 1 and _rescales(module) and self._takes_last_output(inputs):
+            self.norm = name
+        elif name in self.parameters and name not in self.groups:
+            self.groups[name] = _Group(name or type(self.model).__name__, module, self.parameters[name])
 
-    def leave(name: str, module: nn.Module, output: object) -> None:
-        nonlocal reached, inside
-        if inside is not None and inside != name:
+    def _takes_last_output(self, inputs: tuple[Any, ...]) -> bool:
+        if self.last is None or not inputs:
+            return False
+        _, output, version = self.last
+        return inputs[0] is output and output._version == version
+
+    def _leave(self, name: str, module: nn.Module, output: object) -> None:
+        if self.norm not in (None, name):
             return
-        group = groups.get(name)
-        if inside is not None:
-            inside = None
-            parameters = [p for owner in _under(owned, name) for p in owned[owner]]
-            assert reached is not None
-            if isinstance(output, Tensor) and output.shape == reached[1].shape:
-                group = reached[0]
-                group.norms.append(module)
-                group.parameters += parameters
-            else:  # it does more than that
-                group = groups[name] = _Group(name, module, parameters)
-        elif group is not None and isinstance(output, Tensor):
-            group.calls, group.dimensions = group.calls + 1, output.dim()
-        if group is not None and isinstance(output, Tensor):
-            reached = group, output, output._version
+        if self.norm == name:
+            group = self._leave_norm(name, module, output)
+        elif name in self.groups:
+            group = self.groups[name]
+            group.calls += isinstance(output, Tensor)
+            group.rank = output.dim() if isinstance(output, Tensor) else group.rank
+        else:
+            return
+        if isinstance(output, Tensor):
+            self.last = group, output, output._version
 
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, inputs, name=name: enter(name, m, inputs)))
-        handles.append(module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output)))
-    with hooked(handles):
-        forward()
-    if "" in owned and "" not in groups:  # a network that is run by its parts: what they do not own is its own
-        groups = {"": _Group(type(model).__name__, model, owned[""]), **groups}
-    return list(groups.values())
+    def _leave_norm(self, name: str, module: nn.Module, output: object) -> _Group:
+        assert self.last is not None
+        self.norm = None
+        group, taken, _ = self.last
+        holders = [holder for holder in self.parameters if holder == name or holder.startswith(f"{name}.")]
+        parameters = [parameter for holder in holders for parameter in self.parameters[holder]]
+        if not isinstance(output, Tensor) or output.shape != taken.shape:  # it does more than a norm
+            group = self.groups[name] = _Group(name, module, [])
+        else:
+            group.norms.append(module)
+        group.parameters += parameters
+        return group
 
 
-def _owner(parameter: str, called: Counter[str]) -> str:
-    """The called module that a parameter belongs to: its own, or the nearest that holds it."""
-    name = parameter.rpartition(".")[0].partition(".parametrizations")[0]
-    name = "" if name.startswith("parametrizations") else name
-    while name and name not in called:
-        name = name.rpartition(".")[0]
-    return name
-
-
-def _under(owned: dict[str, list[str]], name: str) -> list[str]:
-    return [owner for owner in owned if owner == name or owner.startswith(f"{name}.")]
-
-
-def _follows(module: nn.Module) -> bool:
-    """Whether a module is of the kind that only scales, shifts or normalises each unit, and so belongs to a layer: a
-    norm of ours or torch's, or one whose parameters are a number, or a number a unit."""
+def _rescales(module: nn.Module) -> bool:
+    """Whether a module's kind only scales, shifts or normalises each unit: a norm, or at most a number per unit."""
     if isinstance(module, nn.PReLU | nn.Sequential):  # a non-linearity; modules that are looked at one by one
         return False
     known = (Noise, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-    parameters = [p.dim() for p in module.parameters()]
-    return isinstance(module, known) or (bool(parameters) and max(parameters) <= 1)
+    ranks = [p.dim() for p in module.parameters()]
+    return isinstance(module, known) or (bool(ranks) and max(ranks) <= 1)

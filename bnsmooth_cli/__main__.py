@@ -1,4 +1,4 @@
-"""`python -m bnsmooth_cli` is `bnsmooth`."""
+"""Run the command line: `python -m bnsmooth_cli` is the same as `bnsmooth`."""
 
 from bnsmooth_cli.cli import main
 

@@ -1,62 +1,52 @@
-"""The command line: parses, calls, prints, computes nothing. One module a subcommand.
+"""The command line: one module per command. A command parses, calls the library and prints; it computes nothing.
 
-What takes long to import (torch, pandas) is imported where it is used: `bnsmooth --help` uses none of it.
+Modules that take long to import (torch, pandas) are imported inside the functions that use them, so that `bnsmooth
+--help` starts without them.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
+import inspect
 import os
 import sys
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from bnsmooth_cli import __version__
-from bnsmooth_cli.cli import (
-    activations,
-    compare,
-    ics,
-    landscape,
-    plot,
-    report,
-    show,
-    smoothness,
-    surface,
-    terminal,
-    theory,
-    train,
-)
+import bnsmooth_cli
+from bnsmooth_cli import kinds
+from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.memory import keep_freed_memory
 
-app = typer.Typer(
-    name="bnsmooth",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("train")(train.train)
-app.command("landscape")(landscape.landscape)
-app.command("smoothness")(smoothness.smoothness)
-app.command("ics")(ics.ics)
-app.command("activations")(activations.activations)
-app.command("theory")(theory.theory)
-app.command("surface")(surface.surface)
-app.command("compare")(compare.compare)
-app.command("plot")(plot.plot)
-app.command("report")(report.report)
-app.command("show")(show.show)
+#: Every command, in the order of the help: those that write a kind of table, then those that read tables.
+COMMANDS: Final = (*dict.fromkeys(kind.command for kind in kinds.KINDS), "plot", "report", "show")
+
+
+def help_text(function: Any) -> str:
+    """A command's docstring with each paragraph on one line, so that the help wraps at the terminal's width.
+
+    >>> def command():
+    ...     '''Do this.
+    ...
+    ...     One sentence over
+    ...     two lines.
+    ...     '''
+    >>> help_text(command)
+    'Do this.\\n\\nOne sentence over two lines.'
+    """
+    paragraphs = inspect.cleandoc(function.__doc__).split("\n\n")
+    return "\n\n".join(text if text.startswith(" ") else text.replace("\n", " ") for text in paragraphs)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"bnsmooth {__version__}")
+        print(f"bnsmooth {bnsmooth_cli.__version__}")
         raise typer.Exit
 
 
-@app.callback(epilog="Start with: [bold]bnsmooth train --norm batch[/], then [bold]bnsmooth landscape --norm batch[/]")
 def bnsmooth(
     version: Annotated[
         bool,
@@ -66,27 +56,45 @@ def bnsmooth(
 ) -> None:
     """Does a normalisation make the loss landscape smoother, and does that explain why it trains better?
 
-    The experiments of Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018): train networks with
-    different norms, probe the loss along the gradient, measure smoothness, internal covariate shift and the inputs'
-    distributions, verify the theorems, compare, plot. Every stage writes a Parquet table that the next one reads.
+    bnsmooth runs the experiments of Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018). It
+    trains networks with different norms, measures the loss landscape and internal covariate shift, verifies the
+    theorems, and compares and plots the results. Every command writes a Parquet table that the next one reads.
     """
 
 
+app = typer.Typer(
+    name="bnsmooth",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=help_text(bnsmooth),
+    epilog="Start with: [bold]bnsmooth train --norm batch[/], then [bold]bnsmooth landscape --norm batch[/]",
+)
+app.callback()(bnsmooth)
+for _name in COMMANDS:
+    _function = getattr(importlib.import_module(f"{__name__}.{_name}"), _name)
+    app.command(_name, help=help_text(_function))(_function)
+
+
 _INTERRUPTED: Final = 130
-_LONGEST: Final = 10_000  # characters of a line: a path of a file's own choosing may have more
+_MAX_MESSAGE: Final = 10_000  # characters; a file may name a path of any length
 
 
 def main() -> NoReturn:
-    """Run the command line; an error is one line on stderr: 2 wrong use or input, 1 failure, 130 interrupted."""
+    """Run the command line.
+
+    An error is one line on stderr. The exit status is 0 for success, 1 for a failure, 2 for wrong use or input, and 130
+    for an interruption.
+    """
     keep_freed_memory()
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever began the command
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # names of files may be no Unicode
+        if getattr(sys, name) is None:  # the calling process closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for the lifetime of the process
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     command = typer.main.get_command(app)
     try:
-        code = command.main(prog_name="bnsmooth", standalone_mode=False)
-        if code == _INTERRUPTED:  # typer makes this of a KeyboardInterrupt, and says nothing
+        code = command.main(sys.argv[1:] or ["--help"], prog_name="bnsmooth", standalone_mode=False)
+        if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this status and prints nothing
             code = _explain(KeyboardInterrupt())
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in sys.argv[1:]:
@@ -96,29 +104,26 @@ def main() -> NoReturn:
 
 
 def _explain(error: BaseException) -> int:
-    """Print the line that an error deserves; the exit status."""
+    """Print an error as one line; return the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        message, code = (
-            "interrupted; nothing is half written, and the same command goes on from what is there",
-            _INTERRUPTED,
-        )
+        message, code = "interrupted; no file is half written; run the same command again to finish", _INTERRUPTED
     elif isinstance(error, InputError):
         message, code = str(error), 2
     elif isinstance(error, IncompleteError):
         message, code = str(error), 1
-    elif hasattr(error, "format_message"):  # wrong use, as typer words it
+    elif hasattr(error, "format_message"):  # wrong use, in typer's words
         message, code = error.format_message(), 2
     elif isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it again at exit
         return 1
     elif isinstance(error, OSError) and error.filename is not None:
         message, code = f"{os.fsdecode(error.filename)}: {error.strerror}", 2
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EBADF):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        message, code = f"standard output: cannot be written ({error.strerror}); what the command makes is made", 2
-    elif isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # pathlib's, before Python 3.13
+        message, code = f"standard output: cannot be written ({error.strerror}); the command's files are complete", 2
+    elif isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # pathlib, before Python 3.13
         message, code = str(error), 2
     else:
         message, code = f"{type(error).__name__}: {error} (--debug shows where)", 1
-    terminal.complain(" ".join(message.split())[:_LONGEST])
+    terminal.complain(" ".join(message.split())[:_MAX_MESSAGE])
     return code

@@ -5,6 +5,7 @@ A configuration may come with a file from anybody, so a name in a file imports n
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.storage.files import checksum
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 LONGEST: Final = 200  # characters: a run's folder is called by it
@@ -108,7 +108,7 @@ def digest(name: str) -> str | None:
     with suppress(Exception), _looking_in(_allowed[name]):
         spec = importlib.util.find_spec(name.partition(":")[0])
         if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            return checksum(Path(spec.origin))
+            return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
     return None
 
 

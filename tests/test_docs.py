@@ -262,13 +262,6 @@ def test_pictures_and_links_of_the_documentation_exist():
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
 
-def test_the_tree_of_the_architecture_page_is_the_tree():
-    page = (ROOT / "docs/architecture.md").read_text()
-    for path in (*(ROOT / "bnsmooth_cli").iterdir(), *(ROOT / "reproduction").iterdir()):
-        known = {"__main__.py", "_version.py", "errors.py", "py.typed", "__pycache__"}
-        assert path.name in known or path.name in page, path.name
-
-
 @pytest.mark.parametrize("name", ["vgg-noisy-batch-lr0.1-seed3", "dln-lp3-lr1e-06-seed0", "vgg-none-lr0.5-seed12"])
 def test_the_makefile_reads_a_runs_options_from_its_name(name):
     done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnsmooth_cli import kinds, norms
+from bnsmooth_cli import cli, kinds, norms
 
 #: Kind -> column -> type.
 SCHEMAS = {kind.name: {name: column.type for name, column in kind.columns.items()} for kind in kinds.KINDS}
@@ -20,3 +20,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "vgg": {"width": 0.07, "batch_size": 16, "lr": 0.05, "steps": 6, "save_every": 2, "eval_every": 6},
     "dln": {"depth": 5, "dimension": 4, "samples": 30, "lr": 1e-4, "steps": 6, "save_every": 2},
 }
+
+
+def commands() -> list[str]:
+    """Every command of the command line."""
+    return [str(command.name) for command in cli.app.registered_commands]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SCHEMAS
+from helpers import commands
 from torchvision.models import resnet18
 
+import bnsmooth_cli as bns
 from bnsmooth_cli import config
+from bnsmooth_cli.cli import reference
 from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.studies import grid
@@ -25,9 +28,6 @@ from bnsmooth_cli.studies import grid
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (bnsmooth .*)$", README, re.MULTILINE)
-EVERY = (
-    "train", "landscape", "smoothness", "ics", "activations", "theory", "surface", "compare", "plot", "report", "show",
-)  # fmt: skip
 TORTURE = ROOT / "tests/reliability/torture.py"
 STUDIES = (ROOT / "docs/studies.md").read_text()
 #: What the examples leave out so that they are short, and the tests put in so that they are quick.
@@ -97,7 +97,7 @@ def test_every_command_of_the_readme_runs_in_its_order(done, own_files, tmp_path
         command = smaller(line)
         done(command)
         ran.add(command.split()[0])
-    assert ran == set(EVERY)
+    assert ran == set(commands())
 
 
 def test_the_python_of_the_readme_runs(tmp_path):
@@ -151,28 +151,47 @@ def test_the_page_of_norms_says_what_its_tables_say(data):
     assert set(rows["norm"]) == set(re.findall(r"`(\S+)` \|", table))
 
 
-@pytest.mark.parametrize("command", EVERY)
-def test_every_option_that_the_readme_names_exists(command, done):
+def test_every_option_that_the_readme_names_exists(done):
     shown = re.compile(r"--[a-z][a-z-]+")
-    options = set(shown.findall(done(f"{command} --help")))
+    options = {command: {*shown.findall(done(f"{command} --help"))} for command in commands()}
     for line in COMMANDS:
-        if line.split()[1] == command:
-            assert set(shown.findall(line)) <= options
-    if command == "train":
-        text = README.split("## What can be chosen")[1].split("## Speed")[0]
-        assert set(shown.findall(text)) - {"--every", "--at"} <= options
-        assert options - set(shown.findall(README)) <= {
-            "--output", "--resume", "--no-resume", "--no-augment", "--device", "--force", "--help", "--tensorboard",
-        }  # fmt: skip
+        assert {*shown.findall(line)} <= options[line.split()[1]], line
+    assert {*shown.findall(README)} - {"--logdir"} <= set().union(*options.values())
 
 
-def test_the_readme_names_every_column():
-    text = README.split("## Tables")[1].split("## From Python")[0]
-    for kind, columns in SCHEMAS.items():
-        row = next(line for line in text.splitlines() if line.startswith(f"| {kind} |"))
-        lead = "run, problem, norm, lr, seed, step"
-        for column in columns:
-            assert column.startswith("ratio_") or re.search(rf"\b{column}\b", row + lead), (kind, column)
+def test_the_reference_page_is_what_the_registries_say():
+    assert (ROOT / "docs/reference.md").read_text() == reference.page(), (
+        "python -m bnsmooth_cli.cli.reference writes it"
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", ["", *commands()])
+def test_the_paragraphs_of_the_help_fill_the_terminal(command, width, done, monkeypatch):
+    """A line ends only where the next word does not fit: no line break of a docstring is left."""
+    monkeypatch.setenv("TERM", "xterm")  # at TERM=dumb any width is 80
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = done(f"{command} --help").partition("\u256d")[0]
+    paragraphs = [part.splitlines() for part in re.split(r"\n\s*\n", text.strip())]
+    assert len(paragraphs) >= 3
+    for lines in paragraphs:
+        assert max(len(line) for line in lines) <= width
+        for line, following in itertools.pairwise(lines):
+            assert len(f"{line.rstrip()} {following.split()[0]}") > width - 1, line
+
+
+def test_without_a_command_the_help_is_printed(cli):
+    code, out, err = cli("")
+    assert (code, err) == (0, "")
+    assert out == cli("--help")[1]
+    for command in commands():
+        assert re.search(rf"^. {command} ", out, re.MULTILINE), command
+
+
+def test_public_names_are_the_same_for_type_checkers_and_at_run_time():
+    imported = re.findall(r"^    from \S+ import \w+ as (\w+)$", Path(bns.__file__).read_text(), re.MULTILINE)
+    assert {*imported, "__version__"} == {*bns.__all__} == {*dir(bns)}
+    assert all(getattr(bns, name) is not None for name in bns.__all__)
 
 
 BIN = Path(sys.executable).parent

@@ -12,8 +12,8 @@ from typer.utils import get_params_from_function
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.cli import app
-from bnsmooth_cli.config import LINE_RANGES, PRESETS
-from bnsmooth_cli.data.images import NAMES
+from bnsmooth_cli.config import PROBLEMS, flag
+from bnsmooth_cli.data import NAMES
 from bnsmooth_cli.kinds import KINDS, METRICS, RUN, Column
 
 #: Type of an option -> what stands for its value.
@@ -60,12 +60,13 @@ def commands() -> Iterator[str]:
 
 def presets() -> Iterator[str]:
     """The value of every setting in each preset of each problem."""
-    values = {f"`{name}`, {preset}": PRESETS[name][preset] for name in PRESETS for preset in PRESETS[name]}
+    values = {f"`{p.name}`, {name}": p.presets[name] for p in PROBLEMS.values() for name in p.presets}
     names = dict.fromkeys(name for settings in values.values() for name in settings)
-    rows = ((f"`--{name.replace('_', '-')}`", *(s.get(name, "") for s in values.values())) for name in names)
+    rows = ((f"`{flag(name)}`", *(settings.get(name, "") for settings in values.values())) for name in names)
     yield from table(" | ".join(["setting", *values]), rows)
-    for problem, (low, high) in LINE_RANGES.items():
-        yield f"The line probe of `{problem}` reaches from {low:g} to {high:g} learning rates.\n"
+    for problem in PROBLEMS.values():
+        low, high = problem.line_range
+        yield f"The line probe of `{problem.name}` reaches from {low:g} to {high:g} learning rates.\n"
 
 
 def tables() -> Iterator[str]:

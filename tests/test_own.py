@@ -1,4 +1,4 @@
-"""Users' own norms, models, data, weights and loops: every measurement against brute force on networks of any shape."""
+"""Custom norms, problems, data, weights and loops: every measurement against brute force on networks of any shape."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bnsmooth_cli.networks.parameters import flatten, trainable
 
 SETTINGS = {"steps": 6, "save_every": 2, "eval_every": 3, "batch_size": 8, "lr": 0.05}
 ALPHAS = (0.5, 1.0, 4.0)
-#: Problem, norm: residual ones with both of our norms' kinds and a user's own, a transformer, a data set that draws.
+#: Problems and norms: residual networks with built-in and custom norms, a transformer, a data set that draws at random.
 CASES = [
     ("residual", "none"), ("residual", "batch"), ("residual", "l1"), ("residual", "noisy-batch"), ("residual", "layer"),
     ("residual", "own_code:Scaled"), ("transformer", "none"), ("regression", "batch"), ("odd", "none"),
@@ -77,19 +77,19 @@ def check_smoothness(point):
 
 
 @cases
-def test_the_line_is_that_of_brute_force(point_of, problem, norm):
+def test_the_line_probe_agrees_with_brute_force(point_of, problem, norm):
     check_line(point_of(problem, norm), 1e-10)
     check_line(point_of(problem, norm, torch.float32), 1e-3)
 
 
 @cases
-def test_smoothness_is_that_of_the_whole_hessian(point_of, problem, norm):
+def test_smoothness_agrees_with_the_whole_hessian(point_of, problem, norm):
     check_smoothness(point_of(problem, norm))
 
 
 @pytest.mark.parametrize("objective", ["train:3", "test"])
 @cases
-def test_another_objective_is_measured_as_the_mean_that_it_is(point_of, problem, norm, objective):
+def test_other_objectives_are_the_mean_over_their_batches(point_of, problem, norm, objective):
     point = point_of(problem, norm, objective=objective)
     own = [point.problem.batch(k) for k in range(3)] if objective != "test" else list(point.problem.test_batches())
     model, total = copy.deepcopy(point.model), 0.0
@@ -123,7 +123,7 @@ def test_the_test_objective_is_the_loss_that_training_reports(small_run, norm):
 @pytest.mark.parametrize(
     ("problem", "objective", "why"), [("dln", "test", "no test set"), ("dln", "train:0", "train:8")]
 )
-def test_an_objective_that_is_not_there_is_refused(small_run, problem, objective, why):
+def test_an_objective_that_does_not_exist_is_refused(small_run, problem, objective, why):
     with pytest.raises(InputError, match=why):
         bns.load_point(small_run(problem, "none"), objective=objective)
 
@@ -149,7 +149,7 @@ def test_ics_is_definition_2_1_on_any_network(point_of, problem, norm):
     check_ics(point_of(problem, norm, momentum=0.9), 1e-9)
 
 
-def test_ics_takes_layers_of_the_users_choice_in_their_order(point_of):
+def test_ics_takes_the_layers_that_the_user_names_in_that_order(point_of):
     point = point_of("residual", "batch")
     check_ics(point, 1e-9, ["conv1", "conv2", "head"])
     check_ics(point, 1e-9, ["head", "norm1", "stem"])  # a module that is no layer by itself
@@ -165,7 +165,7 @@ def test_ics_takes_layers_of_the_users_choice_in_their_order(point_of):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "linf", "noisy-batch"])
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
-def test_the_general_ics_is_the_fast_one_on_a_chain(small_run, problem, norm):
+def test_the_general_ics_agrees_with_the_fast_one_on_a_chain(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm, momentum=0.9), step=3, dtype=torch.float64)
     fast, general = bns.ics(point), bns.ics(point, [f"layers.{name}" for name, _ in point.layers])
     for column in ("grad_norm", "grad_norm_updated", "ics", "cosine"):
@@ -174,7 +174,7 @@ def test_the_general_ics_is_the_fast_one_on_a_chain(small_run, problem, norm):
 
 
 @pytest.mark.parametrize(("problem", "norm"), [*CASES[1::2], ("vgg", "batch"), ("dln", "l1")])
-def test_smoothness_by_layer_is_that_of_the_hessians_blocks(point_of, small_run, problem, norm):
+def test_smoothness_by_layer_agrees_with_the_blocks_of_the_hessian(point_of, small_run, problem, norm):
     if problem in SMALL:
         narrow = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
         point = bns.load_point(small_run(problem, norm, **narrow), step=3, dtype=torch.float64)
@@ -212,7 +212,7 @@ def _beta(point, names, mine):
     return max(found)
 
 
-def test_activations_are_those_of_a_network_that_is_run_by_hand(point_of):
+def test_activations_agree_with_running_the_network_by_hand(point_of):
     point = point_of("residual", "batch")
     model = copy.deepcopy(point.model)
     y = model.stem(point.inputs)
@@ -237,7 +237,7 @@ def test_the_units_of_a_map_over_positions_are_the_last_dimension(point_of):
 
 
 class _AsChain(reference.TwoNetworks):
-    """The two networks of figure 5 in a network of any kind: what a unit feeds on is put there by a hook."""
+    """The two networks of figure 5 in any network: a hook replaces the output of the layer's norm."""
 
     def __init__(self, point, name, unit, affine, norm):
         self.point, self.unit = point, unit
@@ -264,14 +264,14 @@ class _AsChain(reference.TwoNetworks):
         return loss
 
     def inputs(self):
-        """Of conv2, in two groups of two channels, the unit's own."""
+        """The patches of the unit's own group of channels: conv2 has two groups of two."""
         channels = self.x if self.place.groups == 1 else self.x.chunk(2, 1)[self.unit // 2]
         return F.unfold(channels, 3, padding=1, stride=self.place.stride).movedim(1, -1).flatten(0, 1)
 
 
 @pytest.mark.parametrize("norm", ["batch", "l1", "own_code:Scaled"])
 @pytest.mark.parametrize(("name", "after", "unit"), [("stem", "norm", 1), ("conv1", "norm1", 0), ("conv2", "norm2", 3)])
-def test_theory_is_that_of_brute_force_in_a_residual_network(point_of, monkeypatch, norm, name, after, unit):
+def test_theory_agrees_with_brute_force_in_a_residual_network(point_of, monkeypatch, norm, name, after, unit):
     point = point_of("residual", norm)
     found = bns.theory(point, [name], [unit]).set_index(["affine", "statement"])
     monkeypatch.setattr(reference, "TwoNetworks", lambda *args: _AsChain(*args, after))
@@ -322,7 +322,7 @@ def test_measuring_leaves_everything_bit_identical(point_of, problem, norm):
 
 
 @cases
-def test_a_run_that_is_resumed_is_the_run_that_was_not(own_run, tmp_path, problem, norm):
+def test_a_resumed_run_of_a_custom_problem_is_bit_identical(own_run, tmp_path, problem, norm):
     whole, function = own_run(problem, norm), getattr(own_code, problem)
     for steps in (3, 6):
         part = bns.train(function, norm, output=tmp_path / "run", device="cpu", **{**SETTINGS, "steps": steps})
@@ -331,7 +331,7 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(own_run, tmp_path, proble
     assert bns.read_table(whole.train_path)["loss"].equals(bns.read_table(part.train_path)["loss"])
 
 
-def test_parameters_that_are_frozen_or_unused_are_no_part_of_theta(tmp_path):
+def test_theta_leaves_out_frozen_parameters_and_keeps_unused_ones(tmp_path):
     point = bns.load_point(bns.train(_partly_frozen, "none", output=tmp_path / "r", **{**SETTINGS, "batch_size": 4}))
     assert point.layers == [("Sequential", ["spare"]), ("1", ["1.weight", "1.bias"])]
     assert len(point.theta) == sum(p.numel() for n, p in point.model.named_parameters() if not n.startswith("0"))
@@ -346,7 +346,7 @@ def _partly_frozen(norm):
 
 
 @pytest.mark.parametrize(("problem", "norm"), [("residual", "batch"), ("vgg", "batch"), ("dln", "none")])
-def test_what_is_of_the_steps_batch_is_so_at_every_point(point_of, small_run, problem, norm):
+def test_measurements_of_the_batch_ignore_the_objective(point_of, small_run, problem, norm):
     run = small_run(problem, norm) if problem in SMALL else None
     point = bns.load_point(run, 3, dtype=torch.float64) if run else point_of(problem, norm)
     other = point.at("train:2")
@@ -356,7 +356,7 @@ def test_what_is_of_the_steps_batch_is_so_at_every_point(point_of, small_run, pr
 
 
 class TestStructure:
-    """What the layers of a network are."""
+    """How the layers of a network are found."""
 
     def point(self, run=None):
         torch.manual_seed(0)
@@ -364,7 +364,7 @@ class TestStructure:
         weights = torch.randn(16, 4).double()
         return model, x, bns.Point.of(model, lambda: ((run or model)(x) * weights).sum().square(), lr=1e-3)
 
-    def test_a_norm_belongs_to_a_layer_where_it_takes_its_output_and_runs_once(self):
+    def test_a_norm_that_is_called_once_belongs_to_the_layer_whose_output_it_takes(self):
         layers = dict(self.point()[2].layers)
         assert list(layers) == ["Odd", "a", "twice", "b", "c", "d", "late"]
         assert layers["c"] == ["c.weight", "c.bias", "tail.0.weight", "tail.0.bias"]
@@ -377,7 +377,7 @@ class TestStructure:
         assert row["q01"] == pytest.approx(float(torch.quantile(values.detach(), 0.01)))
         assert row["q01"] < 0
 
-    def test_parameters_of_a_network_that_is_run_by_its_parts_are_its_own_layer(self):
+    def test_a_network_whose_forward_is_called_directly_is_a_layer(self):
         model = own_code.Odd().double()
         x = torch.randn(16, 3).double()
         point = bns.Point.of(model, lambda: (model.forward(x) * model.scale).sum().square(), lr=1e-3)
@@ -387,7 +387,7 @@ class TestStructure:
 
 
 class TestLoop:
-    """Measuring in a training loop of one's own."""
+    """Measuring in the user's own training loop."""
 
     def loop(self):
         torch.manual_seed(0)
@@ -395,7 +395,7 @@ class TestLoop:
         x, y = torch.randn(8, 3, 8, 8).double(), torch.randint(4, (8,))
         return model, x, y
 
-    def test_it_is_what_the_same_network_is_as_a_problem(self, tmp_path):
+    def test_a_loop_gives_the_numbers_of_the_same_network_as_a_problem(self, tmp_path):
         def build(norm):
             model = own_code.Residual(norm)
             return model, F.cross_entropy, own_code._images(8, 8)
@@ -410,7 +410,7 @@ class TestLoop:
             assert mine == pytest.approx(theirs, rel=1e-5, nan_ok=True)
         assert bns.surface(point, 3)["loss"].tolist() == pytest.approx(bns.surface(there, 3)["loss"].tolist(), rel=1e-5)
 
-    def test_training_goes_on_as_if_nothing_had_been_measured(self):
+    def test_measuring_does_not_change_the_training(self):
         finals = []
         for measuring in (False, True):
             model, x, y = self.loop()
@@ -427,7 +427,7 @@ class TestLoop:
             finals.append([*model.state_dict().values(), torch.rand(1)])
         assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
 
-    def test_a_loss_that_is_no_function_is_refused_by_the_modules_name(self):
+    def test_a_random_loss_is_refused_with_the_name_of_the_module(self):
         model, x, y = self.loop()
         model.act = nn.Dropout(0.5)
         with pytest.raises(InputError, match=r"'act' \(Dropout\) gives another output each time"):
@@ -446,7 +446,7 @@ class TestLoop:
             (lambda m, x, y: F.cross_entropy(m(x), y), "buffer 'head.parametrizations.weight.0._u' changes"),
         ],
     )
-    def test_a_loss_that_cannot_be_measured_is_refused_and_nothing_has_moved(self, loss, why):
+    def test_a_loss_that_cannot_be_measured_is_refused_and_the_model_is_unchanged(self, loss, why):
         model, x, y = self.loop()
         own_code.HELD = model.stem.weight  # taken before the loss is called: measuring could not exchange it
         if "buffer" in why:
@@ -456,7 +456,7 @@ class TestLoop:
             bns.Point.of(model, lambda: loss(model, x, y), lr=0.1)
         assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
 
-    def test_another_precision_or_objective_is_the_loops_own_affair(self):
+    def test_a_loop_refuses_another_precision_or_objective(self):
         model, x, y = self.loop()
         point = bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.1)
         with pytest.raises(InputError, match="convert your model"):
@@ -504,7 +504,7 @@ def test_a_surface_is_the_loss_at_parameters_set_by_hand(point_of, small_run, pr
 
 
 @pytest.mark.parametrize(("problem", "norm"), [("vgg", "batch"), ("dln", "none")])
-def test_the_plane_of_the_path_is_that_of_a_singular_value_decomposition(small_run, problem, norm):
+def test_the_plane_of_the_path_agrees_with_a_singular_value_decomposition(small_run, problem, norm):
     run = small_run(problem, norm)
     path = {step: bns.load_point(run, step, dtype=torch.float64).theta for step in (0, 2, 4, 6)}
     point = bns.load_point(run, 6, dtype=torch.float64)
@@ -539,6 +539,6 @@ def reference_loss(point, theta):
      ({"dimensions": 3}, "--dimensions 3"), ({"directions": "pcs"}, "did you mean 'pca'"),
      ({"directions": "pca", "dimensions": 1}, "--dimensions"), ({"directions": "pca"}, "at least 3 points")],
 )  # fmt: skip
-def test_a_surface_that_cannot_be_is_refused(small_run, wrong, why):
+def test_impossible_surface_settings_are_refused(small_run, wrong, why):
     with pytest.raises(InputError, match=why):
         bns.surface(bns.load_point(small_run("dln", "none")), **wrong)

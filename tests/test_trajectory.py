@@ -1,4 +1,4 @@
-"""A run is a pure function of its configuration: stopped, resumed, revisited, always the same bits."""
+"""A run is a pure function of its configuration: stopping, resuming and revisiting give the same bits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, problems
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.norms.state import prepare
-from bnsmooth_cli.points.reaching import visit
-from bnsmooth_cli.problems.vgg import crop_and_flip
+from bnsmooth_cli.points.reaching import open_problem, structure_of, visit
+from bnsmooth_cli.problems.custom import CustomProblem
+from bnsmooth_cli.problems.linear import DeepLinear
+from bnsmooth_cli.problems.vgg import Vgg, crop_and_flip
 from bnsmooth_cli.storage.runs import open_run, read_checkpoint
 from bnsmooth_cli.training.trajectory import Trajectory
 
@@ -32,7 +34,7 @@ def same_state(a, b):
         assert torch.equal(value, b[name]), name
 
 
-def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed_by_the_next_run(tmp_path):
     run = bns.train("dln", "none", output=tmp_path / "run", device="cpu", **SMALL["dln"])
     left = [run.path / "checkpoints/.000007.abcd_123.tmp.pt", run.path / ".train.abcd_123.tmp.parquet"]
     for path in left:
@@ -42,7 +44,7 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path):
 
 
 @each
-def test_stopped_anywhere_and_resumed_is_bit_identical(small_run, tmp_path, problem, norm):
+def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(small_run, tmp_path, problem, norm):
     whole = small_run(problem, norm, **EXTRA[problem])
     settings = {**SMALL[problem], **EXTRA[problem]}
 
@@ -87,6 +89,21 @@ def test_a_step_visited_from_any_checkpoint_is_bit_identical(small_run, problem,
         same_state(point.model.state_dict(), states[point.step])
 
 
+@pytest.mark.parametrize("problem", ["vgg", "dln", "own_code:residual"])
+def test_training_and_visiting_build_one_network_each(tmp_path, monkeypatch, problem):
+    built = []
+    for kind in (Vgg, DeepLinear, CustomProblem):
+        network = kind.network
+        monkeypatch.setattr(kind, "network", lambda self, network=network: built.append(self) or network(self))
+    settings = SMALL.get(problem, {"steps": 6, "save_every": 2, "batch_size": 8})
+    run = bns.train(problem, "batch", output=tmp_path / "run", device="cpu", **settings)
+    assert len(built) == 1
+    opened = open_problem(run.source(), "cpu")
+    assert structure_of(opened).layers
+    assert [point.step for point in visit(run.source(), [0, 5], "cpu", opened)] == [0, 5]
+    assert built[1:] == [opened]
+
+
 def test_more_steps_continue_a_run(small_run, tmp_path):
     long = small_run("dln", "batch")
     settings = {**SMALL["dln"], "steps": 4}
@@ -121,7 +138,7 @@ def test_a_step_is_torchs_sgd_on_torchs_gradient(problem, norm, momentum):
             torch.testing.assert_close(mine[name], value, rtol=2e-5, atol=2e-6, msg=name)
 
 
-def test_seeds_and_steps_give_other_batches_and_epochs_hold_every_sample():
+def test_batches_depend_on_seed_and_step_and_an_epoch_has_each_sample_once():
     built = problems.build(resolve("dln", samples=10, batch_size=3))
     epoch = torch.cat([built.indices(step) for step in range(3)])
     assert len(epoch.unique()) == 9  # the incomplete fourth batch is left out
@@ -141,7 +158,7 @@ def test_augmentation_is_a_padded_crop_and_half_the_time_a_mirror_image():
     assert 100 < sum(i % 2 for i in which) < 200
 
 
-def test_the_plain_networks_of_one_seed_start_alike_whatever_the_norm(small_run):
+def test_networks_of_one_seed_start_from_the_same_weights_whatever_the_norm(small_run):
     first = [bns.load_point(small_run("vgg", norm), step=0).model.layers["conv1"].linear.weight for norm in NORMS]
     assert all(torch.equal(first[0], other) for other in first)
 
@@ -156,14 +173,14 @@ def test_vgg_has_its_depth_and_the_papers_norm_placement(depth):
     assert paper.layers["conv8"].linear.weight.shape == (512, 512, 3, 3)
 
 
-def test_the_papers_linear_network():
+def test_the_linear_network_has_the_papers_shape():
     model = problems.build(resolve("dln", "paper", norm="l1")).build()
     shapes = {tuple(layer.linear.weight.shape) for layer in model.layers.values()}
     assert (len(model.layers), shapes) == (25, {(10, 10)})
     assert all(layer.linear.bias is None and layer.norm.num_features == 10 for layer in model.layers.values())
 
 
-def test_divergence_is_a_result(tmp_path):
+def test_a_diverged_run_is_finished_and_keeps_its_rows(tmp_path):
     settings = {**SMALL["dln"], "lr": 10.0, "steps": 60}
     run = bns.train("dln", "none", output=tmp_path / "run", **settings)
     rows = bns.read_table(run.train_path)
@@ -175,7 +192,7 @@ def test_divergence_is_a_result(tmp_path):
     assert run.train_path.stat().st_mtime_ns == stamp  # found, not trained again
 
 
-def test_interrupting_leaves_a_run_that_resumes(tmp_path):
+def test_an_interrupted_run_can_be_resumed(tmp_path):
     command = [sys.executable, "-m", "bnsmooth_cli", "train", "-p", "dln", "--norm", "batch", "--seed", "3"]
     command += ["--steps", "3000", "--save-every", "50", "--depth", "6", "--threads", "1", "-o", "run"]
     process = subprocess.Popen(

@@ -153,7 +153,9 @@ class _Trace:
     def __init__(self, model: nn.Module, forward: Callable[[], object]) -> None:
         self.model = model
         self.calls: Counter[str] = Counter()
-        self._run(forward, lambda name, module, inputs: self.calls.update([name]), lambda name, module, output: None)
+        modules = list(model.named_modules())
+        with hooked([m.register_forward_pre_hook(lambda m, _, n=n: self.calls.update([n])) for n, m in modules]):
+            forward()
         self.parameters: dict[str, list[str]] = {}  # by the called module that they belong to
         for name in trainable(model):
             self.parameters.setdefault(self._owner(name), []).append(name)
@@ -161,7 +163,12 @@ class _Trace:
         #: The layer that ended last, its output, and how often that had been changed in place by then.
         self.last: tuple[_Group, Tensor, int] | None = None
         self.norm: str | None = None  # the norm that is running; the modules inside it are not layers
-        self._run(forward, self._enter, self._leave)
+        handles: list[Any] = []
+        for name, module in modules:
+            handles.append(module.register_forward_pre_hook(lambda m, inputs, n=name: self._enter(n, m, inputs)))
+            handles.append(module.register_forward_hook(lambda m, _, output, n=name: self._leave(n, m, output)))
+        with hooked(handles):
+            forward()
 
     def layers(self) -> list[_Group]:
         """The layers in order."""
@@ -169,14 +176,6 @@ class _Trace:
         if "" in self.parameters and "" not in self.groups:  # the network's own forward is not called as a module
             groups.insert(0, _Group(type(self.model).__name__, self.model, self.parameters[""]))
         return groups
-
-    def _run(self, forward: Callable[[], object], enter: Callable[..., None], leave: Callable[..., None]) -> None:
-        handles: list[Any] = []
-        for name, module in self.model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda m, inputs, name=name: enter(name, m, inputs)))
-            handles.append(module.register_forward_hook(lambda m, _, output, name=name: leave(name, m, output)))
-        with hooked(handles):
-            forward()
 
     def _owner(self, parameter: str) -> str:
         """The called module that holds a parameter most closely."""
@@ -189,32 +188,23 @@ class _Trace:
     def _enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.norm is not None:
             return
-        if self.calls[name] == 1 and _rescales(module) and self._takes_last_output(inputs):
+        _, output, version = self.last or (None, None, 0)
+        takes_output = output is not None and bool(inputs) and inputs[0] is output and output._version == version
+        if takes_output and self.calls[name] == 1 and _rescales(module):
             self.norm = name
         elif name in self.parameters and name not in self.groups:
             self.groups[name] = _Group(name or type(self.model).__name__, module, self.parameters[name])
 
-    def _takes_last_output(self, inputs: tuple[Any, ...]) -> bool:
-        if self.last is None or not inputs:
-            return False
-        _, output, version = self.last
-        return inputs[0] is output and output._version == version
-
     def _leave(self, name: str, module: nn.Module, output: object) -> None:
         if self.norm not in (None, name):
             return
-        if self.norm == name:
-            group = self._leave_norm(name, module, output)
-        elif name in self.groups:
-            group = self.groups[name]
-            group.calls += isinstance(output, Tensor)
-            group.rank = output.dim() if isinstance(output, Tensor) else group.rank
-        else:
-            return
-        if isinstance(output, Tensor):
+        group = self.groups.get(name) if self.norm is None else self._end_norm(name, module, output)
+        if group is not None and isinstance(output, Tensor):
+            if group.module is module:
+                group.calls, group.rank = group.calls + 1, output.dim()
             self.last = group, output, output._version
 
-    def _leave_norm(self, name: str, module: nn.Module, output: object) -> _Group:
+    def _end_norm(self, name: str, module: nn.Module, output: object) -> _Group:
         assert self.last is not None
         self.norm = None
         group, taken, _ = self.last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import urllib.error
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
@@ -44,18 +46,30 @@ def write_parquet(folder, column="img", label="label"):
 
 
 def write_cifar(folder, hundred=False):
-    """As the original files: Python 2 pickles of a dict with bytes keys and a uint8 array."""
+    """Four images a file, in the structure of the original files."""
     folder.mkdir(parents=True)
     names = ["train", "test"] if hundred else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     for name in names:
         rows = pictures(4).transpose(0, 3, 1, 2).reshape(4, -1)
         content = {
-            b"data": rows,
-            b"fine_labels" if hundred else b"labels": [0, 1, 0, 1],
-            b"batch_label": b"x",
+            "data": rows,
+            "fine_labels" if hundred else "labels": [0, 1, 0, 1],
         }
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    (folder / ("meta" if hundred else "batches.meta")).write_bytes(pickle.dumps({}))
+    meta = {"fine_label_names" if hundred else "label_names": ["cat", "dog"]}
+    (folder / ("meta" if hundred else "batches.meta")).write_bytes(pickle.dumps(meta))
+
+
+def publish(folder, monkeypatch, hundred=False):
+    """Let torchvision take these files for the published ones."""
+    kind = datasets.CIFAR100 if hundred else datasets.CIFAR10
+
+    def md5(name):
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for names in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, names, [[name, md5(name)] for name, _ in getattr(kind, names)])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(kind.meta["filename"])})
 
 
 def write_classes(folder):
@@ -82,8 +96,11 @@ def test_parquet_columns_by_other_names(tmp_path):
 
 
 @pytest.mark.parametrize("hundred", [False, True])
-def test_cifar_folder(tmp_path, hundred):
-    write_cifar(tmp_path / "d", hundred)
+@pytest.mark.parametrize("below", [False, True])
+def test_a_cifar_folder_is_read_by_itself_or_as_its_usual_subfolder(tmp_path, monkeypatch, hundred, below):
+    folder = tmp_path / "d" / ("cifar-100-python" if hundred else "cifar-10-batches-py") if below else tmp_path / "d"
+    write_cifar(folder, hundred)
+    publish(folder, monkeypatch, hundred)
     data = images.load(str(tmp_path / "d"))
     assert len(data.train) == (4 if hundred else 20)
     assert np.array_equal(data.test.numpy(), pictures(4).transpose(0, 3, 1, 2))
@@ -114,15 +131,31 @@ class Payload:
         return (Path.touch, (Path("executed"),))
 
 
-@pytest.mark.parametrize("where", ["whole", "inside"])
-def test_a_hostile_cifar_file_is_refused_and_executes_nothing(tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(("hundred", "name"), [
+    (False, "data_batch_3"), (False, "test_batch"), (False, "batches.meta"), (True, "train"), (True, "meta"),
+])  # fmt: skip
+def test_a_cifar_file_that_is_not_the_published_one_is_refused_and_never_unpickled(
+    tmp_path, monkeypatch, hundred, name
+):
     monkeypatch.chdir(tmp_path)
-    write_cifar(tmp_path / "d")
-    content = Payload() if where == "whole" else {b"data": Payload(), b"labels": [0]}
-    (tmp_path / "d/data_batch_3").write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match="data_batch_3"):
+    write_cifar(tmp_path / "d", hundred)
+    publish(tmp_path / "d", monkeypatch, hundred)
+    hostile = pickle.dumps({"data": Payload(), "labels": [0]})
+    (tmp_path / "d" / name).write_bytes(hostile)
+    with pytest.raises(InputError, match=rf"d.{name}: .*MD5 .*https://.*Parquet or class folders") as refused:
         images.load(str(tmp_path / "d"))
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "executed").exists()
+    pickle.loads(hostile)
+    assert (tmp_path / "executed").exists()  # what reading it would have done
+
+
+def test_a_cifar_folder_that_lacks_a_file_is_refused(tmp_path, monkeypatch):
+    write_cifar(tmp_path / "d")
+    publish(tmp_path / "d", monkeypatch)
+    (tmp_path / "d/data_batch_5").unlink()
+    with pytest.raises(InputError, match="data_batch_5: missing"):
+        images.load(str(tmp_path / "d"))
 
 
 def test_unreadable_images_and_tables_are_named(tmp_path):
@@ -147,25 +180,21 @@ def test_what_is_no_data_set_is_refused_with_the_ways_out(tmp_path):
 
 
 def test_a_failed_download_names_both_ways_out(monkeypatch):
-    from torchvision import datasets
-
     def offline(*_, **__):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(datasets.utils, "download_and_extract_archive", offline)
+    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", offline)
     with pytest.raises(InputError, match=r"connect to the network.*--data PATH"):
         images.load("cifar10")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("svhn", "SVHN")])
 def test_downloaded_sets_become_32_pixel_planes(monkeypatch, name, kind):
-    from torchvision import datasets
-
     class Downloaded:
         def __init__(self, root, download, **_):
             shape = {"mnist": (5, 28, 28), "svhn": (5, 3, 32, 32)}[name]
             self.data = np.full(shape, 7, np.uint8)
-            self.targets = self.labels = [0, 1, 0, 1, 0]
+            setattr(self, "labels" if name == "svhn" else "targets", [0, 1, 0, 1, 0])
 
     monkeypatch.setattr(datasets, kind, Downloaded)
     data = images.load(name)
@@ -176,16 +205,16 @@ def test_downloaded_sets_become_32_pixel_planes(monkeypatch, name, kind):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_a_downloaded_cifar_is_read_as_a_folder_of_it_is(monkeypatch, name):
-    from torchvision import datasets
+    hundred = name == "cifar100"
 
     def download(url, root, *, filename, md5):
         assert url.startswith("https://")
-        assert filename.endswith(".tar.gz")
         assert len(md5) == 32
-        write_cifar(root / {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[name], name == "cifar100")
+        folder = root / ("cifar-100-python" if hundred else "cifar-10-batches-py")
+        write_cifar(folder, hundred)
+        publish(folder, monkeypatch, hundred)
 
-    monkeypatch.setattr(datasets.utils, "download_and_extract_archive", download)
-    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
+    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", download)
     data = images.load(name)
     assert data.test.shape == (4, 3, 32, 32)
     assert data.test_labels.tolist() == [0, 1, 0, 1]

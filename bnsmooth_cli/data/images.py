@@ -1,6 +1,6 @@
 """Image data sets as uint8 tensors: the built-in shapes, torchvision's, and a user's folder in three layouts.
 
-A folder is decoded once and kept in the user's cache folder; nothing in it is ever executed.
+A folder is decoded once and kept in the user's cache folder. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import json
-import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import platformdirs
@@ -31,16 +30,16 @@ from torch import Tensor
 from bnsmooth_cli.data import BUILT_IN, DOWNLOADED, NAMES
 from bnsmooth_cli.data.shapes import shapes
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.storage.files import PlainUnpickler, check_regular, load_tensors, save_tensors
+from bnsmooth_cli.storage.files import check_regular, load_tensors, save_tensors
 
-SIZE: Final = 32  # pixels a side; other sizes are resized to it (28 x 28 digits are padded)
+SIZE: Final = 32  # pixels per side; images of other sizes are resized, and 28 x 28 digits padded
 _CACHE_FORMAT: Final = 1
-_AT_ONCE: Final = 512  # images of a parquet file that are decoded at once
-_FEWEST_BYTES: Final = 16  # of a compressed image
-_MOST_PIXELS: Final = 50_000_000  # of an image; a damaged one may declare any number
-_LARGE: Final = 4_000_000  # pixels; images larger than that are decoded one at a time
+_PARQUET_BATCH: Final = 512  # images decoded at once
+_MIN_BYTES: Final = 16  # of a compressed image
+_MAX_PIXELS: Final = 50_000_000  # of an image; a damaged one may declare any number
+_LARGE: Final = 4_000_000  # pixels; larger images are decoded one at a time
 _SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}
-#: Pillow tells formats apart by content, and for some it starts other programs (for EPS Ghostscript).
+#: Pillow tells formats apart by content, and starts other programs for some of them (Ghostscript for EPS).
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -48,7 +47,11 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Images:
-    """Images (N, C, 32, 32) in uint8 and labels (N,) of both splits; `mean` and `std` (C,) of the training pixels."""
+    """A data set: images (N, C, 32, 32) in uint8 and labels (N,) of both splits.
+
+    `mean` and `std` (C,) are those of the training pixels, scaled to [0, 1]. `digest` is a fingerprint of the training
+    images and labels.
+    """
 
     train: Tensor
     train_labels: Tensor
@@ -62,9 +65,14 @@ class Images:
 
 @functools.lru_cache(maxsize=1)
 def load(data: str) -> Images:
-    """The data set of that name or in that folder: CIFAR's Python files, Hugging Face Parquet, or class folders.
+    """The data set of that name or in that folder.
 
-    Raises InputError for an unknown name, a folder in no known layout, an unreadable file, or a failed download.
+    Args:
+        data: A name of `data.NAMES`, or a folder with the original CIFAR files, Hugging Face Parquet files, or a folder
+            of images for each class.
+
+    Raises:
+        InputError: For an unknown name, a folder in no known layout, an unreadable file, or a failed download.
 
     >>> load("shapes").train.shape
     torch.Size([10000, 3, 32, 32])
@@ -79,28 +87,30 @@ def load(data: str) -> Images:
         if folder.is_absolute() or "/" in data or "\\" in data:
             raise InputError(f"--data {data}: no such folder")
         raise unknown("data set", data, (*NAMES, "PATH"))
-    files, read = next(((found, read) for find, read in _LAYOUTS if (found := find(folder))), ({}, None))
-    if read is None:
+    layout = next(((files, read) for find, read in _LAYOUTS if (files := find(folder))), None)
+    if layout is None:
         raise InputError(
             f"--data {data}: none of the known layouts: data_batch_*/test_batch or train/test (CIFAR's Python files), "
             "train-*.parquet and test-*.parquet (Hugging Face), or train/CLASS/IMAGE and test/CLASS/IMAGE"
         )
-    stamp = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in _all(files)]
+    files, read = layout
+    paths = (path for split in files.values() for path in split)
+    stamp = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return _cached(data, [str(folder.resolve()), stamp], lambda: {split: read(files[split]) for split in files})
 
 
 def canonical(data: str) -> str:
-    """The name itself, or a folder's absolute path: what a configuration holds."""
+    """What a configuration holds: the name itself, or a folder's absolute path."""
     return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
 
 
 def _cached(data: str, key: Sequence[object], read: Callable[[], dict[str, Arrays]]) -> Images:
     name = hashlib.sha256(json.dumps([_CACHE_FORMAT, key]).encode()).hexdigest()[:20]
     path = platformdirs.user_cache_path("bnsmooth") / "images" / f"{name}.pt"
-    with suppress(InputError, TypeError, OSError):  # a cache that is not there, or cannot be read, is made again
+    with suppress(InputError, TypeError, OSError):  # a missing or unreadable cache is made again
         return Images(**load_tensors(path))
     images = _finish(read(), data)
-    with suppress(InputError, OSError):  # one that cannot be written costs the next command its time, and nothing else
+    with suppress(InputError, OSError):  # without a cache the next command is slower, and gives the same
         save_tensors(path, dict(vars(images)))
     return images
 
@@ -122,7 +132,7 @@ def _finish(splits: dict[str, Arrays], data: str) -> Images:
                     f"--data {data}: a label of {label} in its {split} split; labels are 0 to {num_classes - 1}, the "
                     "largest in the train split"
                 )
-    # Over the histogram of the 256 levels: no float copy of the images, and the same for any number of threads.
+    # From the histogram of the 256 levels: it needs no copy in floats, and gives the same for any number of threads.
     counts = [torch.bincount(train[:, c].flatten(), minlength=256).double() for c in range(train.shape[1])]
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = torch.stack([(n * levels).sum() / n.sum() for n in counts])
@@ -141,21 +151,16 @@ def _finish(splits: dict[str, Arrays], data: str) -> Images:
 
 
 def _download(name: str) -> dict[str, Arrays]:
+    """Both splits of a data set of torchvision's, which checks the MD5 sums of what it downloads."""
     from torchvision import datasets
 
     root = platformdirs.user_cache_path("bnsmooth") / "downloads" / name
-    kind = getattr(datasets, DOWNLOADED[name])
+    splits = {}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if name.startswith("cifar"):  # read as a folder of them is: torchvision would unpickle them
-            datasets.utils.download_and_extract_archive(kind.url, root, filename=kind.filename, md5=kind.tgz_md5)
-            return {split: _read_cifar(files) for split, files in _cifar_files(root).items()}
-        splits = {}
         for split in ("train", "test"):
             chosen: dict[str, Any] = {"split": split} if name == "svhn" else {"train": split == "train"}
-            dataset = kind(root, download=True, **chosen)
-            labels = dataset.labels if name == "svhn" else dataset.targets
-            splits[split] = (_planar(np.asarray(dataset.data), name), np.asarray(labels, np.int64))
+            splits[split] = _arrays(getattr(datasets, DOWNLOADED[name])(root, download=True, **chosen))
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"--data {name}: the download failed ({' '.join(str(error).split())[:120]}); connect to the network and "
@@ -164,19 +169,18 @@ def _download(name: str) -> dict[str, Arrays]:
     return splits
 
 
-def _planar(array: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    if name == "svhn":
-        return array  # already (N, C, H, W)
-    if array.ndim == 3:  # 28 x 28 grey digits: padded with their background, not stretched
-        return np.pad(array, ((0, 0), (2, 2), (2, 2)))[:, None]
-    return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+def _arrays(dataset: Any) -> Arrays:
+    """Images (N, C, 32, 32) and labels of a data set of torchvision's."""
+    images = np.asarray(dataset.data)
+    if images.ndim == 3:  # grey digits, 28 x 28: padded with their background, not stretched
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None]
+    elif images.shape[-1] == 3:
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return images, np.asarray(dataset.labels if hasattr(dataset, "labels") else dataset.targets, np.int64)
 
 
-# One pair of functions a layout: which files a folder holds for each split (none: not this layout), and their content.
-
-
-def _all(files: dict[str, list[Path]]) -> Iterable[Path]:
-    return (path for paths in files.values() for path in paths)
+# A pair of functions for each layout: one finds a folder's files of each split, or none if it has another layout; the
+# other one reads those of a split.
 
 
 def _splits(train: Iterable[Path], test: Iterable[Path]) -> dict[str, list[Path]]:
@@ -194,14 +198,14 @@ def _read_parquet(files: list[Path]) -> Arrays:
     for path in files:
         try:
             with path.open("rb") as stream, pq.ParquetFile(stream) as file:
-                if file.metadata.num_rows * _FEWEST_BYTES > path.stat().st_size:  # repeated, they would take no space
+                if file.metadata.num_rows * _MIN_BYTES > path.stat().st_size:  # repeated rows take no space
                     raise InputError(f"{path}: declares {file.metadata.num_rows} images, more than its size can hold")
                 first = 0
-                for batch in file.iter_batches(_AT_ONCE, columns=_columns(path, file.schema_arrow)):
+                for batch in file.iter_batches(_PARQUET_BATCH, columns=_columns(path, file.schema_arrow)):
                     encoded, label = batch.column(0).field(0), batch.column(1)
                     if label.null_count:
                         raise InputError(f"{path}: an image without a label")
-                    bodies = (io.BytesIO(one.as_py() or b"") for one in encoded)
+                    bodies = (io.BytesIO(body.as_py() or b"") for body in encoded)
                     images.append(_decode([(f"{path}: image {i}", body) for i, body in enumerate(bodies, first)]))
                     labels.append(label.to_numpy(zero_copy_only=False).astype(np.int64))
                     first += len(batch)
@@ -213,7 +217,7 @@ def _read_parquet(files: list[Path]) -> Arrays:
 
 
 def _columns(path: Path, schema: pa.Schema) -> list[str]:
-    """The images' bytes, and the labels."""
+    """The columns of the encoded images and of their labels."""
     structs = [c for c in schema if pa.types.is_struct(c.type) and c.type.get_field_index("bytes") >= 0]
     binary = [c.name for c in structs if pa.types.is_binary(c.type.field("bytes").type)]
     integers = [c.name for c in schema if pa.types.is_integer(c.type)]
@@ -247,17 +251,17 @@ def _decode(sources: list[tuple[str, Path | io.BytesIO]]) -> NDArray[np.uint8]:
                 check_regular(source)
             with Image.open(source, formats=_FORMATS) as image:
                 pixels = image.width * image.height
-                if pixels > _MOST_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels, at most {_MOST_PIXELS}")
+                if pixels > _MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, at most {_MAX_PIXELS}")
                 with alone if pixels > _LARGE else nullcontext():
                     rgb = image if image.mode == "RGB" else image.convert("RGB")
                     if rgb.size != (SIZE, SIZE):
                         rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
                 images[i] = np.asarray(rgb).transpose(2, 0, 1)
-        except Exception as error:  # a damaged image raises whatever its bytes happen to spell
+        except Exception as error:  # a damaged image may raise anything
             raise InputError(f"{name}: not a readable image ({_first_line(error)})") from error
 
-    # Pillow decodes outside the interpreter's lock; it warns of what is odd in an image that it reads nevertheless.
+    # Pillow decodes without holding the interpreter's lock. It warns of oddities in images that it can read.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
         for _ in pool.map(decode, range(len(sources)), chunksize=256):
@@ -275,72 +279,20 @@ def _cifar_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read_cifar(files: list[Path]) -> Arrays:
-    images, labels = [], []
-    for path in files:
-        try:
-            check_regular(path)
-            content = _CifarUnpickler(path.read_bytes()).load()
-            array = content[b"data"].pixels.reshape(-1, 3, SIZE, SIZE)
-            given = content.get(b"labels", content.get(b"fine_labels"))
-            if not isinstance(given, list) or len(given) != len(array) or not all(type(one) is int for one in given):
-                raise ValueError(f"its labels are no list of {len(array)} whole numbers, one an image")
-            these = np.array(given, np.int64)
-        except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
-            raise InputError(f"{path}: not a file of CIFAR's Python version ({_first_line(error)})") from error
-        images.append(array)
-        labels.append(these)
-    return np.concatenate(images), np.concatenate(labels)
+    """A split of CIFAR-10 or CIFAR-100. Its files are pickles, so only the published ones are read."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets.utils import check_integrity
 
-
-_ARRAYS: Final = (
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-)
-
-
-class _CifarArray:
-    """What stands in for numpy's array while CIFAR's pickles are read: nothing but bytes of a known shape."""
-
-    pixels: NDArray[np.uint8]
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state[-1], bytes):  # (version, shape, dtype, fortran order, bytes); a dtype's state has none
-            self.pixels = np.frombuffer(state[-1], np.uint8).reshape(state[1])
-
-
-class _CifarUnpickler(PlainUnpickler):
-    """Knows the few globals that CIFAR's files name, and what stands in for each: no other code can be reached."""
-
-    dispatch: ClassVar = dict(PlainUnpickler.dispatch)
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="bytes")
-        self._left = len(data)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ARRAYS:
-            return _CifarArray
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in Python 2's pickles
-            return self._encode
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which CIFAR's files do not")
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        self._left -= len(text)  # one text again and again would take forever
-        if encoding != "latin1" or self._left < 0:
-            raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
-        return text.encode("latin1")
-
-    def _set_state(self) -> None:
-        state, array = self.stack.pop(), self.stack[-1]
-        if not isinstance(array, _CifarArray):
-            raise pickle.UnpicklingError("it gives a state to what is no array")
-        array.__setstate__(state)
-
-    dispatch[pickle.BUILD[0]] = _set_state  # type: ignore[assignment]
+    folder, name = files[0].parent, files[0].name
+    kind = CIFAR100 if name in ("train", "test") else CIFAR10
+    for file, md5 in (*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])):
+        if not check_integrity(folder / file, md5):
+            raise InputError(
+                f"{folder / file}: missing, or not the published file of {kind.__name__} (its MD5 sum differs), and no "
+                f"other pickle is read; get it from {kind.url}, or convert the images to Parquet or class folders"
+            )
+    here: Any = type(kind.__name__, (kind,), {"base_folder": ""})  # torchvision would look in a subfolder
+    return _arrays(here(folder, train=name not in ("test", "test_batch")))
 
 
 def _first_line(error: Exception) -> str:

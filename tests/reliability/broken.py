@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -113,18 +112,6 @@ def image_parquet(folder: Path) -> None:
         pq.write_table(pa.Table.from_pylist(its), folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
-def cifar_batches(folder: Path) -> None:
-    found: dict[str, tuple[list[Any], list[int]]] = {"train": ([], []), "test": ([], [])}
-    for split, _, label, pixels in _few_images():
-        found[split][0].append(pixels.transpose(2, 0, 1).reshape(-1))
-        found[split][1].append(label)
-    (folder / "data").mkdir()
-    for name, split, first in (("data_batch_1", "train", 0), ("data_batch_2", "train", 10), ("test_batch", "test", 0)):
-        data, labels = (part[first : first + 10] for part in found[split])
-        content = {b"batch_label": b"x", b"labels": labels, b"data": np.stack(data), b"filenames": [b"a.png"] * 10}
-        (folder / "data" / name).write_bytes(pickle.dumps(content, protocol=2))
-
-
 def state_dict(folder: Path) -> None:
     """Weights as somebody else's training leaves them."""
     done(TRAINED, folder)
@@ -231,13 +218,6 @@ BROKEN: dict[str, Broken] = {
         commands=(_LEARN,),
         ways=(mutations.twist_table,),
         named="data",  # its labels are of the whole set
-    ),
-    "CIFAR batch": Broken(
-        make=cifar_batches,
-        files=("data/data_batch_1", "data/data_batch_2", "data/test_batch"),
-        commands=(_LEARN,),
-        ways=(mutations.twist_pickle,),
-        named="data",
     ),
     "PNG": Broken(
         make=class_folders("png"),

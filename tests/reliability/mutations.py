@@ -194,43 +194,6 @@ def twist_table(data: bytes, chance: random.Random) -> bytes:
     return stream.getvalue()
 
 
-def twist_pickle(data: bytes, chance: random.Random) -> bytes:
-    content = pickle.loads(data, encoding="bytes")
-    way = chance.randrange(7)
-    if way == 0:
-        content = _twist({key.decode(): value for key, value in content.items()}, chance)
-        content = {key.encode("utf-8", "replace"): value for key, value in content.items()}
-    elif way == 1:
-        content[b"labels"] = chance.choice(
-            ([], [0], [-1] * 10, [2**40] * 10, ["x"] * 10, [0.5] * 10, [[0]] * 10, list(range(10**6)))
-        )
-    elif way == 2:
-        content[b"data"] = chance.choice(
-            (np.zeros((0, 3072), np.uint8), np.zeros((10, 3071), np.uint8), np.zeros((10, 3072), np.float64),
-            np.zeros(()), b"x" * 30720,
-             np.zeros((10, 3072), np.uint8, order="F"), np.array(["x"], object), [1, 2], {"a": 1}, np.zeros(10, "U10"))
-        )  # fmt: skip
-    elif way == 3:  # a huge declared shape
-        shape = chance.choice(((2**40, 3072), (10**9,), (2**62, 2**62), (-1, 3072), (10, -1)))
-        plain = pickle.dumps(content, protocol=2)
-        return plain.replace(b"K\nM\x00\x0c\x86", pickle.dumps(shape, protocol=2)[2:-1], 1)
-    elif way == 4:  # a memo index, or a length, beyond all memory
-        return (
-            b"\x80\x02"
-            + chance.choice((b"Nr\xff\xff\xff\x7f", b"T\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f", b"\x8a\xff"))
-            + data[2:]
-        )
-    elif way == 5:
-        return pickle.dumps(content, protocol=chance.randrange(6))
-    else:
-        return (
-            data[: chance.randrange(len(data))]
-            + chance.choice((b"0", b"1", b"2", b"(", b".", b"R", b"b", b"}", b"]")) * chance.choice((1, 10**5))
-            + b"."
-        )
-    return pickle.dumps(content, protocol=2)
-
-
 def twist_png(data: bytes, chance: random.Random) -> bytes:
     """A PNG with one of its chunks changed, its checksum right."""
     chunks, at = [], 8

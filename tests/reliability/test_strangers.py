@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -15,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 from attempts import contents, done, run
-from broken import cifar_batches
+from broken import image_parquet
 from test_two_at_once import DLN
 
-from bnsmooth_cli.data import images
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import load_tensors
@@ -95,23 +93,6 @@ def test_no_pickle_takes_for_ever(tmp_path, name):
             target.writestr(item, ENDLESS[name] if item.filename.endswith("data.pkl") else source.read(item))
     with pytest.raises(InputError, match=r"000001\.pt"):
         load_tensors(tmp_path / "000001.pt")
-    cifar_batches(tmp_path)
-    (tmp_path / "data/data_batch_2").write_bytes(ENDLESS[name])
-    images.load.cache_clear()
-    with pytest.raises(InputError, match="data_batch_2"):
-        images.load(str(tmp_path / "data"))
-
-
-def test_labels_of_one_list_many_times_take_no_memory(tmp_path):
-    cifar_batches(tmp_path)
-    content = pickle.loads((tmp_path / "data/test_batch").read_bytes(), encoding="bytes")
-    labels = [0] * 1000
-    for _ in range(3):
-        labels = [labels] * 1000
-    (tmp_path / "data/test_batch").write_bytes(pickle.dumps({**content, b"labels": labels}, 2))
-    images.load.cache_clear()
-    with pytest.raises(InputError, match="test_batch"):
-        images.load(str(tmp_path / "data"))
 
 
 def test_a_link_for_a_locks_owner_is_not_written_through(copied):
@@ -129,13 +110,10 @@ def test_a_link_for_a_locks_owner_is_not_written_through(copied):
         ("run/train.parquet", "plot run/train.parquet -o f.png"),
         ("study.toml", "compare --study study.toml --dry-run"),
         ("data/train/a/0.png", f"{VGG} --data data"),
-        ("data/data_batch_1", f"{VGG} --data data"),
     ],
 )
 def test_a_pipe_is_not_waited_for(copied, path, line):
-    if "data_batch" in path:
-        cifar_batches(copied)
-    elif "data" in path:
+    if "data" in path:
         (copied / "data/test/a").mkdir(parents=True)
         (copied / "data/test/a/0.png").touch()
     (copied / path).unlink(missing_ok=True)
@@ -210,7 +188,7 @@ def test_folders_that_may_not_be_entered(copied, line):
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may do everything")
 @pytest.mark.parametrize("mode", [0o555, 0])
 def test_a_cache_that_cannot_be_used_costs_time_alone(tmp_path, monkeypatch, mode):
-    cifar_batches(tmp_path)
+    image_parquet(tmp_path)
     cache = tmp_path / "cache/bnsmooth/images"
     cache.mkdir(parents=True)
     cache.chmod(mode)

@@ -12,6 +12,9 @@ import torch
 from helpers import SMALL
 
 import bnsmooth_cli as bns
+from bnsmooth_cli.measures import landscape, measuring
+from bnsmooth_cli.networks.chain import Chain
+from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import open_run
 
 COMMANDS = (
@@ -103,6 +106,31 @@ def test_every_and_at_choose_the_steps_and_one_table_takes_several_runs(cli, run
     assert table.attrs["bnsmooth"]["trained_forward_from"][run.name] == {"0": 0, "3": 2, "6": 6}
     assert cli(f"ics {run.path} --at 5,1,5 -o at.parquet")[0] == 0
     assert bns.read_table("at.parquet")["step"].unique().tolist() == [1, 5]
+
+
+def counted(monkeypatch, owner, name):
+    """Replace a function of a module or class by one that records the arguments of its calls."""
+    calls, function = [], getattr(owner, name)
+
+    def record(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, record)
+    return calls
+
+
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_an_analysis_plans_once_builds_one_network_and_does_not_read_its_own_table(
+    cli, small_run, monkeypatch, tmp_path, problem
+):
+    run = small_run(problem, "batch")
+    plans, networks = counted(monkeypatch, measuring, "plan"), counted(monkeypatch, Chain, "__init__")
+    arguments, reads = counted(monkeypatch, landscape, "line_alphas"), counted(monkeypatch, tables, "read_table")
+    code, first, _ = cli(f"landscape {run.path} -o {tmp_path}/t.parquet")
+    assert (code, len(plans), len(arguments), len(networks), reads) == (0, 1, 1, 1, [])
+    again = cli(f"landscape {run.path} -o {tmp_path}/t.parquet")[1]  # from the table
+    assert (again, len(reads), len(networks)) == (first, 1, 1)
 
 
 def test_a_table_of_other_settings_is_refused_and_replaced_by_force(cli, run):

@@ -13,7 +13,7 @@ from torch import nn
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
-from bnsmooth_cli.cli.theory import _verdict
+from bnsmooth_cli.cli.theory import verdict
 from bnsmooth_cli.derivatives.taylor import second_derivatives
 from bnsmooth_cli.measures.selection import select
 from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
@@ -154,7 +154,7 @@ def test_a_constant_unit_is_null_and_leaves_the_others_alone(small_run):
     assert rows.loc[dead, ["lhs", "rhs", "residual", "holds", "sigma"]].isna().all(axis=None)
     proved = rows[~dead & rows["statement"].isin(PROVED)]
     assert proved["holds"].all()
-    assert f"{2 + 2 + 2 + 1 + 1} undefined" in _verdict(rows)
+    assert f"{2 + 2 + 2 + 1 + 1} undefined" in verdict(rows)
 
 
 def test_a_point_that_overflows_is_null_throughout(small_run):
@@ -167,9 +167,9 @@ def test_a_point_that_overflows_is_null_throughout(small_run):
 
 def test_the_verdict_tells_of_a_statement_that_fails(small_run):
     rows = bns.theory(bns.load_point(small_run("dln", "batch"), step=3), ["fc1"])
-    assert "equal to 1e-09" in _verdict(rows)
+    assert "equal to 1e-09" in verdict(rows)
     rows.loc[rows.index[0], "holds"] = False
-    assert "NOT equal in 1 cases" in _verdict(rows)
+    assert "NOT equal in 1 cases" in verdict(rows)
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])

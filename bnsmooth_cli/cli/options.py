@@ -1,4 +1,4 @@
-"""Options that several commands share, in one place, and how a command takes train's options as one object."""
+"""The options that several commands share, as dataclasses: a command takes a group of options as one object."""
 
 from __future__ import annotations
 
@@ -12,140 +12,120 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from bnsmooth_cli import norms
-from bnsmooth_cli.config import PROBLEMS, Config, check_threads, resolve
+from bnsmooth_cli import kinds
+from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, flag, help_of, resolve, type_of
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures import DIRECTIONS
 from bnsmooth_cli.user_code import allow, is_code
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Group = TypeVar("Group")
 
 _SETTINGS = "The run (values come from --preset unless given)"
 _MACHINE = "Machine"
-_STEPS = "What is measured"
+_MEASURED = "What is measured"
+_STUDY = "A study"
 
 
-def _choices(*names: str) -> Callable[[str], list[str]]:
-    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+def _listed(*names: str) -> str:
+    return ", ".join(names)
 
 
-def _option(flags: str, help: str, panel: str = _SETTINGS, **more: Any) -> Any:
+def option(flags: str, help: str, panel: str = _MEASURED, choices: tuple[str, ...] = (), **more: Any) -> Any:
+    """An option of a group: its flags, its help text, its panel in the help and the values that a shell completes."""
+    if choices:
+        more["autocompletion"] = lambda incomplete: [name for name in choices if name.startswith(incomplete)]
     return typer.Option(*flags.split(), help=help, rich_help_panel=panel, show_default=False, **more)
 
 
-@dataclass(frozen=True)
-class SettingOptions:
-    """The settings that the runs of a study share, as given: None where they are the preset's."""
+def _given(options: Any) -> dict[str, Any]:
+    """The options of a group that were given, by name."""
+    values = ((field.name, getattr(options, field.name)) for field in dataclasses.fields(options))
+    return {name: value for name, value in values if value is not None}
 
-    problem: Annotated[
-        str | None,
-        _option(
-            "--problem -p",
-            "vgg (default), dln, or your own as MODULE:FUNCTION.",
-            autocompletion=_choices(*PROBLEMS),
-        ),
-    ] = None
-    preset: Annotated[
-        str | None,
-        _option(
-            "--preset",
-            "quick (default) or paper: every setting of the paper.",
-            autocompletion=_choices("quick", "paper"),
-        ),
-    ] = None
-    data: Annotated[
-        str | None,
-        _option(
-            "--data",
-            "vgg: shapes (built in), cifar10, cifar100, svhn, mnist, fashion-mnist, or a folder. With a RUN: where its "
-            "images are now.",
-            autocompletion=_choices("shapes", "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist"),
-        ),
-    ] = None
-    steps: Annotated[int | None, _option("--steps", "Length of the training run; more than before continues it.")] = (
-        None
-    )
-    batch_size: Annotated[int | None, _option("--batch-size", "Samples a step; dln: all of them.")] = None
-    momentum: Annotated[float | None, _option("--momentum", "Momentum of SGD, 0 in the paper.")] = None
-    augment: Annotated[bool | None, _option("--augment/--no-augment", "vgg: random crops and mirror images.")] = None
-    depth: Annotated[int | None, _option("--depth", "Layers; vgg: 11, 13, 16 or 19.")] = None
-    width: Annotated[float | None, _option("--width", "vgg: the channels' scale, 1 in the paper.")] = None
-    dimension: Annotated[int | None, _option("--dimension", "dln: units a layer.")] = None
-    samples: Annotated[int | None, _option("--samples", "dln: Gaussian samples.")] = None
-    save_every: Annotated[int | None, _option("--save-every", "Steps between checkpoints.")] = None
-    eval_every: Annotated[
-        int | None, _option("--eval-every", "Steps between test evaluations, where there is a test set.")
-    ] = None
+
+class _Settings:
+    """The settings of runs, as options. None means that the preset decides."""
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given, by name, a data folder by its full path."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        allow(self.problem, values.get("norm"))
-        if self.data is not None:
+        """The settings that were given, by name; a data folder by its full path."""
+        values = _given(self)
+        allow(values.get("problem"), values.get("norm"))
+        if "data" in values:
             from bnsmooth_cli.data.images import canonical
 
-            values["data"] = canonical(self.data)
-        return {name: value for name, value in values.items() if value is not None}
+            values["data"] = canonical(values["data"])
+        return values
 
 
-@dataclass(frozen=True)
-class _Which:
-    """What tells the runs of a study apart."""
-
-    norm: Annotated[
-        str | None,
-        _option(
-            "--norm -n",
-            f"Default: batch. One of {', '.join(norm.name for norm in norms.NORMS)}, or your own as {norms.USER_NORM}.",
-            autocompletion=_choices(*norms.examples()),
-        ),
-    ] = None
-    lr: Annotated[float | None, _option("--lr", "Learning rate, constant.")] = None
-    seed: Annotated[
-        int | None, _option("--seed", "Initialisation, data order, noise and augmentation (default 0).")
-    ] = None
+_PRESETS = tuple(dict.fromkeys(name for problem in PROBLEMS.values() for name in problem.presets))
 
 
-@dataclass(frozen=True)
-class RunOptions(SettingOptions, _Which):
-    """train's settings as given: None where they are the preset's."""
+def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
+    """Give a group an option for the preset, and one for each setting in `config.FIELDS` but the omitted ones."""
 
-    def config(self) -> Config:
-        """The configuration that the options and their preset give."""
-        return resolve(**self.given())
+    def decorate(group: type[Group]) -> type[Group]:
+        options = {}
+        for name, field in FIELDS.items():
+            setting = field.metadata.get("setting")
+            if setting is not None and name not in omitted:
+                flags = f"{flag(name)}/--no-{name}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
+                options[name] = type_of(name), option(flags, help_of(name), _SETTINGS, setting.choices)
+        text = "quick (default), or paper: every setting of the paper."
+        options["preset"] = str, option("--preset", text, _SETTINGS, _PRESETS)
+        group.__annotations__ = {name: Annotated[kind | None, about] for name, (kind, about) in options.items()}
+        for name in options:
+            setattr(group, name, None)
+        return dataclass(frozen=True)(group)
+
+    return decorate
+
+
+@_with_settings("norm", "lr", "seed")
+class SettingOptions(_Settings):
+    """The settings that the runs of a study share."""
+
+
+@_with_settings()
+class RunOptions(_Settings):
+    """The settings of one run."""
+
+    def config(self, problem: str | None = None) -> Config:
+        """The configuration that the options and their preset define; `problem` replaces the default problem."""
+        default: dict[str, Any] = {"problem": problem} if problem else {}
+        return resolve(**(default | self.given()))
 
     def described(self) -> list[str]:
-        """The flags that were given and contradict a RUN: not `--data`, nor code by its name, which lets it run."""
+        """The flags that contradict a RUN. `--data` does not, nor does naming the user's code, which permits it."""
         return [
-            f"--{name.replace('_', '-')}"
+            flag(name)
             for name, value in self.given().items()
             if name != "data" and not (name in ("norm", "problem") and is_code(value))
         ]
 
     def check_code(self, config: Config, path: Path) -> None:
-        """Raise InputError where the code that was named is not that of the run at `path`."""
+        """Raise InputError if the code that was named is not that of the run at `path`."""
         for name in ("norm", "problem"):
-            given, found = getattr(self, name), getattr(config, name)
-            if given is not None and given != found:
-                raise InputError(f"--{name} {given}: {path} has the {name} {found}; leave the option out")
+            named, actual = getattr(self, name), getattr(config, name)
+            if named is not None and named != actual:
+                raise InputError(f"--{name} {named}: {path} has the {name} {actual}; leave the option out")
 
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """Where it runs, and what it may replace."""
+    """Where a command computes, and whether it may replace files."""
 
     device: Annotated[
         str,
-        _option(
-            "--device",
-            "auto (default), cpu, cuda or mps.",
-            _MACHINE,
-            autocompletion=_choices("auto", "cpu", "cuda", "mps"),
-        ),
+        option("--device", "auto (default), cpu, cuda or mps.", _MACHINE, ("auto", "cpu", "cuda", "mps")),
     ] = "auto"
     threads: Annotated[
-        int | None, _option("--threads", "CPU threads (default: torch's choice; of a study's run, 1).", _MACHINE)
+        int | None,
+        option("--threads", "CPU threads (default: torch's choice; 1 for each run of a study).", _MACHINE),
     ] = None
-    force: Annotated[bool, _option("--force", "Replace what is there; of a study, the measurements.", _MACHINE)] = False
+    force: Annotated[
+        bool, option("--force", "Replace existing results; in a study, only its measurements.", _MACHINE)
+    ] = False
 
     def apply(self) -> None:
         """Set the number of threads."""
@@ -157,39 +137,37 @@ class MachineOptions:
         torch.set_num_threads(self.threads)
 
 
-_STUDY = "A study"
-
-
 @dataclass(frozen=True)
 class GridOptions:
-    """The grid of a study, as given."""
+    """The grid of a study, as text."""
 
     norms: Annotated[
-        str | None, _option("--norms", "Every norm of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C")
+        str | None, option("--norms", "Norms of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C")
     ] = None
-    lrs: Annotated[
-        str | None, _option("--lrs", "Its learning rates (default: the preset's).", _STUDY, metavar="A,B")
-    ] = None
+    lrs: Annotated[str | None, option("--lrs", "Learning rates (default: the preset's).", _STUDY, metavar="A,B")] = None
     seeds: Annotated[
         str | None,
-        _option("--seeds", "Its seeds, as in 0-4 (default: 0); a verdict takes five.", _STUDY, metavar="A-B"),
+        option("--seeds", "Seeds, as in 0-4 (default: 0). A verdict needs five.", _STUDY, metavar="A-B"),
     ] = None
     measure: Annotated[
         str | None,
-        _option(
-            "--measure", "What is measured: landscape, smoothness, ics, activations, theory.", _STUDY, metavar="A,B"
+        option(
+            "--measure",
+            f"Measurements to take: {_listed(*kinds.measured(studied=True))}.",
+            _STUDY,
+            tuple(kinds.measured(studied=True)),
+            metavar="A,B",
         ),
     ] = None
     study: Annotated[
         Path | None,
-        _option("--study", "The options from a TOML file; those given here win.", _STUDY, metavar="FILE"),
+        option("--study", "Read the options from a TOML file. The command line wins.", _STUDY, metavar="FILE"),
     ] = None
 
     def given(self) -> dict[str, str]:
-        """The lists that were given, as they were."""
-        lists = {name: getattr(self, name) for name in ("norms", "lrs", "seeds", "measure")}
+        """The lists that were given, as text."""
         allow(*(name.strip() for name in (self.norms or "").split(",")))
-        return {name: value for name, value in lists.items() if value is not None}
+        return {name: value for name, value in _given(self).items() if name != "study"}
 
 
 @dataclass(frozen=True)
@@ -198,18 +176,21 @@ class ExecutionOptions:
 
     jobs: Annotated[
         int | None,
-        _option("--jobs -j", "Worker processes on this machine (default: none, runs go one by one).", _STUDY),
+        option("--jobs -j", "Worker processes on this machine (default: none; runs execute one by one).", _STUDY),
     ] = None
     dask: Annotated[
         str | None,
-        _option(
-            "--dask", "A Dask scheduler's address, or local for a cluster of --jobs workers.", _STUDY, metavar="ADDRESS"
+        option(
+            "--dask",
+            "Address of a Dask scheduler, or local for a cluster of --jobs workers.",
+            _STUDY,
+            metavar="ADDRESS",
         ),
     ] = None
-    dry_run: Annotated[bool, _option("--dry-run", "Print the runs and what they would cost, and end.", _STUDY)] = False
+    dry_run: Annotated[bool, option("--dry-run", "Print the runs and their cost, and stop.", _STUDY)] = False
 
     def check(self) -> None:
-        """Raise InputError for a number of jobs that cannot be."""
+        """Raise InputError for an impossible number of jobs."""
         if self.jobs is not None and self.jobs < 1:
             raise InputError(f"--jobs {self.jobs}: give a whole number of at least 1")
 
@@ -218,17 +199,15 @@ class ExecutionOptions:
 class StepOptions:
     """Which points of a run are measured."""
 
-    every: Annotated[
-        int | None, _option("--every", "Every so many steps, instead of the run's checkpoints.", _STEPS)
-    ] = None
-    at: Annotated[str | None, _option("--at", "These steps, as in 0,100,250.", _STEPS, metavar="A,B,C")] = None
+    every: Annotated[int | None, option("--every", "Measure every N steps instead of the run's checkpoints.")] = None
+    at: Annotated[str | None, option("--at", "Measure these steps, as in 0,100,250.", metavar="A,B,C")] = None
 
     def given(self) -> dict[str, Any]:
-        """What was given, as it was."""
-        return {name: value for name, value in (("every", self.every), ("at", self.at)) if value is not None}
+        """The options that were given, by name."""
+        return _given(self)
 
     def chosen(self) -> dict[str, Any]:
-        """The keyword arguments of `measures.measure`."""
+        """The arguments `every` and `at` of `measures.measuring.plan`."""
         if self.every is not None and self.every < 1:
             raise InputError(f"--every {self.every}: give a whole number of at least 1")
         if self.at is None:
@@ -238,114 +217,131 @@ class StepOptions:
         return {"every": None, "at": _integers("--at", self.at, "0,100,250")}
 
 
-def _integers(option: str, text: str, example: str) -> list[int]:
+def _integers(flag: str, text: str, example: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = [-1]
     if min(numbers) < 0:
-        raise InputError(f"{option} {text}: give whole numbers separated by commas, as in {example}")
+        raise InputError(f"{flag} {text}: give whole numbers separated by commas, as in {example}")
     return numbers
 
 
+class MeasureOptions:
+    """A group of options of some measurements, a dataclass whose fields are arguments of their `plan`."""
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of table that the options select; None for the kind that the command is named after."""
+        return None
+
+    def chosen(self) -> dict[str, Any]:
+        """The keyword arguments of the measurement's `plan`: the options that were given, with lists parsed."""
+        values = _given(self)
+        if "layers" in values:
+            values["layers"] = [name.strip() for name in values["layers"].split(",")]
+        if "units" in values:
+            values["units"] = _integers("--units", values["units"], "0,3,7")
+        return values
+
+
+_RANGES = {name: problem.line_range for name, problem in PROBLEMS.items()}
+
+
 @dataclass(frozen=True)
-class LineOptions:
+class LineOptions(MeasureOptions):
     """The step lengths of the line probe."""
 
     min_alpha: Annotated[
         float | None,
-        _option("--min-alpha", "Shortest step probed, in learning rates (default 0.5, dln 0.01).", _STEPS),
+        option(
+            "--min-alpha",
+            "Shortest step to probe, in learning rates (default: "
+            f"{_listed(*(f'{low:g} for {problem}' for problem, (low, _) in _RANGES.items()))}).",
+        ),
     ] = None
     max_alpha: Annotated[
         float | None,
-        _option("--max-alpha", "Longest step probed, in learning rates (default 4, dln 30).", _STEPS),
+        option(
+            "--max-alpha",
+            "Longest step to probe, in learning rates (default: "
+            f"{_listed(*(f'{high:g} for {problem}' for problem, (_, high) in _RANGES.items()))}).",
+        ),
     ] = None
-    points: Annotated[int | None, _option("--points", "Step lengths probed, evenly spaced (default 8).", _STEPS)] = None
-
-    def chosen(self) -> dict[str, Any]:
-        """The keyword arguments of `measures.line_alphas`."""
-        return {"minimum": self.min_alpha, "maximum": self.max_alpha, "points": self.points}
+    points: Annotated[int | None, option("--points", "Number of step lengths, evenly spaced (default: 8).")] = None
 
 
 @dataclass(frozen=True)
-class ObjectiveOptions:
+class ObjectiveOptions(MeasureOptions):
     """Whose loss is measured."""
 
     objective: Annotated[
         str,
-        _option(
+        option(
             "--objective",
-            "Whose mean loss: batch (default: the step's own), train:K (K fixed training batches) or test (the test "
-            "set, in eval mode).",
-            _STEPS,
-            autocompletion=_choices("batch", "train:8", "test"),
+            "Which mean loss to measure: batch (default: the step's own batch), train:K (K fixed training batches) or "
+            "test (the test set, in eval mode).",
+            choices=("batch", "train:8", "test"),
         ),
     ] = "batch"
 
-    def chosen(self) -> dict[str, Any]:
-        """The keyword argument of the measurements' plans."""
-        return {"objective": self.objective}
-
 
 @dataclass(frozen=True)
-class LayerOptions:
-    """What the network's layers are."""
+class LayerOptions(MeasureOptions):
+    """Which parts of the network count as layers."""
 
     layers: Annotated[
         str | None,
-        _option(
+        option(
             "--layers",
-            "The layers, in order: modules of the network, or layers by name or number (default: all).",
-            _STEPS,
+            "The layers, in order: modules of the network, or layers by name or number (default: all layers).",
             metavar="A,B,C",
         ),
     ] = None
 
-    def chosen(self) -> dict[str, Any]:
-        """The keyword argument of the measurements' plans."""
-        return {} if self.layers is None else {"layers": _names(self.layers)}
 
+@dataclass(frozen=True)
+class UnitOptions(MeasureOptions):
+    """Which layers and units are measured."""
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    layers: Annotated[
+        str | None, option("--layers", "Measure these layers, by name or number, as in conv1,fc2.", metavar="A,B,C")
+    ] = None
+    units: Annotated[
+        str | None, option("--units", "Measure these units of each layer, counted from 0.", metavar="A,B,C")
+    ] = None
 
 
 @dataclass(frozen=True)
-class GridPointOptions:
-    """The grid of a surface; None stands for its default."""
+class SurfaceOptions(MeasureOptions):
+    """The grid of a surface."""
 
     directions: Annotated[
         str | None,
-        _option(
+        option(
             "--directions",
-            "random (default: filter-normalised) or pca (the principal ones of the run's path).",
-            _STEPS,
-            autocompletion=_choices("random", "pca"),
+            "random (default: filter-normalised), or pca (the principal directions of the run's path).",
+            choices=DIRECTIONS,
         ),
     ] = None
-    dimensions: Annotated[int | None, _option("--dimensions", "1 for a line, 2 (default) for a plane.", _STEPS)] = None
-    points: Annotated[int | None, _option("--points", "Points an axis (default 21).", _STEPS)] = None
+    dimensions: Annotated[int | None, option("--dimensions", "1 for a line, 2 (default) for a plane.")] = None
+    points: Annotated[int | None, option("--points", "Points per axis (default: 21).")] = None
     extent: Annotated[
         float | None,
-        _option(
+        option(
             "--extent",
-            "How far it reaches: random: in lengths of the weights; pca: in widths of the path (default 1).",
-            _STEPS,
+            "Reach of the grid (default: 1). random: in lengths of the weights; pca: in widths of the path.",
         ),
     ] = None
-
-    def chosen(self) -> dict[str, Any]:
-        """The keyword arguments of `surface`."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is written beside the tables."""
+    """Files that are written beside the tables."""
 
     tensorboard: Annotated[
         bool,
-        _option(
+        option(
             "--tensorboard",
             "Write TensorBoard scalars beside each table (pip install 'bnsmooth\\[tensorboard]').",
             _MACHINE,
@@ -353,14 +349,14 @@ class ExportOptions:
     ] = False
 
     def check(self) -> None:
-        """Raise InputError, before the work, where the extra is missing."""
+        """Raise InputError, before any work, if the extra is not installed."""
         if self.tensorboard:
             from bnsmooth_cli.storage.exports import check_tensorboard
 
             check_tensorboard()
 
     def write(self, table: Path) -> Path | None:
-        """What `tensorboard` reads of a table, where it is asked for."""
+        """Write the TensorBoard files of a table, if they are asked for, and return their path."""
         if not self.tensorboard:
             return None
         from bnsmooth_cli.storage.exports import tensorboard
@@ -370,41 +366,24 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """Already-trained weights in place of a run."""
+    """Weights that were trained elsewhere, in place of a run."""
 
     weights: Annotated[
         Path | None,
-        _option(
+        option(
             "--weights",
-            "Measure these: a file of a state dict that fits the problem's network, in place of training.",
+            "Measure these weights instead of training: a file with a state dict that fits the problem's network.",
             _SETTINGS,
             metavar="FILE",
         ),
     ] = None
 
 
-@dataclass(frozen=True)
-class UnitOptions:
-    """Which layers and units are measured."""
-
-    layers: Annotated[
-        str | None, _option("--layers", "These layers, by name or number, as in conv1,fc2.", _STEPS, metavar="A,B,C")
-    ] = None
-    units: Annotated[
-        str | None, _option("--units", "These units of each layer, counted from 0.", _STEPS, metavar="A,B,C")
-    ] = None
-
-    def chosen(self) -> dict[str, Any]:
-        """The keyword arguments of `measures.selection.select`."""
-        layers = None if self.layers is None else _names(self.layers)
-        return {"layers": layers, "units": None if self.units is None else _integers("--units", self.units, "0,3,7")}
-
-
 Sources = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="RUN|CKPT",
-        help="Run directories or checkpoints; none: the run of the options below.",
+        help="Run directories or checkpoints (default: the run that the options describe).",
         show_default=False,
     ),
 ]
@@ -414,14 +393,14 @@ TableOutput = Annotated[
         "--output",
         "-o",
         metavar="TABLE",
-        help="The table, one for all (default: beside each run).",
+        help="One table for all sources (default: a table beside each source).",
         show_default=False,
     ),
 ]
 
 
 def grouped(command: Function) -> Function:
-    """Let a command take option dataclasses: their fields become its options, and it receives the objects."""
+    """Let a command take groups of options: each field of a group becomes an option of the command line."""
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {
         name: parameter.annotation
@@ -447,7 +426,7 @@ def grouped(command: Function) -> Function:
         }
         return command(**values, **objects)
 
-    del called.__wrapped__  # or the signature below would be looked for there
+    del called.__wrapped__  # otherwise inspect would follow it, and ignore the signature below
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called  # type: ignore[return-value]

@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measure_sources
-from bnsmooth_cli.cli.options import (
-    ExportOptions,
-    LayerOptions,
-    LineOptions,
-    MachineOptions,
-    ObjectiveOptions,
-    RunOptions,
-    Sources,
-    StepOptions,
-    TableOutput,
-    WeightOptions,
-    grouped,
-)
+from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.options import LayerOptions, LineOptions, ObjectiveOptions, option
 from bnsmooth_cli.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-@grouped
-def smoothness(
-    steps: StepOptions,
-    line: LineOptions,
-    objective: ObjectiveOptions,
-    layers: LayerOptions,
-    run: RunOptions,
-    weights: WeightOptions,
-    machine: MachineOptions,
-    export: ExportOptions,
-    sources: Sources = None,
-    output: TableOutput = None,
+
+@dataclass(frozen=True)
+class ByLayerOptions(LayerOptions):
+    """Whether smoothness is measured layer by layer, and of which layers."""
+
     by_layer: Annotated[
-        bool,
-        typer.Option("--by-layer", help="Restricted to each layer's parameters.", rich_help_panel="What is measured"),
-    ] = False,
-) -> None:
+        bool, option("--by-layer", "Measure each layer, with the parameters of all other layers held fixed.")
+    ] = False
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of table that the options select."""
+        return "smoothness-by-layer" if self.by_layer else None
+
+    def chosen(self) -> dict[str, Any]:
+        """The keyword arguments of the measurement's `plan`."""
+        if self.layers is not None and not self.by_layer:
+            raise InputError(f"--layers {self.layers}: goes with --by-layer")
+        return {name: value for name, value in super().chosen().items() if name != "by_layer"}
+
+
+@measuring(LineOptions, ObjectiveOptions, ByLayerOptions)
+def smoothness(rows: pd.DataFrame) -> None:
     """Measure how smooth the loss is: effective beta (figure 4c), Lipschitzness, curvature, sharpness.
 
-    One row a measured step; sharpness is the Hessian's largest eigenvalue, by Lanczos to a relative 0.005. With
-    --by-layer a row a layer, of the loss as a function of that layer's parameters alone: smoothness-by-layer.parquet.
+    The table has one row per measured step. Sharpness is the Hessian's eigenvalue of largest magnitude, by Lanczos'
+    iteration to a relative accuracy of 0.005. With --by-layer there is one row per layer, for the loss as a function of
+    that layer's parameters alone, in smoothness-by-layer.parquet.
 
     [bold]Examples[/]
 
@@ -56,12 +52,7 @@ def smoothness(
 
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0,300 --objective train:4
     """
-    options = {**line.chosen(), **objective.chosen()}
-    kind, columns = "smoothness", ["run", "step", "beta", "lipschitz", "curvature", "sharpness"]
-    if by_layer:
-        kind, columns = "smoothness-by-layer", ["run", "step", "layer_name", "grad_norm", *columns[2:3], *columns[4:]]
-        options |= layers.chosen()
-    elif layers.layers is not None:
-        raise InputError(f"--layers {layers.layers}: goes with --by-layer")
-    rows = measure_sources(kind, sources, run, steps, machine, weights, export, output, options)
-    terminal.summary(kind.replace("-", " "), rows, columns)
+    title, columns = "smoothness", ["beta", "lipschitz", "curvature", "sharpness"]
+    if "layer_name" in rows:
+        title, columns = "smoothness by layer", ["layer_name", "grad_norm", "beta", "curvature", "sharpness"]
+    terminal.summary(title, rows[["run", "step", *columns]])

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measure_sources
-from bnsmooth_cli.cli.options import (
-    ExportOptions,
-    GridPointOptions,
-    MachineOptions,
-    ObjectiveOptions,
-    RunOptions,
-    Sources,
-    StepOptions,
-    TableOutput,
-    WeightOptions,
-    grouped,
-)
+from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.options import ObjectiveOptions, SurfaceOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@grouped
-def surface(
-    steps: StepOptions,
-    grid: GridPointOptions,
-    objective: ObjectiveOptions,
-    run: RunOptions,
-    weights: WeightOptions,
-    machine: MachineOptions,
-    sources: Sources = None,
-    output: TableOutput = None,
-) -> None:
-    """Measure the loss around a point, on a plane or a line: random filter-normalised directions, or the run's own.
+@measuring(SurfaceOptions, ObjectiveOptions)
+def surface(rows: pd.DataFrame) -> None:
+    """Measure the loss on a plane or a line around a point (Li et al. 2018).
 
-    Li et al. (2018). By default around the last checkpoint, 21 x 21 points, with the step's own batch and noise.
+    By default it takes the last checkpoint, random filter-normalised directions, 21 x 21 points, and the batch and
+    noise of that step.
 
-    With --directions pca in the plane that holds most of the run's path, and the path in it.
+    With --directions pca, it takes the plane that holds most of the run's path, and adds the path itself.
 
     [bold]Examples[/]
 
@@ -45,11 +31,8 @@ def surface(
 
       bnsmooth plot runs/*/surface.parquet -o surface.png
     """
-    options = {**grid.chosen(), **objective.chosen()}
-    rows = measure_sources("surface", sources, run, steps, machine, weights, ExportOptions(), output, options)
     table = rows[rows["path_step"].isna()].groupby(["run", "step"], sort=False)["loss"].agg(["min", "median", "max"])
     centre = rows[(rows["x"] == 0) & (rows["y"].fillna(0) == 0)].set_index(["run", "step"])["loss"]
     table["at the point"] = centre[~centre.index.duplicated()]
     shares = rows.groupby(["run", "step"], sort=False)[["x_share", "y_share"]].first()
-    table = table.join(shares).dropna(axis=1, how="all").reset_index()
-    terminal.summary("loss around the point", table, list(table))
+    terminal.summary("loss around the point", table.join(shares).dropna(axis=1, how="all").reset_index())

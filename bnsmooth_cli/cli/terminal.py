@@ -1,11 +1,11 @@
-"""What the user sees: progress on stderr while work goes on, a one-screen summary on stdout when it is done."""
+"""What the user sees: progress on stderr during the work, and a one-screen summary on stdout at its end."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.progress import (
@@ -24,10 +24,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-#: No markup: names of runs and folders are in what is printed, and may look like it.
+#: Without markup, because the names of runs and folders may look like it.
 out = Console(highlight=False, markup=False, emoji=False)
 _err = Console(stderr=True, markup=False, highlight=False, emoji=False)
-MAX_ROWS = 18  # of a summary: one screen
+MAX_ROWS: Final = 18  # of a summary, so that it fits on one screen
 
 
 class _Rate(ProgressColumn):
@@ -37,12 +37,12 @@ class _Rate(ProgressColumn):
 
 
 def _silent(done: int, total: int, note: str = "") -> None:
-    """What progress is where nobody looks at it."""
+    """Report progress where stderr is no terminal: do nothing."""
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar with rate, time left and a note: call it with (done, total, note). Nothing where stderr is no terminal."""
+    """Show a bar with rate, remaining time and a note, and yield its update: a function of (done, total, note)."""
     if not _err.is_terminal:
         yield _silent
         return
@@ -65,7 +65,11 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def board(what: str, total: int) -> Iterator[tuple[Callable[[dict[str, dict[str, Any]]], None], Callable[[], None]]]:
-    """A bar for the whole and one for each part at work: (show the parts, count one as finished)."""
+    """Show a bar for the whole and one for each running part.
+
+    Yields:
+        Two functions: one shows the state of the running parts by name, the other counts a part as finished.
+    """
     if not _err.is_terminal:
         yield (lambda parts: None), (lambda: None)
         return
@@ -82,7 +86,7 @@ def board(what: str, total: int) -> Iterator[tuple[Callable[[dict[str, dict[str,
                 bars.remove_task(shown.pop(name)[0])
             for name, part in parts.items():
                 stage = str(part.get("what", "starts"))
-                if name in shown and shown[name][1] != stage:  # its rate was another one
+                if name in shown and shown[name][1] != stage:  # the rate of the former stage does not apply
                     bars.remove_task(shown.pop(name)[0])
                 if name not in shown:
                     shown[name] = bars.add_task(f"{name} {stage}", total=None, note=""), stage
@@ -97,7 +101,7 @@ def board(what: str, total: int) -> Iterator[tuple[Callable[[dict[str, dict[str,
 
 
 def plain(text: str) -> str:
-    r"""A line as it may be printed: what a terminal would obey, in the name of a folder say, as an escape.
+    r"""Escape the characters of a line that a terminal would obey, such as those in the name of a folder.
 
     >>> plain("a\x1b[31mb")
     'a\\x1b[31mb'
@@ -106,35 +110,45 @@ def plain(text: str) -> str:
 
 
 def say(line: object) -> None:
-    """A line on stdout."""
+    """Print a line on stdout."""
     out.print(plain(str(line)), soft_wrap=True)
 
 
 def complain(message: str) -> None:
-    """A line on stderr that does not end the command."""
+    """Print a line on stderr, without ending the command."""
     _err.print(plain(f"bnsmooth: {message}"), soft_wrap=True)
 
 
 def summary(
-    title: str, frame: pd.DataFrame, columns: Sequence[str], note: str = "", most: int | None = MAX_ROWS
+    title: str,
+    frame: pd.DataFrame,
+    columns: Sequence[str] | None = None,
+    note: str = "",
+    max_rows: int | None = MAX_ROWS,
 ) -> None:
-    """Print some rows and columns of a table; of a long one `most` evenly spaced rows, the first and last among them.
+    """Print a table. If all rows belong to one run, its name goes into the title instead of a column.
 
-    Where all rows are one run's, its name goes into the title.
+    Args:
+        title: The line above the table.
+        frame: The table.
+        columns: The columns to print; None prints all of them.
+        note: The line below the table.
+        max_rows: The most rows to print; of a longer table, evenly spaced ones from the first to the last.
     """
+    columns = list(frame.columns) if columns is None else columns
     if "run" in columns and len(columns) > 1 and frame["run"].nunique() == 1:
         title, columns = f"{frame['run'].iloc[0]}: {title}", [name for name in columns if name != "run"]
     shown = frame
-    if most is not None and len(frame) > most:
-        shown = frame.iloc[[round(i * (len(frame) - 1) / (most - 1)) for i in range(most)]]
-        note = f"{most} of {len(frame)} rows. {note}".strip()
+    if max_rows is not None and len(frame) > max_rows:
+        shown = frame.iloc[[round(i * (len(frame) - 1) / (max_rows - 1)) for i in range(max_rows)]]
+        note = f"{max_rows} of {len(frame)} rows. {note}".strip()
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     columns_of_cells = []
     for column in columns:
         numeric = frame[column].dtype.kind not in "OU"
         cells = [cell(value) for value in shown[column]]
         words = " ".join([*cells, *column.split("_")]).split()
-        width = 12 if column == "run" else max(map(len, words))  # a narrow terminal folds names and sentences alone
+        width = 12 if column == "run" else max(map(len, words))  # a narrow terminal folds only names and sentences
         table.add_column(
             column.replace("_", " "), justify="right" if numeric else "left", min_width=width, overflow="fold"
         )
@@ -148,7 +162,7 @@ def summary(
 
 
 def cell(value: object) -> str:
-    """A value of a table as a summary shows it: a number to three digits.
+    """Format a value for a summary: a number to three significant digits.
 
     >>> cell(0.123456), cell(250.0), cell(float("nan")), cell("l1")
     ('0.123', '250', '-', 'l1')

@@ -12,8 +12,6 @@ from bnsmooth_cli.cli.options import ExportOptions, MachineOptions, RunOptions, 
 from bnsmooth_cli.config import Config
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from bnsmooth_cli.storage.runs import Run
 
 
@@ -29,16 +27,17 @@ def train(
             "-o",
             metavar="RUN_DIR",
             show_default=False,
-            help="The run's folder (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
+            help="Directory of the run (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Continue an unfinished run, or begin it again.")
+        bool, typer.Option("--resume/--no-resume", help="Resume an unfinished run, or start it again.")
     ] = True,
 ) -> None:
-    """Train a network and leave a run: config.json, checkpoints and train.parquet.
+    """Train a network and write a run: config.json, checkpoints and train.parquet.
 
-    A finished run of the same settings is reused, an unfinished one continued. Interrupt it at any time.
+    A finished run with the same settings is reused, and an unfinished one is resumed. Training can be interrupted at
+    any time.
 
     [bold]Examples[/]
 
@@ -47,25 +46,26 @@ def train(
       bnsmooth train --problem dln --norm batch --preset paper --seed 1
 
       bnsmooth train --norm none --data path/to/cifar10 --steps 3000
-    """  # fmt: skip
+    """
     machine.apply()
     export.check()
     trained = train_or_find(run.config(), machine, output, resume)
     from bnsmooth_cli.storage.tables import read_table
 
     rows = read_table(trained.train_path, "train")
+    columns = ["step", "loss", "grad_norm"]
     tested = rows[rows["test_loss"].notna()]
-    columns = (
-        ["step", "loss", "grad_norm"] if tested.empty else ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
-    )
-    columns = [name for name in columns if rows[name].notna().any()]
+    if tested.empty:  # about a dozen evenly spaced steps, the last among them
+        rows = rows.iloc[sorted({round(i * (len(rows) - 1) / 10) for i in range(11)})]
+    else:
+        rows, columns = tested, ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
     if (scalars := export.write(trained.train_path)) is not None:
         terminal.say(scalars)
-    terminal.summary(trained.name, _marks(rows) if tested.empty else tested, columns, _outcome(trained))
+    terminal.summary(trained.name, rows[columns].dropna(axis=1, how="all"), note=_outcome(trained))
 
 
 def train_or_find(config: Config, machine: MachineOptions, output: Path | None = None, resume: bool = True) -> Run:
-    """Train behind a progress bar, or find the finished run."""
+    """Train a run behind a progress bar, or find the finished one."""
     from bnsmooth_cli.training.run import train_config
 
     with terminal.progress(f"train {config.name}") as update:
@@ -79,13 +79,7 @@ def train_or_find(config: Config, machine: MachineOptions, output: Path | None =
         )
 
 
-def _marks(rows: pd.DataFrame) -> pd.DataFrame:
-    """About a dozen evenly spaced steps, the last among them."""
-    return rows.iloc[sorted({round(i * (len(rows) - 1) / 10) for i in range(11)})]
-
-
 def _outcome(run: Run) -> str:
-    outcome = run.outcome() or {}
-    diverged = outcome.get("diverged_at")
+    diverged = (run.outcome() or {}).get("diverged_at")
     end = f"finished at step {run.config.steps}" if diverged is None else f"diverged at step {diverged}"
     return f"{end}; {len(run.checkpoints())} checkpoints in {run.path}"

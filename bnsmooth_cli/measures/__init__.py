@@ -1,1 +1,5 @@
-"""The measurements, a file each: from a point to rows of a table. `bnsmooth_cli.kinds` lists them."""
+"""The measurements, one file each: from a point to the rows of a table. `bnsmooth_cli.kinds` lists them."""
+
+from typing import Final
+
+DIRECTIONS: Final = ("random", "pca")  # of a loss surface

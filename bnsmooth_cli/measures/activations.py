@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.points.point import Point

@@ -14,8 +14,7 @@ from torch import Tensor
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.measures.landscape import plan as plan_line
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import along_and_largest
 from bnsmooth_cli.networks.parameters import flatten

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.parameters import flatten

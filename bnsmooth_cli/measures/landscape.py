@@ -13,8 +13,7 @@ from torch import Tensor
 
 from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 
@@ -22,7 +21,7 @@ POINTS = 8  # probed step lengths; with VGG's range they are 0.5, 1, ..., 4
 
 
 def line_alphas(
-    problem: str, minimum: float | None = None, maximum: float | None = None, points: int | None = None
+    problem: str, min_alpha: float | None = None, max_alpha: float | None = None, points: int | None = None
 ) -> list[float]:
     """Evenly spaced step lengths in multiples of the learning rate; the paper's range of the problem by default.
 
@@ -32,7 +31,7 @@ def line_alphas(
     [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
     """
     low, high = find_problem(problem).line_range
-    low, high = (low if minimum is None else minimum), (high if maximum is None else maximum)
+    low, high = (low if min_alpha is None else min_alpha), (high if max_alpha is None else max_alpha)
     count = POINTS if points is None else points
     if not 0 < low < math.inf:
         raise InputError(f"--min-alpha {low:g}: give a step length above 0")

@@ -1,4 +1,4 @@
-"""What a measurement is: how its rows are computed, planned and linked."""
+"""What every measurement provides, and the columns that all rows start with."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ from typing import Any
 
 import pandas as pd
 
+from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage.runs import CheckpointSource
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measurement, named by its kind in `bnsmooth_cli.kinds`.
+    """A measurement. `bnsmooth_cli.kinds` lists them by the kind of table they produce.
 
     Attributes:
-        rows: Computes the rows at a point.
-        plan: Validates the command's options against a run's configuration and returns the keyword arguments of `rows`.
-        since: Completes the rows of a step from those of the measured step before it.
-        given: What `rows` needs of the source beside the point, as further keyword arguments.
-        last_only: Whether only the last checkpoint is measured unless steps are chosen.
+        rows: Computes the rows at a point, as a function of the point and of keyword arguments.
+        plan: Validates the options of a command against a run's configuration and returns those keyword arguments.
+        since: Completes the rows of a measured step, given the rows of the measured step before it.
+        context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
+            the planned arguments and the source's problem.
+        last_only: Whether only the last checkpoint is measured by default.
     """
 
     rows: Callable[..., pd.DataFrame]
     plan: Callable[..., dict[str, Any]]
     since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda before, rows: rows
-    given: Callable[[CheckpointSource, dict[str, Any], str], dict[str, Any]] = lambda source, options, device: {}
+    context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] = lambda *_: {}
     last_only: bool = False
+
+
+def label(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
+    """Prepend the columns that identify a point: `run`, `problem`, `norm`, `lr`, `seed` and `step`."""
+    config = point.config
+    values: tuple[str | float, ...] = (point.run, config.problem, config.norm, config.lr, config.seed, point.step)
+    lead: dict[str, object] = dict(zip(("run", "problem", "norm", "lr", "seed", "step"), values, strict=True))
+    return pd.DataFrame(lead | {str(name): rows[name] for name in rows}, index=rows.index)

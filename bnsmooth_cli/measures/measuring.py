@@ -1,9 +1,10 @@
-"""From points to tables: what is measured, of which steps, and the table that it makes."""
+"""From points to tables: a `Request` says what one table holds; measuring computes and writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.points.reaching import nearest_checkpoints, reachable, visit
+from bnsmooth_cli.points.reaching import nearest_checkpoints, open_problem, reachable, visit
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import checksum
 from bnsmooth_cli.storage.runs import CheckpointSource, locked
@@ -22,19 +23,70 @@ from bnsmooth_cli.user_code import digest
 Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What one table is the answer to. `plan` makes requests and `execute` answers them.
+
+    Attributes:
+        kind: The kind of table.
+        path: Where the table is written.
+        sources: The runs, checkpoints or weights to measure.
+        steps: The steps to measure in rising order, by the name of the source.
+        arguments: The keyword arguments of the measurement's `rows`, by the name of the source.
+        code: Digests of the user's own modules, by the name of the norm or problem.
+        weights: Digests of the weight files, by the name of the source.
+        data: The present location of the images; None if they have not moved.
+    """
+
+    kind: str
+    path: Path
+    sources: tuple[CheckpointSource, ...]
+    steps: dict[str, list[int]]
+    arguments: dict[str, dict[str, Any]]
+    code: dict[str, str]
+    weights: dict[str, str]
+    data: str | None = None
+
+    @property
+    def points(self) -> int:
+        """The number of points to measure."""
+        return sum(map(len, self.steps.values()))
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """The entries of a table's provenance that decide whether it answers this request."""
+        runs = {source.name: source.config.as_dict() for source in self.sources}
+        entries: dict[str, dict[str, Any]] = {"runs": runs, "steps": self.steps, "options": self.arguments}
+        return entries | {name: value for name in ("code", "weights") if (value := getattr(self, name))}
+
+    def answered(self) -> bool:
+        """Whether the table at `path` answers this request.
+
+        Raises:
+            InputError: If the table there answers another request.
+        """
+        if not self.path.exists():
+            return False
+        written = tables.read_provenance(self.path, self.kind)
+        if different := [key for key, value in self.provenance().items() if written.get(key) != value]:
+            raise InputError(
+                f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; --force, or -o "
+                "another file"
+            )
+        return True
+
+
 def measurement(kind: str) -> Measurement:
-    """The measurement of a kind."""
+    """The measurement that produces tables of a kind."""
     reference = kinds.get(kind).measurement
     assert reference is not None
-    found: Measurement = kinds.load(reference, "measures")
-    return found
+    loaded: Measurement = kinds.load(reference, "measures")
+    return loaded
 
 
 def steps_of(
     source: CheckpointSource, every: int | None = None, at: Sequence[int] | None = None, last_only: bool = False
 ) -> list[int]:
-    """The steps to measure: the source's checkpoints (or the last of them), or every `every`-th step that they reach,
-    or those in `at`."""
+    """The steps to measure: those in `at`, or every `every`-th one, or the checkpoints (`last_only`: the last one)."""
     if at is not None or every is None:
         usual = sorted(source.checkpoints)[-1:] if last_only else source.checkpoints
         return reachable(source, usual if at is None else at)
@@ -42,6 +94,103 @@ def steps_of(
         raise InputError(f"--every: goes with a run; {source.path} is one checkpoint (--at chooses steps after it)")
     first, last = min(source.checkpoints, default=0), max(source.checkpoints, default=0)
     return reachable(source, range(first, last + 1, every))
+
+
+def plan(
+    kind: str,
+    sources: Sequence[CheckpointSource],
+    output: Path | None = None,
+    *,
+    every: int | None = None,
+    at: Sequence[int] | None = None,
+    options: dict[str, Any] | None = None,
+    arguments: dict[str, Any] | None = None,
+    data: str | None = None,
+) -> list[Request]:
+    """Plan one table for each source, or one table for all of them.
+
+    Args:
+        kind: The kind of table.
+        sources: What to measure.
+        output: The path of the one table; None writes each table beside its source.
+        every: Measure every so many steps instead of the checkpoints.
+        at: Measure these steps.
+        options: The keyword arguments of the measurement's `plan`.
+        arguments: What that `plan` returned, if it was called before the run was trained.
+        data: The present location of the images.
+
+    Raises:
+        InputError: For steps or options that do not fit a source, and for a source that is given twice.
+    """
+    if len({source.name if output else source.path.resolve() for source in sources}) < len(sources):
+        raise InputError(f"{sources[0].path}: given twice, or two runs of one name in one table; give each once")
+    what = measurement(kind)
+    requests = []
+    for group in [sources] if output else [[source] for source in sources]:
+        steps = {source.name: steps_of(source, every, at, what.last_only) for source in group}
+        chosen = {
+            source.name: what.plan(source.with_data(data).config, **options or {}) if arguments is None else arguments
+            for source in group
+        }
+        path = output or group[0].table_path(kind, chosen[group[0].name].get("objective", "batch"))
+        names = [name for source in group for name in (source.config.problem, source.config.norm)]
+        code = {name: state for name in names if (state := digest(name)) is not None}
+        weights = {source.name: checksum(source.path) for source in group if source.weights is not None}
+        requests.append(Request(kind, path, tuple(group), steps, chosen, code, weights, data))
+    return requests
+
+
+def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:
+    """The requests that no table answers yet; with `force`, all of them.
+
+    Raises:
+        InputError: For a path that cannot be written, or that holds anything but the answer to its request.
+    """
+    for request in requests:
+        tables.check_target(request.path, request.kind, force)
+    return [request for request in requests if force or not request.answered()]
+
+
+def execute(
+    requests: Sequence[Request],
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    keep: Callable[[Request, pd.DataFrame], None] = lambda request, rows: None,
+) -> None:
+    """Measure the requests and write their tables, replacing those that exist.
+
+    Args:
+        requests: What to measure.
+        device: Where to compute.
+        progress: Called before each point with the run, the step, the points measured and the points in all.
+        keep: Called with the rows of each point once they are computed.
+    """
+    total, done = sum(request.points for request in requests), count()
+
+    def walk(request: Request, source: CheckpointSource) -> Iterator[pd.DataFrame]:
+        what, moved = measurement(request.kind), source.with_data(request.data)
+        before: pd.DataFrame | None = None
+        problem, arguments = open_problem(moved, device), request.arguments[source.name]
+        arguments = arguments | what.context(moved, arguments, problem)
+        for point in visit(moved, request.steps[source.name], problem=problem):
+            if progress is not None:
+                progress(source.name, point.step, next(done), total)
+            rows = what.rows(point, **arguments)
+            before = rows if before is None else what.since(before, rows)
+            if request.path.parent == source.path and not source.path.is_dir():
+                raise InputError(f"{source.path}: was removed, or moved, while it was measured; choose a table with -o")
+            keep(request, before)
+            yield before
+
+    for request in requests:
+        reached = {source.name: nearest_checkpoints(source, request.steps[source.name]) for source in request.sources}
+        provenance = {"version": __version__, "trained_forward_from": reached, **request.provenance()}
+        folder = request.path.parent
+        inside = folder in [source.path for source in request.sources]
+        with locked(folder, f"{request.kind} table", f"{request.kind}.") if inside else nullcontext():
+            rows = chain.from_iterable(walk(request, source) for source in request.sources)
+            tables.write_table(request.path, request.kind, rows, provenance)
 
 
 def measure(
@@ -53,91 +202,23 @@ def measure(
     at: Sequence[int] | None = None,
     options: dict[str, Any] | None = None,
     device: str = "auto",
-    data: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Measure the sources and write a table each, or one for all at `output`; the tables' paths.
+    """Plan and measure the sources in one call (see `plan` and `execute`), and return the paths of the tables.
 
-    `options` holds the keyword arguments of the kind's plan (`line_alphas`, `selection.select`, ...). A table
-    that is there already is kept where it answers the same question, refused where it does not, and replaced with
-    `force`.
+    A table that already answers its request is kept; with `force` it is measured again.
     """
-    what = measurement(kind)
-    groups = [[source] for source in sources] if output is None else [list(sources)]
-    objective = (options or {}).get("objective", "batch")
-    paths = [output or group[0].table_path(kind, objective) for group in groups]
-    if len({source.name if output else source.path.resolve() for source in sources}) < len(sources):
-        raise InputError(f"{sources[0].path}: given twice, or two runs of one name in one table; give each once")
-    plans = []
-    for path, group in zip(paths, groups, strict=True):
-        request = _request(kind, group, every, at, options or {}, data)
-        tables.check_target(path, kind, force)
-        if force or not _answered(path, kind, request):
-            plans.append((path, group, request))
-    total, done = sum(len(chosen) for plan in plans for chosen in plan[2]["steps"].values()), count()
-
-    def walk(source: CheckpointSource, request: dict[str, Any], own: bool) -> Iterator[pd.DataFrame]:
-        before: pd.DataFrame | None = None
-        chosen = request["options"][source.name]
-        chosen = {**chosen, **what.given(source.with_data(data), chosen, device)}
-        for point in visit(source.with_data(data), request["steps"][source.name], device):
-            if progress is not None:
-                progress(source.name, point.step, next(done), total)
-            rows = what.rows(point, **chosen)
-            before = rows if before is None else what.since(before, rows)
-            if own and not source.path.is_dir():
-                raise InputError(f"{source.path}: was removed, or moved, while it was measured; choose a table with -o")
-            yield before
-
-    for path, group, request in plans:
-        reached = {source.name: nearest_checkpoints(source, request["steps"][source.name]) for source in group}
-        provenance = {"version": __version__, "trained_forward_from": reached, **request}
-        own = output is None and path.parent == group[0].path
-        with locked(path.parent, f"{kind} table", f"{kind}.") if own else nullcontext():
-            rows = chain.from_iterable(walk(source, request, own) for source in group)
-            tables.write_table(path, kind, rows, provenance)
-    return paths
+    requests = plan(kind, sources, output, every=every, at=at, options=options)
+    execute(pending(requests, force), device=device, progress=progress)
+    return [request.path for request in requests]
 
 
 def measured(kind: str, source: CheckpointSource, every: int | None = None, at: Sequence[int] | None = None) -> bool:
-    """Whether a source's table of a kind is there, of these steps; InputError where it is of others."""
-    return _answered(source.table_path(kind), kind, _request(kind, [source], every, at, {}, None))
+    """Whether a source's table of a kind exists and has these steps.
 
-
-def _request(
-    kind: str,
-    group: Sequence[CheckpointSource],
-    every: int | None,
-    at: Sequence[int] | None,
-    options: dict[str, Any],
-    data: str | None,
-) -> dict[str, dict[str, Any]]:
-    """What a table is the answer to, by source: the configuration, the steps, the measurement's arguments."""
-    what, weights = measurement(kind), [source for source in group if source.weights is not None]
-    return {
-        "runs": {source.name: source.config.as_dict() for source in group},
-        "steps": {source.name: steps_of(source, every, at, what.last_only) for source in group},
-        "options": {source.name: what.plan(source.with_data(data).config, **options) for source in group},
-        **({"code": found} if (found := _code(group)) else {}),
-        # Of a file that has no steps and no settings of its own: another one is another question.
-        **({"weights": {source.name: checksum(source.path) for source in weights}} if weights else {}),
-    }
-
-
-def _code(group: Sequence[CheckpointSource]) -> dict[str, str]:
-    """The state of the user's own modules, where there are any: a changed one gives another table."""
-    names = [name for source in group for name in (source.config.problem, source.config.norm)]
-    return {name: state for name in names if (state := digest(name)) is not None}
-
-
-def _answered(path: Path, kind: str, request: dict[str, Any]) -> bool:
-    """Whether the table at a path is the request's; InputError where it is another's."""
-    if not path.exists():
-        return False
-    provenance = tables.read_provenance(path, kind)
-    if different := [key for key, value in request.items() if provenance.get(key) != value]:
-        raise InputError(
-            f"{path}: already a table of kind {kind}, of other {' and '.join(different)}; --force, or -o another file"
-        )
-    return True
+    Raises:
+        InputError: If it has others.
+    """
+    (request,) = plan(kind, [source], every=every, at=at)
+    return request.answered()

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bnsmooth_cli.measures.landscape import line_alphas, plan, probe
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.measures import DIRECTIONS
 from bnsmooth_cli.measures.landscape import plan_objective
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.networks.parameters import flatten, trainable
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import visit
+from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.runs import CheckpointSource
 
-DIRECTIONS: Final = ("random", "pca")
 POINTS: Final = 21  # an axis; odd, so that the point itself is one of them
-MOST_POINTS: Final = 1001
+MAX_POINTS: Final = 1001
 #: How far beyond the path a plane of its principal directions reaches, by default: a fifth of its half width.
 MARGIN: Final = 1.2
 
@@ -89,8 +89,8 @@ def surface(
 
 def check(points: int, extent: float, dimensions: int, directions: str) -> None:
     """Raise InputError, naming the option, for a grid that cannot be."""
-    if not 1 <= points <= MOST_POINTS:
-        raise InputError(f"--points {points}: give a whole number from 1 to {MOST_POINTS}")
+    if not 1 <= points <= MAX_POINTS:
+        raise InputError(f"--points {points}: give a whole number from 1 to {MAX_POINTS}")
     if not 0 < extent < math.inf:
         raise InputError(f"--extent {extent:g}: give a length above 0")
     if dimensions not in (1, 2):
@@ -109,13 +109,13 @@ def plan(config: Config, objective: str = "batch", **grid: Any) -> dict[str, Any
     return {**options, **plan_objective(config, objective)}
 
 
-def path_of(source: CheckpointSource, options: Mapping[str, Any], device: str) -> dict[str, Any]:
+def path_of(source: CheckpointSource, options: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
     """The path that `surface` needs for a source's principal directions: theta at every checkpoint."""
     if options.get("directions") != "pca":
         return {}
     if len(source.checkpoints) < 3:
         raise InputError(f"{source.path}: --directions pca needs a run with at least 3 checkpoints")
-    return {"path": {point.step: point.theta.cpu() for point in visit(source, source.checkpoints, device)}}
+    return {"path": {point.step: point.theta.cpu() for point in visit(source, source.checkpoints, problem=problem)}}
 
 
 def random_directions(point: Point, count: int) -> list[Tensor]:
@@ -172,4 +172,4 @@ def _walk(theta: Tensor, axes: list[Tensor], grid: NDArray[np.float64]) -> Itera
         yield moved
 
 
-MEASUREMENT: Final = Measurement(surface, plan, given=path_of, last_only=True)
+MEASUREMENT: Final = Measurement(surface, plan, context=path_of, last_only=True)

@@ -58,8 +58,7 @@ from torch.nn import functional as F
 
 from bnsmooth_cli.derivatives.hessian import twice_differentiable
 from bnsmooth_cli.derivatives.taylor import curve, has_rule, second_derivatives
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.rows import label
+from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.networks.hooks import captured

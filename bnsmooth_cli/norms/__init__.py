@@ -1,7 +1,7 @@
-"""The norms: one entry of `NORMS` a norm, which says how it is built, what it normalises over and how it looks.
+"""The registry of norms: an entry says how a norm is built, what it normalises over and how figures draw it.
 
-Every norm is a module over activations (N, C) or (N, C, H, W). A unit is a channel; its m activations run over N, H and
-W. This module imports no torch, so that help texts and figures can read the registry; `build` does.
+Every norm is a module over activations of shape (N, C) or (N, C, H, W). A unit is a channel; its m activations run over
+N, H and W. This module imports no torch, so that help texts and figures can read the registry; `build` does.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ class Norm:
     """A norm that `--norm` accepts.
 
     Attributes:
-        name: What the user types; a parameter is a capital letter after a colon, as in `lp:P`.
-        builder: "module:function" within this package, called with the number of units and `arguments`, and with the
-            parameter where the norm has one.
-        text: What it is, for the documentation.
+        name: What the user types. A parameter is a capital letter after a colon, as in `lp:P`.
+        builder: "module:class" within this package, called with the number of units and further arguments.
+        text: What it is, for help texts and documentation.
         over: What its statistics are taken over.
-        arguments: Further arguments of the builder.
-        parse: Reads the parameter; ValueError for one that does not fit.
+        arguments: The further arguments of a norm without a parameter.
+        parse: Reads the parameter, which is the further argument; ValueError if it does not fit.
         parameter: What the parameter has to be, for the error message.
-        example: The name with a parameter, for shell completion.
-        fast_path: Whether it shifts and scales each unit by the same amounts for every sample, so that the deep linear
-            network's fast path can compute it.
-        needs_positions: Whether it is undefined for activations (N, C) without positions.
-        colour, dash: How figures draw it; None for a colour derived from the name.
+        example: A name with a parameter that can be typed as it is.
+        fast_path: Whether the deep linear network's fast path can compute it: it shifts and scales a unit by the same
+            amounts for every sample, and `derivatives/fast_path.py` knows its scale.
+        needs_positions: Whether it is undefined for activations (N, C), which have no positions.
+        colour, dash: How figures draw it; a norm without a colour gets one that its name determines.
     """
 
     name: str
@@ -54,11 +53,6 @@ class Norm:
     colour: str | None = None
     dash: Dash = "-"
 
-    @property
-    def stem(self) -> str:
-        """The name without its parameter."""
-        return self.name.partition(":")[0]
-
 
 def _power(text: str) -> float:
     p = float(text)
@@ -73,23 +67,24 @@ def _groups(text: str) -> int:
     return int(text)
 
 
-#: In the order of the paper, which is that of legends. Colours are Okabe & Ito's, safe for colour-blind readers.
+#: The built-in norms in the order of legends, the paper's first. Their colours are those of Okabe and Ito, which
+#: colour-blind readers can tell apart.
 NORMS: Final = (
     Norm("none", "torch.nn:Identity", "no normalisation", "nothing", fast_path=True,
          colour="#000000", dash=(0, (4, 1.5))),
     Norm("batch", "batch:BatchNorm", "BatchNorm", "batch", fast_path=True, colour="#0072B2"),
-    Norm("l1", "lp:LpNorm", "mean subtracted, divided by the mean size", "batch", (1.0,), fast_path=True,
+    Norm("l1", "lp:LpNorm", "mean subtracted, divided by the mean absolute value", "batch", (1.0,), fast_path=True,
          colour="#D55E00", dash=(0, (7, 1.5, 1.5, 1.5))),
     Norm("l2", "lp:LpNorm", "mean subtracted, divided by the root mean square", "batch", (2.0,), fast_path=True,
          colour="#009E73", dash=(0, (1.5, 1))),
-    Norm("linf", "lp:LpNorm", "mean subtracted, divided by the largest size", "batch", (float("inf"),),
+    Norm("linf", "lp:LpNorm", "mean subtracted, divided by the largest absolute value", "batch", (float("inf"),),
          fast_path=True, colour="#CC79A7", dash=(0, (4, 1, 1, 1, 1, 1))),
     Norm("lp:P", "lp:LpNorm", "the same for any P of at least 1", "batch", parse=_power,
          parameter="P is a number of at least 1, as in lp:3 (for the maximum use linf)", example="lp:3",
          fast_path=True),
     Norm("noisy-batch", "noise:noisy_batch", "BatchNorm, then the paper's noise", "batch",
          colour="#56B4E9", dash=(0, (8, 1.5))),
-    Norm("noisy-none", "noise:noisy_none", "the paper's noise alone", "nothing",
+    Norm("noisy-none", "noise:Noise", "the paper's noise alone", "nothing",
          colour="#8A8A8A", dash=(0, (2.5, 1.5))),
     Norm("layer", "per_sample:layer_norm", "LayerNorm over a sample's units and positions", "sample",
          colour="#B15928"),
@@ -97,12 +92,12 @@ NORMS: Final = (
          parameter="G is a whole number of at least 1, as in group:4", example="group:4"),
     Norm("instance", "per_sample:InstanceNorm", "InstanceNorm over a unit's positions", "sample",
          needs_positions=True, colour="#1B3A57", dash=(0, (6, 2))),
-    Norm("weight", "weight:weight_norm", "weight normalisation of the layer before it", "weights",
+    Norm("weight", "weight:WeightNorm", "weight normalisation of the layer before it", "weights",
          colour="#9C8FD9", dash=(0, (5, 1, 1, 1))),
     Norm("rms", "per_sample:RmsNorm", "RMSNorm over a sample's units and positions", "sample",
          colour="#8DB600", dash=(0, (2, 1))),
 )  # fmt: skip
-#: How a user names a norm of their own.
+#: How users name a norm of their own.
 USER_NORM: Final = "MODULE:CLASS"
 
 
@@ -112,40 +107,20 @@ def find(name: str) -> Norm | None:
     >>> find("lp:3").name, find("mymodule:MyNorm")
     ('lp:P', None)
     """
-    stem, colon, _ = name.partition(":")
-    return next((norm for norm in NORMS if norm.stem == stem and (":" in norm.name) == bool(colon)), None)
-
-
-def names() -> list[str]:
-    """What `--norm` accepts, as messages and help texts show it."""
-    return [*(norm.name for norm in NORMS), USER_NORM]
+    stem = name.partition(":")[:2]
+    return next((norm for norm in NORMS if norm.name.partition(":")[:2] == stem), None)
 
 
 def examples() -> list[str]:
-    """Names that can be typed as they are, for shell completion and tests."""
+    """Names that can be typed as they are, one for each entry."""
     return [norm.example or norm.name for norm in NORMS]
 
 
-def check(name: str) -> Norm | None:
-    """The entry of a built-in norm, None for user code.
-
-    Raises:
-        InputError: For an unknown name or a parameter that does not fit.
-    """
-    norm = find(name)
-    if norm is None:
-        if user_code.is_code(name):
-            return None
-        raise unknown("norm", name, names())
-    parameter(norm, name)
-    return norm
-
-
 def parameter(norm: Norm, name: str) -> tuple[Any, ...]:
-    """The arguments that a norm's builder takes after the number of units.
+    """The arguments that a norm's class takes after the number of units.
 
     Raises:
-        InputError: Where the parameter in `name` does not fit.
+        InputError: If the parameter in `name` does not fit.
     """
     if norm.parse is None:
         return norm.arguments
@@ -156,11 +131,14 @@ def parameter(norm: Norm, name: str) -> tuple[Any, ...]:
 
 
 def build(name: str, num_features: int) -> nn.Module:
-    """The norm of that name over `num_features` units, with gamma 1 and beta 0 where it has them.
+    """A norm over `num_features` units, with gamma 1 and beta 0 if it has them.
 
     Args:
-        name: A built-in norm, or a class of the user's as `module:Class`, which is called with `num_features`.
+        name: A built-in norm, or the user's own as `module:Class`.
         num_features: The number of units C.
+
+    Returns:
+        A module that keeps the shape of activations (N, C) and (N, C, H, W).
 
     Raises:
         InputError: For an unknown name, a parameter that does not fit, and a number of units that the norm cannot have.
@@ -169,13 +147,18 @@ def build(name: str, num_features: int) -> nn.Module:
     >>> build("l1", 3)(torch.randn(8, 3, 4, 4)).shape
     torch.Size([8, 3, 4, 4])
     """
-    norm = check(name)
-    if norm is None:
+    norm = find(name)
+    if norm is not None:
+        built: nn.Module = _imported(norm.builder)(num_features, *parameter(norm, name))
+        return built
+    if user_code.is_code(name):
         return _build_user_norm(name, num_features)
-    module, _, function = norm.builder.partition(":")
-    home = importlib.import_module(module if module.startswith("torch") else f"{__name__}.{module}")
-    built: nn.Module = getattr(home, function)(num_features, *parameter(norm, name))
-    return built
+    raise unknown("norm", name, (*(norm.name for norm in NORMS), USER_NORM))
+
+
+def _imported(builder: str) -> Any:
+    module, _, name = builder.partition(":")
+    return getattr(importlib.import_module(module if module.startswith("torch") else f"{__name__}.{module}"), name)
 
 
 def _build_user_norm(name: str, num_features: int) -> nn.Module:
@@ -196,14 +179,9 @@ def _build_user_norm(name: str, num_features: int) -> nn.Module:
     return norm
 
 
-#: Modules and functions that belong to the public name `bns.norms`, imported on use.
-_LAZY: Final = {
-    "BatchNorm": "batch", "LpNorm": "lp", "Noise": "noise", "InstanceNorm": "per_sample", "RmsNorm": "per_sample",
-    "WeightNorm": "weight",
-}  # fmt: skip
-
-
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    """The classes of the registry, as in `norms.LpNorm`, imported on use."""
+    for norm in NORMS:
+        if norm.builder.partition(":")[2] == name:
+            return _imported(norm.builder)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,10 +1,11 @@
-"""BatchNorm (Ioffe & Szegedy 2015), and the affine map that it shares with the l_p norms."""
+"""BatchNorm (Ioffe & Szegedy 2015), and the affine map that it shares with other norms."""
 
 from __future__ import annotations
 
 from typing import Final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,11 +13,19 @@ EPSILON: Final = 1e-5  # Ioffe & Szegedy 2015, algorithm 1, with PyTorch's value
 MOMENTUM: Final = 0.1  # of the running statistics, PyTorch's value
 
 
-class UnitNorm(nn.Module):
-    """gamma (y - centre) / scale + beta per unit; subclasses say what centre and scale are.
+def per_unit(values: Float[Tensor, " channels"], y: Float[Tensor, "batch channels *positions"]) -> Tensor:
+    """One value for each unit, in a shape that broadcasts against the activations y."""
+    return values.view(-1, *(1,) * (y.dim() - 2))
 
-    In train mode both come from the batch, and `update_statistics` says whether the running ones follow;
-    in eval mode the running ones are used.
+
+class UnitNorm(nn.Module):
+    r"""A norm of the form $\gamma (y - c) / s + \beta$; subclasses define the centre c and the scale s of each unit.
+
+    In train mode both come from the batch, and the running statistics follow if `update_statistics` is true. In eval
+    mode the running statistics are used.
+
+    Args:
+        num_features: The number of units C.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -27,21 +36,26 @@ class UnitNorm(nn.Module):
         self.update_statistics = True
 
     def normalise(
-        self, y: Tensor, centre: Tensor, scale: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None
-    ) -> Tensor:
-        """The affine map of every unit, given its centre and scale, shape (C,) each; gamma and beta are its own."""
+        self,
+        y: Float[Tensor, "batch channels *positions"],
+        centre: Float[Tensor, " channels"],
+        scale: Float[Tensor, " channels"],
+        gamma: Float[Tensor, " channels"] | None = None,
+        beta: Float[Tensor, " channels"] | None = None,
+    ) -> Float[Tensor, "batch channels *positions"]:
+        """The affine map of every unit; gamma and beta are the module's own unless given."""
         gamma, beta = self.gamma if gamma is None else gamma, self.beta if beta is None else beta
-        unit = (-1,) + (1,) * (y.dim() - 2)
-        return (y - centre.view(unit)) * (gamma / scale).view(unit) + beta.view(unit)
+        return (y - per_unit(centre, y)) * per_unit(gamma / scale, y) + per_unit(beta, y)
 
     def extra_repr(self) -> str:
         return str(self.num_features)
 
 
 class BatchNorm(UnitNorm):
-    r"""BatchNorm (Ioffe & Szegedy 2015): $\gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$.
+    r"""BatchNorm (Ioffe & Szegedy 2015, algorithm 1): $\gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$.
 
-    $\mu$ and the biased $\sigma^2$ are those of the batch; the running variance follows the unbiased one, as torch's.
+    $\mu$ and the biased $\sigma^2$ are those of the batch. The running variance follows the unbiased one, as in
+    PyTorch.
 
     >>> y = torch.randn(64, 3)
     >>> bool(BatchNorm(3)(y).std(0, unbiased=False).sub(1).abs().max() < 1e-4)
@@ -56,7 +70,7 @@ class BatchNorm(UnitNorm):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
         running = (self.running_mean, self.running_var)
         if self.training and not self.update_statistics:
             return F.batch_norm(y, None, None, self.gamma, self.beta, True, MOMENTUM, EPSILON)

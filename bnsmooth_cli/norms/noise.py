@@ -1,10 +1,11 @@
-"""The noise of the paper's "noisy" networks (Santurkar et al. 2018, section 2.1)."""
+"""The noise of the paper's noisy networks (Santurkar et al. 2018, section 2.1)."""
 
 from __future__ import annotations
 
 from typing import Final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bnsmooth_cli.norms.batch import BatchNorm
@@ -17,12 +18,16 @@ NOISE_SPREAD: Final = 0.1  # r_mu and r_sigma
 
 
 class Noise(nn.Module):
-    r"""The noise of the "noisy" networks (Santurkar et al. 2018, section 2.1, appendix A): $a \leftarrow s a + m$.
+    r"""The noise of the noisy networks (Santurkar et al. 2018, section 2.1 and appendix A): $a \leftarrow s a + m$.
 
-    For unit j at every step $\mu_j \sim U(-n_\mu, n_\mu)$ and $\sigma_j \sim U(1, n_\sigma)$; then for every sample and
-    position $m_{ij} \sim U(\mu_j - r_\mu, \mu_j + r_\mu)$ and $s_{ij} \sim N(\sigma_j, r_\sigma^2)$. The draw is a
-    function of `key` = (seed, step, the module's place in the network) and the shape alone, and is made in float32 for
-    every dtype, so that a step's loss is one function wherever it is evaluated. In eval mode the noise takes its mean.
+    For every unit j and step, $\mu_j \sim U(-n_\mu, n_\mu)$ and $\sigma_j \sim U(1, n_\sigma)$. For every sample and
+    position, $m_{ij} \sim U(\mu_j - r_\mu, \mu_j + r_\mu)$ and $s_{ij} \sim N(\sigma_j, r_\sigma^2)$.
+
+    The draw depends only on `key` and on the shape of the activations, and is made in float32 for every dtype: the loss
+    of a step is the same function wherever it is evaluated. In eval mode s and m take their means.
+
+    Attributes:
+        key: The seed, the step, and the place of the module among those of its kind in the network.
 
     >>> noise, a = Noise(), torch.randn(4, 3)
     >>> torch.equal(noise(a), noise(a))
@@ -31,7 +36,10 @@ class Noise(nn.Module):
 
     key: tuple[int, int, int] = (0, 0, 0)
 
-    def forward(self, a: Tensor) -> Tensor:
+    def __init__(self, num_features: int | None = None) -> None:
+        super().__init__()  # the draw takes the number of units from the activations
+
+    def forward(self, a: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
         if not self.training:
             return a * ((1 + NOISE_SCALE) / 2)
         seed, step, place = self.key
@@ -39,7 +47,7 @@ class Noise(nn.Module):
         per_unit = torch.rand(2, a.shape[1], generator=random, device=a.device)
         centre = (2 * per_unit[0] - 1) * NOISE_MEAN
         spread = 1 + per_unit[1] * (NOISE_SCALE - 1)
-        # Drawn channels last whatever a's own layout is: the draw may depend on the shape only.
+        # Drawn with the channels last in any memory layout of a, as the draw may depend only on the shape.
         shift = torch.empty(a.movedim(1, -1).shape, device=a.device)
         scale = torch.empty_like(shift).normal_(0.0, NOISE_SPREAD, generator=random).add_(spread)
         shift.uniform_(-NOISE_SPREAD, NOISE_SPREAD, generator=random).add_(centre)
@@ -49,8 +57,3 @@ class Noise(nn.Module):
 def noisy_batch(num_features: int) -> nn.Module:
     """BatchNorm followed by the noise."""
     return nn.Sequential(BatchNorm(num_features), Noise())
-
-
-def noisy_none(num_features: int) -> nn.Module:
-    """The noise alone."""
-    return Noise()

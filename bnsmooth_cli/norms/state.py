@@ -1,4 +1,4 @@
-"""Setting the norms of a network to a step: the noise of that step, and whether running statistics follow."""
+"""Set the norms of a network to a training step: its noise, and whether running statistics follow."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from torch import nn
 
 from bnsmooth_cli.norms.noise import Noise
 
-#: What says whether a pass in train mode moves running statistics: ours and a user's, torch's.
+#: Attributes that let a forward pass in train mode move running statistics: of our norms and users', of PyTorch's.
 _SWITCHES: Final = ("update_statistics", "track_running_stats")
 
 
 def stateful(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules that `prepare` sets, in the network's order: our norms, torch's BatchNorm, and whatever has an
-    `update_statistics` (by which a user's own norm is told to leave its running statistics alone)."""
+    """The modules that `prepare` sets, in the network's order: noise, and every norm with running statistics.
+
+    Those norms are PyTorch's BatchNorm and every module with an attribute `update_statistics`, users' own included.
+    """
     kinds = (Noise, nn.modules.batchnorm._BatchNorm)
     return tuple(m for m in model.modules() if isinstance(m, kinds) or hasattr(m, "update_statistics"))
 
 
 def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statistics: bool = False) -> None:
-    """Set the norms among `modules`, in the network's order, to a step: its noise, and what a forward pass may do."""
+    """Set norms to a step.
+
+    Args:
+        modules: Modules of a network in its order; those that are no norms are left alone.
+        seed: The run's seed, for the noise.
+        step: The training step, for the noise.
+        update_statistics: Whether forward passes in train mode move running statistics.
+    """
     place = 0
     for module in modules:
         if isinstance(module, Noise):
@@ -36,7 +45,7 @@ def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statis
 
 @contextmanager
 def prepared(modules: tuple[nn.Module, ...], seed: int, step: int) -> Iterator[None]:
-    """`prepare` for as long as a measurement takes; afterwards the modules are set as before."""
+    """Set norms to a step for a measurement, which moves no statistics, and restore their settings afterwards."""
     names = ("key", *_SWITCHES)
     before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
     prepare(modules, seed, step)

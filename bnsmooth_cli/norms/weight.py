@@ -6,10 +6,10 @@ from torch import nn
 
 
 class WeightNorm(nn.Identity):
-    r"""Weight normalisation (Salimans & Kingma 2016): $w = g \, v / \|v\|$ for each unit's weights, g and v learned.
+    r"""Weight normalisation (Salimans & Kingma 2016, equation 2): $w = g \, v / \|v\|$, with g and v learned.
 
-    It acts on the weights of the layer that it follows and lets activations through: `attach` is called with the layer,
-    once its weights are initialised, and keeps their values.
+    w are the weights of one unit. The module lets activations through: it marks the layer before it, to which `attach`
+    is applied once the layer's weights are initialised.
 
     >>> linear = nn.Linear(3, 2)
     >>> WeightNorm.attach(linear)
@@ -19,10 +19,5 @@ class WeightNorm(nn.Identity):
 
     @staticmethod
     def attach(linear: nn.Module) -> None:
-        """Let the layer's weight be computed of g and v from here on."""
+        """Compute the layer's weight from g and v from now on, starting from its present value."""
         nn.utils.parametrizations.weight_norm(linear)
-
-
-def weight_norm(num_features: int) -> nn.Module:
-    """The placeholder that `WeightNorm.attach` turns into weight normalisation of the layer before it."""
-    return WeightNorm()

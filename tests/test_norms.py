@@ -10,6 +10,7 @@ from helpers import NORMS
 
 from bnsmooth_cli import InputError, norms
 from bnsmooth_cli.norms import lp
+from bnsmooth_cli.norms.batch import EPSILON
 from bnsmooth_cli.norms.state import prepare
 
 SHAPES = [(32, 5), (8, 5, 3, 4)]
@@ -107,6 +108,17 @@ def test_evaluation_uses_the_running_statistics():
     norm.eval()
     torch.testing.assert_close(norm(data((32, 5))), trained, rtol=1e-9, atol=1e-9)
     assert not torch.allclose(norm(data((32, 5)) + 1), trained)  # a shift of the batch is seen now
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scale_divides_by_the_deviation_and_subtracts_nothing(shape):
+    norm, y = norms.build("scale", 5).double(), data(shape)
+    var = y.var(reduced(y), unbiased=False, keepdim=True)
+    torch.testing.assert_close(norm(y), y / (var + EPSILON).sqrt())
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * var.flatten())
+    assert torch.autograd.gradcheck(norm, (y[:4].requires_grad_(),))
+    running = norm.eval().running_var.view(var.shape)
+    torch.testing.assert_close(norm(y), y / (running + EPSILON).sqrt())
 
 
 def test_a_dead_unit_stays_finite():

@@ -96,6 +96,7 @@ NORMS: Final = (
          colour="#9C8FD9", dash=(0, (5, 1, 1, 1))),
     Norm("rms", "per_sample:RmsNorm", "RMSNorm over a sample's units and positions", "sample",
          colour="#8DB600", dash=(0, (2, 1))),
+    Norm("scale", "scale:ScaleNorm", "divided by the standard deviation, nothing subtracted", "batch"),
 )  # fmt: skip
 #: How users name a norm of their own.
 USER_NORM: Final = "MODULE:CLASS"

@@ -1,7 +1,10 @@
-"""Constants that several test modules use."""
+"""Constants and functions that several test modules use."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from bnsmooth_cli import cli, kinds, norms
@@ -25,3 +28,12 @@ SMALL: dict[str, dict[str, Any]] = {
 def commands() -> list[str]:
     """Every command of the command line."""
     return [str(command.name) for command in cli.app.registered_commands]
+
+
+def holder(lock: Path) -> int | None:
+    """The process that holds a lock file open, on Linux."""
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it ended in the meantime
+            if any(os.readlink(link) == str(lock) for link in os.scandir(f"/proc/{process}/fd")):
+                return int(process)
+    return None

@@ -19,7 +19,7 @@ from helpers import SCHEMAS
 from rich.cells import cell_len
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import InputError
+from bnsmooth_cli import InputError, kinds
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.storage import exports, tables
 
@@ -93,7 +93,7 @@ def test_show_says_what_a_table_is_and_fits_a_terminal(cli, kind, norms):
     assert words(out, "rows")[1].rstrip(",") == f"{len(table):,}"
     assert "bnsmooth 7.8.9" in out
     assert "batch_size 128" in " ".join(out.split())
-    assert ("what the runs differ in" in out) == (len(norms) == 2)
+    assert ("settings that differ between the runs" in out) == (len(norms) == 2)
     assert all(f"vgg-{norm}-lr0.1-seed0" in out for norm in norms)
     told = set(out.replace(",", " ").split())
     run = set() if kind.startswith("compare-") else {"run", "problem", "norm", "lr", "seed"}
@@ -158,7 +158,7 @@ def test_show_tells_settings_once_and_what_differs_by_run(cli, small_run):
     assert out.count("depth 5") == out.count("samples 30") == 1
     assert "measured  3 steps: 0, 3, 6\n" in out
     assert "reached   2 of 3 at their checkpoints; trained forward: 3 from 2\n" in out
-    differ = out.split("what the runs differ in\n")[1].split("\n\n")[0].split()
+    differ = out.split("settings that differ between the runs\n")[1].split("\n\n")[0].split()
     assert differ == ["run", "norm", runs[1].name, "batch", runs[0].name, "none"]
 
 
@@ -218,7 +218,7 @@ def parsed(text, kind):
         "string": str,
         "int64": int,
         "double": float,
-        "bool": {"True": True, "False": False}.get,
+        "bool": {"true": True, "false": False}.get,
         "list": lambda cell: [float(number) for number in cell.split(" ")],
     }
     return [
@@ -296,7 +296,7 @@ def test_csv_replaces_a_file_only_by_force_and_never_the_table(cli):
     assert err == "bnsmooth: t.csv: is there already; --force replaces it, or give --csv another name\n"
     assert Path("t.csv").read_text() == "precious"
     assert cli("show t.parquet --csv t.csv --force")[0] == 0
-    assert Path("t.csv").read_text().startswith("run,problem,")
+    assert Path("t.csv").read_text().startswith('"run","problem",')
     before = Path("t.parquet").read_bytes()
     code, _, err = cli("show t.parquet --csv ./t.parquet --force")
     assert (code, "is the table itself" in err) == (2, True)
@@ -307,7 +307,7 @@ BAD = [
     ("show absent.parquet", "absent.parquet: no such table"),
     ("show folder", "folder: is a folder; name a table in it: a.parquet"),
     ("show text", "text: not a readable Parquet file"),
-    ("show foreign.parquet", "foreign.parquet: a Parquet file, but no table of bnsmooth's"),
+    ("show foreign.parquet", "foreign.parquet: a Parquet file, but not a table of bnsmooth"),
     ("show cut.parquet", "cut.parquet: not a readable Parquet file"),
     ("show flipped.parquet", "flipped.parquet: not a readable Parquet file"),
     ("show cut.parquet --csv -", "cut.parquet"),
@@ -498,20 +498,20 @@ def test_equal_tables_make_equal_files(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["theory.parquet", "theory.tfevents"]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SCHEMAS if kind.startswith("compare") or kind == "surface"])
-def test_what_has_no_course_over_the_steps_is_refused(tmp_path, kind):
+@pytest.mark.parametrize("kind", [kind.name for kind in kinds.KINDS if not kind.tensorboard])
+def test_a_kind_that_is_not_measured_over_steps_is_refused(tmp_path, kind):
     write(tmp_path / "t.parquet", kind)
-    with pytest.raises(InputError, match=rf"t\.parquet: a table of kind {kind} has no course over the steps"):
+    with pytest.raises(InputError, match=rf"t\.parquet: TensorBoard .* a table of kind {kind} has none"):
         exports.tensorboard(tmp_path / "t.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
 
 
-def test_every_other_kind_has_a_course(tmp_path):
-    for kind in SCHEMAS:
-        if not (kind.startswith("compare") or kind == "surface"):
-            write(tmp_path / f"{kind}.parquet", kind, norms=("none",))
-            exports.tensorboard(tmp_path / f"{kind}.parquet")
-    assert {tag.split("/")[0] for tag in scalars(tmp_path)} == set(exports._COURSES)
+def test_every_kind_measured_over_steps_has_scalars(tmp_path):
+    over_steps = {kind.name for kind in kinds.KINDS if kind.tensorboard}
+    for kind in over_steps:
+        write(tmp_path / f"{kind}.parquet", kind, norms=("none",))
+        exports.tensorboard(tmp_path / f"{kind}.parquet")
+    assert {tag.split("/")[0] for tag in scalars(tmp_path)} == over_steps
 
 
 def test_a_table_is_not_replaced_by_its_own_scalars(tmp_path):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import holder
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
@@ -49,10 +50,10 @@ def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
     """A run that is at work and has checkpoints enough, and the process that has it, as soon as there is one."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        for owner in study.glob("runs/*/.lock.owner"):
-            saved = len([*owner.parent.glob("checkpoints/*.pt")])
-            if checkpoints <= saved < 9 and (words := owner.read_text().split()):
-                return owner.parent, int(words[1])
+        for lock in study.glob("runs/*/.lock"):
+            saved = len([*lock.parent.glob("checkpoints/*.pt")])
+            if checkpoints <= saved < 9 and (process := holder(lock)):
+                return lock.parent, process
         time.sleep(0.02)
     raise AssertionError("no run was at work")
 

@@ -1,7 +1,8 @@
-"""`bnsmooth show`: what a table is, what it holds, and all of it as CSV."""
+"""`bnsmooth show`: describe a table, or write it as CSV."""
 
 from __future__ import annotations
 
+import io
 import sys
 import textwrap
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def show(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table of any command.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table that any command wrote.")],
     csv: Annotated[
         str | None,
         typer.Option(
@@ -27,9 +28,9 @@ def show(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the CSV file.")] = False,
 ) -> None:
-    """Show what a table says of itself, a line a column, its first and last rows; or write it as CSV.
+    """Show where a table comes from, a summary of each column, and the first and last rows; or write it as CSV.
 
-    The CSV has every digit; a null is empty, and a list is its numbers with spaces between them.
+    The CSV keeps every digit. A null is empty, and a list is written as numbers with spaces between them.
 
     [bold]Examples[/]
 
@@ -51,38 +52,40 @@ def show(
 
 
 def _print_csv(table: Path) -> None:
-    """Onto stdout, as it is; a terminal, which obeys what it is given, has it line by line."""
-    from bnsmooth_cli.storage.exports import csv_lines
+    """Write CSV to stdout. A terminal obeys control characters, so it gets them as escapes."""
+    from bnsmooth_cli.storage.exports import stream_csv
 
-    for line in csv_lines(table):
-        if sys.stdout.isatty():
+    if sys.stdout.isatty():
+        text = io.BytesIO()
+        stream_csv(table, text)
+        for line in text.getvalue().decode().removesuffix("\n").split("\n"):
             terminal.say(line)
-        else:
-            sys.stdout.buffer.write(f"{line}\n".encode())
+    else:
+        stream_csv(table, sys.stdout.buffer)
     sys.stdout.flush()
 
 
 def _print(table: Path) -> None:
     from bnsmooth_cli.storage.description import ENDS, describe
 
-    found = describe(table)
+    description = describe(table)
     terminal.say(table)
-    _facts(found.facts)
-    if len(found.runs):
-        _block("what the runs differ in", found.runs)
-    if len(found.numbers):
-        overflows = ["overflows"] if found.numbers["overflows"].any() else []
+    _print_facts(description.facts)
+    if len(description.runs):
+        _print_block("settings that differ between the runs", description.runs)
+    if len(description.numbers):
+        overflows = ["overflows"] if description.numbers["overflows"].any() else []
         columns = ["column", "values", "min", "median", "max", *overflows]
-        _block("columns of numbers", found.numbers[columns], most=None)
-    if len(found.words):
-        _block("columns of words", found.words, most=None)
-    if found.rows.size:
-        title = f"the first and the last {ENDS} rows" if found.count > len(found.rows) else "all rows"
-        _block(title, found.rows, ", or --csv FILE")
+        _print_block("columns of numbers", description.numbers[columns], most=None)
+    if len(description.others):
+        _print_block("other columns", description.others, most=None)
+    if description.rows.size:
+        ends = description.count > len(description.rows)
+        _print_block(f"the first and the last {ENDS} rows" if ends else "all rows", description.rows, ", or --csv FILE")
 
 
-def _facts(facts: list[tuple[str, str]]) -> None:
-    """Labels, and texts in lines of the terminal's width beside them."""
+def _print_facts(facts: list[tuple[str, str]]) -> None:
+    """Print labels with their texts next to them, wrapped to the terminal."""
     labels = [terminal.plain(label)[:24] for label, _ in facts]
     margin = max(map(cell_len, labels)) + 4
     for label, (_, text) in zip(labels, facts, strict=True):
@@ -91,8 +94,8 @@ def _facts(facts: list[tuple[str, str]]) -> None:
             terminal.say(f"  {'' if i else label:{margin - 2}}{line.plain}".rstrip())
 
 
-def _block(title: str, frame: pd.DataFrame, rest: str = "", most: int | None = terminal.MAX_ROWS) -> None:
-    """A summary of the columns that fit beside each other, under names as narrow as their values."""
+def _print_block(title: str, frame: pd.DataFrame, rest: str = "", most: int | None = terminal.MAX_ROWS) -> None:
+    """Print the columns that fit next to each other. Their names are wrapped to the width of the values."""
     heads: dict[str, str] = {}
     left = terminal.out.width
     for name in map(str, frame):

@@ -1,4 +1,4 @@
-"""A table for a reader: what it is, what it says of itself, a row a column, its first and last rows. No torch here."""
+"""Descriptions of tables: provenance, a summary of each column, the first and last rows. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ from bnsmooth_cli import kinds
 from bnsmooth_cli.config import FIELDS
 from bnsmooth_cli.storage.tables import read_table
 
-#: Rows that a description has of a table, the first and the last ones.
+#: How many rows a description has from each end of the table.
 ENDS: Final = 4
-#: Characters of a fact, and of a cell: a table may hold whole books.
-LONGEST: Final = 1_000
-LONGEST_CELL: Final = 32
-_FEW: Final = 8  # values that are all listed
-_WIDE: Final = 46  # characters of a list of words: beside their number they fill 80
+#: The most characters of a fact and of a cell: a file may contain any text.
+MAX_FACT: Final = 1_000
+MAX_CELL: Final = 32
+_MAX_LISTED: Final = 8  # values that are listed in full
+_MAX_TEXTS: Final = 46  # characters of a column's texts: with the column's name and counts, a line of 80
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a table is and holds.
+    """What a table contains.
 
-    `facts` are pairs of a label and a text; `runs` has a row a run, of the settings that they do not share; `numbers`
-    and `words` have a row a column that varies; `rows` are the table's first and last ones, of the columns that vary,
-    of `count` in all.
+    Attributes:
+        facts: Pairs of a label and a text.
+        runs: The settings that differ between the runs, a row a run; empty for a single run.
+        numbers: A summary of each column of numbers that varies.
+        others: A summary of each other column that varies.
+        rows: The table's first and last rows, of the columns that vary.
+        count: The number of rows of the table.
     """
 
     facts: list[tuple[str, str]]
     runs: pd.DataFrame
     numbers: pd.DataFrame
-    words: pd.DataFrame
+    others: pd.DataFrame
     rows: pd.DataFrame
     count: int
 
@@ -45,50 +49,56 @@ class Description:
 def describe(path: Path | str) -> Description:
     """Describe the table at a path. Raises InputError as `tables.read_table` does."""
     table = read_table(path)
-    said = table.attrs["bnsmooth"]
-    kind = said["kind"]
-    its_runs, runs = _runs(said)
+    provenance = table.attrs["bnsmooth"]
+    kind = provenance["kind"]
     columns = kinds.get(kind).columns
     types = {name: column.type for name, column in columns.items()}
+    run_facts, runs = _runs(provenance)
     empty = [name for name in types if len(table) and columns[name].nullable and table[name].isna().all()]
-    constant = [name for name in types if _constant(table[name], types[name])]
-    labels = set(kinds.RUN) if "run" in types and "runs" in said else set()
+    constant = [name for name in types if _is_constant(table[name], types[name])]
+    labels = set(kinds.RUN) if "run" in types and "runs" in provenance else set()
     varying = [name for name in types if name not in {*empty, *constant}]
     measured = [name for name in varying if name not in labels]
-    told = [f"{name} {_listed(table[name].iloc[:1].tolist())}" for name in constant if name not in labels]
+    numbers = [name for name in measured if types[name] in ("int64", "double")]
+    of_every_row = [f"{name} {_listed(table[name].iloc[:1].tolist())}" for name in constant if name not in labels]
+    makers = {name: key for name, key in _MADE_BY.items() if key in provenance}
     facts = [
         ("kind", kind),
         ("rows", _extent(table)),
-        ("made by", ", ".join(f"{name} {_text(said[key])}" for name, key in _MADE_BY.items() if key in said)),
-        *its_runs,
-        *([("outcome", _outcome(said, len(table)))] if kind == "train" and "runs" in said else []),
-        *((key, _text(value)) for key, value in said.items() if key not in _KNOWN and not _by_run(said, key)),
-        ("every row", ", ".join(told)),
+        ("made by", ", ".join(f"{name} {_text(provenance[key])}" for name, key in makers.items())),
+        *run_facts,
+        *([("outcome", _outcome(provenance, len(table)))] if kind == "train" and "runs" in provenance else []),
+        *((key, _text(value)) for key, value in provenance.items()
+          if key not in _KNOWN and not _is_by_run(provenance, key)),
+        ("every row", ", ".join(of_every_row)),
         ("no value", ", ".join(empty)),
-    ]
+    ]  # fmt: skip
     ends = table if len(table) <= 2 * ENDS else pd.concat([table.head(ENDS), table.tail(ENDS)])
     shown = [name for name in varying if types[name] != "list" and (name == "run" or name not in labels)]
     if "layer_name" in shown:
         shown = [name for name in shown if name != "layer"]
     return Description(
-        facts=[(label, _cut(text, LONGEST)) for label, text in facts if text],
+        facts=[(label, _cut(text, MAX_FACT)) for label, text in facts if text],
         runs=runs,
-        numbers=pd.DataFrame([_number(kind, table[name]) for name in measured if types[name] in ("int64", "double")]),
-        words=pd.DataFrame([_word(table[name]) for name in measured if types[name] not in ("int64", "double")]),
-        rows=pd.DataFrame({name: _readable(ends[name], types[name]) for name in shown}),
+        numbers=pd.DataFrame([_summarise_numbers(table[name], columns[name].nullable) for name in numbers]),
+        others=pd.DataFrame([_summarise_others(table[name]) for name in measured if name not in numbers]),
+        rows=pd.DataFrame({name: _cells(ends[name], types[name]) for name in shown}),
         count=len(table),
     )
 
 
 _MADE_BY: Final = {"bnsmooth": "version", "torch": "torch"}
+#: The parts of the provenance that have their own facts, or none. `next` has commands, which a stranger's file must not
+#: suggest.
 _KNOWN: Final = ("kind", "format", *_MADE_BY.values(), "runs", "last_step", "diverged_at", "next")
 
 
-def _constant(column: pd.Series[Any], type_: str) -> bool:
+def _is_constant(column: pd.Series[Any], type_: str) -> bool:
     return len(column) > 1 and type_ != "list" and bool(column.notna().all()) and column.nunique() == 1
 
 
 def _extent(table: pd.DataFrame) -> str:
+    """The number of rows and the range of their steps."""
     text = f"{len(table):,}"
     if "step" in table and len(table):
         steps = table["step"]
@@ -97,93 +107,83 @@ def _extent(table: pd.DataFrame) -> str:
     return text
 
 
-def _outcome(said: Mapping[str, Any], rows: int) -> str:
-    """How a training run ended, or that it did not."""
-    if said.get("diverged_at") is not None:
-        return f"diverged at step {_text(said['diverged_at'])}: the loss of the last row is not finite"
-    if said.get("last_step") is not None:
-        return f"finished at step {_text(said['last_step'])}"
-    asked = [_mapping(config).get("steps") for config in _mapping(said.get("runs")).values()]
-    steps = f" of {_text(asked[0])}" if len(asked) == 1 else ""
-    return f"unfinished: {rows:,}{steps} steps are recorded; the same train command goes on"
+def _outcome(provenance: Mapping[str, Any], rows: int) -> str:
+    """How a training run ended."""
+    if provenance.get("diverged_at") is not None:
+        return f"diverged at step {_text(provenance['diverged_at'])}: the loss of the last row is not finite"
+    if provenance.get("last_step") is not None:
+        return f"finished at step {_text(provenance['last_step'])}"
+    totals = [_mapping(config).get("steps") for config in _mapping(provenance.get("runs")).values()]
+    of_total = f" of {_text(totals[0])}" if len(totals) == 1 else ""
+    return f"unfinished: {rows:,}{of_total} steps are recorded; the same train command continues"
 
 
-# What a table says of its runs
+# The provenance of each run
 
 
-def _runs(said: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.DataFrame]:
-    """Facts of what all runs share; a row a run of what they do not, of one run none."""
+def _runs(provenance: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.DataFrame]:
+    """Facts that all runs share, and a row a run with the settings that differ; no rows for a single run."""
     settings: dict[str, dict[tuple[str, str], str]] = {}
-    for run, config in _mapping(said.get("runs")).items():
+    for run, config in _mapping(provenance.get("runs")).items():
         settings[run] = {("settings", key): _text(value) for key, value in _ordered(_mapping(config))}
-        for key in dict.fromkeys([*_FIRST, *said]):
-            if key in said and key != "runs" and _by_run(said, key):
-                settings[run] |= _of_run(key, said[key][run])
+        for key in dict.fromkeys([*_FIRST, *provenance]):
+            if key in provenance and key != "runs" and _is_by_run(provenance, key):
+                settings[run] |= _of_run(key, provenance[key][run])
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
-    shared = {
-        name: text
-        for name, text in next(iter(settings.values()), {}).items()
-        if all(values.get(name) == text for values in settings.values())
-    }
-    told: dict[str, list[str]] = {}
+    first = next(iter(settings.values()), {})
+    shared = {name: text for name, text in first.items() if all(of.get(name) == text for of in settings.values())}
+    texts: dict[str, list[str]] = {}
     for (label, name), text in shared.items():
-        told.setdefault(label, []).append(f"{name} {text}".strip())
-    facts = [(label, ", ".join(texts)) for label, texts in told.items()]
+        texts.setdefault(label, []).append(f"{name} {text}".strip())
+    facts = [(label, ", ".join(parts)) for label, parts in texts.items()]
     if len(settings) < 2:
         return [*(("run", run) for run in settings), *facts], pd.DataFrame()
+    differing = [name for name in names if name not in shared]
     rows = [
-        {
-            "run": run,
-            **{
-                key or label: _cut(of.get((label, key), "-"), LONGEST_CELL)
-                for label, key in names
-                if (label, key) not in shared
-            },
-        }
+        {"run": run, **{key or label: _cut(of.get((label, key), "-"), MAX_CELL) for label, key in differing}}
         for run, of in settings.items()
     ]
     return [("runs", f"{len(settings):,}"), *facts], pd.DataFrame(rows)
 
 
-#: Of what a table says run by run, what is told first.
+#: The parts of the provenance that come first among those that have a value for each run.
 _FIRST: Final = ("steps", "trained_forward_from", "options")
 
 
-def _by_run(said: Mapping[str, Any], key: str) -> bool:
-    """Whether what a table says under a key, it says of each of its runs."""
-    runs = _mapping(said.get("runs"))
-    return bool(runs) and _mapping(said[key]).keys() == runs.keys()
+def _is_by_run(provenance: Mapping[str, Any], key: str) -> bool:
+    """Whether a part of the provenance has a value for each run."""
+    runs = _mapping(provenance.get("runs"))
+    return bool(runs) and _mapping(provenance[key]).keys() == runs.keys()
 
 
 def _of_run(key: str, value: Any) -> dict[tuple[str, str], str]:
-    """What stands under a key for one run, as texts by label and name."""
+    """A part of the provenance for one run, as texts by label and name."""
     if key == "steps" and isinstance(value, list):
-        return {
-            ("measured", ""): f"{len(value):,} steps: {_listed(value)}" if len(value) > 1 else f"step {_listed(value)}"
-        }
+        steps = f"{len(value):,} steps: {_listed(value)}" if len(value) > 1 else f"step {_listed(value)}"
+        return {("measured", ""): steps}
     if key == "trained_forward_from" and isinstance(value, dict):
         return {("reached", ""): _reached(value)}
     if isinstance(value, dict):
-        return {(key, str(name)): _text(one) for name, one in value.items()}
+        return {(key, str(name)): _text(part) for name, part in value.items()}
     return {(key, ""): _text(value)}
 
 
-def _reached(nearest: Mapping[str, Any]) -> str:
-    """How the steps were come to, each from the checkpoint before it.
+def _reached(origins: Mapping[str, Any]) -> str:
+    """How the measured steps were reached. `origins` has the step of the checkpoint that each was trained from.
 
     >>> _reached({"0": 0, "1": 0, "2": 2})
     '2 of 3 at their checkpoints; trained forward: 1 from 0'
     """
-    steps = sorted(nearest, key=lambda step: (len(step), step))  # as numbers
-    forward = [f"{step} from {_text(nearest[step])}" for step in steps if step != str(nearest[step])]
+    steps = sorted(origins, key=lambda step: (len(step), step))  # as numbers
+    forward = [f"{step} from {_text(origins[step])}" for step in steps if step != str(origins[step])]
     if not forward:
         return "all at their checkpoints"
-    there = len(nearest) - len(forward)
-    return f"{there} of {len(nearest)} at their checkpoints; trained forward: {_listed(forward)}"
+    at_checkpoints = len(origins) - len(forward)
+    return f"{at_checkpoints} of {len(origins)} at their checkpoints; trained forward: {_listed(forward)}"
 
 
 def _ordered(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings in the order of configurations, others last."""
+    """Settings in the order of configurations, unknown ones last."""
     known = list(FIELDS)
     return sorted(config.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known))
 
@@ -196,7 +196,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    """A value of a table's own account as words.
+    """A value as words.
 
     >>> [_text(value) for value in (None, True, 0.0, 1e-6, [0.5, 4.294285714], "l1")]
     ['default', 'yes', '0', '1e-06', '0.5, 4.294', 'l1']
@@ -209,18 +209,18 @@ def _text(value: object) -> str:
         return repr(float(value)).removesuffix(".0")
     if isinstance(value, list):
         return _listed(value)
-    return _cut(json.dumps(value) if isinstance(value, dict) else str(value), LONGEST)
+    return _cut(json.dumps(value) if isinstance(value, dict) else str(value), MAX_FACT)
 
 
 def _listed(values: Sequence[object]) -> str:
-    """All of a few values, the first and last of many, numbers to four digits.
+    """A few values in full, or the first and the last of many; numbers with four digits.
 
     >>> _listed(range(0, 1050, 50))
     '0, 50, 100, ..., 1000'
     """
-    few = len(values) <= _FEW
+    few = len(values) <= _MAX_LISTED
     texts = [
-        f"{value:.4g}" if isinstance(value, float) else _cut(_text(value), LONGEST_CELL)
+        f"{value:.4g}" if isinstance(value, float) else _cut(_text(value), MAX_CELL)
         for value in (values if few else [*values[:3], values[-1]])
     ]
     return ", ".join(texts if few else [*texts[:3], "...", texts[3]])
@@ -230,39 +230,39 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-# A row a column
+# Summaries of columns
 
 
-def _number(kind: str, column: pd.Series[Any]) -> dict[str, object]:
-    values = column.dropna().astype("float64")
-    given = len(values) if kinds.get(kind).columns[str(column.name)].nullable else len(column)
-    whole = column.dtype.kind == "i"  # of two steps in the middle, one that there is
-    with np.errstate(all="ignore"):  # the middle of two infinities, or of numbers at the edge
-        middle = values.quantile(0.5, "lower") if whole else values.median()
-    ends = {"min": values.min(), "median": middle, "max": values.max()}
-    return {"column": column.name, "values": given, **ends, "overflows": given - len(values)}
+def _summarise_numbers(column: pd.Series[Any], nullable: bool) -> dict[str, object]:
+    numbers = column.dropna().astype("float64")
+    values = len(numbers) if nullable else len(column)  # NaN is null, or an overflow
+    integers = column.dtype.kind == "i"
+    with np.errstate(all="ignore"):  # the median of infinities
+        median = numbers.quantile(0.5, "lower") if integers else numbers.median()
+    ends = {"min": numbers.min(), "median": median, "max": numbers.max()}
+    return {"column": column.name, "values": values, **ends, "overflows": values - len(numbers)}
 
 
-def _word(column: pd.Series[Any]) -> dict[str, object]:
+def _summarise_others(column: pd.Series[Any]) -> dict[str, object]:
     values = column.dropna().astype(object)
     row = {"column": column.name, "values": len(values)}
-    kinds = {type(value) for value in values}
-    if not kinds <= {str, bool}:
+    types = {type(value) for value in values}
+    if not types <= {str, bool}:
         return {**row, "different": math.nan, "which": f"lists of {_listed(sorted({*map(len, values)}))} numbers"}
     counts = values.value_counts(sort=False)
     texts = [
-        f"{_text(value)} {count:,}" if kinds == {bool} else _cut(_text(value), LONGEST_CELL)
-        for value, count in counts.head(_WIDE).items()
+        f"{_text(value)} {count:,}" if types == {bool} else _cut(_text(value), MAX_CELL)
+        for value, count in counts.head(_MAX_TEXTS).items()
     ]
-    most = len(texts)
-    while len(which := ", ".join(texts[:most] + ["..."] * (most < len(counts)))) > _WIDE and most > 1:
-        most -= 1
+    shown = len(texts)
+    while len(which := ", ".join(texts[:shown] + ["..."] * (shown < len(counts)))) > _MAX_TEXTS and shown > 1:
+        shown -= 1
     return {**row, "different": float(len(counts)), "which": which}
 
 
-def _readable(column: pd.Series[Any], type_: str) -> pd.Series[Any]:
-    """Values as a terminal shows them: texts cut, numbers as they are."""
+def _cells(column: pd.Series[Any], type_: str) -> pd.Series[Any]:
+    """Values as a terminal shows them: texts cut, numbers unchanged."""
     if type_ not in ("string", "bool"):
         return column
-    texts = ["-" if value is None or value != value else _cut(_text(value), LONGEST_CELL) for value in column.tolist()]
+    texts = ["-" if value is None or value != value else _cut(_text(value), MAX_CELL) for value in column.tolist()]
     return pd.Series(texts, column.index, dtype=object)

@@ -1,8 +1,7 @@
-"""A table for other programs: as CSV for spreadsheets, as scalars for TensorBoard. No torch here."""
+"""Tables for other programs: as CSV, and as scalars for TensorBoard. Imports no torch."""
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import os
@@ -10,28 +9,32 @@ from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, Final
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.files import atomic, check_regular, check_writable
-from bnsmooth_cli.storage.tables import GROUP, read_table
+from bnsmooth_cli.storage.tables import GROUP, read_table, to_arrow
 
 # CSV
 
 
-def csv_lines(path: Path | str) -> Iterator[str]:
-    """The rows of a table as lines of CSV without their ends, the columns' names first.
-
-    A number has all the digits that its double has, a null is empty, a list is its numbers with spaces between them.
-    """
-    return _csv_lines(read_table(path))  # now, not when the first line is asked for
-
-
 def write_csv(path: Path | str, target: Path | str, force: bool = False) -> None:
-    """Write the rows of a table as CSV in UTF-8. Raises InputError for a target that is there, unless `force`."""
+    """Write the rows of a table as CSV in UTF-8; `stream_csv` describes the format.
+
+    Args:
+        path: The table.
+        target: The CSV file.
+        force: Whether to replace a file.
+
+    Raises:
+        InputError: If the table cannot be read, or `target` exists (unless `force`) or cannot be written.
+    """
     path, target = Path(path), Path(target)
     check_writable(target)
     check_regular(target)
@@ -39,46 +42,36 @@ def write_csv(path: Path | str, target: Path | str, force: bool = False) -> None
         raise InputError(f"{target}: is the table itself; give --csv another name")
     if os.path.lexists(target) and not force:
         raise InputError(f"{target}: is there already; --force replaces it, or give --csv another name")
-    lines = csv_lines(path)
-    with atomic(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        stream.writelines(f"{line}\n" for line in lines)
+    table = read_table(path)
+    with atomic(target) as temporary, temporary.open("wb") as stream:
+        _write_rows(table, stream)
 
 
-class _Echo:
-    """What a CSV writer writes to, to have it back."""
+def stream_csv(path: Path | str, stream: IO[bytes]) -> None:
+    """Write the rows of a table as CSV to a stream.
 
-    def write(self, line: str) -> str:
-        return line
+    The first line has the columns' names. Texts stand in quotes. A number has as many digits as it takes to read the
+    same double back; an overflow is `inf`, `-inf` or `nan`. A null is empty. A list is its numbers with spaces between.
+    """
+    _write_rows(read_table(path), stream)
 
 
-def _csv_lines(table: pd.DataFrame) -> Iterator[str]:
+def _write_rows(table: pd.DataFrame, stream: IO[bytes]) -> None:
     kind = table.attrs["bnsmooth"]["kind"]
-    end = "\r\n"  # or the writer would not put quotes around a text that has one of the two
-    write = csv.writer(_Echo(), lineterminator=end).writerow
-    yield write(list(kinds.get(kind).columns)).removesuffix(end)
-    for start in range(0, len(table), GROUP):
-        group = table.iloc[start : start + GROUP]
-        columns = [_cells(kind, group[name]) for name in kinds.get(kind).columns]
-        for row in zip(*columns, strict=True):
-            yield write(row).removesuffix(end)
-
-
-def _cells(kind: str, column: pd.Series[Any]) -> list[Any]:
-    """Values as the CSV writer takes them: None becomes nothing, a float its `repr`."""
-    known = kinds.get(kind).columns[str(column.name)]
-    if known.type == "double" and not known.nullable:
-        return column.tolist()
-    cells = column.astype(object).where(column.notna(), None).tolist()
-    if known.type == "list":
-        return [cell if cell is None else " ".join(map(repr, cell.tolist())) for cell in cells]
-    return cells
+    for start in range(0, max(len(table), 1), GROUP):
+        rows = to_arrow(kind, table.iloc[start : start + GROUP])
+        for i, field in enumerate(rows.schema):
+            if pa.types.is_list(field.type):
+                texts = pc.cast(rows.column(i), pa.list_(pa.string()))
+                rows = rows.set_column(i, field.name, pc.binary_join(texts, " "))
+        csv.write_csv(rows, stream, csv.WriteOptions(include_header=start == 0))
 
 
 # TensorBoard
 
 
 def check_tensorboard() -> None:
-    """Find out before the work that TensorBoard's package is missing; InputError then."""
+    """Check before the work that the package is installed; raise InputError if it is not."""
     try:
         import tensorboard.compat.proto.event_pb2
         import tensorboard.summary.writer.record_writer  # noqa: F401
@@ -87,34 +80,45 @@ def check_tensorboard() -> None:
 
 
 def tensorboard(table_path: Path | str) -> Path:
-    """Write a table's figures as TensorBoard scalars over the steps, beside it; what was written.
+    """Write the numbers of a table as TensorBoard scalars over the steps, next to the table.
 
-    `runs/x/train.parquet` makes `runs/x/train.tfevents`; a table of several runs makes a folder,
-    `both.tensorboard/<run>/ics.tfevents`, as TensorBoard tells runs apart by their folders. What is there is replaced,
-    and removed where the table's runs are others now: equal tables make equal files. A TensorBoard that is open looks
-    at the new one when it is started again.
+    `runs/x/train.parquet` becomes `runs/x/train.tfevents`. A table of several runs becomes a folder,
+    `both.tensorboard/<run>/ics.tfevents`, because TensorBoard takes each folder for a run. Existing files are replaced,
+    and removed if the table no longer has their runs. Equal tables give equal files. Restart an open TensorBoard to see
+    the new file.
 
-    The tags are `train/loss`, `ics/fc3/cosine`; of `activations` and `theory` the medians over the units of a layer
-    (of what holds or not, the share that does), of theory by statement and affine, `theory/fc3/4.1/identity/lhs`; of
-    `landscape` the extremes of the line, alpha > 0, an overflow being infinite. Nulls are left out. TensorBoard's
-    numbers have single precision. Raises InputError for a kind that has no course over the steps.
+    A tag is `train/loss` or `ics/fc3/cosine`. `activations` and `theory` give the medians over the units of a layer
+    (shares, for columns of yes and no), `theory` for each statement and affine map: `theory/fc3/4.1/identity/lhs`.
+    `landscape` gives the extremes over the line, alpha > 0, where an overflow is infinite. Nulls are left out.
+    TensorBoard stores single precision.
+
+    Args:
+        table_path: The table.
+
+    Returns:
+        The file or the folder.
+
+    Raises:
+        InputError: If the table cannot be read or has no training steps, or TensorBoard's package is missing.
     """
     check_tensorboard()
     path = Path(table_path)
     table = read_table(path)
     kind = table.attrs["bnsmooth"]["kind"]
     if not kinds.get(kind).tensorboard:
-        known = ", ".join(_courses())
-        raise InputError(f"{path}: a table of kind {kind} has no course over the steps for TensorBoard ({known} have)")
+        raise InputError(
+            f"{path}: TensorBoard shows numbers over training steps, a table of kind {kind} has none "
+            f"({', '.join(_OVER_STEPS)} have)"
+        )
     runs = list(dict.fromkeys(table["run"]))
     alone, folder = path.with_suffix(".tfevents"), path.with_name(f"{path.stem}.tensorboard")
     if path == alone:
-        raise InputError(f"{path}: is a table by the name of TensorBoard's files; name it .parquet")
+        raise InputError(f"{path}: a table with the suffix of TensorBoard's files; name it .parquet")
     targets = {alone: table}
     if len(runs) > 1:
         targets = {folder / _folder(path, run) / f"{kind}.tfevents": table[table["run"] == run] for run in runs}
     for target, rows in targets.items():
-        events = _events(kind, _course(kind, rows))
+        events = _events(kind, _over_steps(kind, rows))
         with atomic(target) as temporary:
             temporary.write_bytes(events)
     for file in {alone, *_in_folders(folder)} - targets.keys():
@@ -122,48 +126,47 @@ def tensorboard(table_path: Path | str) -> Path:
     return alone if alone in targets else folder
 
 
-def _courses() -> list[str]:
-    return [kind.name for kind in kinds.KINDS if kind.tensorboard]
+_OVER_STEPS: Final = [kind.name for kind in kinds.KINDS if kind.tensorboard]
 
 
 def _in_folders(folder: Path) -> Iterator[Path]:
-    """The scalars of runs in the folder of a table of several; what is linked there, or is beside a table of its own,
-    is another table's."""
+    """The scalars in the folder of a table of several runs. Links, and files next to a table of their own, belong to
+    other tables."""
     places = [] if folder.is_symlink() else [place for place in folder.glob("*") if not place.is_symlink()]
-    files = (place / f"{kind}.tfevents" for place in places for kind in _courses())
+    files = (place / f"{kind}.tfevents" for place in places for kind in _OVER_STEPS)
     return (file for file in files if file.is_file() and not file.with_suffix(".parquet").exists())
 
 
 def _folder(path: Path, run: str) -> str:
-    """The name of a run as one of a folder; a table may say anything."""
+    """The name of a run, checked: a table may contain any text."""
     if run in ("", ".", "..") or any(character in run for character in "/\\\0"):
         raise InputError(f"{path}: the run {run!r} has a name that no folder can have")
     return run
 
 
-def _course(kind: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A row a step and place in the network, by step: `step`, `tag`, and the figures there, NaN where they are null."""
+def _over_steps(kind: str, table: pd.DataFrame) -> pd.DataFrame:
+    """A row a step and tag, by step: `step`, `tag`, then the numbers, NaN where they are null."""
     if kind == "landscape":
-        probed = table[table["alpha"] > 0].fillna({"loss": math.inf, "grad_distance": math.inf})  # NaN: an overflow
+        line = table[table["alpha"] > 0].fillna({"loss": math.inf, "grad_distance": math.inf})  # NaN is an overflow
         ends = {"loss_min": ("loss", "min"), "loss_max": ("loss", "max"), "grad_distance_max": ("grad_distance", "max")}
-        return probed.assign(tag=kind).groupby(["step", "tag"]).agg(**ends).reset_index()
+        return line.assign(tag=kind).groupby(["step", "tag"]).agg(**ends).reset_index()
     types = {name: column.type for name, column in kinds.get(kind).columns.items()}
-    figures = {name: type_ for name, type_ in types.items() if type_ in ("double", "bool") and name not in kinds.RUN}
-    rows = table.astype(dict.fromkeys(figures, "float64")).sort_values("step", kind="stable").assign(tag=kind)
+    numbers = {name: type_ for name, type_ in types.items() if type_ in ("double", "bool") and name not in kinds.RUN}
+    rows = table.astype(dict.fromkeys(numbers, "float64")).sort_values("step", kind="stable").assign(tag=kind)
     for name in ("layer_name", "statement", "affine"):
         if name in types:
             rows["tag"] += ("/" + rows[name].str.replace(" ", "-")).fillna("")
     if "unit" in types:
-        middle = {name: "mean" if type_ == "bool" else "median" for name, type_ in figures.items()}
+        middle = {name: "mean" if type_ == "bool" else "median" for name, type_ in numbers.items()}
         rows = rows.groupby(["step", "tag"], sort=False).agg(middle).reset_index()
-    return rows[["step", "tag", *figures]]
+    return rows[["step", "tag", *numbers]]
 
 
-def _events(kind: str, course: pd.DataFrame) -> bytes:
-    """A file of TensorBoard's: one event a step, the same bytes for the same figures.
+def _events(kind: str, over_steps: pd.DataFrame) -> bytes:
+    """A file of TensorBoard with one event a step; equal numbers give equal bytes.
 
-    The time of an event is its step, in seconds: it was measured at no other time that a table knows, and TensorBoard,
-    which sorts runs by their first time, then sorts them by name.
+    The time of an event is its step, in seconds, because a table records no times. TensorBoard sorts runs by their
+    first time, and then by name.
     """
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -171,18 +174,18 @@ def _events(kind: str, course: pd.DataFrame) -> bytes:
 
     stream = io.BytesIO()
     writer = RecordWriter(stream)
-    # Of this version a step may be lower than the one before it, which was of another table in the folder.
+    # With this version a step may be lower than the one before it, which came from another table in the folder.
     writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString(deterministic=True))
     columns = kinds.get(kind).columns
-    figures = [
-        (name, name not in columns or columns[name].nullable) for name in map(str, course.columns[2:])
-    ]  # and whether NaN stands for null
-    for step, rows in groupby(zip(*(course[name].tolist() for name in course), strict=True), key=itemgetter(0)):
+    names = list(map(str, over_steps.columns[2:]))
+    null_is_nan = [name not in columns or columns[name].nullable for name in names]
+    rows = zip(*(over_steps[name].tolist() for name in over_steps), strict=True)
+    for step, rows_of_step in groupby(rows, key=itemgetter(0)):
         values = [
             Summary.Value(tag=f"{tag}/{name}", simple_value=value)
-            for _, tag, *its in rows
-            for (name, has_nulls), value in zip(figures, its, strict=True)
-            if not (has_nulls and math.isnan(value))
+            for _, tag, *numbers in rows_of_step
+            for name, skips_nan, value in zip(names, null_is_nan, numbers, strict=True)
+            if not (skips_nan and math.isnan(value))
         ]
         event = Event(wall_time=step, step=step, summary=Summary(value=values))
         writer.write(event.SerializeToString(deterministic=True))

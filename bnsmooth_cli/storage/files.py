@@ -1,4 +1,4 @@
-"""How files are written, and read: whole or not at all, and never executing what is read."""
+"""Reading and writing files: a write is complete or absent, and reading a file never executes it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import json
 import os
 import pickle
 import re
-import tempfile
+import secrets
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -20,42 +20,46 @@ from bnsmooth_cli.errors import DamagedError, InputError
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is being written cannot be removed anyway
+except ImportError:  # Windows, where a file that is open for writing cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
+
+#: The largest JSON or TOML file that is read, in bytes.
+MAX_TEXT: Final = 2**26
 
 
 @contextmanager
 def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
-    """A temporary file beside `path` that is synced and renamed over it when the block ends without an error.
+    """Give a temporary file next to `path`; sync it and rename it to `path` when the block ends without an error.
 
-    What killed processes were writing there is removed first. A link at `path` is replaced and not followed. Raises
-    InputError where the folder cannot be made or written, or has no space left; without `make_folder`, where it is
-    gone.
+    Temporary files of killed processes are removed first. A symbolic link at `path` is replaced, not followed.
+
+    Args:
+        path: The file to write.
+        make_folder: Whether to create its folder. Without it, a missing folder is an error.
+
+    Raises:
+        InputError: If the folder cannot be created or written, or the disk is full. `path` is then unchanged.
     """
+    temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=f".tmp{path.suffix}")
+        # The system applies the umask to 0o666, so the file gets the mode of an ordinary one.
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
-    temporary = Path(name)
     try:
         _lock(handle)
         _remove_abandoned(path, temporary)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes a private file; the target is an ordinary one
         if path.is_dir():
-            raise InputError(f"{path}: is a folder; a file is to be written there")
+            raise InputError(f"{path}: is a folder; choose another file name")
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(
-            f"{path}: not written ({error.strerror or error}); what was there before is as it was"
-        ) from error
+        raise InputError(f"{path}: not written ({error.strerror or error}); the old file is unchanged") from error
     finally:
         os.close(handle)
         with suppress(OSError):
@@ -63,27 +67,27 @@ def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
 
 
 def _prefix(path: Path) -> str:
-    """What the names of its temporary files begin with; shorter than a long name, which they are still to fit."""
+    """How the names of `path`'s temporary files begin; cut, so that a long name still fits with its ending."""
     return f".{os.fsdecode(os.fsencode(path.stem)[:100])}."
 
 
 def _lock(handle: int) -> bool:
-    """Hold an open file, until it is closed or the process ends; whether nobody else does."""
+    """Lock an open file until it is closed or the process ends; False if another process holds it."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or on a file system without locks
+    except OSError:  # locked, or on a file system without locks
         return False
     return True
 
 
 def _remove_abandoned(path: Path, mine: Path) -> None:
-    """Remove the temporary files of `path` that no living process holds."""
-    ours = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}\.tmp{re.escape(path.suffix)}")  # as mkstemp has them
+    """Remove the temporary files of `path` that no running process holds."""
+    pattern = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}\.tmp{re.escape(path.suffix)}")
     for other in path.parent.iterdir():
-        if other != mine and ours.fullmatch(other.name):
-            with suppress(OSError):  # gone, or replaced, this moment
+        if other != mine and pattern.fullmatch(other.name):
+            with suppress(OSError):  # removed or replaced in the meantime
                 handle = os.open(other, os.O_RDWR)
                 try:
                     if _lock(handle):
@@ -93,7 +97,7 @@ def _remove_abandoned(path: Path, mine: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a renaming outlive a power cut."""
+    """Make a rename survive a power cut."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -103,16 +107,26 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work, not after it, that `path` cannot be written; InputError then. Makes nothing."""
+    """Check before the work that `path` can be written. Creates nothing.
+
+    Raises:
+        InputError: If `path` is a folder, or its folder cannot be written.
+    """
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; a file is to be written there")
+        raise InputError(f"{path}: is a folder; choose another file name")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"{path}: cannot be written, {folder} takes no files; choose another place")
+        raise InputError(f"{path}: cannot be written, because {folder} is not a writable folder; choose another place")
+
+
+def check_regular(path: Path) -> None:
+    """Raise InputError if `path` exists and is not a regular file: reading a pipe would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no file")
 
 
 def unicode(name: str) -> str:
-    """A name with escapes for the bytes that were no UTF-8: no table could hold it as it is.
+    """A file name with escapes for bytes that are not UTF-8, which a table could not store.
 
     >>> unicode("caf\\udce9")
     'caf\\\\udce9'
@@ -120,41 +134,47 @@ def unicode(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def check_regular(path: Path) -> None:
-    """Raise InputError for what is there and is no file: to read a pipe is to wait for ever."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is no file")
-
-
-LONGEST: Final = 2**26  # bytes of a text that describes a run or a study
-
-
 def read_text(path: Path) -> str:
-    """The text of a file. Raises InputError for what is no file, or too long, and OSError and ValueError as reading
-    does."""
+    """The text of a file.
+
+    Raises:
+        InputError: If it is not a regular file, or larger than MAX_TEXT.
+        OSError: If it cannot be read.
+        ValueError: If it is not UTF-8.
+    """
     check_regular(path)
-    if path.stat().st_size > LONGEST:
-        raise InputError(f"{path}: has {path.stat().st_size} bytes, at most {LONGEST}")
+    if path.stat().st_size > MAX_TEXT:
+        raise InputError(f"{path}: has {path.stat().st_size} bytes, at most {MAX_TEXT}")
     return path.read_text(encoding="utf-8")
 
 
 def checksum(path: Path) -> str:
-    """What tells one content of a file from another."""
-    found = hashlib.sha256()
+    """The first 16 hexadecimal digits of a file's SHA-256 sum."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
         while part := stream.read(2**20):
-            found.update(part)
-    return found.hexdigest()[:16]
+            digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dict of plain values."""
+    """Write a dict of plain values as JSON."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_json(path: Path, folder_is: str, format: int) -> dict[str, Any]:
-    """Read the file that makes a folder a `folder_is`; InputError where it is none, DamagedError where unreadable."""
+    """Read the JSON file that describes a folder.
+
+    Args:
+        path: The file.
+        folder_is: What the folder is if it has this file, for the messages: "run directory".
+        format: The format number that the file must have.
+
+    Raises:
+        InputError: If the file does not exist.
+        DamagedError: If it cannot be read, or has another format.
+    """
     try:
         content = json.loads(read_text(path))
     except FileNotFoundError as error:
@@ -164,28 +184,28 @@ def load_json(path: Path, folder_is: str, format: int) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise DamagedError(f"{path}: not of a {folder_is}")
+        raise DamagedError(f"{path}: does not describe a {folder_is}")
     if content.get("format") != format:
         raise DamagedError(
-            f"{path}: of format {str(content.get('format'))[:20]}, this bnsmooth reads {format}; upgrade it"
+            f"{path}: has format {str(content.get('format'))[:20]}, this bnsmooth reads {format}; upgrade it"
         )
     return content
 
 
 def save_tensors(path: Path, content: dict[str, Any], make_folder: bool = True) -> None:
-    """Write a dict of tensors and plain values in torch's format."""
+    """Write a dict of tensors and plain values with `torch.save`. Equal contents give equal bytes."""
     import torch
 
-    # Into a stream: given a path, torch writes the temporary name into the file, and equal states differ.
+    # To a stream: given a path, torch stores the temporary file's name in the archive.
     with atomic(path, make_folder) as temporary, _Stream(io.FileIO(temporary, "wb")) as stream:
         try:
             torch.save(content, stream)
-        except RuntimeError as error:  # torch's own words for whatever the stream raised
+        except RuntimeError as error:  # torch hides the stream's own error
             raise stream.failed or error from error
 
 
 class _Stream(io.BufferedWriter):
-    """A file that remembers why it could not be written."""
+    """A file that keeps the error of a failed write."""
 
     failed: OSError | None = None
 
@@ -197,99 +217,81 @@ class _Stream(io.BufferedWriter):
             raise
 
 
-class PlainUnpickler(pickle._Unpickler):
-    """Reads pickles of plain values: dicts whose keys are strings or numbers, lists, tuples; no sets, and no objects
-    but those that a subclass makes in `find_class`.
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read a dict of tensors and plain values that `torch.save` wrote, onto the CPU.
 
-    In Python: the unpickler in C allocates whatever a damaged file declares. A key that is a tuple of tuples of one
-    tuple takes for ever to hash.
+    Raises:
+        InputError: If the file does not exist or does not hold a dict.
+        DamagedError: If it cannot be read, or its checksums do not match.
     """
+    import torch
 
-    dispatch: ClassVar = {
-        code: load
-        for code, load in pickle._Unpickler.dispatch.items()
-        if code not in {
-            refused[0]
-            for refused in (
-                pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
-                pickle.PERSID, pickle.NEXT_BUFFER, pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET,
-            )
-        }
-    }  # fmt: skip
-    stack: list[Any]
-
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._put([key, value])
-
-    def _set_items(self) -> None:
-        self._put(self.pop_mark())  # type: ignore[attr-defined]
-
-    def _put(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(target, dict) or type(key) not in (str, bytes, int):
-                raise pickle.UnpicklingError(f"a key that is a {type(key).__name__}, of a {type(target).__name__}")
-            target[key] = value
-
-    dispatch[pickle.SETITEM[0]] = _set_item  # type: ignore[assignment]
-    dispatch[pickle.SETITEMS[0]] = _set_items  # type: ignore[assignment]
-
-
-_REBUILT: Final = (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"))
+    check_regular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.save does not compress, so an archive that declares more than its size is damaged or a zip bomb.
+            if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
+                raise zipfile.BadZipFile("declares more than its size")
+            if archive.testzip() is not None:  # torch.load does not compare the checksums
+                raise zipfile.BadZipFile("wrong checksum")
+            for item in archive.infolist():
+                if item.filename.endswith("data.pkl"):
+                    _KeyCheck(io.BytesIO(archive.read(item))).load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about what it finds odd in a damaged file
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DamagedError(
+            f"{path}: not a readable file of tensors (damaged, truncated, or not a state dict that torch.save wrote)"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: does not hold a checkpoint")
+    return content
 
 
 class _Stub(dict[Any, Any]):
-    """What stands in for every object of a torch file while its structure is looked at."""
+    """Stands for every object in a pickle."""
 
     def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
 
 
-class _StructureUnpickler(PlainUnpickler):
-    """Of the pickle in a torch file, which torch is to read: finds out whether it is made as state dicts are."""
+def _list_of(count: int) -> Callable[[Any], None]:
+    def load(unpickler: Any) -> None:
+        unpickler.stack[-count:] = [unpickler.stack[-count:]]
+
+    return load
+
+
+_REBUILD: Final = (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"))
+
+
+class _KeyCheck(pickle._Unpickler):
+    """Walks through a pickle of a state dict and refuses tuples as keys. Creates no objects.
+
+    `torch.load(weights_only=True)` executes nothing, but it hashes the keys of dicts and the elements of sets and
+    counters. A tuple of two references to a tuple of two references, and so on, takes 5 bytes a level and 2^levels
+    steps to hash, in C, where Ctrl-C cannot interrupt it: a pickle of 210 bytes did not load in 15 s (torch 2.14).
+    Here tuples are lists, which are no keys, and classes that a state dict does not need are refused.
+    """
+
+    dispatch: ClassVar = {
+        **pickle._Unpickler.dispatch,
+        pickle.EMPTY_TUPLE[0]: pickle._Unpickler.dispatch[pickle.EMPTY_LIST[0]],
+        pickle.TUPLE[0]: pickle._Unpickler.dispatch[pickle.LIST[0]],
+        pickle.TUPLE1[0]: _list_of(1),
+        pickle.TUPLE2[0]: _list_of(2),
+        pickle.TUPLE3[0]: _list_of(3),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return _empty
-        tensors = module == "torch" and name.endswith("Storage")
-        if not tensors and (module, name) not in _REBUILT:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which files of tensors do not")
+        known = (module, name) in _REBUILD or (module == "torch" and name.endswith("Storage"))
+        if not known and (module, name) != ("collections", "OrderedDict"):
+            raise pickle.UnpicklingError(f"a state dict does not need {module}.{name}")
         return _Stub
 
     def persistent_load(self, pid: Any) -> Any:
         return _Stub()
-
-
-def _empty() -> _Stub:
-    """An OrderedDict that is given its items one by one, and takes none when it is made."""
-    return _Stub()
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Read what `save_tensors` wrote, onto the CPU; InputError for anything else."""
-    import torch
-
-    check_regular(path)
-    try:
-        with zipfile.ZipFile(path) as archive:  # ours is not compressed: whatever it declares is there, byte for byte
-            if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
-                raise zipfile.BadZipFile("declares more than its size")
-            if archive.testzip() is not None:  # torch checks no sums
-                raise zipfile.BadZipFile("another checksum than the one in it")
-            for item in archive.infolist():
-                if item.filename.endswith("data.pkl"):
-                    _StructureUnpickler(io.BytesIO(archive.read(item))).load()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is strange in a damaged file
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except Exception as error:  # a damaged file raises whatever its bytes happen to spell
-        raise DamagedError(
-            f"{path}: not a readable file of tensors (damaged, cut short, or not what torch.save makes of a state dict)"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no checkpoint")
-    return content

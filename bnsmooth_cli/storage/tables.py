@@ -1,4 +1,4 @@
-"""The tables: their columns, their provenance, and how they are read and written. No torch here."""
+"""Parquet tables: how their rows and their provenance are written, read and checked. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ import pyarrow.parquet as pq
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.storage.files import atomic, check_regular, check_writable
-from bnsmooth_cli.storage.footer import declared_values
 
 FORMAT: Final = 1
-#: Values in a table of points; one of runs has a hundredth. What is repeated takes no space in a file, and all memory.
-LARGEST: Final = 10**8
+#: The most values in a table of points, and a hundred times the most in a table of runs. Repeated values take no space
+#: in a file, but all memory when they are read.
+MAX_VALUES: Final = 10**8
+#: The length of a list, for the bound: the number of quantiles in `activations`.
+_LIST_LENGTH: Final = 100
 #: Rows that wait in memory to be written together.
 GROUP: Final = 10_000
 METADATA_KEY: Final = b"bnsmooth"
+_LIST: Final = pa.list_(pa.float64())
 
 
 def check_target(path: Path, kind: str, force: bool) -> None:
-    """Refuse, before the work, a path that cannot be written, or that holds anything but a table of this kind."""
+    """Check before the work that a table can be written to `path`.
+
+    Raises:
+        InputError: If it cannot be written, or holds something else than a table of this kind and `force` is false.
+    """
     check_writable(path)
     if path.exists() and not force:
         read_provenance(path, kind)
@@ -37,16 +44,26 @@ def check_target(path: Path, kind: str, force: bool) -> None:
 def write_table(
     path: Path, kind: str, frames: Iterable[pd.DataFrame], provenance: dict[str, Any], make_folder: bool = True
 ) -> None:
-    """Write the rows of a kind as they come, zstd-compressed, with `provenance` beside kind and version in the schema's
-    metadata; memory holds GROUP rows and a frame."""
-    said = json.loads(json.dumps({"kind": kind, "format": FORMAT, **provenance}))
-    metadata = {METADATA_KEY: json.dumps({**said, "crc": _checksum(said)}, sort_keys=True)}
+    """Write a table, compressed by zstd, as its rows are made. Memory holds GROUP rows and one frame at a time.
+
+    Args:
+        path: The file.
+        kind: The kind of table.
+        frames: The rows, in any number of frames that have the kind's columns.
+        provenance: What the table records about itself, stored as JSON in the schema's metadata.
+        make_folder: Whether to create the file's folder.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    recorded = json.loads(json.dumps({"kind": kind, "format": FORMAT, **provenance}))
+    metadata = {METADATA_KEY: json.dumps({**recorded, "crc": _checksum(recorded)}, sort_keys=True)}
     schema = _schema(kind).with_metadata(metadata)
     groups = _groups(kind, frames, schema)
-    first = next(groups)  # most tables have no other: there is no file before the rows are made
+    first = next(groups)  # before the file is created: most tables have one group
     with (
         atomic(path, make_folder) as temporary,
-        temporary.open("wb") as stream,  # a name may be no Unicode, which Arrow's have to be
+        temporary.open("wb") as stream,  # Arrow takes only paths that are Unicode
         pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for group in chain([first], groups):
@@ -54,17 +71,22 @@ def write_table(
 
 
 def kind_of(frame: pd.DataFrame) -> str:
-    """The kind of table that rows are of, by their columns; InputError where they are of none."""
+    """The kind of table that has these columns. Raises InputError if none has."""
     for kind in kinds.KINDS:
         if set(kind.columns) == set(frame.columns):
             return kind.name
-    raise InputError(f"rows with the columns {', '.join(map(str, frame.columns))[:200]}: of no kind of table")
+    raise InputError(f"no kind of table has the columns {', '.join(map(str, frame.columns))[:200]}")
 
 
 def save_table(rows: pd.DataFrame, path: Path | str) -> None:
-    """Write rows that a measurement gave, or several concatenated, as a table that the command line reads.
+    """Write the rows of a measurement as a table that the command line reads.
 
-    Raises InputError for other rows, and for a path that cannot be written.
+    Args:
+        rows: The rows of one measurement, or several results of it concatenated.
+        path: The Parquet file.
+
+    Raises:
+        InputError: If no kind of table has these columns, or the file cannot be written.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -76,19 +98,15 @@ def save_table(rows: pd.DataFrame, path: Path | str) -> None:
     write_table(Path(path), kind_of(rows), [rows], {"version": __version__})
 
 
-def _checksum(said: dict[str, Any]) -> int:
-    """Of what a table says of itself: the format has checksums of its pages alone."""
-    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
+def _checksum(provenance: dict[str, Any]) -> int:
+    """A checksum of a table's provenance: Parquet itself has checksums of the pages only."""
+    return zlib.crc32(json.dumps(provenance, sort_keys=True).encode())
 
 
 def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
-    columns = kinds.get(kind).columns
     for rows in frames:
-        arrays = [
-            pa.array(rows[field.name], type=field.type, from_pandas=columns[field.name].nullable) for field in schema
-        ]
-        waiting.append(pa.Table.from_arrays(arrays, schema=schema))
+        waiting.append(to_arrow(kind, rows, schema))
         if sum(map(len, waiting)) >= GROUP:
             yield pa.concat_tables(waiting)
             waiting.clear()
@@ -96,78 +114,92 @@ def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Ite
         yield pa.concat_tables(waiting)
 
 
+def to_arrow(kind: str, rows: pd.DataFrame, schema: pa.Schema | None = None) -> pa.Table:
+    """Rows as an Arrow table; NaN becomes null in the columns where it stands for null."""
+    schema, columns = schema or _schema(kind), kinds.get(kind).columns
+    arrays = [pa.array(rows[field.name], field.type, from_pandas=columns[field.name].nullable) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 def _schema(kind: str) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field(name, pa.list_(pa.float64()) if column.type == "list" else pa.type_for_alias(column.type))
-            for name, column in kinds.get(kind).columns.items()
-        ]
-    )
+    columns = kinds.get(kind).columns.items()
+    return pa.schema([(name, _LIST if column.type == "list" else column.type) for name, column in columns])
 
 
 def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """What a table says of itself, without reading its rows. Raises InputError as `read_table` does."""
-    with _opened(path) as (file, _):
+    """What a table records about itself, without reading its rows. Raises InputError as `read_table` does."""
+    with _opened(path) as file:
         return _provenance(path, file, kind)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, int]]:
-    """The file, and how many values it declares."""
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if path.is_dir():
-        found = ", ".join(sorted(file.name for file in path.glob("*.parquet")))
-        raise InputError(f"{path}: is a folder; name a table" + (f" in it: {found}" if found else ""))
+        names = ", ".join(sorted(file.name for file in path.glob("*.parquet")))
+        raise InputError(f"{path}: is a folder; name a table" + (f" in it: {names}" if names else ""))
     check_regular(path)
     if not path.is_file():
         raise InputError(f"{path}: no such table")
     try:
-        with path.open("rb") as stream:
-            declared = declared_values(stream)
-            with pq.ParquetFile(stream, page_checksum_verification=True) as file:
-                yield file, declared
+        with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
+            yield file
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
         raise DamagedError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
 
 
-def _provenance(path: Path, file: pq.ParquetFile, kind: str | None) -> dict[str, Any]:
+def _provenance(path: Path, file: pq.ParquetFile, expected: str | None) -> dict[str, Any]:
     schema = file.schema_arrow
     provenance = json.loads((schema.metadata or {}).get(METADATA_KEY, b"null"))
     if not isinstance(provenance, dict) or provenance.get("kind") not in kinds.names():
-        raise InputError(f"{path}: a Parquet file, but no table of bnsmooth's")
+        raise InputError(f"{path}: a Parquet file, but not a table of bnsmooth")
     if provenance.get("format") != FORMAT:
         raise InputError(f"{path}: table format {provenance.get('format')}, this bnsmooth reads {FORMAT}; upgrade it")
-    if (sum_ := provenance.pop("crc", None)) is not None and sum_ != _checksum(provenance):  # older ones have none
-        raise DamagedError(f"{path}: what it says of itself is damaged; make it again")
-    found = provenance["kind"]
-    if kind is not None and found != kind:
-        raise InputError(f"{path}: a table of kind {found}; one of kind {kind} is needed here")
-    if missing := [name for name in kinds.get(found).columns if name not in schema.names]:
-        raise InputError(f"{path}: the column '{missing[0]}' of a table of kind {found} is missing")
+    crc = provenance.pop("crc", None)
+    if crc is not None and crc != _checksum(provenance):  # early tables have none
+        raise DamagedError(f"{path}: its metadata is damaged; make it again")
+    kind = provenance["kind"]
+    if expected is not None and kind != expected:
+        raise InputError(f"{path}: a table of kind {kind}; one of kind {expected} is needed here")
+    if missing := [name for name in kinds.get(kind).columns if name not in schema.names]:
+        raise InputError(f"{path}: the column '{missing[0]}' of a table of kind {kind} is missing")
     return provenance
 
 
 def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """A table's rows; its provenance is in `.attrs["bnsmooth"]`. With `kind`, a table of another kind is refused.
+    """Read a table.
 
-    `columns` are those to read, by default all.
+    Args:
+        path: The Parquet file.
+        kind: The kind that it has to be; any by default.
+        columns: The columns to read; all by default.
 
-    Raises InputError for a file that is missing, damaged, no table of bnsmooth's, or of a newer format.
+    Returns:
+        The rows, with the table's provenance in `.attrs["bnsmooth"]`.
+
+    Raises:
+        InputError: If the file is missing, damaged, not a table of bnsmooth, of another kind or of a newer format.
     """
     path = Path(path)
-    with _opened(path) as (file, size):
+    with _opened(path) as file:
         provenance = _provenance(path, file, kind)
-        schema = _schema(provenance["kind"])
+        entry = kinds.get(provenance["kind"])
+        # Counted by rows. `metadata.row_group(i).column(j).num_values` would be exact, but it aborts the process if the
+        # footer is damaged: pyarrow 26 did after 49 of 8,825 single flipped bits. Reading the table never did.
+        values = file.metadata.num_rows * sum(
+            _LIST_LENGTH if column.type == "list" else 1 for column in entry.columns.values()
+        )
+        most = MAX_VALUES // 100 if entry.compared else MAX_VALUES
+        if values > most:
+            raise DamagedError(f"{path}: declares {values} values, a table of this kind has at most {most}")
+        schema = _schema(entry.name)
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        most = LARGEST // 100 if kinds.get(provenance["kind"]).compared else LARGEST
-        if size > most:
-            raise DamagedError(f"{path}: declares {size} values, a table of this kind has at most {most}")
         table = file.read(columns=schema.names).select(schema.names).cast(schema)
-        table.validate(full=True)  # texts are UTF-8: 30 ms of a million rows
+        table.validate(full=True)  # checks that texts are UTF-8: 30 ms for a million rows
     for name in schema.names:
-        if not kinds.get(provenance["kind"]).columns[name].nullable and table.column(name).null_count:
+        if not entry.columns[name].nullable and table.column(name).null_count:
             raise DamagedError(f"{path}: rows without a {name}")
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     frame.attrs["bnsmooth"] = provenance

@@ -1,8 +1,13 @@
-"""What one try to break bnsmooth came to, and what is wrong with how a command ended."""
+"""Commands and runs that the trials share, and how the end of a command is judged."""
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +15,16 @@ from typing import Any
 
 from forked import GIB, Ended, command
 
+from bnsmooth_cli import kinds
+
 DLN = "--problem dln --depth 4 --dimension 4 --samples 30 --lr 1e-4"
+DEFAULT_DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 VGG = "--problem vgg --width 0.05 --batch-size 8 --save-every 1"
-KINDS = ("landscape", "smoothness", "ics", "activations", "theory")
+#: The kinds of tables that a study takes.
+KINDS = kinds.measured(studied=True)
+_OPTIONS = {"surface": "--points 3", "smoothness-by-layer": "--by-layer"}
+#: Kind -> the command that measures it, without the run.
+MEASURE = {name: f"{kinds.get(name).command} {_OPTIONS.get(name, '')}".strip() for name in kinds.measured()}
 #: A run that most trials begin with, and one to compare it with.
 TRAINED = f"train {DLN} --norm batch --steps 20 --save-every 4 -o run"
 OTHER = f"train {DLN} --norm none --steps 20 --save-every 4 -o other"
@@ -24,7 +36,7 @@ STUDY = (
 
 @dataclass(frozen=True)
 class Try:
-    """What one try came to: it was refused in one line, or gave a result; or else the fault."""
+    """The outcome of a try: "refused", "same result" or "other result", and the fault if there is one."""
 
     what: str
     came_to: str
@@ -34,7 +46,7 @@ class Try:
     more_memory: int
 
 
-#: A number to what that try came to.
+#: The number of a try to its outcome.
 Attempt = Callable[[int], Try]
 
 
@@ -42,24 +54,41 @@ def run(line: str, folder: Path, **more: Any) -> Ended:
     return command(shlex.split(line), folder, **more)
 
 
+def start(line: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a command in an interpreter of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bnsmooth_cli", *line.split()], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until a condition holds; fail if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.01)
+
+
 def done(line: str, folder: Path) -> Ended:
-    """A command that must succeed."""
+    """Run a command that must succeed."""
     ended = run(line, folder)
     assert ended.code == 0, (line, ended.err)
     return ended
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All that a folder holds, but for locks and caches."""
+    """The files of a folder, without locks and caches."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(("lock", "lock.owner")) and ".cache" not in path.parts
+        if path.is_file() and not path.name.endswith("lock") and ".cache" not in path.parts
     }
 
 
 def judge(ended: Ended, named: str, more_memory: int = 0) -> str:
-    """What is wrong with how a command ended that was handed something broken; nothing where all is well."""
+    """The fault in how a command ended that was given something broken; empty if there is none."""
     if ended.timed_out:
         return "hung"
     if ended.code not in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""Folders and files of somebody else's, made to do harm or put together wrong; and places that take no output."""
+"""Files from strangers that are made to do harm or do not belong together, and places that take no output."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attempts import DEFAULT_DLN as DLN
+from attempts import KINDS as MEASURED
 from attempts import contents, done, run
 from broken import image_parquet
-from test_two_at_once import DLN
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
@@ -23,7 +24,7 @@ from bnsmooth_cli.storage.files import load_tensors
 
 TRAIN = f"train {DLN} --lr 1e-4 --steps 20 --save-every 4"
 VGG = "train --problem vgg --width 0.05 --batch-size 8 --steps 1"
-KINDS = ("train", "landscape", "smoothness", "ics", "activations", "theory")
+KINDS = ("train", *MEASURED)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     done(f"{TRAIN} --norm batch -o run", folder)
     done(f"{TRAIN} --norm none -o other", folder)
-    for kind in KINDS[1:]:
+    for kind in MEASURED:
         done(f"{kind} run", folder)
     done("smoothness other", folder)
     return folder
@@ -95,10 +96,11 @@ def test_no_pickle_takes_for_ever(tmp_path, name):
         load_tensors(tmp_path / "000001.pt")
 
 
-def test_a_link_for_a_locks_owner_is_not_written_through(copied):
+def test_a_link_in_the_place_of_a_lock_is_not_written_through(copied):
     (copied / "precious").write_text("mine")
-    (copied / "run/.smoothness.lock.owner").symlink_to("../precious")
-    done("smoothness run --force", copied)
+    (copied / "run/.smoothness.lock").unlink(missing_ok=True)
+    (copied / "run/.smoothness.lock").symlink_to("../precious")
+    run("smoothness run --force", copied)
     assert (copied / "precious").read_text() == "mine"
 
 

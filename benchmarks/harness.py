@@ -113,9 +113,10 @@ def write(path: Path, results: list[Result]) -> None:
 
 PAGE: Final = """# Speed
 
-What `make bench` measured: bnsmooth's work and its reference, plain PyTorch as it is written today, in turns in one
-process; medians. Before a time is taken the two have to agree. A ratio is how many times faster, or how much of the
-reference's time (or how many seconds more), as its goal says. {met} of {all} goals met.
+`make bench` times each piece of bnsmooth's work against a reference, usually the same work in plain PyTorch, and writes
+this page. The two must agree before they are timed. They run in turns in one process, and the times are medians. The
+goal says what the ratio is: how many times faster bnsmooth is, the share of the reference's time that it takes, or how
+many seconds longer. {met} of {all} goals are met.
 
 {machine}; GPU: {gpu}; {versions}.
 

@@ -90,6 +90,7 @@ def skeleton(text):
     return re.sub(r"-?\d[\d.e+-]*", "0", " ".join(text.split()))
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs_in_its_order_and_prints_what_it_shows(done, own_files, tmp_path):
     """In small: the same lines on a narrower, shorter run; a data folder that nobody has becomes the built-in one."""
     file = "\n".join(re.findall(r"^    (.*)$", README.split("# study.toml")[1].split("bnsmooth")[0], re.MULTILINE))
@@ -107,6 +108,7 @@ def test_every_command_of_the_readme_runs_in_its_order_and_prints_what_it_shows(
     assert ran == set(commands())
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path):
     block = README.split("## From Python")[1].split("\n\n")[1:3]
     code = "\n".join(line.removeprefix("    ") for part in block for line in part.splitlines())
@@ -114,6 +116,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_of_own_code_runs(done, own_files):
     lines = re.findall(r"^    (bnsmooth .*)$", OWN, re.MULTILINE)
     for line in lines:
@@ -128,6 +131,7 @@ def test_the_code_of_the_page_of_own_code_is_that_of_its_examples():
     assert blocks[1] in problem
 
 
+@pytest.mark.slow
 def test_the_python_of_the_notebook_page_runs(tmp_path):
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", NOTEBOOK, re.MULTILINE | re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -209,6 +213,7 @@ def fenced(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
 
 
+@pytest.mark.slow
 def test_the_makefile_of_the_studies_page_does_a_study(tmp_path):
     (tmp_path / "study.mk").write_text(fenced(STUDIES, "make"))
     line = ["make", "-j2", "-f", "study.mk", "NORMS=none,batch", "SEEDS=0,1", f"TRAIN={SMALL_STUDY}"]
@@ -220,6 +225,7 @@ def test_the_makefile_of_the_studies_page_does_a_study(tmp_path):
     assert len([*tmp_path.glob("study/runs/*/smoothness.parquet")]) == 4
 
 
+@pytest.mark.slow
 def test_the_cluster_of_the_studies_page_does_a_study(tmp_path):
     """Real jobs of dask-jobqueue, in a queue that starts each at once."""
     sbatch = 'job=$(cat "$1")\nsetsid sh -c "$job" >/dev/null 2>&1 &\necho "Submitted batch job $!"'

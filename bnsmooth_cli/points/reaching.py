@@ -137,8 +137,8 @@ def load_point(
         data: The folder of the images, if they have moved since training.
         dtype: The precision to convert the point to. Training up to the point uses the run's own precision.
         objective: The loss to measure: "batch", "train:K" or "test" (see `Point`).
-        code: The user's norm and problem, as "module:name" or the objects themselves. A run that uses them cannot be
-            loaded without: the code named in a file alone is never run.
+        code: The custom norm and problem of the run, as "module:name" or the objects themselves. They must be given
+            because code that only a file names is never run.
 
     Returns:
         The point, on the device.

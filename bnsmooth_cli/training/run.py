@@ -155,7 +155,6 @@ class _Log:
         self.tests = {int(r.step): (r.test_loss, r.test_accuracy) for r in tested.itertuples()}
         self._pending = torch.empty(READ_EVERY, 3, device=device)
         self.count = 0
-        self._length = len(rows)
 
     def add(self, record: Tensor) -> None:
         """Add the loss, accuracy and gradient norm of a step, a tensor (3,) on the device."""
@@ -169,9 +168,8 @@ class _Log:
         if len(bad):
             new = new[: bad[0] + 1]
         self._records.append(new)
-        self._length += len(new)
         self.count = 0
-        return self._length - 1 if len(bad) else None
+        return sum(map(len, self._records)) - 1 if len(bad) else None
 
     @property
     def last_loss(self) -> float:
@@ -182,9 +180,7 @@ class _Log:
         """The rows that were read."""
         loss, accuracy, grad_norm = np.concatenate(self._records).T
         config = run.config
-        frame = pd.DataFrame(
-            {"step": np.arange(self._length), "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm}
-        )
+        frame = pd.DataFrame({"step": np.arange(len(loss)), "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm})
         tests = pd.DataFrame.from_dict(
             self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64"
         )

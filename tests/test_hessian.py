@@ -11,10 +11,12 @@ from helpers import NORMS
 from torch import nn
 from torch.func import functional_call
 
-from bnsmooth_cli.derivatives.hessian import Hessian, twice_differentiable
-from bnsmooth_cli.measures.smoothness import SHARPNESS_TOLERANCE, largest_eigenvalue
+from bnsmooth_cli.derivatives.lanczos import SHARPNESS_TOLERANCE, largest_eigenvalue
+from bnsmooth_cli.derivatives.products import double_backward
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.norms import build
+from bnsmooth_cli.norms.derivatives import NormGradient
+from bnsmooth_cli.norms.state import prepare, stateful
 
 
 def images(norm, rest=nn.ReLU):
@@ -44,6 +46,12 @@ def brute_force(model, x):
     return torch.autograd.functional.jacobian(loss, theta), torch.autograd.functional.hessian(loss, theta)
 
 
+def curvature(model, x):
+    """The gradient, and the function that multiplies by the Hessian."""
+    prepare(stateful(model), 0, 0)
+    return double_backward(lambda: iter([(1.0, objective(model(x)))]), list(model.parameters()), keep_graph=True)
+
+
 def random_parameters(model):
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,12 +59,13 @@ def random_parameters(model):
 
 
 def check(model, x, tolerance):
+    prepare(stateful(model), 0, 0)  # one draw of the noise, and running statistics that stay
     gradient, expected = brute_force(model, x)
     before = [p.detach().clone() for p in model.parameters()]
-    hessian = Hessian(model, x, objective)
-    found = torch.stack([hessian(v) for v in torch.eye(len(gradient), dtype=x.dtype)])
+    computed, product = curvature(model, x)
+    found = torch.stack([product(v) for v in torch.eye(len(gradient), dtype=x.dtype)])
     scale = float(expected.abs().max())
-    torch.testing.assert_close(hessian.gradient, gradient, rtol=tolerance, atol=tolerance * float(gradient.abs().max()))
+    torch.testing.assert_close(computed, gradient, rtol=tolerance, atol=tolerance * float(gradient.abs().max()))
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
     assert all(torch.equal(p, q) and p.grad is None for p, q in zip(model.parameters(), before, strict=True))
 
@@ -98,8 +107,53 @@ def test_a_dead_unit_bends_nothing():
     model, shape = vectors("l1")
     with torch.no_grad():
         model[0].linear.weight[1] = 0
-    hessian = Hessian(model.double(), torch.randn(shape, dtype=torch.float64), objective)
-    assert torch.isfinite(hessian(torch.randn_like(hessian.gradient))).all()
+    gradient, product = curvature(model.double(), torch.randn(shape, dtype=torch.float64))
+    assert torch.isfinite(product(torch.randn_like(gradient))).all()
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 5, 2, 2)])
+@pytest.mark.parametrize("norm", ["batch", "l1", "l2", "linf", "lp:3", "lp:1.5"])
+def test_a_norms_second_and_third_derivatives_are_those_of_elementary_operations(norm, shape):
+    torch.manual_seed(8)
+    p = {"batch": 2.0, "linf": math.inf}.get(norm) or float(norm.removeprefix("l").removeprefix("p:"))
+    centred = norm == "batch"
+    y, gamma, g = torch.randn(shape).double() + 0.3, torch.rand(5).double() + 0.5, torch.randn(shape).double()
+    y, gamma, g = (tensor.requires_grad_() for tensor in (y, gamma, g))
+    dims = (0, *range(2, y.dim()))
+
+    def gradients(g, y, gamma):
+        c = y - y.mean(dims, keepdim=True)
+        if centred:
+            s = (c.square().mean(dims) + 1e-5).sqrt()
+        elif p == math.inf:
+            s = y.abs().amax(dims)
+        else:
+            s = y.abs().pow(p).mean(dims).pow(1 / p)
+        beta = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+        unit = (-1,) + (1,) * (y.dim() - 2)
+        out = c * (gamma / s).view(unit) + beta.view(unit)
+        return torch.autograd.grad(out, (y, gamma, beta), g, create_graph=True), s.detach()
+
+    expected, s = gradients(g, y, gamma)
+    mean = y.detach().mean(dims)
+    computed = NormGradient.apply(g, y, gamma, mean, s, p, centred)
+    cotangents = [torch.randn_like(gradient) for gradient in expected]
+    seconds = []
+    for first in (expected, computed):
+        torch.testing.assert_close(first, expected, rtol=1e-10, atol=1e-10)
+        second = torch.autograd.grad(first, (g, y, gamma), cotangents, create_graph=True)
+        third = torch.autograd.grad(sum((one**2).sum() for one in second), (g, y, gamma), retain_graph=True)
+        plain = torch.autograd.grad(first, (g, y, gamma), cotangents, retain_graph=True)
+        seconds.append((*second, *third, *plain))
+    torch.testing.assert_close(seconds[1], seconds[0], rtol=1e-8, atol=1e-8)
+
+
+def test_batch_norm_of_torch_has_the_same_second_derivatives():
+    torch.manual_seed(9)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, eps=1e-3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2))
+    random_parameters(model)
+    x = torch.randn(5, 2, 4, 4, dtype=torch.float64)
+    check(model.double(), x, 1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -132,10 +186,9 @@ def test_weight_normalisation_has_its_second_derivatives():
     model = Chain({"conv1": first, "fc1": Layer(nn.Linear(48, 2), build("weight", 2), nn.Tanh())}).double()
     model.initialise(0)
     x = torch.randn(5, 2, 4, 4, dtype=torch.float64)
-    with twice_differentiable():
-        hessian = Hessian(model, x, objective)
+    gradient, product = curvature(model, x)
     step, gradients = 1e-6, []
-    for v in torch.eye(len(hessian.gradient), dtype=x.dtype)[::7]:
+    for v in torch.eye(len(gradient), dtype=x.dtype)[::7]:
         for sign in (1, -1):
             moved = copy.deepcopy(model)
             theta = nn.utils.parameters_to_vector(moved.parameters()) + sign * step * v
@@ -143,4 +196,4 @@ def test_weight_normalisation_has_its_second_derivatives():
             found = torch.autograd.grad(objective(moved(x)), list(moved.parameters()))
             gradients.append(torch.cat([g.reshape(-1) for g in found]))
         difference = (gradients[-2] - gradients[-1]) / (2 * step)
-        torch.testing.assert_close(hessian(v), difference, rtol=1e-5, atol=1e-6 * float(difference.abs().max()))
+        torch.testing.assert_close(product(v), difference, rtol=1e-5, atol=1e-6 * float(difference.abs().max()))

@@ -1,19 +1,20 @@
 r"""Second derivatives of a network along many directions at once, by propagating Taylor polynomials forward.
 
-Along the curve $x(t) = x_0 + t x_1 + \frac{t^2}{2} x_2 + \dots$ every module maps $(x_0, x_1, x_2)$, the value and its
-first two derivatives at t = 0, to those of its output (Griewank & Walther 2008, "Evaluating Derivatives", chapter 13).
-$x_0$ is computed once for all directions, nothing is recorded, and a direction costs two forward passes, or one as long
-as the network is piecewise linear: several times less than a Hessian-vector product.
+Along the curve $x(t) = x_0 + t x_1 + \frac{t^2}{2} x_2 + \dots$ every module maps the value and its first two
+derivatives at t = 0, the jet $(x_0, x_1, x_2)$, to that of its output (Griewank & Walther 2008, "Evaluating
+Derivatives", chapter 13). $x_0$ is computed once for all directions and nothing is recorded. A direction costs two
+forward passes, or one as long as the network is piecewise linear: several times less than a Hessian product.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Final
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.functional import jvp
 from torch.func import functional_call
@@ -21,29 +22,42 @@ from torch.nn import functional as F
 
 from bnsmooth_cli.networks.chain import Layer
 from bnsmooth_cli.norms.batch import EPSILON, BatchNorm
+from bnsmooth_cli.norms.derivatives import as_matrix, scale, scale_derivatives
 from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.norms.noise import Noise
 
-#: Numbers in x1 of the directions that are taken together.
+#: The largest number of elements of an x1: so many directions are taken together.
 CHUNK: Final = 2**22
 
-#: x0 (N, ...); x1 and x2 (K, N, ...) for K directions. An x2 of None is zero.
+#: The value x0 (batch, ...) and its derivatives x1 and x2 (K, batch, ...) along K directions; an x2 of None is zero.
 Jet = tuple[Tensor, Tensor, Tensor | None]
 
 
 def second_derivatives(
-    modules: Iterable[nn.Module], objective: Callable[[Tensor], Tensor], z: Tensor, direction: Tensor, units: Tensor
-) -> Tensor:
-    r"""$\frac{d^2}{dt^2} f(z + t v_j)$ at t = 0 for each j in `units`: $v_j^T H_{jj} v_j$, H the Hessian of f at z.
+    modules: Iterable[nn.Module],
+    objective: Callable[[Tensor], Tensor],
+    z: Float[Tensor, "batch units *positions"],
+    direction: Float[Tensor, "batch units *positions"],
+    units: Int[Tensor, " chosen"],
+) -> Float[Tensor, " chosen"]:
+    r"""$\frac{d^2}{dt^2} f(z + t v_j)$ at t = 0 for each unit j: $v_j^T H_{jj} v_j$, H the Hessian of f at z.
 
-    f is the objective of the modules applied in turn, $v_j$ is `direction` in unit j and 0 elsewhere; z and the
-    direction have shape (N, C) or (N, C, H, W), the result the units' order.
+    The polynomials are propagated as far as the modules have rules (`has_rule`). The rest goes through PyTorch's double
+    backward, one direction after the other.
+
+    Args:
+        modules: The modules that f applies in turn.
+        objective: The scalar of their output that f is.
+        z: The activations at which f is differentiated.
+        direction: Of $v_j$, the values in unit j; the other units of $v_j$ are 0.
+        units: The units j.
 
     >>> z, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
     >>> second_derivatives([], lambda x: (x**3).sum(), z, v, torch.tensor([0, 1]))
     tensor([ 6., 12.])
     """
     modules = list(modules)
+    ruled = list(itertools.takewhile(has_rule, modules))
     results = [z.new_zeros(0)]
     with torch.no_grad():
         for chosen in units.split(max(1, CHUNK // z.numel())):
@@ -51,9 +65,9 @@ def second_derivatives(
             for k, unit in enumerate(chosen.tolist()):
                 x1[k, :, unit] = direction[:, unit]
             jet: Jet = (z, x1, None)
-            for module in modules:
+            for module in ruled:
                 jet = propagate(module, jet)
-            results.append(_end(objective, jet))
+            results.append(_end(lambda x: objective(nn.Sequential(*modules[len(ruled) :])(x)), jet))
     return torch.cat(results)
 
 
@@ -80,17 +94,16 @@ def has_rule(module: nn.Module) -> bool:
 
 @functools.singledispatch
 def propagate(module: nn.Module, jet: Jet) -> Jet:
-    """The jet of a module's output: by the module's own rule below, else by differentiating it twice."""
-    x0, x1, x2 = jet
-    pairs = [curve(module, x0, first) for first in x1]
-    velocities, accelerations = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))
-    if x2 is not None:
-        accelerations += torch.stack([curve(module, x0, second)[0] for second in x2])
-    return module(x0), velocities, accelerations
+    """The jet of a module's output, by the module's own rule below.
+
+    Raises:
+        TypeError: For a module without a rule.
+    """
+    raise TypeError(f"{type(module).__name__} has no rule for Taylor polynomials")
 
 
 def curve(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and the second derivative of f(x + t v) at t = 0, of any f that is differentiable backwards.
+    """The first and second derivatives of f(x + t v) at t = 0, for any f that autograd differentiates twice.
 
     >>> curve(lambda x: x**3, torch.ones(1), torch.ones(1))
     (tensor([3.]), tensor([6.]))
@@ -170,53 +183,30 @@ def _(module: Noise, jet: Jet) -> Jet:
 @propagate.register(BatchNorm)
 @propagate.register(LpNorm)
 def _(module: BatchNorm | LpNorm, jet: Jet) -> Jet:
-    r"""$\gamma c / s + \beta$, with centred activations c and the scale s of either norm, by the quotient's rule."""
+    r"""$\gamma c / s + \beta$ by the quotient rule, where $\dot s = \overline{q \dot u}$ and
+    $\ddot s = \overline{q \ddot u} + \overline{b \dot u^2} + (1 - p) \dot s^2 / s$ (`norms.derivatives`)."""
     x0, x1, x2 = jet
-    dims = (0, *range(2, x0.dim()))  # what a unit's statistics are over; a jet's directions come before them
-    later = tuple(dim + 1 for dim in dims)
+    dims = (0, *range(2, x0.dim()))  # the statistics run over these; a jet has its directions before them
+    unit = (-1,) + (1,) * (x0.dim() - 2)
 
     def mean(x: Tensor) -> Tensor:
-        return x.mean(later, keepdim=True)
+        return x.mean(tuple(dim + 1 for dim in dims), keepdim=True)
 
-    c0, c1 = x0 - x0.mean(dims, keepdim=True), x1 - mean(x1)
-    c2 = None if x2 is None else x2 - mean(x2)
-    s0, s1, s2 = _scale(module, (c0, c1, c2) if isinstance(module, BatchNorm) else jet, dims)
-    unit = (-1,) + (1,) * (x0.dim() - 2)
+    z, centred = as_matrix(x0), isinstance(module, BatchNorm)
+    p = module.p if isinstance(module, LpNorm) else 2.0
+    mu = z.mean(0)
+    s0 = (z.var(0, correction=0) + EPSILON).sqrt() if centred else scale(z, p)
+    c, direction, factor, curved = scale_derivatives(z, mu, s0, p, centred)
+    c0, q = (matrix.view(x0.movedim(1, -1).shape).movedim(-1, 1) for matrix in (c, direction * factor))
+    c1, c2 = x1 - mean(x1), None if x2 is None else x2 - mean(x2)
+    u1, u2 = (c1, c2) if centred else (x1, x2)
+    s0 = s0.view(unit)
+    s1 = mean(q * u1)
+    s2 = torch.zeros_like(s1) if u2 is None else mean(q * u2)
+    if curved is not None:
+        b = curved.view(unit) if curved.dim() == 1 else curved.view(x0.movedim(1, -1).shape).movedim(-1, 1)
+        s2 = s2 + mean(b * u1.square()) + (1 - p) * s1.square() / s0
     r0 = module.gamma.view(unit) / s0
     r1, r2 = -s1 / s0 * r0, (2 * (s1 / s0).square() - s2 / s0) * r0
     y2 = c0 * r2 + (2 * r1) * c1
     return c0 * r0 + module.beta.view(unit), c1 * r0 + c0 * r1, y2 if c2 is None else y2.addcmul_(c2, r0)
-
-
-def _scale(module: BatchNorm | LpNorm, jet: Jet, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The jet of a norm's scale: $(\frac1m \sum |x|^p)^{1/p}$, p = 2 of the centred activations for BatchNorm."""
-    x0, x1, x2 = jet
-    later = tuple(dim + 1 for dim in dims)
-    p = module.p if isinstance(module, LpNorm) else 2.0
-
-    def mean(weight: Tensor, x: Tensor | None) -> Tensor:
-        return x0.new_zeros(()) if x is None else (weight * x).mean(later, keepdim=True)
-
-    if p == math.inf:
-        top = x0.abs() == x0.abs().amax(dims, keepdim=True)
-        # As autograd has it: several largest values share the derivative.
-        weight = x0.sign() * top / top.sum(dims, keepdim=True)
-        s0, count = x0.abs().amax(dims, keepdim=True), x0.numel() // x0.shape[1]
-        s1, s2 = count * mean(weight, x1), count * mean(weight, x2)
-    else:
-        peak = x0.abs().amax(dims, keepdim=True).clamp_min(EPSILON)  # |x|^p of a large p would overflow
-        size = (x0 / peak).abs()
-        powers = size.pow(p)
-        q0 = powers.mean(dims, keepdim=True) + (EPSILON / peak**2 if isinstance(module, BatchNorm) else 0)
-        slope = p * size.pow(p - 1) * x0.sign() / peak
-        q1, q2 = mean(slope, x1), mean(slope, x2)
-        if p > 1:
-            q2 = q2 + mean(p * (p - 1) * size.pow(p - 2) / peak**2, x1.square())
-        s0 = q0.pow(1 / p)
-        s1 = s0 / q0 * q1 / p
-        s2 = s0 / q0 * q2 / p + (1 / p) * (1 / p - 1) * s0 / q0**2 * q1.square()
-        s0, s1, s2 = s0 * peak, s1 * peak, s2 * peak
-    if isinstance(module, LpNorm):
-        dead = s0 <= EPSILON
-        s0, s1, s2 = s0.clamp_min(EPSILON), s1.masked_fill(dead, 0), s2.masked_fill(dead, 0)
-    return s0, s1, s2

@@ -10,15 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bnsmooth_cli.derivatives.lanczos import largest_eigenvalue
 from bnsmooth_cli.measures.landscape import line_alphas, plan, probe
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
-
-#: ||Hv - lambda v|| / |lambda| at which the iteration ends: lambda is then known to this relative accuracy, and with
-#: no other eigenvalue near it to about the square of it.
-SHARPNESS_TOLERANCE: Final = 5e-3
-MOST_PRODUCTS: Final = 200  # with the Hessian, for one eigenvalue
 
 
 def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
@@ -76,36 +72,6 @@ def along_and_largest(
     start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, direction)))
     start.add_(direction / squared.sqrt())
     return curvature.item(), largest_eigenvalue(product, start)
-
-
-def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor) -> float:
-    """The eigenvalue of largest magnitude of a symmetric n x n operator, by Lanczos' iteration from `start` (n,).
-
-    Three vectors are kept (Golub & Van Loan 2013, algorithm 10.1.1): what is lost of their orthogonality repeats
-    eigenvalues that are found already and spoils none. A Ritz value is within its residual norm of an eigenvalue
-    (Parlett 1998, theorem 4.5.1); the iteration ends where, at both ends of the spectrum, that leads to nothing larger
-    than the result by SHARPNESS_TOLERANCE.
-    NaN where the products are not finite or MOST_PRODUCTS do not suffice.
-
-    >>> round(largest_eigenvalue(lambda v: v * torch.arange(-40.0, 1.0), torch.ones(41)), 1)
-    -40.0
-    """
-    vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
-    tridiagonal = np.zeros((MOST_PRODUCTS + 1, MOST_PRODUCTS + 1))
-    for k in range(MOST_PRODUCTS):
-        following = product(vector).sub_(previous, alpha=coupling)
-        along = torch.dot(following, vector)
-        following.sub_(along * vector)
-        tridiagonal[k, k], coupling = torch.stack((along, torch.linalg.vector_norm(following))).tolist()
-        if not np.isfinite(tridiagonal[k, k]):
-            break
-        values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
-        ends, residuals = np.abs(values[[0, k]]), coupling * np.abs(vectors[-1, [0, k]])
-        if np.all(ends + residuals <= (1 + SHARPNESS_TOLERANCE) * ends.max()):
-            return float(values[0] if ends[0] > ends[1] else values[k])
-        tridiagonal[k + 1, k] = tridiagonal[k, k + 1] = coupling
-        vector, previous = following.div_(coupling), vector
-    return float("nan")
 
 
 MEASUREMENT: Final = Measurement(smoothness, plan)

@@ -56,8 +56,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bnsmooth_cli.derivatives.hessian import twice_differentiable
-from bnsmooth_cli.derivatives.taylor import curve, has_rule, second_derivatives
+from bnsmooth_cli.derivatives.products import twice_differentiable
+from bnsmooth_cli.derivatives.taylor import curve, second_derivatives
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.chain import Chain, Layer
@@ -126,8 +126,6 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
     if isinstance(point.model, Chain):
         later = list(point.model.layers.values())[chosen.number - 1 :]
         rest = [cast(Layer, later[0]).rest, *later[1:]]
-        if not all(map(has_rule, rest)):  # one double backward a unit, through the whole rest
-            return [], lambda z: point.problem.objective(nn.Sequential(*rest)(z), point.targets)
         return rest, lambda outputs: point.problem.objective(outputs, point.targets)
     return [], chosen.site.remainder(point.loss)
 

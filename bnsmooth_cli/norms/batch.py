@@ -40,12 +40,9 @@ class UnitNorm(nn.Module):
         y: Float[Tensor, "batch channels *positions"],
         centre: Float[Tensor, " channels"],
         scale: Float[Tensor, " channels"],
-        gamma: Float[Tensor, " channels"] | None = None,
-        beta: Float[Tensor, " channels"] | None = None,
     ) -> Float[Tensor, "batch channels *positions"]:
-        """The affine map of every unit; gamma and beta are the module's own unless given."""
-        gamma, beta = self.gamma if gamma is None else gamma, self.beta if beta is None else beta
-        return (y - per_unit(centre, y)) * per_unit(gamma / scale, y) + per_unit(beta, y)
+        """The affine map of every unit, with the module's own gamma and beta."""
+        return (y - per_unit(centre, y)) * per_unit(self.gamma / scale, y) + per_unit(self.beta, y)
 
     def extra_repr(self) -> str:
         return str(self.num_features)

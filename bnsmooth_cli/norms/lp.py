@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnsmooth_cli.norms.batch import EPSILON, MOMENTUM, UnitNorm
+from bnsmooth_cli.norms.derivatives import NormGradient, slope, spread
 
 
 class LpNorm(UnitNorm):
@@ -31,21 +32,6 @@ class LpNorm(UnitNorm):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_scale", torch.ones(num_features))
 
-    def scale(self, y: Tensor) -> Tensor:
-        """s_p of every unit, (C,), of activations (m, C), in operations that autograd differentiates."""
-        if self.p == 1:
-            s = y.abs().mean(0)
-        elif self.p == 2:
-            s = y.square().mean(0).clamp_min(EPSILON**2).sqrt()
-        elif self.p == math.inf:
-            s = y.abs().amax(0)
-        else:
-            # Divided by the largest value first: |y|^p of a large P would overflow.
-            peak = y.detach().abs().amax(0).clamp_min(EPSILON)
-            powers = (y.abs() / peak).pow(self.p).mean(0)
-            s = powers.clamp_min(torch.finfo(y.dtype).tiny).pow(1 / self.p) * peak
-        return s.clamp_min(EPSILON)
-
     def forward(self, y: Tensor) -> Tensor:
         if not self.training:
             return self.normalise(y, self.running_mean, self.running_scale)
@@ -57,23 +43,6 @@ class LpNorm(UnitNorm):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, p={self.p:g}"
-
-
-def slope(u: Tensor, s: Tensor, p: float, repeat: int = 1, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""m times the slope of the l_p scale s (C,) in what it is taken of, u, a matrix as by `_rows`.
-
-    That is $s^{1-p} |u|^{p-1} \operatorname{sign} u$, for p = inf sign u shared out among the largest: a matrix, which
-    may be u or takes the memory of `out`, and the factor of each unit, (C,).
-    """
-    if p == 1:
-        return torch.sign(u, out=out), torch.ones_like(s)
-    if p == 2:
-        return u, 1 / s
-    size = torch.abs(u, out=out)
-    if p == math.inf:
-        share = size.eq_(_spread(s, repeat)).mean(0).view(-1, repeat).mean(1).clamp_min_(1 / u.numel())
-        return size.mul_(u), 1 / (s * share)
-    return size.div_(_spread(s, repeat)).pow_(p - 1).copysign_(u), torch.ones_like(s)
 
 
 class _FusedLpNorm(torch.autograd.Function):
@@ -93,22 +62,17 @@ class _FusedLpNorm(torch.autograd.Function):
         # A unit's scale is never below its mean's size, so that no digits are lost between the two products.
         ratio = gamma / scale
         constant = torch.addcmul(beta, ratio, mean, value=-1)
-        torch.addcmul(_spread(constant, repeat), rows, _spread(ratio, repeat), out=result)
-        ctx.save_for_backward(y, gamma, beta, mean, scale)
+        torch.addcmul(spread(constant, repeat), rows, spread(ratio, repeat), out=result)
+        ctx.save_for_backward(y, gamma, mean, scale)
         ctx.mark_non_differentiable(mean, scale)
         return out, mean, scale
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-        y, gamma, beta, mean, scale = ctx.saved_tensors
+        y, gamma, mean, scale = ctx.saved_tensors
         norm: LpNorm = ctx.norm
-        if torch.is_grad_enabled():  # a gradient that is to be differentiated again: by elementary operations
-            inputs = [tensor for tensor in (y, gamma, beta) if tensor.requires_grad]
-            by_unit = y.movedim(1, -1).flatten(0, -2)
-            again = norm.normalise(y, by_unit.mean(0), norm.scale(by_unit), gamma, beta)
-            found = iter(torch.autograd.grad(again, inputs, g, create_graph=True))
-            return *(next(found) if tensor.requires_grad else None for tensor in (y, gamma, beta)), None
-
+        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
+            return *NormGradient.apply(g, y, gamma, mean, scale, norm.p, False), None
         y = _dense(y)
         g = _dense(g, like=y)
         count = y.numel() // y.shape[1]
@@ -126,8 +90,8 @@ class _FusedLpNorm(torch.autograd.Function):
         out = torch.empty_like(y)
         (rows, repeat), (arriving, _), (result, _) = _rows(y), _rows(g), _rows(out)
         turned, factor = slope(rows, scale, norm.p, repeat, out=result)
-        torch.addcmul(_spread(even * total, repeat), turned, _spread(pull * factor, repeat), out=result)
-        result.addcmul_(arriving, _spread(ratio, repeat))
+        torch.addcmul(spread(even * total, repeat), turned, spread(pull * factor, repeat), out=result)
+        result.addcmul_(arriving, spread(ratio, repeat))
         return out, along, total, None
 
 
@@ -190,8 +154,3 @@ def _rows(y: Tensor) -> tuple[Tensor, int]:
     if y.dim() == 2 or y.is_contiguous():
         return y.flatten(1), y[0, 0].numel()
     return y.movedim(1, -1).flatten(0, -2), 1
-
-
-def _spread(values: Tensor, repeat: int) -> Tensor:
-    """A value a unit, (C,), as a row."""
-    return values if repeat == 1 else values.repeat_interleave(repeat)

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -15,14 +16,12 @@ from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
-from bnsmooth_cli.derivatives.hessian import Hessian, twice_differentiable
+from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import flatten, positions, trainable
 from bnsmooth_cli.networks.structure import Names, Site, Structure, structure
 from bnsmooth_cli.norms.state import prepared, stateful
-from bnsmooth_cli.points.curvature import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.checks import check_loss
@@ -267,33 +266,23 @@ class Point:
     def hessian(self) -> Curvature:
         """The gradient (n,) and the function that multiplies a vector (n,) by the Hessian.
 
-        Computed by the network's own derivatives (`Hessian`) if it is a chain, by a complex step if the point has a
-        fast path, and by PyTorch's double backward otherwise.
+        Computed by a complex step if the point has a fast path, and by PyTorch's double backward otherwise.
         """
-        fast_path = self.fast_path
-        if fast_path is not None and self.inputs.device.type != "mps":  # which lacks complex operations
-            return complex_step(fast_path, self.theta)
-        if self._is_chain:
-            with prepared(self.norms, self.config.seed, self.step), twice_differentiable():
-                hessian = Hessian(
-                    self.model, self.inputs, lambda outputs: self.problem.objective(outputs, self.targets)
-                )
-            return hessian.gradient, hessian
+        if self._has_complex_step:
+            return complex_step(cast(FastPath, self.fast_path), self.theta)
         return self._double_backward(list(trainable(self.model)))
 
     def hessian_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[Curvature]:
         """`hessian` of the loss as a function of some parameters alone, for each block of parameter names."""
-        if self.fast_path is None and not self._is_chain:  # a block's graph reaches no further down than the block
-            yield from (self._double_backward(names) for names in blocks)
+        if not self._has_complex_step:  # the graph of a block reaches no further down than the block
+            yield from map(self._double_backward, blocks)
             return
         curvature = self.hessian()
-        for names in blocks:
-            yield restricted(curvature, self.places(names))
+        yield from (restricted(curvature, self.places(names)) for names in blocks)
 
     @property
-    def _is_chain(self) -> bool:
-        """Whether the network's own derivatives are known, module by module."""
-        return isinstance(self.model, Chain) and self.objective == "batch"
+    def _has_complex_step(self) -> bool:
+        return self.fast_path is not None and self.inputs.device.type != "mps"  # which lacks complex operations
 
     def _double_backward(self, names: Sequence[str]) -> Curvature:
         values = self.values(self.theta)

@@ -1,17 +1,26 @@
-"""Products with the Hessian of any loss: by a complex step along a fast path, or by PyTorch's double backward."""
+r"""Products with the Hessian of any loss: by a complex step along a fast path, or by PyTorch's double backward.
+
+The gradient $g(\theta)$ is computed with a graph; $H v$ is the gradient of $\langle g, v \rangle$ (Pearlmutter 1994,
+"Fast exact multiplication by the Hessian"). The graph serves all products. `twice_differentiable` replaces the
+operations whose second derivative is missing, wrong or slow in PyTorch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
-from bnsmooth_cli.derivatives.hessian import twice_differentiable
 from bnsmooth_cli.networks.parameters import flatten
+from bnsmooth_cli.norms.derivatives import TwiceDifferentiableBatchNorm
 
 #: Multiplies a vector (n,) by the Hessian.
 Product = Callable[[Tensor], Tensor]
@@ -19,6 +28,48 @@ Product = Callable[[Tensor], Tensor]
 Curvature = tuple[Tensor, Product]
 
 _STEP: Final = 1e-12  # of the complex step, whose error is proportional to its square
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """A context in which every operation that is recorded has a right second derivative.
+
+    Fused attention has none. The second derivative of fused weight normalisation takes the norms for constants. That of
+    BatchNorm over batch statistics is right and slow. All three are computed in other operations.
+    """
+    with sdpa_kernel(SDPBackend.MATH), _Replaced():
+        yield
+
+
+class _Replaced(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in _REPLACEMENTS:
+            return _REPLACEMENTS[function](*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _batch_norm(
+    y: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not training or running_mean is not None or weight is None or bias is None:
+        return F.batch_norm(y, running_mean, running_var, weight, bias, training, momentum, eps)
+    return TwiceDifferentiableBatchNorm.apply(y, weight, bias, eps)
+
+
+def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+    """g v / ||v||, with the norm over all dimensions but one; over all for dim -1."""
+    others = [d for d in range(direction.dim()) if d != dim]
+    return length * direction / torch.linalg.vector_norm(direction, dim=others, keepdim=True)
+
+
+_REPLACEMENTS: Final[dict[Any, Callable[..., Tensor]]] = {
+    F.batch_norm: _batch_norm,
+    torch._weight_norm: _weight_norm,
+}
 
 
 def complex_step(fast_path: FastPath, theta: Float[Tensor, " n"]) -> Curvature:

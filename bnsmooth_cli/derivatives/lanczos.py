@@ -1,0 +1,52 @@
+"""The largest eigenvalue of a symmetric operator that is known by its products alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+#: The relative residual ||Hv - lambda v|| / |lambda| at which the iteration ends. It bounds the relative error of the
+#: eigenvalue, which is about its square if no other eigenvalue is near.
+SHARPNESS_TOLERANCE: Final = 5e-3
+MAX_PRODUCTS: Final = 200
+
+
+def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"]) -> float:
+    """The eigenvalue of largest magnitude of a symmetric operator, by Lanczos' iteration.
+
+    The iteration keeps three vectors (Golub & Van Loan 2013, algorithm 10.1.1). The orthogonality that it loses repeats
+    eigenvalues that are found already and spoils none. A Ritz value is within its residual norm of an eigenvalue
+    (Parlett 1998, theorem 4.5.1). The iteration ends when, at both ends of the spectrum, this bound leaves no room for
+    an eigenvalue that exceeds the result by more than SHARPNESS_TOLERANCE.
+
+    Args:
+        product: Multiplies a vector (n,) by the operator.
+        start: The first vector; it must not be orthogonal to the eigenvector.
+
+    Returns:
+        The eigenvalue, signed; NaN if a product is not finite, or if MAX_PRODUCTS products do not suffice.
+
+    >>> round(largest_eigenvalue(lambda v: v * torch.arange(-40.0, 1.0), torch.ones(41)), 1)
+    -40.0
+    """
+    vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
+    tridiagonal = np.zeros((MAX_PRODUCTS + 1, MAX_PRODUCTS + 1))
+    for k in range(MAX_PRODUCTS):
+        following = product(vector).sub_(previous, alpha=coupling)
+        along = torch.dot(following, vector)
+        following.sub_(along * vector)
+        tridiagonal[k, k], coupling = torch.stack((along, torch.linalg.vector_norm(following))).tolist()
+        if not np.isfinite(tridiagonal[k, k]):
+            break
+        values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
+        ends, residuals = np.abs(values[[0, k]]), coupling * np.abs(vectors[-1, [0, k]])
+        if np.all(ends + residuals <= (1 + SHARPNESS_TOLERANCE) * ends.max()):
+            return float(values[0] if ends[0] > ends[1] else values[k])
+        tridiagonal[k + 1, k] = tridiagonal[k, k + 1] = coupling
+        vector, previous = following.div_(coupling), vector
+    return float("nan")

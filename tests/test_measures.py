@@ -12,8 +12,8 @@ from helpers import NORMS
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
+from bnsmooth_cli.derivatives.lanczos import SHARPNESS_TOLERANCE
 from bnsmooth_cli.measures.landscape import line_alphas
-from bnsmooth_cli.measures.smoothness import SHARPNESS_TOLERANCE
 
 #: Relative agreement with the float64 reference. VGG's ReLUs and poolings make the gradient jump: an activation within
 #: float32's rounding of a kink lands on its other side, and the gradient moves by that sample's share.

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
-from bnsmooth_cli.measures.smoothness import SHARPNESS_TOLERANCE
+from bnsmooth_cli.derivatives.lanczos import SHARPNESS_TOLERANCE
 from bnsmooth_cli.networks.parameters import flatten, trainable
 
 SETTINGS = {"steps": 6, "save_every": 2, "eval_every": 3, "batch_size": 8, "lr": 0.05}

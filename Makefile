@@ -1,11 +1,11 @@
-# Everything goes through a virtual environment in .venv; `make demo` and `make test` need nothing before them.
+# Every target runs in the virtual environment .venv, which `make setup` creates and every target that needs it builds.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BNSMOOTH ?= $(BIN)/bnsmooth
-# More of train's options for the runs/ rules, as in: make TRAIN="--preset paper" runs/vgg-l1-lr0.1-seed0/ics.parquet
+# Further options of the commands in the runs/ rules, for example:
+#   make TRAIN="--preset paper" runs/vgg-l1-lr0.1-seed0/ics.parquet
 TRAIN ?=
-# More options of the three that take long, as in THEORY="--at 0,100".
 SMOOTHNESS ?=
 THEORY ?=
 SURFACE ?=
@@ -21,37 +21,57 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-# The whole pipeline on built-in data. Two jobs of one thread each use two cores better than one job of two.
+# The demo: the whole pipeline on built-in data. Two jobs of one thread each are faster on two cores than one job of two
+# threads. One command measures all runs of a problem, because starting Python and torch takes as long as a measurement.
 VGG := $(foreach norm,none batch l1,runs/vgg-$(norm)-lr0.1-seed0)
 DLN := $(foreach norm,none batch l1,runs/dln-$(norm)-lr1e-06-seed0)
-DEMO_FIGURES := $(addprefix demo/,training.png landscape.png smoothness.png ics.png activations.png \
-	surface.png linear-training.png linear-ics.png linear-theory.png compare.png)
+# What takes longest comes first, so that both jobs end at about the same time.
+DEMO_FIGURES := $(addprefix demo/,training.png linear-theory.png smoothness.png surface.png landscape.png ics.png \
+	activations.png compare.png linear-ics.png linear-training.png)
 
 demo: setup
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 SMOOTHNESS="--every 100" THEORY="--every 250" SURFACE="--points 13" $(DEMO_FIGURES)
+	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO_FIGURES)
 	@echo "Tables are in runs/*/, figures in demo/: $(notdir $(DEMO_FIGURES))"
 
+# demo/.vgg-KIND and demo/.dln-KIND record that the tables of all runs are written.
+demo/.vgg-smoothness: SETTINGS = --every 100
+demo/.vgg-surface: SETTINGS = --points 13
+demo/.dln-theory: SETTINGS = --every 250
+demo/.vgg-%: $(VGG:=/train.parquet)
+	$(BNSMOOTH) $* $(VGG) $(SETTINGS) --force
+	@mkdir -p demo && touch $@
+demo/.dln-%: $(DLN:=/train.parquet)
+	$(BNSMOOTH) $* $(DLN) $(SETTINGS) --force
+	@mkdir -p demo && touch $@
+
 demo/training.png: $(VGG:=/train.parquet)
-demo/landscape.png: $(VGG:=/landscape.parquet)
-demo/smoothness.png: $(VGG:=/smoothness.parquet)
-demo/ics.png: $(VGG:=/ics.parquet) $(VGG:=/train.parquet)
-demo/activations.png: $(VGG:=/activations.parquet)
-demo/surface.png: $(VGG:=/surface.parquet)
+demo/landscape.png: TABLES = $(VGG:=/landscape.parquet)
+demo/landscape.png: demo/.vgg-landscape
+demo/smoothness.png: TABLES = $(VGG:=/smoothness.parquet)
+demo/smoothness.png: demo/.vgg-smoothness
+demo/ics.png: TABLES = $(VGG:=/ics.parquet) $(VGG:=/train.parquet)
+demo/ics.png: demo/.vgg-ics
+demo/activations.png: TABLES = $(VGG:=/activations.parquet)
+demo/activations.png: demo/.vgg-activations
+demo/surface.png: TABLES = $(VGG:=/surface.parquet)
+demo/surface.png: demo/.vgg-surface
 demo/linear-training.png: $(DLN:=/train.parquet)
-demo/linear-ics.png: $(DLN:=/ics.parquet) $(DLN:=/train.parquet)
-demo/linear-theory.png: $(DLN:=/theory.parquet)
+demo/linear-ics.png: TABLES = $(DLN:=/ics.parquet) $(DLN:=/train.parquet)
+demo/linear-ics.png: demo/.dln-ics
+demo/linear-theory.png: TABLES = $(DLN:=/theory.parquet)
+demo/linear-theory.png: demo/.dln-theory
 demo/compare.png: demo/compare.parquet
 demo/%.png:
-	$(BNSMOOTH) plot $^ -o $@
-demo/compare.parquet: $(VGG:=/train.parquet) $(VGG:=/smoothness.parquet)
-	$(BNSMOOTH) compare $(VGG) -o $@
+	$(BNSMOOTH) plot $(or $(TABLES),$^) -o $@
+demo/compare.parquet: demo/.vgg-smoothness
+	$(BNSMOOTH) compare $(VGG) -o $@ --force
 
-# The README's picture that is none of the paper's.
+# A picture in the README that the paper does not have.
 docs/images/surface.png: demo/surface.png
 	cp $< $@
 
-# docs/norms.md: every norm, trained and measured on the built-in images and on CIFAR-10 (make norms DATA=path/to/cifar10;
-# an hour and a half on one core).
+# The tables and figures of docs/norms.md: every norm, trained and measured on the built-in images and on CIFAR-10, as in
+# make norms DATA=path/to/cifar10. An hour and a half on one core.
 NORMS := none,batch,l1,l2,linf,layer,group:4,instance,weight,rms,dyt:DyT
 norms: setup
 	@test -e "$(DATA)" || { echo "make norms: say where CIFAR-10 is, DATA=path/to/cifar10" >&2; exit 2; }
@@ -64,16 +84,20 @@ norms: setup
 			f'docs/norms/$$data.{a}parquet') for a in ('', 'summary.')]"; \
 		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png; done
 
-# docs/reproduction/: every figure and claim of the paper. SCALE=quick takes minutes, on the built-in images, and leaves its
-# page in docs/reproduction/quick/; quarter takes two hours on two cores, with a quarter of the channels, on
-# DATA=path/to/cifar10 (else it is downloaded); paper has every setting of the paper's, and wants a GPU. STEPS=N ends runs
-# earlier, NOTE says of the data what a reader has to know, JOBS runs so many at a time. The same command goes on.
+# docs/reproduction/: every figure and claim of the paper. The same command resumes what was interrupted.
+#   SCALE=quick    minutes, on the built-in images; the page is written to docs/reproduction/quick/
+#   SCALE=quarter  two hours on two cores: a quarter of the channels, on CIFAR-10
+#   SCALE=paper    every setting of the paper; needs a GPU
+#   DATA=PATH      where CIFAR-10 is (default: it is downloaded)
+#   STEPS=N        ends runs after N steps
+#   JOBS=N         runs at a time
+#   NOTE=TEXT      what a reader has to know about the data
 SCALE ?= quick
 JOBS ?= 2
 paper: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction $(SCALE) --jobs $(JOBS) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(NOTE),--note "$(NOTE)")
 
-# A run's tables, each made where it is missing: the run's name says its options.
+# Rules for the tables of any run, such as runs/vgg-l1-lr0.1-seed0/ics.parquet. The options are read from the run's name.
 options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm (lp|group)([0-9])/--norm \1:\2/')
 runs/%/train.parquet:
 	$(BNSMOOTH) train $(options) $(TRAIN) -o runs/$*
@@ -98,7 +122,8 @@ test: setup
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# Every way to break it that we know, many times: an hour and a half, resumable; ends in a table (docs/reliability.md).
+# Many attempts to break every command: killed, given damaged files, given odd options. An hour and a half; an interrupted
+# one resumes. Ends in a table (docs/reliability.md).
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py
 
@@ -107,8 +132,8 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Every speed against plain PyTorch, about six minutes; docs/speed.md is what it prints. A row alone:
-# python -m benchmarks ROW.
+# Every speed against plain PyTorch, about six minutes; writes docs/speed.md. For a single row:
+# python -m benchmarks ROW
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks -o docs/speed.json

@@ -11,6 +11,8 @@ from benchmarks.harness import Result, agree, faster, medians, row, within
 from benchmarks.references import PlainLpNorm
 from bnsmooth_cli.norms import build
 
+NAMES = ("l1", "linf", "l2", "lp:3")
+
 
 @row("norms")
 def norms() -> Iterator[Result]:
@@ -18,7 +20,7 @@ def norms() -> Iterator[Result]:
     for shape in ((128, 64, 32, 32), (128, 512, 4, 4)):
         x, g = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
         x.requires_grad_()
-        for name in ("l1", "linf", "l2", "lp:3"):
+        for name in NAMES:
             mine = build(name, shape[1])
             modules = (mine, PlainLpNorm(shape[1], mine.p), nn.BatchNorm2d(shape[1]))
 

@@ -8,7 +8,10 @@ import pkgutil
 
 import pytest
 import shape_checks
+import torch
 from jaxtyping import TypeCheckError
+
+from bnsmooth_cli import norms
 
 
 def modules(package):
@@ -24,9 +27,13 @@ def test_every_function_of_the_package_is_checked(package):
                 assert hasattr(function, "__wrapped__"), f"{module.__name__}.{name}"
 
 
-def test_an_argument_of_a_wrong_type_fails():
-    from bnsmooth_cli import norms
+def test_activations_of_a_wrong_shape_fail():
+    norm = norms.build("batch", 3)
+    with pytest.raises(TypeCheckError, match="batch channels"):
+        norm(torch.ones(3))
 
+
+def test_an_argument_of_a_wrong_type_fails():
     with pytest.raises(TypeCheckError, match="num_features"):
         norms.build("batch", "three")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
 
 
@@ -17,10 +18,9 @@ def plot(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FIGURE", help="The figure: .png, .svg or .pdf.")],
 ) -> None:
-    """Draw a figure from tables of one kind, runs overlaid.
+    """Plot one or more tables of the same kind, with runs overlaid.
 
-    The kind of the tables says which figure: train (figures 1, 12a, 13), landscape (4a-b, 9, 11), smoothness (4c), ics
-    (3; with the runs' train tables beside them, their curves lead), activations, theory, surface, compare.
+    The kind decides the figure. In parentheses are the figures of the paper that it corresponds to: FIGURES.
 
     [bold]Examples[/]
 
@@ -32,3 +32,7 @@ def plot(
 
     plot_tables(sources, output)
     terminal.say(output)
+
+
+_FIGURES = [f"{kind.name} ({kind.draws})" if kind.draws else kind.name for kind in kinds.KINDS if kind.figure]
+plot.__doc__ = str(plot.__doc__).replace("FIGURES", ", ".join(_FIGURES))

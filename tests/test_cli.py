@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from helpers import SMALL
+from helpers import SMALL, commands
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.measures import landscape, measuring
@@ -17,9 +17,6 @@ from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import open_run
 
-COMMANDS = (
-    "train", "landscape", "smoothness", "ics", "activations", "theory", "surface", "compare", "plot", "report", "show",
-)  # fmt: skip
 DLN = "-p dln --depth 5 --dimension 4 --samples 30 --lr 1e-4 --steps 6 --save-every 2 --threads 1"
 
 
@@ -309,7 +306,7 @@ def test_two_processes_do_not_write_one_run(cli, run, tmp_path):
 def test_help_shows_an_example_for_every_command(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for command in COMMANDS:
+    for command in commands():
         assert command in out
         code, text, _ = cli(f"{command} --help")
         assert code == 0

@@ -66,7 +66,7 @@ demo/%.png:
 demo/compare.parquet: demo/.vgg-smoothness
 	$(BNSMOOTH) compare $(VGG) -o $@ --force
 
-# A picture in the README that the paper does not have.
+# The picture in docs/notebook.md.
 docs/images/surface.png: demo/surface.png
 	cp $< $@
 

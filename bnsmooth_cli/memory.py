@@ -1,19 +1,22 @@
-"""How the process holds its memory."""
+"""Keep freed memory in the process, which speeds up wide networks."""
 
 from __future__ import annotations
 
 import ctypes
 
-# Of glibc's malloc.h.
+# From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library hand freed memory out again instead of giving it back; False where it is not glibc.
+    """Let the C library reuse freed memory instead of returning it to the system.
 
-    The activations of a wide network are so large that glibc maps them anew in every step, and the system zeroes them
-    page by page (`python -m benchmarks allocator` shows what that costs). The process keeps what it needed at most. The
-    command line calls this for itself; a script or notebook may, before its first step.
+    Otherwise glibc maps the activations of a wide network anew in every step, and the system zeroes them page by page;
+    `python -m benchmarks allocator` shows the cost. The process keeps the most memory that it has used. The command
+    line calls this function; a script or a notebook may call it before its first step.
+
+    Returns:
+        Whether it took effect: False if the C library is not glibc.
 
     >>> kept = keep_freed_memory()  # True on most Linux systems
     """

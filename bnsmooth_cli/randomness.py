@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, what it is for, step), so that any step can be visited again from anywhere."""
+"""Randomness as a function of seed, purpose and step, so that any step can be visited again from anywhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ _STREAMS: Final = ("data", "init", "order", "augment", "noise", "lanczos", "unit
 def generator(
     seed: int, stream: str, step: int = 0, place: int = 0, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A generator whose state depends on nothing but the arguments; `place` tells apart several draws of one step.
+    """A generator whose state depends on the arguments alone.
 
-    Draws on the CPU are the same for every later device; a draw made on another device is that device's own.
+    Args:
+        seed: The run's seed.
+        stream: What the randomness is for, one of `_STREAMS`.
+        step: The training step or epoch.
+        place: Distinguishes several draws of one step.
+        device: Where the draws are made. Draws on the CPU are the same whichever device uses them; every other device
+            has draws of its own.
 
     >>> torch.rand(1, generator=generator(0, "order", 7)) == torch.rand(1, generator=generator(0, "order", 7))
     tensor([True])

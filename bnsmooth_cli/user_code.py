@@ -1,11 +1,11 @@
-"""Code of the user's own, by the name `module:attribute`: a norm, a problem. It runs only where the user names it.
+"""The user's own code, named `module:attribute`: a norm or a problem. It runs only where the user names it.
 
-A configuration may come with a file from anybody, so a name in a file imports nothing by itself. No torch here.
+A configuration may come in a file from anybody, so a name in a file imports nothing by itself. This module imports no
+torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import re
@@ -16,40 +16,48 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.storage.files import checksum
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-LONGEST: Final = 200  # characters: a run's folder is called by it
-#: What the user has named -> the folder in which its module may be, "" where it is at hand.
+MAX_NAME: Final = 200  # characters, as the name is part of a run's folder
+#: The names that the user has given -> the folder that may hold the module, "" if it is imported already.
 _allowed: dict[str, str] = {}
 
 
 def is_code(name: str) -> bool:
-    """Whether a norm or a problem is called as the user's own are.
+    """Whether a norm or a problem has a name of the user's code.
 
     >>> is_code("mymodule:MyNorm"), is_code("lp:3"), is_code("batch")
     (True, False, False)
     """
-    return len(name) <= LONGEST and bool(_NAME.fullmatch(name))
+    return len(name) <= MAX_NAME and bool(_NAME.fullmatch(name))
 
 
 def allow(*names: object, folder: Path | None = None) -> None:
-    """What the user has named, by an option or an argument, may be imported: from `folder` (default: the current one),
-    and from wherever Python finds modules."""
-    chosen = [name for name in names if isinstance(name, str) and is_code(name)]
-    _allowed.update(dict.fromkeys(chosen, str(Path.cwd() if folder is None else folder)))
+    """Let names that the user has given be imported.
+
+    Args:
+        names: Values of options or arguments; those that do not name code are ignored.
+        folder: Where their modules may be, besides where Python finds modules (default: the working directory).
+    """
+    code = [name for name in names if isinstance(name, str) and is_code(name)]
+    _allowed.update(dict.fromkeys(code, str(Path.cwd() if folder is None else folder)))
 
 
 def name_of(thing: object) -> str:
-    """The name of a class or function that is at hand, which so is named by the user; of a name the name itself.
+    """The name of a class or function, which counts as given by the user; a name is returned as it is.
+
+    Raises:
+        InputError: For a class or function that its module does not hold by its own name, such as a lambda.
 
     >>> from torch import nn
     >>> name_of(nn.Softsign), name_of("batch")
     ('torch.nn.modules.activation:Softsign', 'batch')
     """
-    name = thing if isinstance(thing, str) else f"{thing.__module__}:{getattr(thing, '__qualname__', thing)}"
     if isinstance(thing, str):
-        allow(name)
-        return name
+        allow(thing)
+        return thing
+    name = f"{thing.__module__}:{getattr(thing, '__qualname__', thing)}"
     if is_code(name):
         _allowed[name] = ""
     if not is_code(name) or load(name, "norm") is not thing:
@@ -58,36 +66,41 @@ def name_of(thing: object) -> str:
 
 
 def load(name: str, option: str) -> Any:
-    """What a name stands for; `option` (norm or problem) is how the user names it.
+    """The object that a name refers to.
 
-    Raises InputError for a name that the user has not given, and for one that does not import.
+    Args:
+        name: As `module:attribute`.
+        option: The option by which users name it, `norm` or `problem`.
+
+    Raises:
+        InputError: If the user has not given the name, or it cannot be imported.
     """
     if name not in _allowed:
         raise InputError(f"{name}: is code, which runs only where you name it: if you trust it, give --{option} {name}")
     module, _, path = name.partition(":")
-    try:
-        with _looking_in(_allowed[name]):
-            found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+    with explaining(f"--{option} {name}: its module does not import"), _searching(_allowed[name]):
+        try:
+            target: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
             hint = f"; leave out the .py, as in {module[:-3]}:{path}" if module.endswith(".py") else ""
             raise InputError(
                 f"--{option} {name}: no module '{error.name}' in {Path.cwd()} or where Python looks for them{hint}"
             ) from error
-        raise InputError(f"--{option} {name}: its module does not import ({explain(error)})") from error
-    except (Exception, SystemExit) as error:  # it raises whatever its author likes
-        raise InputError(f"--{option} {name}: its module does not import ({explain(error)})") from error
     for part in path.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target, part):
             raise InputError(f"--{option} {name}: the module has no '{part}'")
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 @contextmanager
-def _looking_in(folder: str) -> Iterator[None]:
-    """A folder of modules before all others, as for `python script.py`, and behind them afterwards: its modules are
-    still found, and no file of it takes the place of a library's."""
+def _searching(folder: str) -> Iterator[None]:
+    """Put a folder of modules first in the search path, as `python script.py` does, and last afterwards.
+
+    Its modules are still found then, and none of its files takes the place of a library.
+    """
     if not folder or folder in sys.path:
         yield
         return
@@ -102,18 +115,29 @@ def _looking_in(folder: str) -> Iterator[None]:
 
 
 def digest(name: str) -> str | None:
-    """What tells one state of a name's module from another; None where the user has not named it, or it is no file."""
+    """A digest of the module that a name refers to; None if the user has not given the name, or it has no file."""
     if not is_code(name) or name not in _allowed:
         return None
-    with suppress(Exception), _looking_in(_allowed[name]):
+    with suppress(Exception), _searching(_allowed[name]):
         spec = importlib.util.find_spec(name.partition(":")[0])
         if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+            return checksum(Path(spec.origin))
     return None
 
 
-def explain(error: BaseException) -> str:
-    """An error of the user's code in a line: its kind, message, and the line of their file that it came from."""
+@contextmanager
+def explaining(message: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into an InputError that begins with the message."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # user code may raise anything
+        raise InputError(f"{message} ({_explain(error)})") from error
+
+
+def _explain(error: BaseException) -> str:
+    """An error of the user's code in one line: its type, its message, and the line of their file that raised it."""
     frames, trace = [], error.__traceback__
     while trace is not None:
         frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))

@@ -169,7 +169,7 @@ BAD = [
     ("-p own_parts:text", "no scalar of floating point (str)"),
     ("-p own_parts:detached", "does not depend on the model's parameters"),
     ("-p own_parts:dropout", "the module '1' (Dropout) gives another output each time"),
-    ("-p own_parts:pair", "returns a tuple; it is to return bnsmooth_cli.Workload"),
+    ("-p own_parts:pair", "returns a tuple; it has to return bnsmooth_cli.Workload"),
     ("-p own_parts:nothing", "returns a NoneType"),
     ("-p own_parts:frozen", "no parameters that are trained"),
     ("-p own_parts:uneven", "12 inputs and 5 targets"),

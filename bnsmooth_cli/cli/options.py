@@ -71,7 +71,7 @@ def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
             if setting is not None and name not in omitted:
                 flags = f"{flag(name)}/--no-{name}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
                 options[name] = type_of(name), option(flags, help_of(name), _SETTINGS, setting.choices)
-        text = "quick (default), or paper: every setting of the paper."
+        text = "quick (default), or paper: what the paper states, and our choice of the rest."
         options["preset"] = str, option("--preset", text, _SETTINGS, _PRESETS)
         group.__annotations__ = {name: Annotated[kind | None, about] for name, (kind, about) in options.items()}
         for name in options:

@@ -168,13 +168,9 @@ def _build_user_norm(name: str, num_features: int) -> nn.Module:
     kind = user_code.load(name, "norm")
     if not callable(kind):
         raise InputError(f"--norm {name}: is a {type(kind).__name__}; a class of norms is needed")
-    try:
+    call = f"{name.partition(':')[2]}({num_features})"
+    with user_code.explaining(f"--norm {name}: cannot be built from the number of units alone, as by {call}"):
         norm = kind(num_features)
-    except (Exception, SystemExit) as error:  # user code may raise anything
-        raise InputError(
-            f"--norm {name}: cannot be built from the number of units alone, as by {name.partition(':')[2]}"
-            f"({num_features}) ({user_code.explain(error)})"
-        ) from error
     if not isinstance(norm, nn.Module):
         raise InputError(f"--norm {name}: builds a {type(norm).__name__}; a torch.nn.Module is needed")
     return norm

@@ -1,4 +1,4 @@
-"""The problems by name; a new one is a module here and an entry in `config.PROBLEMS`."""
+"""The problems, built from configurations. A new problem is a module here and an entry in `config.PROBLEMS`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from pathlib import Path
 
 import torch
 
-from bnsmooth_cli import user_code as code
 from bnsmooth_cli.config import Config, find_problem
-from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems import checks
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.problems.custom import Workload
 from bnsmooth_cli.storage.files import load_tensors
-
-__all__ = ["Chain", "FastPath", "Layer", "Problem", "Workload", "build"]
+from bnsmooth_cli.user_code import is_code
 
 
 def build(config: Config, device: torch.device | str = "cpu", weights: Path | None = None) -> Problem:
-    """The problem of a configuration, its data on the device; with `weights`, a file of a state dict, beginning there.
+    """The problem of a configuration, with its data on the device.
 
-    Raises InputError where a setting, the data or the weights do not fit, and for code of the user's that does not.
+    Args:
+        config: The configuration.
+        device: Where the network and the data are.
+        weights: A file of a state dict, to start from instead of the initialisation.
+
+    Raises:
+        InputError: If a setting, the data, the weights, or the user's own code does not fit.
 
     >>> from bnsmooth_cli.config import resolve
     >>> problem = build(resolve("dln", norm="batch"))
@@ -34,27 +35,27 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     problem: Problem = getattr(importlib.import_module(f"{__name__}.{module}"), name)(config, torch.device(device))
     if weights is not None:
         problem.start_from(_fitting(problem, weights))
-    if code.is_code(config.problem) or code.is_code(config.norm):
+    if is_code(config.problem) or is_code(config.norm):
         checks.check(problem)
     return problem
 
 
 def _fitting(problem: Problem, path: Path) -> dict[str, torch.Tensor]:
-    """A state dict that has the network's names and shapes; InputError says where it differs."""
-    given, mine = load_tensors(path), problem.initial.state_dict()
-    lacking = [f"lacks {name}" for name in mine if name not in given]
-    having = [f"has {name}" for name in given if name not in mine]
-    differences = [*lacking[:2], *having[:2], *lacking[2:], *having[2:]]
-    for name, value in mine.items():
-        found = given.get(name, value)
-        if not isinstance(found, torch.Tensor):
-            differences.append(f"{name} is a {type(found).__name__}, not {tuple(value.shape)}")
-        elif found.shape != value.shape:
-            differences.append(f"{name} is {tuple(found.shape)}, not {tuple(value.shape)}")
-        elif found.is_meta or found.is_complex() or found.is_floating_point() != value.is_floating_point():
+    """The state dict in a file; InputError unless its names and shapes are those of the network."""
+    state, expected = load_tensors(path), problem.initial.state_dict()
+    missing = [f"lacks {name}" for name in expected if name not in state]
+    extra = [f"has {name}" for name in state if name not in expected]
+    differences = [*missing[:2], *extra[:2], *missing[2:], *extra[2:]]
+    for name, value in expected.items():
+        other = state.get(name, value)
+        if not isinstance(other, torch.Tensor):
+            differences.append(f"{name} is a {type(other).__name__}, not {tuple(value.shape)}")
+        elif other.shape != value.shape:
+            differences.append(f"{name} is {tuple(other.shape)}, not {tuple(value.shape)}")
+        elif other.is_meta or other.is_complex() or other.is_floating_point() != value.is_floating_point():
             differences.append(f"{name} is no tensor of plain numbers")
     if differences:
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        what = f"no state dict of this network: {'; '.join(differences[:4])}{more}"
-        raise InputError(f"{path}: {what[:600]}")
-    return given
+        message = f"no state dict of this network: {'; '.join(differences[:4])}{more}"
+        raise InputError(f"{path}: {message[:600]}")
+    return state

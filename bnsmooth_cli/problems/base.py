@@ -1,4 +1,4 @@
-"""What is optimised: the interface of a problem, and of a faster way than its network's to its loss and gradient."""
+"""The interface of a problem: a network, the loss that training minimises, and the data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ State = dict[str, Tensor]
 
 
 class Problem(ABC):
-    """A network, an objective, and the batch of every step, all functions of the configuration."""
+    """A network, an objective, and the batch of every step, all of them functions of the configuration.
+
+    Attributes:
+        num_samples: The number of training samples.
+        test_size: The number of test samples, 0 without a test set.
+    """
 
     num_samples: int
-    #: Samples of the test set; 0 where there is none.
     test_size: int = 0
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -33,12 +37,11 @@ class Problem(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """The network at its initial state, a function of the seed, in train mode. torch's default generator is seeded
-        with it."""
+        """A network in its initial state and in train mode. PyTorch's default generator is seeded when it is called."""
 
     @property
     def initial(self) -> nn.Module:
-        """The network at step 0, on the problem's device, for reading only: the next `build` hands it out."""
+        """The network at step 0 on the problem's device. It is for reading only, as the next `build` returns it."""
         if self._initial is None:
             with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the user's generator
                 torch.default_generator.manual_seed(self.config.seed)
@@ -54,12 +57,12 @@ class Problem(ABC):
         return model
 
     def start_from(self, state: State) -> None:
-        """Let training start from these parameters and buffers: those of already-trained weights."""
+        """Let training start from these parameters and buffers, those of already-trained weights."""
         self.initial.load_state_dict(state)
         self._start = state
 
     def call(self, model: nn.Module, values: Mapping[str, Tensor] | None, inputs: Tensor) -> Tensor:
-        """The network's outputs, with parameter values in place of its own."""
+        """The network's outputs, with these values in place of its parameters; None keeps the parameters."""
         outputs: Tensor = model(inputs) if values is None else functional_call(model, dict(values), (inputs,))
         return outputs
 
@@ -69,36 +72,36 @@ class Problem(ABC):
 
     @abstractmethod
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss that training minimises, a scalar with its graph."""
+        """The loss that training minimises, a scalar with a graph."""
 
     def fast_path(self, dtype: torch.dtype, device: torch.device) -> FastPath | None:
-        """A faster way than the network's to the loss and its gradient, where the problem has one."""
+        """A faster way to compute the loss and its gradient than the network, if the problem has one."""
         return None
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of correct answers, a scalar on the device; NaN for a problem that classifies nothing."""
+        """The share of correct answers, a scalar on the device; NaN for a problem without classes."""
         return (outputs.argmax(1) == targets).float().mean()
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test set in order, where there is one."""
+        """The batches of the test set, in order."""
         return iter(())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """Mean loss and accuracy over the test set, with running statistics; NaN where the problem has none."""
+        """Mean loss and accuracy over the test set in eval mode; NaN without a test set."""
         if not self.test_size:
             return torch.nan, torch.nan
         sums = torch.zeros(2, device=self.device)
         with evaluating(model):
             for inputs, targets in self.test_batches():
                 outputs = model(inputs)
-                found = torch.stack((self.objective(outputs, targets), self.accuracy(outputs, targets)))
-                sums.add_(found, alpha=len(targets))
+                means = torch.stack((self.objective(outputs, targets), self.accuracy(outputs, targets)))
+                sums.add_(means, alpha=len(targets))
         loss, accuracy = (sums / self.test_size).tolist()
         return loss, accuracy
 
     def indices(self, step: int) -> Tensor:
-        """The samples of a step's batch: without replacement within an epoch, the last incomplete batch left out."""
+        """The samples of a step's batch, without replacement in an epoch. An incomplete last batch is left out."""
         size = self.config.batch_size
         per_epoch = self.num_samples // size
         epoch, position = divmod(step, per_epoch)

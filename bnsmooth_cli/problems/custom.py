@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from bnsmooth_cli import norms
-from bnsmooth_cli import user_code as code
+from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.parameters import trainable
@@ -31,12 +30,15 @@ Data = tuple[Tensor, Tensor] | Pairs
 
 
 class Workload(NamedTuple):
-    """What a problem of one's own consists of; a plain tuple of the same is one too.
+    """What the function of a custom problem returns. A plain tuple of the same values will do.
 
-    `loss(outputs, targets)` is a scalar tensor, as of torch.nn.functional.cross_entropy. `train` and `test` are pairs
-    (inputs, targets) of tensors whose first dimension is the samples', or map-style data sets. Integer targets are
-    classes, of which accuracy is reported. `model` is in the mode that it is trained in; its forward is a function of
-    its parameters and its input alone: no dropout.
+    Attributes:
+        model: The network, in the mode in which it is trained. Its outputs depend on its parameters and inputs alone:
+            it has no dropout.
+        loss: Maps outputs and targets to a scalar tensor, as torch.nn.functional.cross_entropy does.
+        train: The training data: a pair (inputs, targets) of tensors whose first dimension runs over samples, or a
+            map-style data set. If targets are integers, they are classes, and the accuracy is reported.
+        test: The test data in the same form, if there are any.
 
     >>> from torch.nn import functional as F
     >>> def build(norm):
@@ -55,10 +57,10 @@ Builder = Callable[[Callable[[int], nn.Module]], Workload]
 
 
 class CustomProblem(Problem):
-    """The problem `module:function`: function(norm) -> Workload, `norm` making the run's norm of a number of units.
+    """The problem `module:function`, where function(norm) returns a `Workload`.
 
-    The function is called once a process with torch's generator seeded by the run's seed, which makes the
-    initialisation a function of it.
+    `norm` makes the run's norm for a number of units. The function is called once, with PyTorch's default generator
+    seeded by the run's seed, so the initialisation depends on the seed alone.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -69,7 +71,7 @@ class CustomProblem(Problem):
                 f"{self._option}: --norm {config.norm} acts on layers, which are yours: apply "
                 "torch.nn.utils.parametrizations.weight_norm to them, with --norm none"
             )
-        self.workload = self._made()
+        self.workload = self._call_function()
         self.num_samples = self._length(self.workload.train, "train")
         if self.workload.test is not None:
             self.test_size = self._length(self.workload.test, "test")
@@ -79,52 +81,47 @@ class CustomProblem(Problem):
                 f"{config.problem}"
             )
 
-    def _made(self) -> Workload:
-        function, name, asked = code.load(self.config.problem, "problem"), self.config.norm, []
+    def _call_function(self) -> Workload:
+        function, name, requested = user_code.load(self.config.problem, "problem"), self.config.norm, []
 
         def norm(num_features: int) -> nn.Module:
-            asked.append(num_features)
+            requested.append(num_features)
             return norms.build(name, num_features)
 
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), user_code.explaining(f"{self._option}: called with a norm, it fails"):
             torch.default_generator.manual_seed(self.config.seed)
-            try:
-                made = function(norm)
-            except InputError:
-                raise
-            except (Exception, SystemExit) as error:  # it raises whatever its author likes
-                raise InputError(f"{self._option}: called with a norm, it fails ({code.explain(error)})") from error
-        parts = tuple(made) if isinstance(made, tuple) else ()
+            result = function(norm)
+        parts = tuple(result) if isinstance(result, tuple) else ()
         if len(parts) not in (3, 4) or not isinstance(parts[0], nn.Module) or not callable(parts[1]):
             raise InputError(
-                f"{self._option}: returns a {type(made).__name__}; it is to return "
+                f"{self._option}: returns a {type(result).__name__}; it has to return "
                 "bnsmooth_cli.Workload(model, loss, train, test)"
             )
         dtypes = {p.dtype for p in trainable(parts[0]).values()}
         if not dtypes:
             raise InputError(f"{self._option}: its model has no parameters that are trained")
         if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-            kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            types = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
             raise InputError(
-                f"{self._option}: its model's parameters are of {kinds}; one floating-point type is needed"
+                f"{self._option}: its model's parameters are of {types}; one floating-point type is needed"
             )
-        if name != "none" and not asked:
+        if name != "none" and not requested:
             raise InputError(f"{self._option}: makes no use of the norm that it is called with; give --norm none")
         return Workload(*parts)
 
-    def _length(self, data: Any, which: str) -> int:
+    def _length(self, data: Any, split: str) -> int:
         if _are_tensors(data):
             inputs, targets = data
             if not len(inputs) or len(inputs) != len(targets):
                 raise InputError(
-                    f"{self._option}: its {which} data has {len(inputs)} inputs and {len(targets)} targets"
+                    f"{self._option}: its {split} data has {len(inputs)} inputs and {len(targets)} targets"
                 )
             return len(inputs)
         if isinstance(data, list | tuple) and len(data) == 2 and all(hasattr(values, "shape") for values in data):
-            raise InputError(f"{self._option}: its {which} data are no tensors; convert them (torch.from_numpy)")
+            raise InputError(f"{self._option}: its {split} data are no tensors; convert them (torch.from_numpy)")
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
             raise InputError(
-                f"{self._option}: its {which} data is a {type(data).__name__}; give (inputs, targets) as tensors, or a "
+                f"{self._option}: its {split} data is a {type(data).__name__}; give (inputs, targets) as tensors, or a "
                 "map-style data set that is not empty"
             )
         return len(data)
@@ -134,39 +131,33 @@ class CustomProblem(Problem):
         return copy.deepcopy(self.workload.model)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The epoch's next samples; what a data set draws at random is a function of (seed, step)."""
+        """The next samples of the epoch. What a data set draws at random depends on the seed and the step."""
         return self._samples(self.workload.train, self.indices(step), "train", step)
 
-    def _samples(self, data: Any, chosen: Tensor, which: str, step: int = 0) -> tuple[Tensor, Tensor]:
+    def _samples(self, data: Any, indices: Tensor, split: str, step: int = 0) -> tuple[Tensor, Tensor]:
         if _are_tensors(data):
-            inputs, targets = (values[chosen.to(values.device)] for values in data)
+            inputs, targets = (values[indices.to(values.device)] for values in data)
         else:
-            with torch.random.fork_rng(devices=[]):
-                state = generator(self.config.seed, "augment", step)
-                torch.default_generator.set_state(state.get_state())
-                try:
-                    inputs, targets = default_collate([_pair(data[i]) for i in chosen.tolist()])
-                except (Exception, SystemExit) as error:  # it raises whatever its author likes
-                    raise InputError(
-                        f"{self._option}: its {which} data does not give pairs (input, target) that make a batch "
-                        f"({code.explain(error)})"
-                    ) from error
+            message = f"{self._option}: its {split} data does not give pairs (input, target) that make a batch"
+            with torch.random.fork_rng(devices=[]), user_code.explaining(message):
+                torch.default_generator.set_state(generator(self.config.seed, "augment", step).get_state())
+                inputs, targets = default_collate([_pair(data[i]) for i in indices.tolist()])
         dtype = next(iter(trainable(self.workload.model).values())).dtype
         inputs, targets = (v.to(dtype) if v.is_floating_point() else v for v in (inputs, targets))
         return inputs.to(self.device), targets.to(self.device)
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test samples in order, as many at a time as a training step has."""
+        """The test samples in order, in batches of the run's size."""
         if self.workload.test is not None:
-            for chosen in torch.arange(self.test_size).split(self.config.batch_size):
-                yield self._samples(self.workload.test, chosen, "test")
+            for indices in torch.arange(self.test_size).split(self.config.batch_size):
+                yield self._samples(self.workload.test, indices, "test")
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The function's loss."""
+        """The user's loss."""
         return self.workload.loss(outputs, targets)
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of largest outputs at the target, where targets are classes; else NaN."""
+        """The share of samples whose largest output is that of the target class; NaN if targets are no classes."""
         if targets.is_floating_point() or outputs.dim() != targets.dim() + 1:
             return torch.full((), torch.nan, device=outputs.device)
         return super().accuracy(outputs, targets)

@@ -1,4 +1,4 @@
-"""The deep linear network of Santurkar et al. (2018): 25 layers of 10 x 10 that learn one random matrix."""
+"""The deep linear network of Santurkar et al. (2018), which learns a random matrix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DeepLinear(Problem):
         self._fast_paths: dict[tuple[torch.dtype, torch.device], LinearFastPath] = {}
 
     def network(self) -> Chain:
-        """`depth` bias-free linear layers named fc1, fc2, ..., each followed by the norm."""
+        """Linear layers without biases, named fc1, fc2, ..., each followed by the norm."""
         size = self.settings.dimension
         chain = Chain(
             {
@@ -50,14 +50,14 @@ class DeepLinear(Problem):
         return chain
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """All samples in order where the batch holds them all (the paper's full batch), else the epoch's next ones."""
+        """All samples in order if the batch holds them all, as in the paper; otherwise the next ones of the epoch."""
         if self.config.batch_size == self.num_samples:
             return self._inputs, self._targets
         chosen = self.indices(step)
         return self._inputs[chosen], self._targets[chosen]
 
     def fast_path(self, dtype: torch.dtype, device: torch.device) -> LinearFastPath | None:
-        """Of the full batch, where the norm is an affine map of each unit that is the same for every sample."""
+        """The fast path of the full batch, for norms that map every sample of a unit alike."""
         if self.config.batch_size < self.num_samples or not self._fast:
             return None
         key = (dtype, device)
@@ -67,9 +67,9 @@ class DeepLinear(Problem):
         return self._fast_paths[key]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The squared error summed over samples and units."""
+        """The squared error, summed over samples and units."""
         return (outputs - targets).square().sum()
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """NaN: nothing is classified."""
+        """NaN, as there are no classes."""
         return outputs.new_full((), torch.nan)

@@ -1,4 +1,4 @@
-"""A training loop of the user's own, at the step where it stands."""
+"""A user's own training loop, at the step where it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ from bnsmooth_cli.problems.base import Problem
 
 
 class ExternalLoop(Problem):
-    """A training loop of the user's own, where it stands: a model, and a function that is its loss there."""
+    """A model of the user's training loop, and a function that computes its loss there.
+
+    Args:
+        model: The model, which stays the user's.
+        loss: Computes the loss, a scalar; it calls the model.
+        device: The model's device.
+        lr: The learning rate.
+        step: The step that the loop has reached.
+        norm: The name of the norm in tables.
+        seed: The seed of the measurements' own randomness.
+    """
 
     def __init__(
         self, model: nn.Module, loss: Callable[[], Tensor], device: torch.device, *, lr: float, step: int, norm: str,
@@ -29,27 +39,27 @@ class ExternalLoop(Problem):
         self._loss, self._closure = loss, _Closure(model, loss)
 
     def network(self) -> nn.Module:
-        """There is but the one that the loop has."""
+        """The loop's model itself."""
         return self._closure.model
 
     def call(self, model: nn.Module, values: Mapping[str, Tensor] | None, inputs: Tensor) -> Tensor:
-        """The loss itself: its function calls the model, whose parameters are exchanged for the moment."""
+        """The loss, with these values in place of the model's parameters."""
         if values is None:
             return self._loss()
-        found: Tensor = functional_call(self._closure, {f"model.{name}": value for name, value in values.items()}, ())
-        return found
+        loss: Tensor = functional_call(self._closure, {f"model.{name}": value for name, value in values.items()}, ())
+        return loss
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Nothing: the loss has its own."""
+        """Two empty tensors: the loss function has its own data."""
         return torch.empty(0), torch.empty(0)
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What `call` gave."""
+        """The loss, which `call` has computed."""
         return outputs
 
 
 class _Closure(nn.Module):
-    """A loss as a module that holds the model: so its parameters can be exchanged while the loss is evaluated."""
+    """The loss function as a module that holds the model, so that `functional_call` can replace its parameters."""
 
     def __init__(self, model: nn.Module, loss: Callable[[], Tensor]) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import generator
 
-#: Convolutions per stage: VGG-A (11), B (13), D (16) and E (19). Every stage ends in a 2 x 2 max-pooling.
+#: Weight layers -> convolutions in each stage, of VGG-A, B, D and E. Every stage ends in a 2 x 2 max-pooling.
 STAGES: Final[dict[int, tuple[int, ...]]] = {
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
@@ -30,10 +30,10 @@ EVALUATION_BATCH: Final = 500
 
 
 class Vgg(Problem):
-    """A VGG of `depth` weight layers whose channels are scaled by `width`, and the mean cross-entropy.
+    """A VGG with the mean cross-entropy.
 
-    The norm follows every convolution and linear layer except the last one. The three linear layers are
-    512 - 512 - classes (times `width`): after five poolings a 32 x 32 image is one position.
+    The norm follows every convolution and linear layer except the last one. The three linear layers have 512, 512 and
+    as many units as there are classes: five poolings leave one position of a 32 x 32 image. `width` scales channels.
     """
 
     settings: VggSettings
@@ -59,13 +59,13 @@ class Vgg(Problem):
         self._std = self.images.std.to(device).view(unit)
 
     def network(self) -> Chain:
-        """Layers conv1, conv2, ..., fc1, fc2, fc3."""
+        """Layers named conv1, conv2, ..., fc1, fc2, fc3."""
         layers: dict[str, Layer] = {}
         channels = self.images.train.shape[1]
         for convolutions, full in zip(STAGES[self.settings.depth], CHANNELS, strict=True):
             for i in range(convolutions):
                 out = max(1, round(full * self.settings.width))
-                # A ReLU after a maximum is the ReLU before it, values and gradients, on a quarter of the activations.
+                # ReLU and maximum commute, values and gradients included; this order has a quarter of the activations.
                 rest = [nn.MaxPool2d(2)] * (i == convolutions - 1) + [nn.ReLU()]
                 conv = nn.Conv2d(channels, out, 3, padding=1)
                 layers[f"conv{len(layers) + 1}"] = Layer(conv, norms.build(self.config.norm, out), *rest)
@@ -80,7 +80,7 @@ class Vgg(Problem):
         return chain.to(memory_format=torch.channels_last)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images indexed out of the uint8 tensor, augmented where the run does, and standardised per channel."""
+        """Images and labels of the batch, augmented if the run augments, and standardised per channel."""
         chosen = self.indices(step)
         images = self._images[chosen]
         if self.settings.augment:
@@ -92,7 +92,7 @@ class Vgg(Problem):
         return F.cross_entropy(outputs, targets)
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test images, standardised, and their labels."""
+        """Test images, standardised, and their labels."""
         for images, labels in zip(
             self.images.test.split(EVALUATION_BATCH), self.images.test_labels.split(EVALUATION_BATCH), strict=True
         ):
@@ -104,7 +104,7 @@ class Vgg(Problem):
 
 
 def crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
-    """Zero-pad by 4, crop back to 32 x 32 at a random place, and mirror half of the images: one gather, no loop.
+    """Zero-pad by 4, crop to 32 x 32 at a random place, and mirror half of the images, in one gather.
 
     >>> crop_and_flip(torch.zeros(2, 3, 32, 32), torch.Generator()).shape
     torch.Size([2, 3, 32, 32])
@@ -117,7 +117,7 @@ def crop_and_flip(images: Tensor, random: torch.Generator) -> Tensor:
     rows = top + along
     columns = left + torch.where(mirrored, along.flip(0), along)
     padded = F.pad(images, (CROP_PADDING,) * 4).movedim(1, -1)
-    # By the numbers of the padded batch's pixels, channels last: the layout that training wants anyway.
+    # Pixels of the padded batch by their numbers, with the channels last, which is the layout that training uses.
     first = torch.arange(count)[:, None] * padded.shape[1] + rows
     places = (first * padded.shape[2]).to(images.device)[:, :, None] + columns.to(images.device)[:, None]
     pixels = padded.reshape(-1, images.shape[1]).index_select(0, places.flatten())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import FAST_NORMS
+from helpers import FAST_NORMS, NORMS
 
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
@@ -57,7 +57,7 @@ def test_a_complex_step_is_the_hessians_product(norm):
 
 
 @pytest.mark.parametrize("norm", [norm for norm in FAST_NORMS if norm != "none"])
-def test_a_unit_that_is_zero_stays_finite_as_in_the_network(norm):
+def test_a_unit_with_zero_weights_is_finite_and_as_in_the_network(norm):
     case = Case(norm)
     theta = case.thetas[0].clone()
     theta[:5] = 0  # all weights of the first layer's first unit
@@ -70,8 +70,8 @@ def test_a_unit_that_is_zero_stays_finite_as_in_the_network(norm):
     torch.testing.assert_close(found.gradient[0][5:], slope[5:], rtol=1e-9, atol=1e-9 * float(slope.abs().max()))
 
 
-@pytest.mark.parametrize("norm", ["noisy-batch", "noisy-none"])
-def test_noise_and_minibatches_have_no_program(norm):
+@pytest.mark.parametrize("norm", [norm for norm in NORMS if norm not in FAST_NORMS])
+def test_noise_and_minibatches_have_no_fast_path(norm):
     cpu = torch.device("cpu")
     assert problems.build(resolve("dln", norm=norm)).fast_path(torch.float32, cpu) is None
     assert problems.build(resolve("dln", norm="batch", batch_size=10)).fast_path(torch.float32, cpu) is None

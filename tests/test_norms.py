@@ -49,7 +49,7 @@ def test_lp_is_its_formula_and_gradient(name, shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("block", [lp._BLOCK, 150])  # all at once, and a few samples at a time
 @pytest.mark.parametrize("name", P)
-def test_lp_and_all_its_gradients_are_those_of_elementary_operations(name, block, dtype, layout, monkeypatch):
+def test_lp_and_its_derivatives_are_those_of_elementary_operations(name, block, dtype, layout, monkeypatch):
     monkeypatch.setattr(lp, "_BLOCK", block)
     norm = norms.build(name, 5).to(dtype)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_batch_is_torchs_batchnorm(shape, updating):
 
 
 @pytest.mark.parametrize("name", [name for name in NORMS if name != "none"])
-def test_statistics_move_only_where_they_are_meant_to(name):
+def test_probing_leaves_the_running_statistics_alone(name):
     norm = norms.build(name, 5)
     before = {key: value.clone() for key, value in norm.state_dict().items()}
     prepare(norm.modules(), 0, 0)
@@ -122,7 +122,7 @@ def test_scale_divides_by_the_deviation_and_subtracts_nothing(shape):
     torch.testing.assert_close(norm(y), y / (running + EPSILON).sqrt())
 
 
-def test_a_dead_unit_stays_finite():
+def test_the_output_and_gradient_of_a_dead_unit_are_finite():
     for name in P:
         y = torch.zeros(8, 5, requires_grad=True)
         out = norms.build(name, 5)(y)
@@ -136,7 +136,7 @@ def test_a_large_p_does_not_overflow():
     torch.testing.assert_close(scale(y, 40.0).double(), y.double().abs().pow(40).mean(0).pow(1 / 40), rtol=1e-5, atol=0)
 
 
-def test_noise_is_the_papers_distribution():
+def test_noise_has_the_papers_distribution():
     noise = norms.build("noisy-none", 200)
     noise.key = (3, 14, 1)
     zero = noise(torch.zeros(500, 200))
@@ -151,7 +151,7 @@ def test_noise_is_the_papers_distribution():
     assert 1.22 < scale.mean(0).max() < 1.28
 
 
-def test_noise_depends_on_seed_step_and_place_alone():
+def test_noise_depends_only_on_seed_step_and_place():
     noise, a = norms.Noise(), torch.randn(4, 3, 5, 5)
 
     def draw(key):
@@ -169,6 +169,6 @@ def test_noise_depends_on_seed_step_and_place_alone():
 
 
 @pytest.mark.parametrize("name", ["bacth", "lp:0", "lp:-1", "lp:nan", "lp:inf", "lp:", "l3", ""])
-def test_a_norm_that_does_not_exist_is_refused(name):
+def test_an_unknown_norm_or_parameter_is_refused(name):
     with pytest.raises(InputError, match=name or "norm"):
         norms.build(name, 3)

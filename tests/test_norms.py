@@ -11,7 +11,7 @@ from helpers import NORMS
 from bnsmooth_cli import InputError, norms
 from bnsmooth_cli.norms import lp
 from bnsmooth_cli.norms.batch import EPSILON
-from bnsmooth_cli.norms.derivatives import scale
+from bnsmooth_cli.norms.derivatives import lp_scale
 from bnsmooth_cli.norms.state import prepare
 
 SHAPES = [(32, 5), (8, 5, 3, 4)]
@@ -133,7 +133,9 @@ def test_the_output_and_gradient_of_a_dead_unit_are_finite():
 
 def test_a_large_p_does_not_overflow():
     y = data((64, 5)).float() * 1e6
-    torch.testing.assert_close(scale(y, 40.0).double(), y.double().abs().pow(40).mean(0).pow(1 / 40), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        lp_scale(y, 40.0).double(), y.double().abs().pow(40).mean(0).pow(1 / 40), rtol=1e-5, atol=0
+    )
 
 
 def test_noise_has_the_papers_distribution():

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.parameters import flatten
-from bnsmooth_cli.norms.derivatives import TwiceDifferentiableBatchNorm
 
 #: Multiplies a vector (n,) by the Hessian.
 Product = Callable[[Tensor], Tensor]
@@ -35,7 +34,7 @@ def twice_differentiable() -> Iterator[None]:
     """A context in which every operation that is recorded has a right second derivative.
 
     Fused attention has none. The second derivative of fused weight normalisation takes the norms for constants. That of
-    BatchNorm over batch statistics is right and slow. All three are computed in other operations.
+    BatchNorm over batch statistics is right and slow. All three are computed in elementary operations.
     """
     with sdpa_kernel(SDPBackend.MATH), _Replaced():
         yield
@@ -57,7 +56,10 @@ def _batch_norm(
 ) -> Tensor:  # fmt: skip
     if not training or running_mean is not None or weight is None or bias is None:
         return F.batch_norm(y, running_mean, running_var, weight, bias, training, momentum, eps)
-    return TwiceDifferentiableBatchNorm.apply(y, weight, bias, eps)
+    dims, unit = (0, *range(2, y.dim())), (-1,) + (1,) * (y.dim() - 2)
+    c = y - y.mean(dims, keepdim=True)
+    inverse = (c.square().mean(dims, keepdim=True) + eps).rsqrt()
+    return c * (weight.view(unit) * inverse) + bias.view(unit)
 
 
 def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from bnsmooth_cli.networks.chain import Layer
 from bnsmooth_cli.norms.batch import EPSILON, BatchNorm
-from bnsmooth_cli.norms.derivatives import as_matrix, scale, scale_derivatives
+from bnsmooth_cli.norms.derivatives import as_matrix, lp_scale, scale_derivatives
 from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.norms.noise import Noise
 
@@ -195,7 +195,7 @@ def _(module: BatchNorm | LpNorm, jet: Jet) -> Jet:
     z, centred = as_matrix(x0), isinstance(module, BatchNorm)
     p = module.p if isinstance(module, LpNorm) else 2.0
     mu = z.mean(0)
-    s0 = (z.var(0, correction=0) + EPSILON).sqrt() if centred else scale(z, p)
+    s0 = (z.var(0, correction=0) + EPSILON).sqrt() if centred else lp_scale(z, p)
     c, direction, factor, curved = scale_derivatives(z, mu, s0, p, centred)
     c0, q = (matrix.view(x0.movedim(1, -1).shape).movedim(-1, 1) for matrix in (c, direction * factor))
     c1, c2 = x1 - mean(x1), None if x2 is None else x2 - mean(x2)

@@ -1,4 +1,4 @@
-r"""The derivatives of BatchNorm and of the l_p norms, which training, Hessian products and Taylor polynomials share.
+r"""The derivatives of the scales of BatchNorm and of the l_p norms, for backward passes and Taylor polynomials.
 
 For one unit with m activations z, both norms compute $y = \gamma c / s + \beta$ with $c = z - \mu$ and a scale s of u:
 u = c for BatchNorm, which is `centred` and has p = 2, and u = z for an l_p norm. Two functions describe the scale:
@@ -10,7 +10,7 @@ For p = 1 and p = inf, q is piecewise constant along the ray of u, and $\mathrm{
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from torch import Tensor
 from bnsmooth_cli.norms.batch import EPSILON
 
 
-def scale(u: Float[Tensor, "m units"], p: float) -> Float[Tensor, " units"]:
+def lp_scale(u: Float[Tensor, "m units"], p: float) -> Float[Tensor, " units"]:
     r"""The scale $s_p = (\frac1m \sum |u|^p)^{1/p}$ of every unit, at least EPSILON, in operations that autograd
     differentiates to any order."""
     if p == 1:
@@ -98,89 +98,3 @@ def scale_derivatives(
 def as_matrix(y: Float[Tensor, "batch units *positions"]) -> Float[Tensor, "m units"]:
     """Activations with one column per unit: a view if the channels come last in memory."""
     return y.movedim(1, -1).reshape(-1, y.shape[1])
-
-
-class NormGradient(torch.autograd.Function):
-    r"""The gradients of a norm in z, gamma and beta as a function that is differentiated itself.
-
-    With $r = \gamma / s$, $T_g = \sum g$, $A = \sum g c$ and $k = r A / s$ they are
-    $$g_z = r g - \frac{r}{m} T_g - \frac{k}{m} q, \qquad g_\gamma = A / s, \qquad g_\beta = T_g.$$
-    `backward` differentiates $\langle a, g_z \rangle + b \, g_\gamma + t \, g_\beta$ in g, z and gamma. PyTorch's own
-    formula for BatchNorm is a long chain of elementary operations; this one passes over the activations a few times.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, y: Tensor, gamma: Tensor, mean: Tensor, s: Tensor, p: float, centred: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        c, direction, factor, _ = scale_derivatives(as_matrix(y), mean, s, p, centred)
-        ctx.save_for_backward(g, y, gamma, mean, s)
-        ctx.p, ctx.centred = p, centred
-        g, r, m = as_matrix(g), gamma / s, len(c)
-        total, along = g.sum(0), (g * c).sum(0)
-        k = r * along / s
-        gradient = torch.addcmul(-r * total / m, g, r).addcmul_(direction, -k * factor / m)
-        return _like(gradient, y), along / s, total
-
-    @staticmethod
-    def backward(ctx: Any, a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor | None, ...]:
-        g, y, gamma, mean, s = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a third derivative is to follow
-            gradients = _elementary_gradients(g, y, gamma, s, None if ctx.centred else ctx.p)
-            inputs = [tensor for tensor in (g, y, gamma) if tensor.requires_grad]
-            products = iter(torch.autograd.grad(gradients, inputs, (a, b, t), create_graph=True, allow_unused=True))
-            return *(next(products) if v.requires_grad else None for v in (g, y, gamma)), None, None, None, None
-        c, direction, factor, curved = scale_derivatives(as_matrix(y), mean, s, ctx.p, ctx.centred)
-        g, a, r, m = as_matrix(g), as_matrix(a), gamma / s, len(c)
-        total, along = g.sum(0), (g * c).sum(0)
-        k, mean_a = r * along / s, a.mean(0)
-        work = a * g
-        t_ag = work.sum(0) - mean_a * total
-        q_a = factor * torch.mul(a, direction, out=work).mean(0)
-        kappa = (b - r * q_a) / s
-        in_g = torch.addcmul(t - r * mean_a, a, r).addcmul_(c, kappa)
-        in_s = (2 * k * q_a - r * t_ag - b * along / s) / s
-        constant = -kappa * total / m
-        if curved is not None:
-            in_s = in_s + (ctx.p - 1) * k * q_a / s
-            if ctx.centred:  # then p = 2, and `curved` has a value of each unit
-                constant = constant + k * curved * mean_a / m
-        in_z = torch.addcmul(constant, g, kappa, out=work).addcmul_(direction, in_s * factor / m)
-        if curved is not None:
-            in_z.addcmul_(a, curved * (-k / m))
-        in_gamma = (t_ag - along * q_a / s) / s
-        return _like(in_g, y), _like(in_z, y), in_gamma, None, None, None, None
-
-
-def _elementary_gradients(g: Tensor, y: Tensor, gamma: Tensor, s: Tensor, p: float | None) -> tuple[Tensor, ...]:
-    """`NormGradient` in operations that autograd differentiates to any order; p is None for BatchNorm."""
-    beta = torch.zeros_like(gamma, requires_grad=True)
-    z = as_matrix(y)
-    c = z - z.mean(0)
-    if p is None:
-        variance = c.square().mean(0)
-        scales = (variance + (s.square() - variance).detach()).sqrt()  # the difference is epsilon
-    else:
-        scales = scale(z, p)
-    out = c * (gamma / scales) + beta
-    return torch.autograd.grad(out, (y, gamma, beta), as_matrix(g), create_graph=True)
-
-
-def _like(matrix: Float[Tensor, "m units"], y: Tensor) -> Tensor:
-    """A matrix as activations in the shape of y."""
-    return matrix.view(y.movedim(1, -1).shape).movedim(-1, 1)
-
-
-class TwiceDifferentiableBatchNorm(torch.autograd.Function):
-    """BatchNorm over the batch's statistics, whose second derivative is `NormGradient`'s."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, gamma: Tensor, beta: Tensor, epsilon: float) -> Tensor:
-        out, mean, inverse = torch.ops.aten.native_batch_norm(y, gamma, beta, None, None, True, 0.0, epsilon)
-        ctx.save_for_backward(y, gamma, mean, 1 / inverse)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        y, gamma, mean, s = ctx.saved_tensors
-        return *NormGradient.apply(g, y, gamma, mean, s, 2.0, True), None

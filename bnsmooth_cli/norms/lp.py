@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnsmooth_cli.norms.batch import EPSILON, MOMENTUM, UnitNorm
-from bnsmooth_cli.norms.derivatives import NormGradient, slope, spread
+from bnsmooth_cli.norms.derivatives import as_matrix, lp_scale, slope, spread
 
 
 class LpNorm(UnitNorm):
@@ -71,8 +71,13 @@ class _FusedLpNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         y, gamma, mean, scale = ctx.saved_tensors
         norm: LpNorm = ctx.norm
-        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
-            return *NormGradient.apply(g, y, gamma, mean, scale, norm.p, False), None
+        if torch.is_grad_enabled():  # the gradient is to be differentiated itself: in elementary operations
+            beta = torch.zeros_like(gamma, requires_grad=True)
+            z = as_matrix(y)
+            out = (z - z.mean(0)) * (gamma / lp_scale(z, norm.p)) + beta
+            return *torch.autograd.grad(
+                out, (y, gamma, beta), as_matrix(g), create_graph=True, materialize_grads=True
+            ), None
         y = _dense(y)
         g = _dense(g, like=y)
         count = y.numel() // y.shape[1]

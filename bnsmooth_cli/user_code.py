@@ -6,6 +6,7 @@ torch.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.storage.files import checksum
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 MAX_NAME: Final = 200  # characters, as the name is part of a run's folder
@@ -121,7 +121,7 @@ def digest(name: str) -> str | None:
     with suppress(Exception), _searching(_allowed[name]):
         spec = importlib.util.find_spec(name.partition(":")[0])
         if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
-            return checksum(Path(spec.origin))
+            return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import tempfile
@@ -21,7 +20,7 @@ from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.derivatives.taylor import second_derivatives
 from bnsmooth_cli.measures.landscape import line_alphas
-from bnsmooth_cli.measures.smoothness import hessian_figures
+from bnsmooth_cli.measures.smoothness import curvature_and_sharpness
 from bnsmooth_cli.measures.surface import random_directions
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import visit
@@ -193,9 +192,9 @@ def sharpness() -> Iterator[Result]:
         run = bns.train("vgg", "batch", steps=150, output=f"{folder}/run", device="cpu")
         for point in visit(run.source(), [0, 20, 150], "cpu"):
             model, loss = references.plain_loss(point)
-            value = hessian_figures(point)[1]
+            value = curvature_and_sharpness(point, *point.hessian())[1]
             works = {
-                "ours": functools.partial(hessian_figures, point),
+                "ours": lambda: curvature_and_sharpness(point, *point.hessian()),
                 "power iteration, told the value, to 1%": lambda: references.power_iteration(model, loss, value, 1e-2),
             }
             if importlib.util.find_spec("pyhessian"):

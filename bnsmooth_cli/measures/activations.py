@@ -1,14 +1,14 @@
-"""The distributions of the inputs to the non-linearities: Santurkar et al. (2018), figures 1c, 2, 7, 8 and 14."""
+"""The distributions of the inputs to the non-linearities. Santurkar et al. (2018), figures 1c, 2, 7, 8 and 14."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from bnsmooth_cli.measures.measurement import Measurement, label
@@ -17,24 +17,36 @@ from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 
-LAYERS: Final = 5  # layers over the depth, unless chosen
-UNITS: Final = 5  # units a layer, unless chosen
-#: The probabilities of `quantiles`: the distribution as so many points of equal weight.
+LAYERS: Final = 5  # selected over the depth, by default
+UNITS: Final = 5  # selected per layer, by default
+#: The probabilities of the column `quantiles`, which represents a distribution by points of equal weight.
 PROBABILITIES: Final = (np.arange(100) + 0.5) / 100
+Values = Float64[np.ndarray, "units m"]
 _NAMED: Final = {f"q{percent:02d}": percent / 100 for percent in (1, 5, 25, 50, 75, 95, 99)}
 
 
 def activations(point: Point, layers: Sequence[str] | None = None, units: Sequence[int] | None = None) -> pd.DataFrame:
-    r"""How a unit's inputs to its non-linearity are distributed over the batch: one row a layer and unit.
+    r"""Measure how the inputs to the non-linearities are distributed: Santurkar et al. (2018), figures 1c, 2, 7, 8.
 
-    The m values $z_j$ of a unit (over samples, and a convolution's height and width) are those that its norm puts out,
-    the step's noise included. Columns: `mean`, `std` (divided by m), `skewness` $E[(z - \mu)^3] / \sigma^3$, `kurtosis`
-    $E[(z - \mu)^4] / \sigma^4 - 3$ (0 for a Gaussian), the quantiles `q01` to `q99`, and `quantiles`, those at
-    PROBABILITIES. `sigma` is the deviation of the linear map's output before the norm: what BatchNorm divides by.
-    `wasserstein` is filled in by `moved`, where several steps are measured.
+    The distribution of a unit is that of the m outputs z of its norm over the batch (over samples, and the height and
+    width of a convolution), with the noise of the step. Its moments are
+    $$\mu = E[z], \quad \sigma^2 = E[(z - \mu)^2], \quad
+    E[(z - \mu)^3] / \sigma^3, \quad E[(z - \mu)^4] / \sigma^4 - 3,$$
+    where E is the mean over the m values; the last one, the excess kurtosis, is 0 for a Gaussian.
 
-    By default LAYERS layers spread over the depth and a sample of UNITS units a layer, which is a function of the run's
-    seed. Raises InputError for layers and units that are not there.
+    Args:
+        point: Where to measure.
+        layers: Layers by name or number; by default LAYERS of them, spread over the depth.
+        units: Units of each layer; by default a sample of UNITS of them, which is a function of the run's seed.
+
+    Returns:
+        One row per layer and unit. Columns: `layer`, `layer_name`, `unit`, `mean`, `std`, `skewness`, `kurtosis`, the
+        quantiles `q01` to `q99`, `sigma`, the standard deviation of the linear map's output before the norm (which
+        BatchNorm divides by), `wasserstein`, null until `moved` compares two steps, and `quantiles`, those at
+        PROBABILITIES. A constant unit has neither skewness nor kurtosis.
+
+    Raises:
+        InputError: For a layer or a unit that the network does not have.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -48,12 +60,13 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
     if layers is None:
         selected = [selected[i] for i in sorted({round(i) for i in np.linspace(0, len(selected) - 1, LAYERS)})]
     if not units:
-        selected = [_sample(one, point.config.seed) for one in selected]
-    ends = [module for one in selected for module in (one.site.linear, [one.site.linear, *one.site.norms][-1])]
+        selected = [_sample(layer, point.config.seed) for layer in selected]
+    sites = [layer.site for layer in selected]
+    ends = [module for site in sites for module in (site.linear, [site.linear, *site.norms][-1])]
     with torch.no_grad():
         outputs = [output for _, output in captured(ends, point.loss)]
     pairs = zip(selected, outputs[::2], outputs[1::2], strict=True)
-    return label(point, pd.concat([_rows(one, y, z) for one, y, z in pairs], ignore_index=True))
+    return label(point, pd.concat([_rows(layer, y, z) for layer, y, z in pairs], ignore_index=True))
 
 
 def _sample(selected: Selected, seed: int) -> Selected:
@@ -62,12 +75,11 @@ def _sample(selected: Selected, seed: int) -> Selected:
 
 
 def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
-    from scipy import stats  # half a second, which no other command should wait for
+    from scipy import stats  # takes half a second to import, which no other command needs
 
     before, after = (_values(selected.site.by_unit(tensor), selected.units) for tensor in (y, z))
     with np.errstate(invalid="ignore"):
         named, evenly = np.quantile(after, [*_NAMED.values()], axis=1), np.quantile(after, PROBABILITIES, axis=1)
-        # A unit that is constant has no shape: null.
         shape = {"skewness": stats.skew(after, axis=1), "kurtosis": stats.kurtosis(after, axis=1)}
         return pd.DataFrame(
             {
@@ -85,22 +97,27 @@ def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
         )
 
 
-def _values(activations: Tensor, units: Tensor) -> NDArray[Any]:
-    """(C chosen, m) in float64: the moments of float32 values lose what a far mean takes."""
+def _values(activations: Float[Tensor, "batch all ..."], units: Int[Tensor, " units"]) -> Values:
+    """The values of some units, in float64: in float32 the moments would lose the digits that a far mean takes."""
     chosen = activations.index_select(1, units.to(activations.device)).movedim(1, 0).flatten(1)
-    values: NDArray[Any] = chosen.cpu().double().numpy()
-    return values
+    return chosen.cpu().double().numpy()
 
 
 def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    r"""The rows with `wasserstein`, how far each unit's distribution has moved since the rows `before` of the same run.
+    r"""Fill in the column `wasserstein`: how far each unit's distribution moved between two steps of a run.
 
-    $W_1(P, Q) = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)| du$, P and Q given by their `quantiles`: points of equal weight.
-    In the unit of the activations; null where either has an infinity, and at a run's first measured step.
+    $W_1(P, Q) = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)| du$, of two distributions that are given by their `quantiles`.
+
+    Args:
+        before: The rows of the earlier step.
+        rows: The rows of the later step.
+
+    Returns:
+        The later rows with the distance, in the unit of the activations; null where a quantile is infinite.
     """
-    here, there = (np.stack(list(frame["quantiles"])) for frame in (before, rows))
+    earlier, later = (np.stack(list(frame["quantiles"])) for frame in (before, rows))
     with np.errstate(invalid="ignore"):
-        distance = np.abs(there - here).mean(1)
+        distance = np.abs(later - earlier).mean(1)
     return rows.assign(wasserstein=np.where(np.isfinite(distance), distance, np.nan))
 
 

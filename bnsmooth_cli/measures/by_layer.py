@@ -1,4 +1,4 @@
-"""Smoothness restricted to each layer's parameters, all other ones held where they are: one row a layer."""
+"""The smoothness of the loss as a function of one layer's parameters, all other parameters held fixed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bnsmooth_cli.config import Config
@@ -16,7 +17,7 @@ from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import plan_layers
-from bnsmooth_cli.measures.smoothness import along_and_largest
+from bnsmooth_cli.measures.smoothness import curvature_and_sharpness
 from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.networks.structure import chosen_layers
 from bnsmooth_cli.points.point import Point
@@ -28,15 +29,26 @@ def smoothness_by_layer(
     objective: str | None = None,
     layers: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    r"""Effective beta, curvature and sharpness of the loss as a function of one layer's parameters $W_i$ alone.
+    r"""Measure how smooth the loss is as a function of one layer's parameters $W_i$, all others held fixed.
 
-    With $g_i = \nabla_{W_i} L$ and $H_{ii}$ the layer's diagonal block of the Hessian: `grad_norm` $= \|g_i\|$, `beta`
-    $= \max_\eta \|g_i(W_i) - g_i(W_i - \eta g_i)\| / \|\eta g_i\|$ over the step lengths of the line probe (Santurkar
-    et al. 2018, section 3.1, restricted to the layer), `curvature` $= g_i^T H_{ii} g_i / g_i^T g_i$ and `sharpness`,
-    the block's eigenvalue of largest magnitude, signed. Overflows and layers without a gradient as `smoothness` has
-    them.
+    This restricts Santurkar et al. (2018), section 3.1, to a layer. With $g_i = \nabla_{W_i} L$ and $H_{ii}$ the
+    layer's diagonal block of the Hessian,
+    $$\beta_i = \max_\eta \frac{\|g_i(W_i) - g_i(W_i - \eta g_i)\|}{\|\eta g_i\|}$$
+    over the step lengths of the line probe (`landscape`), the curvature is $g_i^T H_{ii} g_i / g_i^T g_i$, and the
+    sharpness is the eigenvalue of $H_{ii}$ of largest magnitude, with its sign.
 
-    `layers` as `ics` takes them; by default all of `point.layers`.
+    Args:
+        point: Where to measure.
+        alphas: The step lengths in learning rates; those of `line_alphas` by default.
+        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+        layers: Layers by name or number, or other modules of the network; all layers by default.
+
+    Returns:
+        One row per layer. Columns: `layer`, `layer_name`, `grad_norm` $\|g_i\|$, `beta`, `curvature` and `sharpness`.
+        Overflows are recorded as `smoothness` records them. A layer without a gradient has nulls.
+
+    Raises:
+        InputError: If the network does not have a layer, or the problem does not have the objective.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,30 +59,32 @@ def smoothness_by_layer(
     point = point if objective is None else point.at(objective)
     chosen = point.layers if layers is None else chosen_layers(point.model, point.layers, layers)
     lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
+    etas = [alpha * point.config.lr for alpha in lengths]
     blocks = point.hessian_blocks([names for _, names in chosen])
     rows = []
     for number, ((name, names), (gradient, product)) in enumerate(zip(chosen, blocks, strict=True), 1):
-        curvature, sharpness = along_and_largest(point, gradient, product, number)
-        norm = torch.linalg.vector_norm(gradient)
-        row = {"layer": number, "layer_name": name, "grad_norm": norm.item(), "beta": math.nan}
-        if lengths and norm > 0:
-            etas = [alpha * point.config.lr for alpha in lengths]
+        curvature, sharpness = curvature_and_sharpness(point, gradient, product, number)
+        norm, beta = torch.linalg.vector_norm(gradient), math.nan
+        if etas and norm > 0:
             moved = torch.stack([torch.linalg.vector_norm(g - gradient) for g in _along(point, names, gradient, etas)])
-            found = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
-            row["beta"] = float(np.max(np.nan_to_num(found, nan=np.inf, posinf=np.inf)))
-        rows.append({**row, "curvature": curvature, "sharpness": sharpness})
+            ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
+            beta = float(np.max(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)))
+        numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": curvature, "sharpness": sharpness}
+        rows.append({"layer": number, "layer_name": name, **numbers})
     return label(point, pd.DataFrame(rows))
 
 
 def plan(config: Config, layers: Sequence[str] | None = None, **line: Any) -> dict[str, Any]:
-    """The keyword arguments of `smoothness_by_layer`."""
+    """The keyword arguments of `smoothness_by_layer`; `line` goes to the plan of `landscape`."""
     return {**plan_line(config, **line), **plan_layers(config, layers)}
 
 
-def _along(point: Point, names: Sequence[str], gradient: Tensor, etas: Sequence[float]) -> Iterator[Tensor]:
-    """The gradient in the named parameters where they, and no others, have moved along it."""
+def _along(
+    point: Point, names: Sequence[str], gradient: Float[Tensor, " n"], etas: Sequence[float]
+) -> Iterator[Float[Tensor, " n"]]:
+    """The gradients in the named parameters after only these have moved along theirs, one per step length."""
     theta, where = point.theta, point.places(names)
-    if point.fast_path is not None:  # all of them at once
+    if point.fast_path is not None:  # takes all step lengths at once
         thetas = theta.repeat(len(etas), 1)
         thetas[:, where] -= theta.new_tensor(etas)[:, None] * gradient
         yield from point.gradients_at(thetas)[1][:, where]

@@ -1,4 +1,4 @@
-"""Internal covariate shift as the paper defines it: Santurkar et al. (2018), definition 2.1."""
+"""Internal covariate shift. Definition 2.1 of Santurkar et al. (2018)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Final, cast
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
@@ -21,17 +22,29 @@ from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.training.optimisers import sgd_step
 
+Theta = Float[Tensor, " n"]
+
 
 def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
-    r"""How much each layer's gradient changes when the layers before it take their step: one row a layer.
+    r"""Measure how much each layer's gradient changes when the layers before it step (definition 2.1, figure 3).
 
-    `ics` $= \|G_i - G'_i\|_2$ and `cosine` of the two, where $G_i = \nabla_{W_i} L(W_1, \dots, W_k)$ and $G'_i$ is the
-    same gradient with $W_1, \dots, W_{i-1}$ already at step t+1, by the run's own optimiser step on the step's batch;
-    $W_i$ is all of the layer's parameters, its norm's included. `grad_norm` and `grad_norm_updated` are the norms of
-    $G_i$ and $G'_i$. Layer 1 has nothing before it: exactly 0 and 1.
+    With $W_i$ the parameters of layer i, those of its norm included,
+    $$G_i = \nabla_{W_i} L(W_1^t, \dots, W_k^t), \qquad
+    G'_i = \nabla_{W_i} L(W_1^{t+1}, \dots, W_{i-1}^{t+1}, W_i^t, \dots, W_k^t),$$
+    where $W^{t+1}$ is the result of the run's own optimiser step on the batch of step t. The internal covariate shift
+    of the layer is $\|G_i - G'_i\|$.
 
-    `layers` are $W_1, \dots, W_k$ in order: modules of the network, or its layers by name or number; parameters in none
-    of them stay as they are. By default `point.layers`. Raises InputError for a name that is neither.
+    Args:
+        point: Where to measure.
+        layers: What $W_1, \dots, W_k$ are, in order: layers by name or number, or other modules of the network; all
+            layers by default. Parameters in none of them do not step.
+
+    Returns:
+        One row per layer. Columns: `layer`, `layer_name`, `grad_norm` $\|G_i\|$, `grad_norm_updated` $\|G'_i\|$, `ics`
+        and `cosine`, that of $G_i$ and $G'_i$. For layer 1, which has no layer before it, they are exactly 0 and 1.
+
+    Raises:
+        InputError: If the network does not have a layer.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -48,15 +61,12 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
 
     whole = layers is None and point.fast_path is not None
     before, shifted = (_at_once if whole else _one_by_one)(point, chosen, theta, gradient, updated)
-    # Nothing before layer 1 moves, so its G' is G.
-    records = [
-        _compare(before[0], before[0]),
-        *(_compare(g, there) for g, there in zip(before[1:], shifted, strict=True)),
-    ]
+    # No layer moves before layer 1, so that its G' is its G.
+    records = [_compare(g, after) for g, after in zip(before, itertools.chain(before[:1], shifted), strict=True)]
     sizes, sizes_updated, distances, products = torch.stack(records).cpu().double().numpy().T
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = products / (sizes * sizes_updated)
-    cosines[0] = 1.0 if sizes[0] > 0 else np.nan  # exactly: the division rounds
+    cosines[0] = 1.0 if sizes[0] > 0 else np.nan  # exactly, where the division would round
     frame = pd.DataFrame(
         {
             "layer": np.arange(1, len(records) + 1),
@@ -70,16 +80,17 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     return label(point, frame)
 
 
-Shifted = tuple[list[Tensor], Iterable[Tensor]]  # G of every layer, G' of those from the second on
+#: G of every layer, and G' of every layer from the second on.
+Shifted = tuple[list[Tensor], Iterable[Tensor]]
 
 
-def _at_once(point: Point, layers: Names, theta: Tensor, gradient: Tensor, updated: Tensor) -> Shifted:
-    """A fast path takes a parameter vector a layer, the updated one up to the layer."""
+def _at_once(point: Point, layers: Names, theta: Theta, gradient: Theta, updated: Theta) -> Shifted:
+    """By a fast path, which takes one parameter vector per layer, updated up to the layer."""
     named = dict(point.model.named_parameters())
     sizes = [sum(named[name].numel() for name in names) for _, names in layers]
     starts = np.cumsum(sizes)[:-1].tolist()
     before = list(gradient.split(sizes))
-    if not starts:  # one layer: nothing comes after it
+    if not starts:  # there is one layer
         return before, []
     thetas = theta.repeat(len(starts), 1)
     for mixed, start in zip(thetas, starts, strict=True):
@@ -88,8 +99,8 @@ def _at_once(point: Point, layers: Names, theta: Tensor, gradient: Tensor, updat
     return before, [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
 
 
-def _one_by_one(point: Point, layers: Names, theta: Tensor, gradient: Tensor, updated: Tensor) -> Shifted:
-    """A network takes one layer after the other: a chain from the layer on, any other one as a whole."""
+def _one_by_one(point: Point, layers: Names, theta: Theta, gradient: Theta, updated: Theta) -> Shifted:
+    """By the network, one layer after another: a chain runs from that layer on, any other network runs whole."""
     now, then = point.values(theta), point.values(updated)
     slopes = dict(zip(now, gradient.split([v.numel() for v in now.values()]), strict=True))
     before = [flatten(slopes[name] for name in names) for _, names in layers]
@@ -98,7 +109,7 @@ def _one_by_one(point: Point, layers: Names, theta: Tensor, gradient: Tensor, up
 
 
 def _of_any(point: Point, layers: Names, now: dict[str, Tensor], then: dict[str, Tensor]) -> Iterator[Tensor]:
-    """One pass through the network a layer, differentiated down to it."""
+    """One pass through the network per layer, differentiated down to the layer."""
     values = dict(now)
     for (_, moved), (_, names) in itertools.pairwise(layers):
         values.update({name: then[name] for name in moved})
@@ -108,7 +119,7 @@ def _of_any(point: Point, layers: Names, now: dict[str, Tensor], then: dict[str,
 
 
 def _of_chain(point: Point, layers: Names, then: dict[str, Tensor]) -> Iterator[Tensor]:
-    """The updated prefix runs once, and only what follows it is differentiated."""
+    """The updated layers run once, and only the layers after them are differentiated."""
     modules = list(cast(Chain, point.model).layers.values())
     activations = point.inputs
     with prepared(point.norms, point.config.seed, point.step):
@@ -123,7 +134,8 @@ def _of_chain(point: Point, layers: Names, then: dict[str, Tensor]) -> Iterator[
             yield flatten(torch.autograd.grad(loss, list(modules[place + 1].parameters())))
 
 
-def _compare(before: Tensor, after: Tensor) -> Tensor:
+def _compare(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, 4]:
+    """Both norms, the distance and the inner product."""
     norm = torch.linalg.vector_norm
     return torch.stack((norm(before), norm(after), norm(before - after), torch.dot(before, after)))
 

@@ -1,4 +1,4 @@
-"""The line probe: loss and gradient along theta - eta g (Santurkar et al. 2018, section 3.1, figure 4)."""
+"""The line probe: loss and gradient along theta - eta g. Santurkar et al. (2018), section 3.1, figure 4."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bnsmooth_cli.config import Config, find_problem
@@ -17,15 +18,22 @@ from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 
-POINTS = 8  # probed step lengths; with VGG's range they are 0.5, 1, ..., 4
+POINTS: Final = 8  # step lengths by default; in VGG's range they are 0.5, 1, ..., 4
 
 
 def line_alphas(
     problem: str, min_alpha: float | None = None, max_alpha: float | None = None, points: int | None = None
 ) -> list[float]:
-    """Evenly spaced step lengths in multiples of the learning rate; the paper's range of the problem by default.
+    """The step lengths of the line probe, evenly spaced.
 
-    Raises InputError for a range that is empty or not positive.
+    Args:
+        problem: The problem, whose range is the paper's (appendix A) and the default.
+        min_alpha: The shortest step, in learning rates.
+        max_alpha: The longest step, in learning rates.
+        points: The number of steps.
+
+    Raises:
+        InputError: For a range that is empty or not positive.
 
     >>> line_alphas("vgg")
     [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
@@ -43,12 +51,12 @@ def line_alphas(
 
 
 def plan(config: Config, objective: str = "batch", **line: Any) -> dict[str, Any]:
-    """The keyword arguments of a measurement on the line, of those of `line_alphas`."""
+    """The keyword arguments of a measurement on the line; `line` goes to `line_alphas`."""
     return {"alphas": line_alphas(config.problem, **line), **plan_objective(config, objective)}
 
 
 def plan_objective(config: Config, objective: str) -> dict[str, str]:
-    """The keyword argument of a measurement whose objective can be chosen; none for the step's own batch."""
+    """The keyword argument `objective` of a measurement; none for the batch of the step, the default."""
     objective = Objective(objective)
     if objective == "test" and config.eval_every is None:
         raise InputError(f"--objective test: the problem {config.problem} has no test set")
@@ -56,13 +64,23 @@ def plan_objective(config: Config, objective: str) -> dict[str, str]:
 
 
 def landscape(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
-    r"""Loss and gradient at $\theta - \eta g$, $\eta = \alpha \cdot$ lr, $g = \nabla L(\theta)$: one row a step length.
+    r"""Measure the loss and its gradient along the gradient: Santurkar et al. (2018), section 3.1, figures 4a and 4b.
 
-    Columns: `alpha`, `step_size` $\eta$, `distance` $\|\eta g\|$, `loss`, `grad_norm` $\|g(\theta - \eta g)\|$,
-    `grad_distance` $\|g(\theta) - g(\theta - \eta g)\|_2$ (the paper's gradient predictiveness) and `grad_cosine`, the
-    cosine of the two gradients. The row alpha = 0 is the point itself. What overflows is recorded as inf or NaN.
+    With $g = \nabla L(\theta)$ and $\eta = \alpha \cdot \mathrm{lr}$, the probe evaluates $L$ and its gradient $g_\eta$
+    at $\theta - \eta g$. What overflows is recorded as inf or NaN.
 
-    L is the mean loss over what `objective` says: "batch", "train:K" or "test" (`Point`); None is the point's own.
+    Args:
+        point: Where to measure.
+        alphas: The step lengths in learning rates; those of `line_alphas` by default.
+        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+
+    Returns:
+        One row per step length, after a row with alpha = 0 for the point itself. Columns: `alpha`, `step_size`
+        $\eta$, `distance` $\|\eta g\|$, `loss`, `grad_norm` $\|g_\eta\|$, `grad_distance` $\|g - g_\eta\|$ (the paper's
+        gradient predictiveness) and `grad_cosine` $\langle g, g_\eta \rangle / (\|g\| \|g_\eta\|)$.
+
+    Raises:
+        InputError: If the problem does not have the objective.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -70,24 +88,24 @@ def landscape(point: Point, alphas: Sequence[float] | None = None, objective: st
     ...     list(bns.landscape(bns.load_point(run), alphas=[0.5, 1.0]).alpha)
     [0.0, 0.5, 1.0]
     """
-    chosen = line_alphas(point.config.problem) if alphas is None else [float(alpha) for alpha in alphas]
-    return label(point, probe(point if objective is None else point.at(objective), chosen))
+    lengths = line_alphas(point.config.problem) if alphas is None else [float(alpha) for alpha in alphas]
+    return label(point, probe(point if objective is None else point.at(objective), lengths))
 
 
 def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
-    """The line's rows without the run's columns."""
+    """The rows of `landscape`, without the columns that identify the point."""
     lr = point.config.lr
     theta = point.theta[None]
     loss, gradient = point.gradients_at(theta)
     norm = torch.linalg.vector_norm(gradient, dim=1)
     records = [torch.stack((loss, norm, torch.zeros_like(norm), norm * norm))]
-    # A fast path takes the whole line at once; a network takes one step length after the other, in the same memory.
+    # A fast path takes the whole line at once. A network takes one step length after another, in the same memory.
     at_once = len(alphas) if point.fast_path is not None else 1
     moved = theta.new_empty(at_once, theta.shape[1])
     for etas in theta.new_tensor([[-alpha * lr] for alpha in alphas]).split(at_once) if alphas else ():
         torch.addcmul(theta, etas, gradient, out=moved)
         records.append(_compare(*point.gradients_at(moved), gradient))
-    # One transfer for the whole line: nothing waits for the device before this.
+    # One transfer for the whole line: nothing before it waits for the device.
     losses, norms, distances, products = torch.cat(records, 1).cpu().double().numpy()
     step_sizes = lr * np.array([0.0, *alphas])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -105,10 +123,12 @@ def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
     )
 
 
-def _compare(losses: Tensor, there: Tensor, gradient: Tensor) -> Tensor:
-    """(loss, norm, distance, inner product) of the gradients elsewhere, (4, P); `there` is overwritten."""
-    norm, product = torch.linalg.vector_norm(there, dim=1), there @ gradient[0]
-    return torch.stack((losses, norm, torch.linalg.vector_norm(there.sub_(gradient), dim=1), product))
+def _compare(
+    losses: Float[Tensor, " points"], gradients: Float[Tensor, "points n"], start: Float[Tensor, "1 n"]
+) -> Float[Tensor, "4 points"]:
+    """Losses, norms, distances to the gradient at the start, inner products with it. Overwrites `gradients`."""
+    norm, product = torch.linalg.vector_norm(gradients, dim=1), gradients @ start[0]
+    return torch.stack((losses, norm, torch.linalg.vector_norm(gradients.sub_(start), dim=1), product))
 
 
 MEASUREMENT: Final = Measurement(landscape, plan)

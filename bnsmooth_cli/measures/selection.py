@@ -1,4 +1,4 @@
-"""Which layers and units a measurement is of: the linear maps that a norm may follow, by name or number."""
+"""The layers and units that a measurement selects, by name or number."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from bnsmooth_cli import problems
@@ -16,10 +17,15 @@ from bnsmooth_cli.points.reaching import structure_of
 
 
 class Selected(NamedTuple):
-    """A place in the network, and some of its units, counted from 0."""
+    """A site, and some of its units.
+
+    Attributes:
+        site: The site.
+        units: The units in ascending order, counted from 0.
+    """
 
     site: Site
-    units: Tensor
+    units: Int[Tensor, " units"]
 
     @property
     def number(self) -> int:
@@ -35,36 +41,45 @@ class Selected(NamedTuple):
 def select(
     sites: Sequence[Site], layers: Sequence[str] | None = None, units: Sequence[int] | None = None
 ) -> list[Selected]:
-    """The chosen sites in the network's order with the units of each; None stands for all.
+    """Select sites and units.
 
-    Raises InputError for a layer or a unit that is not there, and where no norm may follow any layer.
+    Args:
+        sites: The sites of the network.
+        layers: Layers by name or number; all of them by default.
+        units: Units of each layer; all of them by default.
+
+    Returns:
+        The selected sites, in the order of the network.
+
+    Raises:
+        InputError: For a layer or a unit that the network does not have, and for a network without sites.
     """
     if not sites:
         raise InputError("no layer of this network takes a norm: there is nothing to measure")
-    for wanted in layers or ():
-        if not any(wanted in (str(site.number), site.name) for site in sites):
-            raise unknown("layer", wanted, [site.name for site in sites])
-    found = []
+    for name in layers or ():
+        if not any(name in (str(site.number), site.name) for site in sites):
+            raise unknown("layer", name, [site.name for site in sites])
+    selected = []
     for site in sites:
         if layers is None or not {str(site.number), site.name}.isdisjoint(layers):
             for unit in units or ():
                 if not 0 <= unit < site.width:
                     raise InputError(f"--units {unit}: the layer {site.name} has the units 0 to {site.width - 1}")
-            found.append(Selected(site, torch.tensor(sorted(set(units)) if units else range(site.width))))
-    return found
+            selected.append(Selected(site, torch.tensor(sorted(set(units)) if units else range(site.width))))
+    return selected
 
 
 def plan(
     config: Config, layers: Sequence[str] | None = None, units: Sequence[int] | None = None
 ) -> dict[str, Sequence[Any] | None]:
-    """The keyword arguments of a measurement that selects, tried on a network that is built for it."""
+    """The keyword arguments of a measurement of units, validated on the network of the configuration."""
     if layers or units:
         select(structure_of(problems.build(config)).sites, layers, units)
     return {"layers": layers, "units": units}
 
 
 def plan_layers(config: Config, layers: Sequence[str] | None = None) -> dict[str, Sequence[str] | None]:
-    """The keyword arguments of a measurement of layers, tried likewise."""
+    """The keyword arguments of a measurement of layers, validated on the network of the configuration."""
     if not layers:
         return {}
     structure = structure_of(problems.build(config))

@@ -1,4 +1,4 @@
-"""One row of smoothness figures a point: the line probe's extremes, curvature and sharpness."""
+"""The smoothness of the loss at a point: the extremes of the line probe, the curvature and the sharpness."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import largest_eigenvalue
@@ -18,31 +19,51 @@ from bnsmooth_cli.randomness import generator
 
 
 def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
-    r"""How smooth the loss is at a point, one row (Santurkar et al. 2018, section 3.1 and figure 4c).
+    r"""Measure how smooth the loss is: Santurkar et al. (2018), section 3.1 and figure 4c.
 
-    Over the step lengths of the line probe, alpha > 0: `loss_min`, `loss_max`; `predictiveness_min`, `_max` of
-    $\|g(\theta) - g(\theta - \eta g)\|$; `beta` $= \max \|g(\theta) - g(\theta - \eta g)\| / \|\eta g\|$, the effective
-    beta-smoothness; `lipschitz`, the largest gradient norm, alpha = 0 included; `critical_alpha`, the smallest step
-    length with a loss above the start's (null if none). Of the Hessian H at theta: `curvature` $= g^T H g / g^T g$ and
-    `sharpness`, its eigenvalue of largest magnitude, signed, to SHARPNESS_TOLERANCE. A maximum over a line that
-    overflows is inf; the Hessian of a point whose gradient is not finite is null. `objective` as `landscape` has it.
+    With $g = \nabla L(\theta)$ and $g_\eta$ the gradient at $\theta - \eta g$, the effective beta-smoothness is
+    $$\beta = \max_\eta \frac{\|g - g_\eta\|}{\|\eta g\|}$$
+    over the step lengths of the line probe (`landscape`). With H the Hessian at $\theta$, the curvature is
+    $g^T H g / g^T g$, and the sharpness is the eigenvalue of H of largest magnitude, with its sign, by Lanczos'
+    iteration to a relative accuracy of 0.005.
+
+    Args:
+        point: Where to measure.
+        alphas: The step lengths in learning rates; those of `line_alphas` by default.
+        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+
+    Returns:
+        One row. Columns: `loss` and `grad_norm` at the point; over the step lengths, `loss_min`, `loss_max`,
+        `predictiveness_min` and `predictiveness_max` of $\|g - g_\eta\|$, `beta`, `lipschitz`, the largest
+        $\|g_\eta\|$ (alpha = 0 included), and `critical_alpha`, the smallest step length with a loss above that of the
+        point (null if there is none); `curvature` and `sharpness`. The maximum over a line that overflows is inf.
+        Curvature and sharpness are null if the gradient is not finite, or 0.
+
+    Raises:
+        InputError: If the problem does not have the objective.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
+    ...     row = bns.smoothness(bns.load_point(run)).iloc[0]
+    >>> bool(row.beta > 0 and row.predictiveness_min <= row.predictiveness_max)
+    True
     """
     point = point if objective is None else point.at(objective)
-    chosen = line_alphas(point.config.problem) if alphas is None else list(alphas)
-    line = probe(point, chosen)
+    line = probe(point, line_alphas(point.config.problem) if alphas is None else list(alphas))
     start, moved = line.iloc[0], line.iloc[1:]
     with np.errstate(divide="ignore", invalid="ignore"):
         beta = (moved["grad_distance"] / moved["distance"]).to_numpy()
-    losses = moved["loss"].fillna(np.inf)
+    losses, distances = moved["loss"].fillna(np.inf), moved["grad_distance"].fillna(np.inf)
     rising = moved["alpha"][losses > start["loss"]]
-    curvature, sharpness = hessian_figures(point)
+    curvature, sharpness = curvature_and_sharpness(point, *point.hessian())
     row = {
         "loss": start["loss"],
         "grad_norm": start["grad_norm"],
         "loss_min": losses.min(),
         "loss_max": losses.max(),
-        "predictiveness_min": moved["grad_distance"].fillna(np.inf).min(),
-        "predictiveness_max": moved["grad_distance"].fillna(np.inf).max(),
+        "predictiveness_min": distances.min(),
+        "predictiveness_max": distances.max(),
         "lipschitz": line["grad_norm"].fillna(np.inf).max(),
         "beta": np.max(np.nan_to_num(beta, nan=np.inf, posinf=np.inf)) if start["grad_norm"] > 0 else np.nan,
         "curvature": curvature,
@@ -52,25 +73,29 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
     return label(point, pd.DataFrame([row]))
 
 
-def hessian_figures(point: Point) -> tuple[float, float]:
-    """(curvature along the gradient, eigenvalue of largest magnitude); NaN where the gradient is not finite."""
-    direction, product = point.hessian()
-    return along_and_largest(point, direction, product)
-
-
-def along_and_largest(
-    point: Point, direction: Tensor, product: Callable[[Tensor], Tensor], place: int = 0
+def curvature_and_sharpness(
+    point: Point, gradient: Float[Tensor, " n"], product: Callable[[Tensor], Tensor], place: int = 0
 ) -> tuple[float, float]:
-    """`hessian_figures` of a gradient and products with a Hessian; `place` tells apart several of one point."""
-    squared = torch.dot(direction, direction)
+    """The curvature along a gradient, and the Hessian's eigenvalue of largest magnitude.
+
+    Args:
+        point: The point, whose seed and step determine the start of Lanczos' iteration.
+        gradient: The gradient.
+        product: Multiplies a vector (n,) by the Hessian.
+        place: A number that tells apart several Hessians of one point, such as those of its layers.
+
+    Returns:
+        Both numbers; NaN if the gradient is not finite, or 0.
+    """
+    squared = torch.dot(gradient, gradient)
     if not (torch.isfinite(squared) and squared > 0):
         return float("nan"), float("nan")
-    curvature = torch.dot(direction, product(direction)) / squared
+    curvature = torch.dot(gradient, product(gradient)) / squared
     random = generator(point.config.seed, "lanczos", point.step, place)
-    start = torch.randn(len(direction), generator=random).to(direction)
-    # The gradient leans towards the sharp directions, which saves products; what it lacks the random part has.
-    start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, direction)))
-    start.add_(direction / squared.sqrt())
+    start = torch.randn(len(gradient), generator=random).to(gradient)
+    # The gradient leans towards the sharp directions, which saves products. The random part supplies all others.
+    start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
+    start.add_(gradient / squared.sqrt())
     return curvature.item(), largest_eigenvalue(product, start)
 
 

@@ -1,4 +1,4 @@
-"""The loss on a line or a plane around a point: Li et al. (2018), "Visualizing the Loss Landscape of Neural Nets"."""
+"""The loss on a line or a plane around a point. Li et al. (2018), "Visualizing the Loss Landscape of Neural Nets"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bnsmooth_cli.config import Config
@@ -24,12 +24,11 @@ from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.runs import CheckpointSource
 
-POINTS: Final = 21  # an axis; odd, so that the point itself is one of them
+POINTS: Final = 21  # per axis, by default; an odd number, so that the point itself is on the grid
 MAX_POINTS: Final = 1001
-#: How far beyond the path a plane of its principal directions reaches, by default: a fifth of its half width.
-MARGIN: Final = 1.2
+MARGIN: Final = 1.2  # width of a grid around a path, in widths of the path
 
-Path = Mapping[int, Tensor]  # step -> theta there
+Path = Mapping[int, Tensor]  # step -> theta at that step
 
 
 def surface(
@@ -41,21 +40,34 @@ def surface(
     objective: str | None = None,
     path: Path | None = None,
 ) -> pd.DataFrame:
-    r"""The loss $L(\theta + x d_1 + y d_2)$ on a grid around a point, one row a grid point (Li et al. 2018, section 4).
+    r"""Measure the loss $L(\theta + x d_1 + y d_2)$ on a grid around a point: Li et al. (2018), section 4.
 
-    `directions` "random": Gaussian, a function of the run's seed and the step, each filter scaled to the norm of the
-    network's own, $d_{ij} \leftarrow \|\theta_{ij}\| \, d_{ij} / \|d_{ij}\|$, a filter being all weights of one output;
-    biases and norms' parameters stay as they are (as in the authors' code). x and y are `points` evenly spaced values
-    from -extent to extent; with `dimensions` 1, y is null.
+    Random directions are Gaussian, a function of the run's seed and the step, and filter-normalised: a filter is all
+    weights of one output, and is scaled to the norm of the network's own,
+    $d_{ij} \leftarrow \|\theta_{ij}\| \, d_{ij} / \|d_{ij}\|$. Biases and the parameters of norms stay as they are, as
+    in the authors' code. Principal directions (section 7.2) have unit length. They are those of the path of training,
+    from the covariance of its steps' distances $\theta_i - \theta$ to the point.
 
-    "pca": the two principal directions of the path that training took (section 7.2), of unit length, by the covariance
-    of its steps' distances $\theta_i - \theta$ from the point; `path` is {step: theta_i}. The grid covers the path's
-    projection, `extent` times MARGIN wide. Rows with a `path_step` are the path: the projection x, y of the step's
-    parameters, and the loss at the parameters themselves. `x_share`, `y_share`: of the variance, what each direction
-    explains.
+    A loss that overflows is recorded as inf or NaN.
 
-    Batch, noise and `objective` as `landscape` has them. A loss that overflows is recorded as inf or NaN.
-    Raises InputError for a grid that cannot be, or a path of fewer than three points.
+    Args:
+        point: The centre.
+        points: The number of grid points per axis.
+        extent: The reach of the grid. For random directions, it goes from -extent to extent; for principal ones, it
+            covers `extent` times MARGIN the width of the path's projection.
+        dimensions: 1 for a line, which has no y, or 2 for a plane.
+        directions: "random", or "pca" for the principal directions of the path.
+        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+        path: The parameters at several steps of the run, for principal directions.
+
+    Returns:
+        One row per grid point, then one per step of the path. Columns: the coordinates `x` and `y`, `loss`,
+        `path_step` (null on the grid; for a step of the path, x and y are its projection and `loss` is the loss at its
+        own parameters), and `x_share` and `y_share`, the share of the path's variance along each principal direction.
+
+    Raises:
+        InputError: For an impossible grid, a path of fewer than three points, or an objective that the problem does not
+            have.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +80,8 @@ def surface(
     point = point if objective is None else point.at(objective)
     theta = point.theta
     if directions == "pca":
-        axes, found, shares = principal(theta, path or {}, point.step)
-        ranges = [_range(found[:, i], extent) for i in range(2)]
+        axes, projection, shares = principal(theta, path or {}, point.step)
+        ranges = [_range(projection[:, i], extent) for i in range(2)]
     else:
         axes = random_directions(point, dimensions)
         ranges, shares = [(-extent, extent)] * dimensions, (math.nan, math.nan)
@@ -79,16 +91,16 @@ def surface(
     frame = pd.DataFrame({"x": grid[:, 0], "y": grid[:, 1] if len(axes) == 2 else math.nan, "loss": losses})
     if directions == "pca":
         steps = sorted(path or {})
-        there = point.losses_at((path or {})[step].to(theta) for step in steps).cpu().double().numpy()
-        taken = pd.DataFrame({"x": found[:, 0], "y": found[:, 1], "loss": there, "path_step": np.array(steps, float)})
-        frame = pd.concat([frame.assign(path_step=math.nan), taken], ignore_index=True)
+        losses = point.losses_at((path or {})[step].to(theta) for step in steps).cpu().double().numpy()
+        columns = {"x": projection[:, 0], "y": projection[:, 1], "loss": losses, "path_step": np.array(steps, float)}
+        frame = pd.concat([frame.assign(path_step=math.nan), pd.DataFrame(columns)], ignore_index=True)
     else:
         frame["path_step"] = math.nan
     return label(point, frame.assign(x_share=shares[0], y_share=shares[1]))
 
 
 def check(points: int, extent: float, dimensions: int, directions: str) -> None:
-    """Raise InputError, naming the option, for a grid that cannot be."""
+    """Raise InputError, naming the option, for an impossible grid."""
     if not 1 <= points <= MAX_POINTS:
         raise InputError(f"--points {points}: give a whole number from 1 to {MAX_POINTS}")
     if not 0 < extent < math.inf:
@@ -102,24 +114,24 @@ def check(points: int, extent: float, dimensions: int, directions: str) -> None:
 
 
 def plan(config: Config, objective: str = "batch", **grid: Any) -> dict[str, Any]:
-    """The keyword arguments of `surface`, but for the path; None stands for the default."""
+    """The keyword arguments of `surface`, except the path; None stands for a default."""
     options = {"points": POINTS, "extent": 1.0, "dimensions": 2, "directions": "random"}
     options |= {name: value for name, value in grid.items() if value is not None}
     check(**options)  # type: ignore[arg-type]
     return {**options, **plan_objective(config, objective)}
 
 
-def path_of(source: CheckpointSource, options: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-    """The path that `surface` needs for a source's principal directions: theta at every checkpoint."""
-    if options.get("directions") != "pca":
+def path_of(source: CheckpointSource, arguments: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    """The keyword argument `path` of `surface` for principal directions: theta at every checkpoint of the run."""
+    if arguments.get("directions") != "pca":
         return {}
     if len(source.checkpoints) < 3:
         raise InputError(f"{source.path}: --directions pca needs a run with at least 3 checkpoints")
     return {"path": {point.step: point.theta.cpu() for point in visit(source, source.checkpoints, problem=problem)}}
 
 
-def random_directions(point: Point, count: int) -> list[Tensor]:
-    """Filter-normalised random directions (n,)."""
+def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
+    """Filter-normalised random directions."""
     random = generator(point.config.seed, "surface", point.step)
     return [
         flatten(
@@ -129,8 +141,8 @@ def random_directions(point: Point, count: int) -> list[Tensor]:
     ]
 
 
-def _like(weight: Tensor, direction: Tensor) -> Tensor:
-    """The direction with every filter as long as the weight's; zero for what has no filters."""
+def _like(weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The direction with each filter scaled to the norm of the weight's; zero for parameters without filters."""
     if weight.dim() < 2:
         return torch.zeros_like(direction)
     norm = torch.linalg.vector_norm
@@ -138,32 +150,45 @@ def _like(weight: Tensor, direction: Tensor) -> Tensor:
     return direction * (size / length).view(-1, *(1,) * (weight.dim() - 1))
 
 
-def principal(theta: Tensor, path: Path, center: int) -> tuple[list[Tensor], NDArray[np.float64], tuple[float, float]]:
-    """The two principal directions (n,) of a path, every step's coordinates (steps, 2) and the shares of variance."""
+def principal(
+    theta: Float[Tensor, " n"], path: Path, center: int
+) -> tuple[list[Float[Tensor, " n"]], Float64[np.ndarray, "steps 2"], tuple[float, float]]:
+    """The principal directions of a path.
+
+    Args:
+        theta: The parameters at the centre.
+        path: The parameters at several steps.
+        center: The step of the centre.
+
+    Returns:
+        The first two directions, the coordinates of each step, and the two shares of the variance.
+    """
     steps = sorted(path)
     if len(path.keys() - {center}) < 2:
         raise InputError("--directions pca: needs a path of at least 3 points")
     apart = torch.stack([path[step].to(theta) - theta for step in steps])
     others = apart[[step != center for step in steps]]
     centred = others - others.mean(0)
-    # n is in the millions and the steps are few: the matrix of their products has the same eigenvalues.
+    # n is in the millions and the steps are few. The matrix of their products has the same eigenvalues.
     values, vectors = torch.linalg.eigh((centred @ centred.T).cpu().double())
     top = values.clamp_min(0).flip(0)[:2]
     axes = [torch.nn.functional.normalize(centred.T @ vector.to(theta), dim=0) for vector in vectors.flip(1).T[:2]]
-    # A direction's sign is nobody's choice: the path begins on the right, and above.
+    # The sign of a principal direction is arbitrary. Here the path begins at the upper right.
     axes = [axis if torch.dot(apart[0], axis) >= 0 else -axis for axis in axes]
     shares = (top / values.clamp_min(0).sum()).tolist()
     return axes, (apart @ torch.stack(axes).T).cpu().double().numpy(), (shares[0], shares[1])
 
 
-def _range(coordinates: NDArray[np.float64], extent: float) -> tuple[float, float]:
+def _range(coordinates: Float64[np.ndarray, " steps"], extent: float) -> tuple[float, float]:
     low, high = min(coordinates.min(), 0.0), max(coordinates.max(), 0.0)
     half = MARGIN * extent * ((high - low) / 2 or 1.0)
     return float((low + high) / 2 - half), float((low + high) / 2 + half)
 
 
-def _walk(theta: Tensor, axes: list[Tensor], grid: NDArray[np.float64]) -> Iterator[Tensor]:
-    """theta + x d_1 + y d_2 at every grid point, in the same memory."""
+def _walk(
+    theta: Float[Tensor, " n"], axes: list[Float[Tensor, " n"]], grid: Float64[np.ndarray, "points axes"]
+) -> Iterator[Tensor]:
+    """theta + x d_1 + y d_2 at each grid point, in the same memory."""
     moved = torch.empty_like(theta)
     for place in grid.tolist():
         moved.copy_(theta)

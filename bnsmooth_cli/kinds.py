@@ -1,7 +1,8 @@
-"""The kinds of tables: one entry of `KINDS` a kind, which says its columns, what measures it and what draws it.
+"""The registry of tables: each kind's columns, the measurement that makes it and the figure that draws it.
 
-The commands, the help texts, the studies, the report, the exports and docs/reference.md read this registry. It imports
-no torch and no pandas: measurements and figures are named as "module:attribute" and imported when they are used.
+A new kind is one entry of `KINDS`. The commands, their help, studies, reports, exports and docs/reference.md read this
+registry. It imports neither torch nor pandas: measurements and figures are named as "module:attribute" and imported
+when they are used.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ Type = Literal["string", "int64", "double", "bool", "list"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its Arrow type ("list" is a list of doubles), and what it holds.
+    """A column of a table.
 
-    `nullable` says that NaN stands for null: not measured, or undefined for the row. In other columns NaN is what was
-    measured, an overflow.
+    Attributes:
+        type: Its Arrow type; "list" is a list of doubles.
+        text: What it contains, for the documentation.
+        nullable: Whether NaN stands for null: not measured, or undefined in this row. In other columns NaN is a
+            measured value, an overflow.
     """
 
     type: Type
@@ -31,7 +35,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Section:
-    """How a report shows a kind: title, how to read the figure, metrics that it quotes, claims that it bears on."""
+    """How a report shows a kind.
+
+    Attributes:
+        title: The section's title.
+        reading: How to read the figure.
+        metrics: The metrics that it quotes.
+        claims: The numbers of the claims that the figure bears on.
+    """
 
     title: str
     reading: str
@@ -48,13 +59,14 @@ class Kind:
         command: The command that writes it.
         row: What a row is, for the documentation.
         columns: Its columns, by name and in order.
-        measurement: "module:attribute" of the `Measurement` that makes its rows; None for a table of other origin.
-        figure: "module:function" that turns rows into panels; None for a kind that is not drawn.
+        measurement: "module:attribute" of the `Measurement` in `measures` that makes its rows; None if another command
+            makes them.
+        figure: "module:function" in `figures` that turns rows into panels; None if it is not drawn.
         draws: The paper's figures that this figure corresponds to, for the help of `plot`.
         studied: Whether a study's `--measure` takes it.
-        tensorboard: Whether it has a course over the steps that TensorBoard can show.
+        tensorboard: Whether its numbers can be shown over the training steps in TensorBoard.
         section: How the report shows it; None if it does not.
-        compared: Whether it is made from several runs, by `compare`.
+        compared: Whether `compare` makes it from several runs.
     """
 
     name: str
@@ -72,13 +84,14 @@ class Kind:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that `compare` records for each run and summarises over seeds.
+    """A number that `compare` records for each run, in a column of its table, and summarises over seeds.
 
     Attributes:
-        name: The column of the compare table.
+        name: The column's name.
         text: What it is.
-        kind: The kind of table that it is made from.
+        kind: The kind of table that it is computed from.
         words: How the report quotes it; empty if it does not.
+        target: The text of a column `target_...` that precedes `steps_to_...`; empty for other metrics.
         has_ratio: Whether its ratio to the `none` run is recorded too.
     """
 
@@ -86,6 +99,7 @@ class Metric:
     text: str
     kind: str
     words: str = ""
+    target: str = ""
     has_ratio: bool = True
 
 
@@ -96,9 +110,9 @@ METRICS: Final = (
     Metric("final_test_accuracy", "last test accuracy", "train", "Last test accuracy"),
     Metric("best_test_accuracy", "best test accuracy", "train"),
     Metric("steps_to_loss", "first step at or below `target_loss`; null if never", "train",
-           "Steps to none's last loss"),
+           "Steps to none's last loss", target="`--target-loss`, or the `none` run's last loss"),
     Metric("steps_to_accuracy", "first step at or above `target_accuracy`; null if never", "train",
-           "Steps to none's last accuracy"),
+           "Steps to none's last accuracy", target="`--target-accuracy`, or the `none` run's last test accuracy"),
     Metric("loss_range", "`loss_max` - `loss_min` on the line, median over the run", "smoothness",
            "Range of the loss"),
     Metric("predictiveness", "`predictiveness_max` on the line, median over the run", "smoothness",
@@ -135,11 +149,17 @@ _LAYER: Final = {
 }
 _UNIT: Final = {**_LAYER, "unit": Column("int64", "the unit's number, from 0", nullable=False)}
 _QUANTILES: Final = {f"q{p:02d}": _double(f"quantile of {p / 100:g}") for p in (1, 5, 25, 50, 75, 95, 99)}
-_RATIOS: Final = {
-    f"ratio_{metric.name}": _double(f"`{metric.name}` divided by the `none` run's")
-    for metric in METRICS
-    if metric.has_ratio
-}
+
+
+def _metric_columns() -> dict[str, Column]:
+    columns = {}
+    for metric in METRICS:
+        if metric.target:
+            columns[metric.name.replace("steps_to", "target")] = _double(metric.target)
+        columns[metric.name] = _double(metric.text)
+    ratios = [metric.name for metric in METRICS if metric.has_ratio]
+    return columns | {f"ratio_{name}": _double(f"`{name}` divided by the `none` run's") for name in ratios}
+
 
 KINDS: Final = (
     Kind("train", "train", "a training step", {
@@ -211,7 +231,7 @@ KINDS: Final = (
             "cosine": _double("cosine of G_i and G'_i"),
         },
         measurement="ics:MEASUREMENT", figure="ics:panels",
-        draws="3; with the runs' train tables, their curves lead", studied=True, tensorboard=True,
+        draws="3", studied=True, tensorboard=True,
         section=Section("Internal covariate shift", "How far a layer's gradient turns when the layers before it have "
                         "taken their step. A distance of 0 and a cosine of 1 mean no shift.", ("ics", "cosine"), (4,))),
     Kind("activations", "activations", "a unit at a measured step", {
@@ -228,7 +248,7 @@ KINDS: Final = (
         measurement="activations:MEASUREMENT", figure="activations:panels", draws="1c, 2, 7, 8, 14", studied=True,
         tensorboard=True,
         section=Section("Distributions of the layers' inputs", "Quantiles of single units over training. Bands that "
-                        "wander are inputs that are not stable.", ("movement", "kurtosis"), (3, 9))),
+                        "wander mean unstable inputs.", ("movement", "kurtosis"), (3, 9))),
     Kind("theory", "theory", "a statement for a unit at a measured step", {
             **_STEP,
             "statement": Column("string", "`4.1` to `4.5`; `4.1 at y`: the plain gradient taken at y, not proved"),
@@ -256,14 +276,7 @@ KINDS: Final = (
             "steps": Column("int64", "last step of the run", nullable=False),
             "diverged_at": _double("step at which the loss was not finite; null if it never was"),
             "initial_loss": _double("training loss of the first step"),
-            **{name: _double(next(m.text for m in METRICS if m.name == name))
-               for name in ("final_loss", "best_loss", "final_test_accuracy", "best_test_accuracy")},
-            "target_loss": _double("`--target-loss`, or the `none` run's last loss"),
-            "steps_to_loss": _double(METRICS[4].text),
-            "target_accuracy": _double("`--target-accuracy`, or the `none` run's last test accuracy"),
-            "steps_to_accuracy": _double(METRICS[5].text),
-            **{metric.name: _double(metric.text) for metric in METRICS[6:]},
-            **_RATIOS,
+            **_metric_columns(),
         },
         figure="compare:panels", compared=True,
         section=Section("Comparison", "A dot is a run, a bar the median; best first.",
@@ -306,10 +319,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Kind:
-    """The kind of that name.
-
-    Raises:
-        InputError: Where there is none.
+    """The kind of that name. Raises InputError if there is none.
 
     >>> get("ics").command
     'ics'
@@ -321,11 +331,11 @@ def get(name: str) -> Kind:
 
 
 def measured(*, studied: bool = False) -> list[str]:
-    """The kinds that a measurement makes; with `studied` only those that a study takes."""
+    """The kinds that a measurement makes; with `studied`, only those that a study takes."""
     return [kind.name for kind in KINDS if kind.measurement and (kind.studied or not studied)]
 
 
 def load(reference: str, package: str) -> Any:
-    """What a "module:attribute" of the registry stands for, in `bnsmooth_cli.<package>`."""
+    """Import what "module:attribute" refers to in a package of bnsmooth_cli."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(f"bnsmooth_cli.{package}.{module}"), attribute)

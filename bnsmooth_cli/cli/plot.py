@@ -1,4 +1,4 @@
-"""`bnsmooth plot`: tables to figures."""
+"""`bnsmooth plot`: draw tables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from bnsmooth_cli.cli import terminal
 def plot(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="TABLE", help="Tables of one kind; for ics also the runs' train tables."),
+        typer.Argument(metavar="TABLE", help="Tables of one kind; with ics tables also the runs' train tables."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FIGURE", help="The figure: .png, .svg or .pdf.")],
 ) -> None:
     """Plot one or more tables of the same kind, with runs overlaid.
 
     The kind decides the figure. In parentheses are the figures of the paper that it corresponds to: FIGURES.
+    Tables of ics may be given with the train tables of their runs, whose curves become the first panel.
 
     [bold]Examples[/]
 

@@ -1,5 +1,4 @@
-"""Tables to figures: `render` turns the rows of one kind, over any number of runs, into a matplotlib Figure.
-No torch and no pyplot here: figures hold no global state, and the caller saves them."""
+"""Figures of tables, as matplotlib Figures. Imports neither torch nor pyplot, so no global state is kept."""
 
 from __future__ import annotations
 
@@ -19,53 +18,62 @@ from bnsmooth_cli.figures.panels import Panel, page
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
 
-#: Of each in one figure: what a page has room for, and nobody waits for more.
-MOST: Final = {"problem": 12, "norm": 40, "lr": 40}
+#: The most values of a column that a figure has room for.
+MAX_SHOWN: Final = {"problem": 12, "norm": 40, "lr": 40}
+#: Larger numbers are drawn as overflows: matplotlib squares numbers on its way to an axis.
+_MAX_DRAWN: Final = 1e200
+#: Suffix -> metadata that leaves out the date, so that equal figures are equal bytes.
+_METADATA: Final[dict[str, dict[str, None]]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
-    """The figure of a table, or of several concatenated ones of one kind; problems stand below each other.
+    """The figure of a table. Problems are drawn below each other.
 
-    `training`, the train table of the same runs, puts their training curve beside an "ics" figure (figure 3).
     Equal tables give equal files if they are saved under `matplotlib.rc_context(style.SAVE)`.
-    Raises InputError, a ValueError, for an unknown kind and for a table without rows.
+
+    Args:
+        kind: The kind of table.
+        table: The rows of one table, or of several of the kind concatenated.
+        training: For "ics", the train tables of the same runs; their training curves become the first panel (figure 3).
+
+    Raises:
+        InputError: If the kind is unknown or has no figure, or the table has no rows or too many norms.
     """
-    if kinds.get(kind).figure is None:
-        raise unknown("kind of figure", kind, [one.name for one in kinds.KINDS if one.figure])
+    entry = kinds.get(kind)
+    if entry.figure is None:
+        raise unknown("kind of figure", kind, [known.name for known in kinds.KINDS if known.figure])
     if table.empty:
         raise InputError(f"no rows to plot in the {kind} table")
-    for column, most in MOST.items():
+    for column, most in MAX_SHOWN.items():
         if (count := table[column].nunique()) > most:
             raise InputError(f"a figure shows at most {most} of '{column}'; these are {count}")
-    table = _drawable(table)
-    with matplotlib.rc_context(style.RC):
-        return page([_block(kind, rows, training) for _, rows in table.groupby("problem", sort=False)])
-
-
-_LARGEST: Final = 1e200  # what is larger is drawn as an overflow: an axis has no room for its square
-
-
-def _drawable(table: pd.DataFrame) -> pd.DataFrame:
     numbers = table.select_dtypes("float")
-    return table.assign(
-        **{str(name): column.where(column.abs() < _LARGEST, column * np.inf) for name, column in numbers.items()}
+    table = table.assign(
+        **{str(name): column.where(column.abs() < _MAX_DRAWN, column * np.inf) for name, column in numbers.items()}
     )
+    with matplotlib.rc_context(style.RC):
+        return page([_block(entry, rows, training) for _, rows in table.groupby("problem", sort=False)])
 
 
-def _block(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> tuple[str, list[list[Panel]]]:
+def _block(kind: kinds.Kind, table: pd.DataFrame, training: pd.DataFrame | None) -> tuple[str, list[list[Panel]]]:
+    """The title and the panels of one problem."""
+    assert kind.figure is not None
     lrs = style.lrs_of(table)
     title = ", ".join([str(table["problem"].iloc[0]), *([style.lr_text(lrs[0])] if len(lrs) == 1 else [])])
-    if kind == "ics" and training is not None:
+    if kind.name == "ics" and training is not None:
         return title, ics.panels(table, training[training["run"].isin(table["run"])])
-    reference = kinds.get(kind).figure
-    assert reference is not None
-    return title, kinds.load(reference, "figures")(table)
+    return title, kinds.load(kind.figure, "figures")(table)
 
 
 def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
-    """The figure of what a measurement, `read_table` or `compare` gave, or several concatenated: `render` of its kind.
+    """The figure of rows, whatever kind of table they belong to.
 
-    Raises InputError for rows of no kind of table, or of one that has no figure.
+    Args:
+        table: What a measurement, `read_table` or `compare` returned, or several results of it concatenated.
+        training: As in `render`.
+
+    Raises:
+        InputError: If no kind of table has these columns, or it cannot be drawn.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -78,34 +86,31 @@ def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
 
 
 def plot_tables(sources: Sequence[Path], output: Path) -> None:
-    """Draw tables of one kind into a PNG, SVG or PDF; beside ics tables, train tables give the leading panel.
+    """Draw tables into a PNG, SVG or PDF.
 
-    Raises InputError for tables of several kinds, an unreadable one, or another suffix.
+    Args:
+        sources: Tables of one kind; with ics tables also train tables, whose curves become the first panel.
+        output: The figure.
+
+    Raises:
+        InputError: If the tables are of several kinds, one cannot be read or is empty, or the suffix is another one.
     """
     metadata = _METADATA.get(output.suffix.lower())
     if metadata is None:
-        raise InputError(f"-o {output}: the figure's suffix says what it is: {', '.join(_METADATA)}")
+        raise InputError(f"-o {output}: the suffix of the figure has to be one of {', '.join(_METADATA)}")
     frames = [tables.read_table(path) for path in sources]
-    kinds = [frame.attrs["bnsmooth"]["kind"] for frame in frames]
-    kind = "ics" if set(kinds) == {"ics", "train"} else kinds[0]
-    for path, other, frame in zip(sources, kinds, frames, strict=True):
+    names = [frame.attrs["bnsmooth"]["kind"] for frame in frames]
+    kind = "ics" if set(names) == {"ics", "train"} else names[0]
+    for path, name, frame in zip(sources, names, frames, strict=True):
         if frame.empty:
             raise InputError(f"{path}: no rows to plot")
-        if other != kind and (kind, other) != ("ics", "train"):
-            raise InputError(f"{path}: of kind {other} among tables of kind {kind}; plot one kind at a time")
-    chosen = [frame for frame, other in zip(frames, kinds, strict=True) if other == kind]
-    training = [frame for frame, other in zip(frames, kinds, strict=True) if other != kind]
+        if name != kind and (kind, name) != ("ics", "train"):
+            raise InputError(f"{path}: of kind {name} among tables of kind {kind}; plot one kind at a time")
+    table = pd.concat([frame for frame, name in zip(frames, names, strict=True) if name == kind])
+    training = [frame for frame, name in zip(frames, names, strict=True) if name != kind]
     try:
-        figure = render(kind, pd.concat(chosen), pd.concat(training) if training else None)
+        figure = render(kind, table, pd.concat(training) if training else None)
     except InputError as error:
         raise InputError(f"{sources[0]}{' and others' * (len(sources) > 1)}: {error}") from error
     with atomic(output) as temporary, matplotlib.rc_context(style.SAVE):
         figure.savefig(temporary, metadata=metadata)
-
-
-#: Suffix -> metadata that keeps equal figures equal bytes.
-_METADATA: Final[dict[str, dict[str, None]]] = {
-    ".png": {},
-    ".svg": {"Date": None},
-    ".pdf": {"CreationDate": None},
-}

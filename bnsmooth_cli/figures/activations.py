@@ -1,5 +1,5 @@
-"""Distributions of the inputs to the non-linearities (figures 1c, 2, 7, 14), how large sigma^2 is (figure 8), and how
-far the distributions move from one measured step to the next."""
+"""Activations: distributions of the inputs to the non-linearities (figures 1c, 2, 7, 14), sigma^2 before the norms
+(figure 8), and how far the distributions move between measured steps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.panels import Curves, Panel, series
 
-_COLUMNS: Final = 5  # layers shown
-_RIDGES: Final = 12  # steps shown
+_MAX_LAYERS: Final = 5
+_MAX_RIDGES: Final = 12  # steps
 _BINS: Final = 40
-_OVERLAP: Final = 1.9  # a ridge's height, in distances between two of them
-_HEADROOM: Final = 1e9  # a deep plain network's sigma^2 is that much smaller than a normalised one's, and both count
-_WIDEST: Final = 6.0  # how many times the median run's range an axis may show
+_OVERLAP: Final = 1.9  # the height of a ridge, in distances between ridges
+_HEADROOM: Final = 1e9  # sigma^2 of a deep plain network is that much smaller than of one with norms; both are shown
+_MAX_WIDTH: Final = 6.0  # an axis shows at most so many times the range of the median run
 
 
 @dataclass(frozen=True, eq=False)
 class Ridges:
-    """A unit's distribution at several steps, a histogram above the other; x axis and heights are given, to compare."""
+    """A unit's distribution at several steps, one histogram above the other, on axes that several panels share."""
 
     title: str
     ylabel: str
@@ -39,14 +39,13 @@ class Ridges:
     height: float = 1.65
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; the colour is that of the norm on the left, so the legend gets nothing."""
+        """Draw into `axes`. The y axis names the norm, so the legend has no entry."""
         axes.set_title(self.title)
         axes.set_ylabel(self.ylabel)
         centres = (self.edges[1:] + self.edges[:-1]) / 2
-        # From the top down, each in front of the one above it.
+        # From the top down: each ridge is in front of the one above.
         for place in reversed(range(len(self.steps))):
-            # A taller one than fits is cut off.
-            ridge = place + np.minimum(_OVERLAP * self.densities[place] / self.top, 1.6 * _OVERLAP)
+            ridge = place + np.minimum(_OVERLAP * self.densities[place] / self.top, 1.6 * _OVERLAP)  # peaks are cut
             axes.fill_between(centres, place, ridge, color=self.colour, alpha=0.45, linewidth=0)
             axes.plot(centres, ridge, color=self.colour, linewidth=0.8)
         marked = sorted({0, (len(self.steps) - 1) // 2, len(self.steps) - 1})
@@ -59,20 +58,20 @@ class Ridges:
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """A column a layer: a row of distributions for every norm on the same axes, then sigma^2 and the distances."""
+    """A column for each of up to five layers: distributions, a row a norm; then sigma^2 and the distances moved."""
     layers = sorted(int(layer) for layer in table["layer"].unique())
-    shown = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, _COLUMNS)})]
+    shown = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, _MAX_LAYERS)})]
     columns = [_column(table[table["layer"] == layer], first=layer == shown[0]) for layer in shown]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
     name = table["layer_name"].iloc[0]
-    # Of several runs of a norm the first, and in each of them the first unit: a picture, where the curves are medians.
+    # The distributions are examples: the first unit of the first run of each norm. The curves below are medians.
     pictured = [(look, _one_unit(rows)) for look, rows in style.groups(table)]
     edges = _edges([rows for _, rows in pictured])
     densities = [_densities(rows, edges) for _, rows in pictured]
-    peaks = [float(np.median(one.max(axis=1))) for one in densities]
+    peaks = [float(np.median(density.max(axis=1))) for density in densities]
     top = min(max(peaks), 4 * min(peaks)) or 1.0
     column: list[Ridges] = []
     for (look, rows), density in zip(pictured, densities, strict=True):
@@ -92,7 +91,7 @@ def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
     table = table.assign(variance=table["sigma"] ** 2, moved=table["wasserstein"] / table["std"])
     medians = table.groupby(["run", "norm", "lr", "step"], as_index=False, sort=False)[["variance", "moved"]].median()
     sizes = series(medians, "variance")
-    scale = style.fit([one.values.to_numpy() for one in sizes], headroom=_HEADROOM)
+    scale = style.fit([curves.values.to_numpy() for curves in sizes], headroom=_HEADROOM)
     size = Curves(name, "σ² before the norm" if first else "", sizes, upper=True, scale=scale)
     distance = Curves(name, "W₁ to the step before / std" if first else "", series(medians, "moved"))
     return [*column, size, distance]
@@ -101,23 +100,23 @@ def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
 def _one_unit(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["run"] == rows["run"].iloc[0]].drop_duplicates(["unit", "step"], keep="last")
     rows = rows[rows["unit"] == rows["unit"].min()].sort_values("step")
-    return rows.iloc[sorted({round(i) for i in np.linspace(0, len(rows) - 1, _RIDGES)})]
+    return rows.iloc[sorted({round(i) for i in np.linspace(0, len(rows) - 1, _MAX_RIDGES)})]
 
 
 def _edges(pictured: Sequence[pd.DataFrame]) -> NDArray[np.float64]:
-    """Bins over all norms' values, but for what would flatten the others."""
+    """Bins that cover the values of all norms, unless a norm is so wide that the others would be flat."""
     ends = np.array([[rows["q01"].median(), rows["q99"].median()] for rows in pictured], dtype=np.float64)
     ends = ends[np.isfinite(ends).all(axis=1)]
     if not len(ends):
         return np.linspace(-1, 1, _BINS + 1)
-    reach = _WIDEST * float(np.median(np.abs(ends).max(axis=1))) or 1.0
+    reach = _MAX_WIDTH * float(np.median(np.abs(ends).max(axis=1))) or 1.0
     low, high = max(ends[:, 0].min(), -reach), min(ends[:, 1].max(), reach)
     margin = max(0.2 * (high - low), 1e-6 * max(abs(low), abs(high))) or 1.0
     return np.linspace(low - margin, high + margin, _BINS + 1)
 
 
 def _densities(rows: pd.DataFrame, edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The share in every bin, by the piecewise linear distribution function through the stored quantiles."""
+    """The share of values in each bin, from the piecewise linear distribution function through the quantiles."""
     shares: list[Any] = []
     for quantiles in rows["quantiles"]:
         values = np.asarray(quantiles, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The comparison of many runs at a glance: a row per norm and learning rate, best first."""
+"""The comparison of runs: a row for each norm and learning rate, best first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GREY = "#666666"
 
 @dataclass(frozen=True, eq=False)
 class Dots:
-    """A panel of one column: a dot a run, a bar at the median of several, a word where there is no value."""
+    """A panel of one metric: a dot a run, a bar at the median of several runs, a word where there is no value."""
 
     title: str
     column: str
@@ -31,11 +31,11 @@ class Dots:
 
     @property
     def height(self) -> float:
-        """Enough for a line of text a row."""
+        """A line of text for each row, in inches."""
         return 0.95 + 0.24 * len(self.groups)
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; the rows are labelled where they stand, so the legend gets nothing."""
+        """Draw into `axes`. The y axis names the rows, so the legend has no entry."""
         axes.set_title(self.title)
         axes.set_ylim(len(self.groups) - 0.4, -0.6)
         axes.set_yticks(range(len(self.groups)), [_name(*group) if self.labelled else "" for group in self.groups])
@@ -44,7 +44,7 @@ class Dots:
         axes.grid(axis="y", linestyle=":")
         factor = 100 if self.percent else 1
         values = [factor * runs[self.column].to_numpy("float64") for _, runs in self.groups]
-        # Rows are read off one by one, so an axis may reach further here than where curves share a panel.
+        # Rows are read one by one, so the axis may span more here than where curves share a panel.
         scale = style.fit(values, decades=10, headroom=1e6)
         if scale is not None:
             scale.apply(axes, "x")
@@ -71,33 +71,28 @@ def _draw_row(axes: Axes, place: int, row: NDArray[np.float64], colour: str, top
         axes.plot([top], [place], ">", color=colour, clip_on=False)
         if not len(inside):
             axes.annotate(f"{np.nanmin(row):.2g}  ", (top, place), ha="right", va="center", color=_GREY)
-    if len(row) > 1 and len(inside) == len(row):  # else the median would be that of the survivors
+    if len(row) > 1 and len(inside) == len(row):  # otherwise the median of the drawn ones would mislead
         axes.plot([np.median(row)], [place], "|", color=colour, markersize=13, markeredgewidth=1.8)
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """Final accuracy (or loss), steps to the target, predictiveness and effective beta, where measured."""
+    """Final accuracy (or loss), steps to the target, predictiveness and effective beta; those that were measured."""
     accuracy = bool(table["final_test_accuracy"].notna().any())
     goal = "final_test_accuracy" if accuracy else "final_loss"
     groups = sorted(style.groups(table), key=lambda group: _worth(group[1][goal], accuracy))
-    first = Dots(
-        "final test accuracy (%)" if accuracy else "final training loss",
-        goal,
-        groups,
-        labelled=True,
-        percent=accuracy,
-    )
+    title = "final test accuracy (%)" if accuracy else "final training loss"
+    first = Dots(title, goal, groups, labelled=True, percent=accuracy)
     steps = "steps_to_accuracy" if accuracy else "steps_to_loss"
     rest = [
         Dots(f"steps to {_target(table, accuracy)}", steps, groups, missing="not reached"),
         Dots("gradient predictiveness", "predictiveness", groups),
         Dots("effective β-smoothness", "beta", groups),
     ]
-    return [[first, *(one for one in rest if table[one.column].notna().any())]]
+    return [[first, *(dots for dots in rest if table[dots.column].notna().any())]]
 
 
 def _worth(values: pd.Series[float], higher_is_better: bool) -> float:
-    """The key that sorts best first, with a group of no finite value last."""
+    """A sort key: the best group first, groups without a finite value last."""
     finite = values[np.isfinite(values)]
     return float(finite.median()) * (-1 if higher_is_better else 1) if len(finite) else np.inf
 

@@ -1,5 +1,5 @@
-"""Internal covariate shift (figure 3): the l2 difference and the cosine of a layer's gradients
-before and after the layers below it move."""
+"""Internal covariate shift (figure 3): distance and cosine of a layer's gradients before and after the layers below it
+are updated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COSINE: Final = style.Scale("linear", -1.05, 1.05)
 
 
 def panels(table: pd.DataFrame, training: pd.DataFrame | None = None) -> list[list[Panel]]:
-    """Figure 3: a column per shown layer, l2 above cosine, beside the runs' training curve if it is given."""
+    """Figure 3: a column for each shown layer, the distance above the cosine; first the training curves, if given."""
     shift: list[Panel] = []
     cosine: list[Panel] = []
     for layer in _shown(table):
@@ -31,7 +31,7 @@ def panels(table: pd.DataFrame, training: pd.DataFrame | None = None) -> list[li
 
 
 def _shown(table: pd.DataFrame) -> list[int]:
-    """Three layers over the depth, not the first: nothing below it moves, so its shift is 0."""
+    """Three layers over the depth. The first is left out: nothing below it is updated, so its shift is 0."""
     layers = sorted(int(layer) for layer in table["layer"].unique())
     layers = layers[1:] or layers
     return sorted({layers[0], layers[len(layers) // 2], layers[-1]})

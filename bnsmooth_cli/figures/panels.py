@@ -1,5 +1,5 @@
-"""What figures are made of: panels of curves or bands, one series per norm and learning rate,
-and the page that puts panels in rows under one legend."""
+"""Panels of curves or bands, one series for each norm and learning rate, and the page that arranges panels in rows
+under one legend."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bnsmooth_cli.figures import style
 
-OFF_SCALE: Final = "off scale"  # the legend's words for a value above its axis, or an overflow
+#: The legend's labels for a value above the axis or an overflow, and for the end of a diverged run.
+OFF_SCALE: Final = "off scale"
 DIVERGED: Final = "diverged"
-WIDEST: Final = 10.0  # a figure's width in inches, at most
+MAX_WIDTH: Final = 10.0  # of a figure, in inches
 _XLABELS: Final = {
     "step": "training step",
     "alpha": "step length η (multiples of the learning rate)",
@@ -27,58 +28,66 @@ _XLABELS: Final = {
 
 
 class Panel(Protocol):
-    """One axes of a figure; a panel that has a `projection` gets axes of that one, such as "3d"."""
+    """One axes of a figure. A class attribute `projection`, such as "3d", chooses the kind of axes."""
 
     @property
     def height(self) -> float:
-        """In inches."""
+        """The height in inches."""
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; the legend's entries come back by their labels."""
+        """Draw into `axes`; return the legend's entries by label."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn in one colour: a row per x, a column per run (a band: per run and point of its line)."""
+    """The values drawn in one look: a row for each x, a column for each run (in a band, for each point of its line)."""
 
     look: style.Look
     values: pd.DataFrame
 
 
 def series(table: pd.DataFrame, column: str, x: str = "step", spread: str | None = None) -> list[Series]:
-    """A column as series over `x`, one per norm and learning rate; `spread` names what a band spans."""
+    """A column of a table as series over the column `x`; `spread` is the column that a band spans."""
     columns = ["run"] if spread is None else ["run", spread]
-    found = []
+    result = []
     for look, rows in style.groups(table):
-        rows = rows.drop_duplicates([*columns, x], keep="last")  # a table given twice is no error
+        rows = rows.drop_duplicates([*columns, x], keep="last")  # a table may be given twice
         values = rows.pivot(index=x, columns=columns, values=column).astype("float64")
-        found.append(Series(look, values))
-    return found
+        result.append(Series(look, values))
+    return result
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """A panel of curves, a line a run: thin where a series has several runs, with their median in full width.
+    """A panel of curves: a line for each run, and the median in a wider line if a series has several runs.
 
-    With `band`, a series is instead the range of all its values at each x. A value above the axis is drawn
-    along the upper edge and marked, once a series; a run named in `diverged` ends in a cross. A `scale` of None is
-    fitted to the values.
+    Values above the axis are drawn along its upper edge, with one mark for each series.
+
+    Attributes:
+        title: The panel's title.
+        ylabel: The label of the y axis.
+        series: What is drawn.
+        band: Whether to draw the range of each series at each x, instead of lines.
+        upper: Whether the panel below has the same x axis and labels it.
+        scale: The scale of the y axis; None fits it to the values.
+        diverged: The runs that end in a cross.
+        height: The height in inches.
     """
 
     title: str
     ylabel: str
     series: Sequence[Series]
     band: bool = False
-    upper: bool = False  # stands on a panel with the same x axis, which names it
+    upper: bool = False
     scale: style.Scale | None = None
     diverged: frozenset[str] = frozenset()
     height: float = 2.45
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; the legend's entries come back by their labels."""
+        """Draw into `axes`; return the legend's entries by label."""
         axes.set_title(self.title)
         axes.set_ylabel(self.ylabel)
-        scale = style.fit([one.values.to_numpy() for one in self.series])
+        scale = style.fit([curves.values.to_numpy() for curves in self.series])
         if scale is None:
             say_empty(axes)
             return {}
@@ -86,35 +95,35 @@ class Curves:
         scale.apply(axes, "y")
         self._set_x(axes)
         marks: dict[str, Line2D] = {}
-        # Wide bands first: a narrow one stays visible on top of them. Lines keep the norms' order.
-        order = sorted(self.series, key=lambda one: -scale.width(one.values)) if self.band else self.series
-        for one in order:
-            shown = one.values.clip(scale.low, scale.high)
-            (_draw_band if self.band else _draw_lines)(axes, one.look, shown)
-            marks |= self._draw_marks(axes, one, shown, scale.high)
-        return {one.look.label: _handle(one.look) for one in self.series} | marks
+        # Wide bands first, so that narrow ones stay visible. Lines keep the order of the norms.
+        order = sorted(self.series, key=lambda curves: -scale.width(curves.values)) if self.band else self.series
+        for curves in order:
+            shown = curves.values.clip(scale.low, scale.high)
+            (_draw_band if self.band else _draw_lines)(axes, curves.look, shown)
+            marks |= self._draw_marks(axes, curves, shown, scale.high)
+        return {curves.look.label: _handle(curves.look) for curves in self.series} | marks
 
     def _set_x(self, axes: Axes) -> None:
         name = str(self.series[0].values.index.name)
         axes.set_xlabel("" if self.upper else _XLABELS[name])
-        xs = [float(x) for one in self.series for x in one.values.index]
+        xs = [float(x) for curves in self.series for x in curves.values.index]
         if name == "step":
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         elif name == "layer":
             axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
-            axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)  # without a tick at a layer that does not exist
+            axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)  # no tick at layer 0
         elif 0 < style.DECADES * min(xs) < max(xs):
             axes.set_xscale("log")
 
-    def _draw_marks(self, axes: Axes, one: Series, shown: pd.DataFrame, top: float) -> dict[str, Line2D]:
+    def _draw_marks(self, axes: Axes, curves: Series, shown: pd.DataFrame, top: float) -> dict[str, Line2D]:
         ended = [shown[run].dropna() for run in shown.columns if run in self.diverged]
-        above = (one.values.drop(columns=[run.name for run in ended]) > top).any(axis=1)
+        above = (curves.values.drop(columns=[run.name for run in ended]) > top).any(axis=1)
         marks = [(DIVERGED, "x", run.index[-1], run.iloc[-1]) for run in ended if len(run)]
         marks += [(OFF_SCALE, "^", above.idxmax(), top)] if above.any() else []
         for _, shape, x, y in marks:
-            # Half of a mark on the axis' edge stands out of it.
-            axes.plot([x], [y], marker=shape, color=one.look.colour, markersize=5, clip_on=False, zorder=5)
+            # Not clipped: half of a mark on the edge lies outside.
+            axes.plot([x], [y], marker=shape, color=curves.look.colour, markersize=5, clip_on=False, zorder=5)
         return {name: Line2D([], [], color="#444444", marker=shape, linestyle="") for name, shape, *_ in marks}
 
 
@@ -127,7 +136,7 @@ def _draw_lines(axes: Axes, look: style.Look, shown: pd.DataFrame) -> None:
     if runs == 1:
         return _draw_line(axes, look, shown.iloc[:, 0], width=1.6)
     axes.plot(shown.index, shown, color=look.colour, linewidth=0.6, alpha=0.45)
-    # Where most runs have ended (or were not measured) a median would speak of the survivors only.
+    # No median where most runs have ended or were not measured: it would be the survivors'.
     _draw_line(axes, look, shown[shown.notna().sum(axis=1) > runs / 2].median(axis=1), width=1.8)
 
 
@@ -142,14 +151,14 @@ def _draw_line(axes: Axes, look: style.Look, values: pd.Series[float], width: fl
     values = values.dropna()
     axes.plot(
         values.index, values, color=look.colour, linestyle=look.dash, linewidth=width, markersize=3.5,
-        marker=look.marker or ("o" if len(values) == 1 else ""),  # a single point has no line to be seen by
+        marker=look.marker or ("o" if len(values) == 1 else ""),  # a single point has no line
         markevery=max(1, len(values) // 8),
     )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Blank:
-    """The place of a panel that a row has too few of."""
+    """An empty place in a row."""
 
     height: float = 0.0
 
@@ -160,24 +169,24 @@ class Blank:
 
 
 def say_empty(axes: Axes) -> None:
-    """Say in a panel that nothing can be drawn in it."""
+    """Write into a panel that it has no finite data."""
     axes.text(0.5, 0.5, "no finite data", transform=axes.transAxes, ha="center", color="#666666")
     axes.set(xticks=[], yticks=[])
 
 
 def page(blocks: Iterable[tuple[str, list[list[Panel]]]]) -> Figure:
-    """Titled blocks of rows of panels, under one legend; a panel repeated below itself spans the rows."""
+    """A figure of blocks, each a title and rows of panels, under one legend. A repeated panel spans its cells."""
     blocks = list(blocks)
     across = max(len(rows[0]) for _, rows in blocks)
     heights = [[max(panel.height for panel in row) for row in rows] for _, rows in blocks]
-    totals = [sum(of_rows) for of_rows in heights]
-    figure = Figure(figsize=(min(1 + 4 * across, WIDEST), 0.55 + sum(totals)), layout="constrained")
+    totals = [sum(block) for block in heights]
+    figure = Figure(figsize=(min(1 + 4 * across, MAX_WIDTH), 0.55 + sum(totals)), layout="constrained")
     parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=totals)[:, 0]
     entries: dict[str, Line2D] = {}
-    for part, (title, rows), of_rows in zip(parts, blocks, heights, strict=True):
+    for part, (title, rows), ratios in zip(parts, blocks, heights, strict=True):
         part.suptitle(title, x=0.01, horizontalalignment="left")
-        kinds = {panel: {"projection": getattr(panel, "projection", None)} for row in rows for panel in row}
-        for panel, axes in part.subplot_mosaic(rows, height_ratios=of_rows, per_subplot_kw=kinds).items():
+        axes_kw = {panel: {"projection": getattr(panel, "projection", None)} for row in rows for panel in row}
+        for panel, axes in part.subplot_mosaic(rows, height_ratios=ratios, per_subplot_kw=axes_kw).items():
             entries |= panel.draw(axes)
     if entries:
         _add_legend(figure, entries)
@@ -187,7 +196,7 @@ def page(blocks: Iterable[tuple[str, list[list[Panel]]]]) -> Figure:
 def _add_legend(figure: Figure, entries: dict[str, Line2D]) -> None:
     marks = [name for name in (OFF_SCALE, DIVERGED) if name in entries]
     names = [*sorted(entries.keys() - marks, key=style.rank), *marks]
-    # A legend fills its columns from the top: as many columns as norms put a norm's learning rates together.
+    # A legend is filled by columns: with a column for each norm, the learning rates of a norm stay together.
     fitting = int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, names))))
     norms = len({style.rank(name)[:2] for name in names})
     columns = len(names) if len(names) <= fitting else max(1, min(norms, fitting))

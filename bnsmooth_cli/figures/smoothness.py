@@ -1,4 +1,4 @@
-"""Smoothness over training (figure 4c and more): effective beta, Lipschitz constant, sharpness, curvature."""
+"""Smoothness over training: effective beta (figure 4c), Lipschitz constant, sharpness and curvature."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pandas as pd
 
 from bnsmooth_cli.figures.panels import Curves, Panel, series
 
-#: Column -> what it is, and its formula.
-QUANTITIES: Final = {
+#: Column -> its name and its formula.
+METRICS: Final = {
     "beta": ("effective β-smoothness", "max ‖g(θ) − g(θ − ηg)‖ / ‖ηg‖"),
     "lipschitz": ("Lipschitz constant of the loss on the line", "max ‖g(θ − ηg)‖"),
     "sharpness": ("sharpness", "|λ|, largest of the Hessian"),
@@ -18,10 +18,10 @@ QUANTITIES: Final = {
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """Figure 4c, effective beta, with the line's largest gradient and two figures of the Hessian."""
+    """Figure 4c, effective beta, with the largest gradient on the line and two metrics of the Hessian."""
     table = table.assign(sharpness=table["sharpness"].abs())
-    found: list[Panel] = [
+    curves: list[Panel] = [
         Curves(title, ylabel, series(table, column), upper=column in ("beta", "lipschitz"))
-        for column, (title, ylabel) in QUANTITIES.items()
+        for column, (title, ylabel) in METRICS.items()
     ]
-    return [found[:2], found[2:]]
+    return [curves[:2], curves[2:]]

@@ -1,5 +1,5 @@
-"""How every figure looks: one colour, dash and place in the order per norm, one marker per learning rate,
-and the scale of an axis that overflowing runs must not flatten."""
+"""The look of all figures: a colour, a dash and a place in the order for each norm, a marker for each learning rate,
+and scales of axes that overflowing runs do not flatten."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OTHER_COLOURS: Final = ("#E69F00", "#6A3D9A", "#7A5C00", "#A6192E", "#44AA99")
 _OTHER_DASHES: Final[tuple[Dash, ...]] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (2, 1)))
 _MARKERS: Final = ("", "o", "s", "^", "D", "v", "P")
 
-#: Settings while a figure is built; the sizes hold at the figure's own size, 150 dots an inch.
+#: Settings while a figure is built; sizes are in points at the figure's own size.
 RC: Final[dict[Any, Any]] = {
     "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8.5, "figure.titlesize": 9.5, "figure.titleweight": "bold",
@@ -30,20 +30,20 @@ RC: Final[dict[Any, Any]] = {
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
     "xtick.major.width": 0.7, "ytick.major.width": 0.7, "legend.frameon": False, "figure.dpi": 150,
 }  # fmt: skip
-#: Settings for the caller's `savefig`, by `matplotlib.rc_context(SAVE)`: equal tables then give equal bytes,
-#: with `metadata={"Date": None}` for SVG and `{"CreationDate": None}` for PDF.
+#: Settings for `savefig`, under `matplotlib.rc_context(SAVE)`. Equal tables then give equal bytes, with
+#: `metadata={"Date": None}` for SVG and `{"CreationDate": None}` for PDF.
 SAVE: Final[dict[Any, Any]] = {"svg.hashsalt": "bnsmooth", "savefig.dpi": 150, "pdf.fonttype": 42}
 
-DECADES: Final = 100.0  # a span wider than these two decades is drawn on a logarithmic axis
-_HEADROOM: Final = 1e3  # how far above the calmer series an axis may reach
-_DEPTH: Final = 1e12  # how far below its top a logarithmic axis may reach
-#: The round numbers of a decade, from many to few.
+DECADES: Final = 100.0  # a larger ratio of values makes an axis logarithmic
+_HEADROOM: Final = 1e3  # an axis reaches at most so many times above the calmer series
+_DEPTH: Final = 1e12  # a logarithmic axis reaches at most so many times below its top
+#: Round numbers in a decade, from many to few.
 _ROUND: Final = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the runs of one norm at one learning rate are drawn and named in a panel."""
+    """How the runs of one norm at one learning rate are drawn and labelled."""
 
     label: str
     colour: str
@@ -52,24 +52,23 @@ class Look:
 
 
 def groups(table: pd.DataFrame) -> list[tuple[Look, pd.DataFrame]]:
-    """The rows of each norm and learning rate, in the paper's order of norms, with their look.
+    """The rows of each norm and learning rate with their look, in the order of the norms.
 
-    A norm has the same colour and dash in every figure; the label and the marker tell learning rates apart
-    where the table has several of them.
+    A norm has the same colour and dash in every figure. Several learning rates differ in label and marker.
     """
     lrs = lrs_of(table)
-    found = []
+    result = []
     for norm in sorted(table["norm"].unique(), key=rank):
         for place, lr in enumerate(lrs):
             rows = table[(table["norm"] == norm) & (table["lr"] == lr)]
             if len(rows):
                 label = f"{norm}, {lr_text(lr)}" if len(lrs) > 1 else norm
-                found.append((Look(label, *colour_and_dash(norm), _MARKERS[place % len(_MARKERS)]), rows))
-    return found
+                result.append((Look(label, *colour_and_dash(norm), _MARKERS[place % len(_MARKERS)]), rows))
+    return result
 
 
 def colour_and_dash(norm: str) -> tuple[str, Dash]:
-    """The colour and the dash pattern of a norm: always the same, also for a name seen for the first time.
+    """The colour and the dash pattern of a norm: its entry's, otherwise derived from its name.
 
     >>> colour_and_dash("batch"), colour_and_dash("lp:3")
     (('#0072B2', '-'), ('#44AA99', '-'))
@@ -82,7 +81,7 @@ def colour_and_dash(norm: str) -> tuple[str, Dash]:
 
 
 def rank(label: str) -> tuple[int, str, float]:
-    """The sort key of a label: the paper's norms in its order, then others; then by learning rate."""
+    """The sort key of a label: first the paper's norms in their order, then other names, then the learning rate."""
     norm, _, lr = label.partition(", lr ")
     entry = norms.find(norm)
     place = norms.NORMS.index(entry) if entry is not None and entry.colour is not None else len(norms.NORMS)
@@ -90,12 +89,12 @@ def rank(label: str) -> tuple[int, str, float]:
 
 
 def lrs_of(table: pd.DataFrame) -> list[float]:
-    """The learning rates of a table, from the smallest."""
+    """The learning rates of a table, in ascending order."""
     return sorted(float(lr) for lr in table["lr"].unique())
 
 
 def lr_text(lr: float) -> str:
-    """A learning rate as it is written in labels.
+    """A learning rate in a label.
 
     >>> lr_text(0.1), lr_text(1e-6)
     ('lr 0.1', 'lr 1e-6')
@@ -104,7 +103,7 @@ def lr_text(lr: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """A round number as it is written at a tick: in full, and short.
+    """A round number at a tick, as short as possible.
 
     >>> number_text(0.5), number_text(20000), number_text(1.0000025), number_text(1e-12)
     ('0.5', '2e4', '1.0000025', '1e-12')
@@ -116,7 +115,14 @@ def number_text(value: float) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale and the limits of an axis."""
+    """The scale and the limits of an axis.
+
+    Attributes:
+        name: "linear", "log" or "symlog".
+        low: The lower limit.
+        high: The upper limit.
+        linear_to: The size up to which a "symlog" axis is linear.
+    """
 
     name: str
     low: float
@@ -124,27 +130,27 @@ class Scale:
     linear_to: float | None = None
 
     def apply(self, axes: Axes, which: Literal["x", "y"]) -> None:
-        """Give an axis of `axes` this scale and these limits."""
+        """Set the scale and the limits of an axis."""
         options = {} if self.linear_to is None else {"linthresh": self.linear_to}
         axes.set(**{f"{which}lim": (self.low, self.high)})
         (axes.set_xscale if which == "x" else axes.set_yscale)(self.name, **options)
         if self.linear_to is not None:
             (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(FixedLocator(self._powers(self.linear_to)))
         if which == "x" and self.name == "log":
-            # Side by side, matplotlib's labels of the minor ticks (2 x 10^4, 3 x 10^4, ...) run into each other.
+            # Labels of minor ticks (2 x 10^4, 3 x 10^4, ...) would overlap.
             axes.xaxis.set_minor_formatter(NullFormatter())
             if self.high < DECADES * self.low:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
                 axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
 
     def norm(self) -> Normalize:
-        """The same scale for colours: 0 at its lower end and below, 1 at its upper end and above."""
+        """The same scale for colours: 0 at the lower limit and below, 1 at the upper limit and above."""
         if self.linear_to is not None:
             return SymLogNorm(self.linear_to, vmin=self.low, vmax=self.high, clip=True)
         return (LogNorm if self.name == "log" else Normalize)(self.low, self.high, clip=True)
 
     def levels(self, most: int) -> list[float]:
-        """Round values all over the axis, at most so many.
+        """At most `most` round values over the axis.
 
         >>> Scale("linear", 0.2, 2.2).levels(5), Scale("log", 0.2, 300).levels(5)
         ([0.5, 1.0, 1.5, 2.0], [1.0, 10.0, 100.0])
@@ -162,37 +168,41 @@ class Scale:
         return [float(value) for value in values if self.low <= value <= self.high]
 
     def _powers(self, linear_to: float) -> list[float]:
-        """Zero and a few powers of ten to either side: matplotlib's own choice of ticks runs together around zero."""
+        """Zero and a few powers of ten on both sides. Matplotlib's own ticks would overlap around zero."""
         first, last = np.log10(linear_to), np.floor(np.log10(max(self.high, -self.low)))
         apart = max(2, int(np.ceil((last - first) / 2)))
         powers = [10.0**exponent for exponent in np.arange(last, first, -apart)]
         return sorted([-p for p in powers if -p >= self.low] + [0.0] + [p for p in powers if p <= self.high])
 
     def width(self, values: pd.DataFrame) -> float:
-        """How wide the band from the rows' smallest to their largest values is drawn."""
+        """The median width of the band from the smallest to the largest value of each row."""
         shown = values.clip(self.low, self.high)
         low, high = shown.min(axis=1), shown.max(axis=1)
         return float((high / low if self.name == "log" else high - low).median())
 
 
 def fit(series: Sequence[NDArray[np.float64]], decades: float = DECADES, headroom: float = _HEADROOM) -> Scale | None:
-    """The scale that shows the calmer series whole, and of the rest what leaves these readable.
+    """The scale that shows the calmer series in full, and of the others as much as keeps these readable.
 
-    Logarithmic where the values span more than `decades`, symmetric-logarithmic if they change sign as well;
-    linear otherwise. Values above the axis (overflows, a diverged run's) are the
-    drawing's to mark. None where there is no finite value.
+    Args:
+        series: The values of each series. Those above the scale (overflows, diverged runs) are for the caller to mark.
+        decades: The ratio of values from which the scale is logarithmic, or symmetric-logarithmic if the sign changes.
+        headroom: How many times above the calmer series the scale may reach.
+
+    Returns:
+        The scale; None if there is no finite value.
     """
     finite = [values[np.isfinite(values)] for values in series]
     every = np.concatenate([*finite, np.empty(0)])
     if not every.size:
         return None
     peaks = sorted(peak for values in finite if (peak := float(np.abs(values).max(initial=0.0))) > 0)
-    # The lower quartile of the series' peaks: one calm series in four is enough to keep the axis readable.
+    # The calmer series are the lower quartile by their peaks.
     shown = every[np.abs(every) <= headroom * peaks[(len(peaks) - 1) // 4]] if peaks else every
     low, high = float(shown.min()), float(shown.max())
     sizes = np.abs(shown[np.abs(shown) > np.abs(shown).max() / _DEPTH])
     if low < 0:
-        # A quantity that changes sign passes zero, so the few smallest sizes say nothing of its span.
+        # Values that change sign pass through zero, so the smallest sizes do not count.
         small = 10.0 ** np.ceil(np.log10(np.quantile(sizes, 0.1)))
         if sizes.max() > decades * small:
             return Scale("symlog", 1.5 * low, max(1.5 * high, small), small)

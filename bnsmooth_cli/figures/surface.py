@@ -1,5 +1,5 @@
-"""The loss around a point (Li et al., 2018): contours and surfaces over two directions, with the path of training on
-them, or curves along one direction."""
+"""The loss around a point (Li et al., 2018): contours and surfaces over two directions, with the path of training, or
+curves along one direction."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import WIDEST, Blank, Curves, Panel, say_empty, series
+from bnsmooth_cli.figures.panels import MAX_WIDTH, Blank, Curves, Panel, say_empty, series
 
-_ACROSS: Final = 4  # surfaces side by side
-_CURVES_ACROSS: Final = 3  # panels of curves side by side: their x axis has a long label
-_MOST: Final = 24  # surfaces of a problem
+_ACROSS: Final = 4  # surfaces in a row
+_CURVES_ACROSS: Final = 3  # panels of curves in a row: the label of their x axis is long
+_MAX_SURFACES: Final = 24  # of a problem
 _COLOURS: Final = "viridis"
 _FILLS: Final = np.linspace(0.0, 1.0, 65)
-_LINES: Final = 25  # contour lines over the whole scale, at most
-_FACETS: Final = 51  # of a surface, to a side, at most
+_MAX_LINES: Final = 25  # contour lines over the whole scale
+_MAX_FACETS: Final = 51  # of a surface, on a side
 _PATH: Final = "#E6550D"
 _HALO: Final[list[Stroke]] = [withStroke(linewidth=2.6, foreground="white")]
-#: The marks on a contour panel, each on top of those before it, by the legend's words for them.
+#: The legend's label -> a mark on a contour panel, drawn on top of the marks before.
 _MARKS: Final[dict[str, dict[str, Any]]] = {
     "centre": {"marker": "+", "color": "black", "markersize": 11, "markeredgewidth": 1.4},
     "first point of the path": {"marker": "o", "color": _PATH, "markersize": 5, "markerfacecolor": "white"},
@@ -45,7 +45,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """The loss around the weights of a run at a step: a row per y and a column per x, an overflow being infinite."""
+    """The losses around the parameters of a run at a step: a row for each y, a column for each x. Overflows are inf."""
 
     title: str
     labels: tuple[str, str]
@@ -54,13 +54,13 @@ class Surface:
 
     @property
     def has_area(self) -> bool:
-        """Whether there is more than a line of points."""
+        """Whether there is more than one row and column of points."""
         return min(self.losses.shape) > 1
 
     def mesh(self, scale: style.Scale) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """x, y, and how high on the scale the loss is there, from 0 to 1.
+        """x, y, and the height of the loss on the scale, from 0 to 1.
 
-        Between two points the height is interpolated and not the loss, which on a logarithmic scale bends less.
+        Matplotlib interpolates the height and not the loss, which is smoother on a logarithmic scale.
         """
         x, y = np.meshgrid(self.losses.columns.to_numpy("float64"), self.losses.index.to_numpy("float64"))
         return x, y, np.ma.getdata(scale.norm()(self.losses.to_numpy("float64")))
@@ -68,16 +68,16 @@ class Surface:
 
 @dataclass(frozen=True, eq=False)
 class Contours:
-    """A surface from above: filled contours and lines at round losses, the centre, and the path if there is one."""
+    """A surface from above: filled contours, lines at round losses, the centre, and the path of training if known."""
 
     surface: Surface
-    labelled: bool  # on the left too, where the panels beside it do not say the same
+    labelled: bool  # whether the y axis has a label
     scale: style.Scale | None
     height: float
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; the legend's entries come back by their labels."""
-        axes.set_title(textwrap.fill(self.surface.title, int(14 * self.height)))  # in letters, about its width
+        """Draw into `axes`; return the legend's entries by label."""
+        axes.set_title(textwrap.fill(self.surface.title, int(14 * self.height)))  # about the panel's width, in letters
         axes.set_box_aspect(1)
         if self.scale is None or self.surface.losses.empty:
             say_empty(axes)
@@ -101,10 +101,10 @@ class Contours:
     def _draw_area(self, axes: Axes, scale: style.Scale) -> None:
         x, y, level = self.surface.mesh(scale)
         axes.margins(0)
-        # A vector file of every facet would be megabytes, with seams between them.
+        # A vector file with each facet would have megabytes, and seams.
         axes.contourf(x, y, level, _FILLS, cmap=_COLOURS, vmin=0, vmax=1, extend="both").set_rasterized(True)
-        lines = np.array(scale.norm()(scale.levels(_LINES)), dtype=np.float64)
-        lines = lines[(lines > level.min()) & (lines < level.max())]  # matplotlib warns if it has none to draw
+        lines = np.array(scale.norm()(scale.levels(_MAX_LINES)), dtype=np.float64)
+        lines = lines[(lines > level.min()) & (lines < level.max())]  # matplotlib warns about lines outside
         if len(lines):
             axes.contour(x, y, level, lines, colors="black", linewidths=0.45, alpha=0.6)
 
@@ -125,7 +125,7 @@ class Contours:
 
 @dataclass(frozen=True, eq=False)
 class Relief:
-    """A surface from the side; the height and the colour are both the loss, on the contours' scale."""
+    """A surface from the side. Height and colour are the loss, on the contours' scale."""
 
     surface: Surface
     scale: style.Scale | None
@@ -133,7 +133,7 @@ class Relief:
     projection: ClassVar[str] = "3d"
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`, which are three-dimensional; the legend gets nothing."""
+        """Draw into three-dimensional axes. The legend has no entry."""
         assert isinstance(axes, Axes3D)
         if self.scale is None or self.surface.losses.empty:
             axes.set_axis_off()
@@ -141,7 +141,7 @@ class Relief:
         x, y, level = self.surface.mesh(self.scale)
         if self.surface.has_area:
             axes.plot_surface(
-                x, y, level, cmap=_COLOURS, vmin=0, vmax=1, rcount=_FACETS, ccount=_FACETS,
+                x, y, level, cmap=_COLOURS, vmin=0, vmax=1, rcount=_MAX_FACETS, ccount=_MAX_FACETS,
                 linewidth=4 / max(x.shape), edgecolor="#00000055", rasterized=True,
             )  # fmt: skip
         else:
@@ -152,7 +152,7 @@ class Relief:
 
 def _set_space(axes: Axes3D, scale: style.Scale) -> None:
     norm, losses = scale.norm(), scale.levels(5)
-    axes.set_box_aspect(None, zoom=1.15)  # matplotlib leaves room for axis labels: the panel above has them
+    axes.set_box_aspect(None, zoom=1.15)  # no room for axis labels: the panel above has them
     axes.set_zlim(0, 1)
     axes.set_zticks([float(norm(loss)) for loss in losses], [style.number_text(loss) for loss in losses])
     for axis in (axes.xaxis, axes.yaxis):
@@ -167,15 +167,15 @@ def _draw_points(axes: Axes, *places: NDArray[np.float64]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Bar:
-    """What loss the colours of the surfaces above stand for, with their contour lines."""
+    """The losses that the colours of the surfaces above mean, with the contour lines."""
 
     scale: style.Scale
-    beyond: bool  # whether losses are off the scale
+    beyond: bool  # whether losses are above the scale
     height: float = 0.2
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; the legend gets nothing."""
-        lines = self.scale.levels(_LINES)
+        """Draw into `axes`. The legend has no entry."""
+        lines = self.scale.levels(_MAX_LINES)
         ticks = [level for level in self.scale.levels(12) if np.isclose(lines, level, rtol=1e-9, atol=0).any()]
         bar = Colorbar(
             axes, ScalarMappable(self.scale.norm(), _COLOURS), orientation="horizontal",
@@ -189,17 +189,18 @@ class Bar:
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """For each run and step a contour panel and a surface below it, on one scale; or curves along one direction.
+    """A contour panel and a surface below it for each run and step, on one scale; or curves along one direction.
 
-    Raises InputError for a table with both, or with more surfaces than a figure shows.
+    Raises:
+        InputError: If the table has both, or too many surfaces.
     """
-    # A step's turn is its place among the run's: the first ones stand side by side, whatever their numbers.
+    # A step's turn is its rank among the run's steps. The first steps of all runs are side by side.
     points = table.assign(loss=table["loss"].fillna(np.inf), turn=table.groupby("run")["step"].rank("dense"))
     grid = points[points["path_step"].isna() & np.isfinite(points["x"])]
     flat = table["y"].isna().groupby([table["run"], table["step"]]).all()
     pictures = points["turn"].nunique() if flat.all() else len(flat)
-    if pictures > _MOST:
-        raise InputError(f"a figure shows at most {_MOST} surfaces of a problem; these are {pictures}")
+    if pictures > _MAX_SURFACES:
+        raise InputError(f"a figure shows at most {_MAX_SURFACES} surfaces of a problem; these are {pictures}")
     if flat.all():
         return _padded(_wrapped([_curves(grid)], _CURVES_ACROSS))
     if flat.any():
@@ -208,33 +209,33 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
 
 
 def _fit(losses: NDArray[np.float64]) -> style.Scale | None:
-    # By size, not by surface: what is far out on a chaotic one must not flatten its own middle either.
+    # The series are groups by size, not surfaces: outliers must not flatten the middle of their own surface.
     return style.fit(np.array_split(np.sort(losses), 100))
 
 
 def _curves(grid: pd.DataFrame) -> list[Panel]:
     scale = _fit(grid["loss"].to_numpy("float64"))
-    found: list[Panel] = []
+    curves: list[Panel] = []
     for _, rows in grid.groupby("turn"):
         steps = rows["step"].unique()
         at = f", step {steps[0]:,}" if len(steps) == 1 else ""
-        found.append(Curves(f"loss along a line{at}", "L(θ + x d)", series(rows, "loss", "x"), scale=scale))
-    return found or [Curves("loss along a line", "", [])]
+        curves.append(Curves(f"loss along a line{at}", "L(θ + x d)", series(rows, "loss", "x"), scale=scale))
+    return curves or [Curves("loss along a line", "", [])]
 
 
 def _pictures(points: pd.DataFrame, losses: NDArray[np.float64]) -> list[list[Panel]]:
     scale = _fit(losses)
     rows = _wrapped(_surfaces(points), _ACROSS)
     across = max(map(len, rows))
-    height = min(4.0, WIDEST / across - 0.3)  # square, but that ticks and labels take more of the width
-    found: list[list[Panel]] = []
+    height = min(4.0, MAX_WIDTH / across - 0.3)  # square, apart from ticks and labels
+    result: list[list[Panel]] = []
     for row in rows:
         differ = len({surface.labels[1] for surface in row}) > 1
-        found.append([Contours(one, differ or one is row[0], scale, height) for one in row])
-        found.append([Relief(one, scale, height) for one in row])
+        result.append([Contours(surface, differ or surface is row[0], scale, height) for surface in row])
+        result.append([Relief(surface, scale, height) for surface in row])
     if scale is not None:
-        found.append([Bar(scale, beyond=bool((losses > scale.high).any()))] * across)
-    return _padded(found)
+        result.append([Bar(scale, beyond=bool((losses > scale.high).any()))] * across)
+    return _padded(result)
 
 
 def _padded(rows: list[list[Panel]]) -> list[list[Panel]]:
@@ -243,15 +244,15 @@ def _padded(rows: list[list[Panel]]) -> list[list[Panel]]:
 
 
 def _surfaces(points: pd.DataFrame) -> list[list[Surface]]:
-    """The surfaces of the runs in the norms' order, a list for each turn."""
+    """The surfaces of all runs in the order of the norms, a list for each turn."""
     turns: dict[float, list[Surface]] = {}
     several = {name: points[name].nunique() > 1 for name in ("seed", "step")}
-    # Runs that differ in what no column says, such as their depth, go by their own names.
+    # Runs that differ only in settings without a column, such as their depth, are titled by name.
     alike = bool((points.groupby(["norm", "lr", "seed"])["run"].nunique() > 1).any())
     for look, rows in style.groups(points):
         for (seed, run, step), of_run in rows.groupby(["seed", "run", "step"]):
-            said = [f"seed {seed}"] * several["seed"] + [f"step {step:,}"] * several["step"]
-            title = ", ".join([str(run) if alike else look.label, *said])
+            details = [f"seed {seed}"] * several["seed"] + [f"step {step:,}"] * several["step"]
+            title = ", ".join([str(run) if alike else look.label, *details])
             turns.setdefault(float(of_run["turn"].iloc[0]), []).append(_surface(title, of_run))
     return [turns[turn] for turn in sorted(turns)]
 
@@ -273,7 +274,7 @@ def _label(shares: pd.Series[float], number: int) -> str:
 
 
 def _wrapped(lines: Sequence[Sequence[_Item]], across: int) -> list[list[_Item]]:
-    """Rows of at most so many: a long line in rows of about equal length, short lines several in a row."""
+    """Rows of at most `across` items: a long line is split into rows of similar length, short lines share a row."""
     rows: list[list[_Item]] = []
     for line in lines:
         if rows and len(rows[-1]) + len(line) <= across:

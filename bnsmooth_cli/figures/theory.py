@@ -1,5 +1,5 @@
-"""The theory (section 4): both sides of the statements against each other, what the reductions amount to over training,
-and how often what the statements need is so."""
+"""The theory (section 4): both sides of the statements, the size of the reductions over training, and how often the
+conditions of the statements hold."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.panels import Curves, Panel, say_empty, series
 
 _STATEMENTS: Final = ("4.1", "4.1 at y", "4.2")
-_WIDTH: Final = 6  # cells of a row of panels: divided by one, two or three layers
-#: Of the squared gradient; what is smaller is rounding, and drawn along the lower edge.
+_WIDTH: Final = 6  # cells in a row of panels, divisible by one, two or three layers
+#: Fractions of the squared gradient. Smaller ones are rounding errors, drawn on the lower edge.
 _FRACTION: Final = style.Scale("log", 1e-9, 2.0)
 _PERCENT: Final = style.Scale("linear", -4, 104)
 
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Left side against right side, a dot a unit and step, and the line where they are equal."""
+    """Left side over right side, a dot for each unit and step, with the line of equality."""
 
     title: str
     ylabel: str
@@ -32,7 +32,7 @@ class Sides:
     height: float = 2.5
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; the legend's entries come back by their labels."""
+        """Draw into `axes`; return the legend's entries by label."""
         axes.set_title(self.title)
         axes.set(xlabel="right side", ylabel=self.ylabel)
         values = [rows[["lhs", "rhs"]].to_numpy("float64").ravel() for _, rows in self.groups]
@@ -47,33 +47,32 @@ class Sides:
         for look, rows in self.groups:
             axes.plot(
                 rows["rhs"], rows["lhs"], ".", color=look.colour, markersize=3.5, alpha=0.6, markeredgewidth=0,
-                rasterized=True,  # a vector file of every dot would be megabytes
+                rasterized=True,  # a vector file with each dot would have megabytes
             )  # fmt: skip
             entries[look.label] = Line2D([], [], color=look.colour, linestyle=look.dash, linewidth=1.6)
         return entries
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """Rows of sides for three layers over the depth, then over training the fractions and the frequencies."""
+    """Both sides for three layers over the depth, a row a statement; then fractions and frequencies over training."""
     layers = sorted(int(layer) for layer in table["layer"].unique())
     shown = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     rows: list[list[Panel]] = []
     for statement in _STATEMENTS:
         chosen = table[table["statement"] == statement]
-        found: list[Panel] = []
+        row: list[Panel] = []
         for layer in shown:
             name = table.loc[table["layer"] == layer, "layer_name"].iloc[0]
             label = "left side" if layer == shown[0] else ""
-            found.append(Sides(f"{statement}, {name}", label, style.groups(chosen[chosen["layer"] == layer])))
-        rows.append(found)
+            row.append(Sides(f"{statement}, {name}", label, style.groups(chosen[chosen["layer"] == layer])))
+        rows.append(row)
     rows += [_fractions(table), _frequencies(table)]
     return [[panel for panel in row for _ in range(_WIDTH // len(row))] for row in rows]
 
 
 def _fractions(table: pd.DataFrame) -> list[Panel]:
-    """Medians over layers and units."""
-    first = table[(table["statement"] == "4.1")]
-    medians = _over_units(first, ["sigma", "mean_fraction", "output_fraction"])
+    """Sigma and the two reductions of 4.1, as medians over layers and units."""
+    medians = _over_units(table[table["statement"] == "4.1"], ["sigma", "mean_fraction", "output_fraction"])
     reductions = {
         "mean_fraction": "reduction by the mean, ⟨1, g⟩² / m",
         "output_fraction": "reduction by ŷ, ⟨g, ŷ⟩² / m",
@@ -88,19 +87,19 @@ def _fractions(table: pd.DataFrame) -> list[Panel]:
 
 
 def _frequencies(table: pd.DataFrame) -> list[Panel]:
+    """The share of units for which the conditions of 4.2 hold, and 4.1 with the gradient at y."""
     second = table[table["statement"] == "4.2"].dropna(subset=["lhs"])
     at_y = table[table["statement"] == "4.1 at y"].dropna(subset=["holds"])
-    asked = {
+    shares = {
         "curvature along the step ≥ 0": second.assign(share=100.0 * (second["curvature"] >= 0)),
         "⟨g, ŷ⟩ > 0": second.assign(share=100.0 * (second["alignment"] > 0)),
         "4.1 holds with the gradient at y": at_y.assign(share=100.0 * at_y["holds"].astype("float64")),
     }
     return [
         Curves(title, "units (%)", series(_over_units(rows, ["share"], "mean"), "share"), scale=_PERCENT)
-        for title, rows in asked.items()
+        for title, rows in shares.items()
     ]
 
 
 def _over_units(table: pd.DataFrame, columns: list[str], how: str = "median") -> pd.DataFrame:
-    grouped = table.groupby(["run", "norm", "lr", "step"], as_index=False, sort=False)[columns]
-    return grouped.agg(how)
+    return table.groupby(["run", "norm", "lr", "step"], as_index=False, sort=False)[columns].agg(how)

@@ -144,12 +144,12 @@ def test_a_line_that_overflows_is_data(small_run):
     point = bns.load_point(small_run("dln", "none"), step=3)
     with np.errstate(over="ignore"):
         rows = bns.landscape(point, [1.0, 1e30])
-        figures = bns.smoothness(point, [1.0, 1e30]).iloc[0]
+        row = bns.smoothness(point, [1.0, 1e30]).iloc[0]
     assert np.isfinite(rows["loss"][1])
     assert not np.isfinite(rows["loss"][2])
-    assert figures["loss_max"] == figures["beta"] == figures["lipschitz"] == np.inf
-    assert np.isfinite(figures["loss_min"])
-    assert figures["critical_alpha"] == 1e30
+    assert row["loss_max"] == row["beta"] == row["lipschitz"] == np.inf
+    assert np.isfinite(row["loss_min"])
+    assert row["critical_alpha"] == 1e30
 
 
 def test_the_papers_step_lengths_are_the_defaults():

@@ -170,18 +170,17 @@ def execute(
 
     def walk(request: Request, source: CheckpointSource) -> Iterator[pd.DataFrame]:
         what, moved = measurement(request.kind), source.with_data(request.data)
-        before: pd.DataFrame | None = None
+        rows: pd.DataFrame | None = None
         problem, arguments = open_problem(moved, device), request.arguments[source.name]
         arguments = arguments | what.context(moved, arguments, problem)
         for point in visit(moved, request.steps[source.name], problem=problem):
             if progress is not None:
                 progress(source.name, point.step, next(done), total)
-            rows = what.rows(point, **arguments)
-            before = rows if before is None else what.since(before, rows)
+            rows = what.after(rows, point, arguments)
             if request.path.parent == source.path and not source.path.is_dir():
                 raise InputError(f"{source.path}: was removed, or moved, while it was measured; choose a table with -o")
-            keep(request, before)
-            yield before
+            keep(request, rows)
+            yield rows
 
     for request in requests:
         reached = {source.name: nearest_checkpoints(source, request.steps[source.name]) for source in request.sources}

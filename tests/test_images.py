@@ -1,4 +1,4 @@
-"""Image data: the three folder layouts, downloads, and what cannot be read."""
+"""Image data sets: three folder layouts, downloads, and files that are refused."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def write_classes(folder):
                 Image.fromarray(array).save(folder / split / name / f"{i}.png")
 
 
-def test_parquet_folder(tmp_path):
+def test_a_folder_of_parquet_files_is_read(tmp_path):
     write_parquet(tmp_path / "d")
     data = images.load(str(tmp_path / "d"))
     assert np.array_equal(data.train.numpy(), pictures(6).transpose(0, 3, 1, 2))
@@ -90,7 +90,7 @@ def test_parquet_folder(tmp_path):
     assert data.std.numpy() == pytest.approx(pixels.std((0, 1, 2)), rel=1e-6)
 
 
-def test_parquet_columns_by_other_names(tmp_path):
+def test_parquet_columns_may_have_other_names(tmp_path):
     write_parquet(tmp_path / "d", column="image", label="fine_label")
     assert images.load(str(tmp_path / "d")).num_classes == 2
 
@@ -107,7 +107,7 @@ def test_a_cifar_folder_is_read_by_itself_or_as_its_usual_subfolder(tmp_path, mo
     assert data.test_labels.tolist() == [0, 1, 0, 1]
 
 
-def test_class_folders(tmp_path):
+def test_folders_of_classes_are_read(tmp_path):
     write_classes(tmp_path / "d")
     data = images.load(str(tmp_path / "d"))
     assert data.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -170,7 +170,7 @@ def test_unreadable_images_and_tables_are_named(tmp_path):
         images.load(str(tmp_path / "b"))
 
 
-def test_what_is_no_data_set_is_refused_with_the_ways_out(tmp_path):
+def test_what_is_no_data_set_is_refused_with_a_hint(tmp_path):
     with pytest.raises(InputError, match="did you mean 'cifar10'"):
         images.load("cifra10")
     with pytest.raises(InputError, match="no such folder"):
@@ -179,7 +179,7 @@ def test_what_is_no_data_set_is_refused_with_the_ways_out(tmp_path):
         images.load(str(tmp_path))
 
 
-def test_a_failed_download_names_both_ways_out(monkeypatch):
+def test_a_failed_download_says_how_to_fix_it(monkeypatch):
     def offline(*_, **__):
         raise urllib.error.URLError("no route to host")
 
@@ -204,7 +204,7 @@ def test_downloaded_sets_become_32_pixel_planes(monkeypatch, name, kind):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_downloaded_cifar_is_read_as_a_folder_of_it_is(monkeypatch, name):
+def test_a_downloaded_cifar_is_read(monkeypatch, name):
     hundred = name == "cifar100"
 
     def download(url, root, *, filename, md5):

@@ -1,6 +1,6 @@
 """The built-in images: ten shapes on noisy backgrounds, drawn by numpy, the same bytes on every machine.
 
-What is drawn, and how often, stands in the docstring of `shapes`.
+`shapes` documents what is drawn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 SIZE: Final = 32  # pixels a side
 TRAIN: Final = 10_000
 TEST: Final = 2_000
-_CHUNK: Final = 1_000  # images drawn at once: bounds the memory; another value orders the draws otherwise
+_CHUNK: Final = 1_000  # images drawn at once, which bounds the memory; another value draws other images
 _CHECK: Final = 4  # pixels a side of the background's checks
 
 Floats = NDArray[np.float64]
@@ -28,8 +28,8 @@ def _box(u: Floats, v: Floats, width: float, height: float) -> Floats:
     return np.maximum(np.abs(u) - width, np.abs(v) - height)
 
 
-#: Class -> a function that is negative inside the shape and grows about like the distance from its edge.
-#: A shape fills about the unit disc; u points right, v down. Each mirrors onto itself: a flip keeps its class.
+#: Class -> a function that is negative inside the shape and grows roughly as the distance from its edge. A shape fills
+#: about the unit disc; u points right and v down. Each shape is its own mirror image, so a flip keeps its class.
 _SHAPES: Final[dict[str, Callable[[Floats, Floats], Floats]]] = {
     "disc": lambda u, v: _radius(u, v) - 0.9,
     "ring": lambda u, v: np.abs(_radius(u, v) - 0.75) - 0.2,
@@ -48,8 +48,8 @@ CLASSES: Final[tuple[str, ...]] = tuple(_SHAPES)
 def shapes() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
     """Training images (10000, 3, 32, 32) and labels (10000,), then 2,000 test images and labels.
 
-    An image is one shape of its class over a background; the classes are equally frequent, in a random order.
-    With every U drawn anew and uniform:
+    An image shows one shape of its class over a background. The classes are equally frequent and in random order.
+    Every U below is a new uniform draw:
 
     - Shape: its centre U[-4, 4]^2 pixels from the middle, its radius U[7, 13] pixels, tilted by
       2 atan(U[-0.4, 0.4]), at most 44 degrees, in one colour U[0.4, 1]^3, its edge blended over about one pixel.
@@ -59,10 +59,10 @@ def shapes() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], N
       normal, which has the direction 2 atan(U[-1, 1]); then noise U[-0.15, 0.15] + U[-0.15, 0.15] on each
       channel of each pixel, each U of 256 levels. The result is cut to [0, 1] and rounded to bytes.
 
-    The ranges of the two colours overlap, so that a few shapes can hardly be seen.
+    The ranges of the two colours overlap, so a few shapes are hardly visible.
 
-    All randomness is raw PCG64 output, and all arithmetic is sums, products, quotients, square roots, comparisons
-    and rounding of doubles, element by element: exact by IEEE 754, so every system and numpy draws the same bytes.
+    All randomness is raw PCG64 output. All arithmetic is on doubles, element by element, in operations that IEEE 754
+    defines exactly: every system and every version of numpy draws the same bytes.
 
     >>> images, labels, _, _ = shapes()
     >>> images.shape, [CLASSES[label] for label in labels[:3]]
@@ -72,7 +72,7 @@ def shapes() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], N
 
 
 def _split(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    # numpy promises that a bit generator's raw stream stays as it is, but not what Generator makes of it.
+    # numpy guarantees the raw stream of a bit generator, but not the numbers that Generator makes from it.
     source = np.random.PCG64(seed)
     labels = np.argsort(source.random_raw(count), kind="stable").astype(np.int64) % len(CLASSES)
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
@@ -89,7 +89,7 @@ def _uniform(source: np.random.PCG64, low: float, high: float, *shape: int) -> F
 
 
 def _direction(t: Floats) -> tuple[Floats, Floats]:
-    """Cosine and sine of 2 atan(t) by exact operations; cos and sin themselves differ between systems."""
+    """Cosine and sine of 2 atan(t) in exact operations, as cos and sin differ between systems."""
     square = t * t
     return (1 - square) / (1 + square), 2 * t / (1 + square)
 
@@ -106,8 +106,8 @@ def _draw(labels: NDArray[np.int64], source: np.random.PCG64) -> Floats:
     u, v = cosine * u + sine * v, cosine * v - sine * u
     distance = np.empty_like(u)
     for label, shape in enumerate(_SHAPES.values()):
-        mine = labels == label
-        distance[mine] = shape(u[mine], v[mine])
+        members = labels == label
+        distance[members] = shape(u[members], v[members])
 
     cosine, sine = _direction(_uniform(source, -1, 1, *each))
     gradient = (cosine * x + sine * y) * _uniform(source, -0.25 / 16, 0.25 / 16, *each)
@@ -120,12 +120,12 @@ def _draw(labels: NDArray[np.int64], source: np.random.PCG64) -> Floats:
     stripe = np.abs(cosine * x + sine * y - _uniform(source, -12, 12, *each)) - 1
     image = _paint(image, _uniform(source, 0, 1, *colour), stripe)
 
-    # A draw gives eight bytes of noise, the lowest first whatever the machine's own order.
+    # Each draw gives eight bytes of noise, the lowest first on every machine.
     noise = source.random_raw(image.size // 4).astype("<u8").view(np.uint8).reshape(2, *image.shape)
     image += (noise[0].astype(np.float64) - noise[1]) * (0.3 / 255)
     return np.floor(np.clip(image, 0, 1) * 255 + 0.5)
 
 
 def _paint(image: Floats, colour: Floats, distance: Floats) -> Floats:
-    """The image with the colour wherever the distance, in pixels, is negative; half of each at zero."""
+    """Blend the colour into the image where the distance, in pixels, is negative; half of each at zero."""
     return image + (colour - image) * np.clip(0.5 - distance, 0, 1)[:, None]

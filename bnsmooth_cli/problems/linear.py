@@ -15,10 +15,10 @@ from bnsmooth_cli.randomness import generator
 
 
 class DeepLinear(Problem):
-    r"""$\min \sum_x \|W_k \cdots W_1 x - A x\|^2$ over `samples` draws x ~ N(0, I), A with i.i.d. N(0, 1) entries.
+    r"""The deep linear network (Santurkar et al. 2018, appendix A): minimise $\sum_x \|W_k \cdots W_1 x - A x\|^2$.
 
-    The loss is summed over the samples and the units, which is our choice: the paper does not
-    state the loss's scale. A norm, where the run has one, follows every layer, the last one included.
+    The sum is over `samples` draws x ~ N(0, I); A has i.i.d. N(0, 1) entries. Summing over samples and units is our
+    choice, as the paper does not state the scale of the loss. The norm follows every layer, the last one included.
     """
 
     settings: LinearSettings

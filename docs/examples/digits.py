@@ -1,4 +1,4 @@
-"""torchvision's ResNet-18 and a small transformer on digits drawn at random: bnsmooth train --problem digits:resnet"""
+"""torchvision's ResNet-18 and a small transformer on drawn images: bnsmooth train --problem digits:resnet"""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
-    """Bars whose place is the class, and noise."""
+    """Noise with a bright bar, whose position is the class."""
     x, y = torch.randn(count, 3, 32, 32), torch.randint(10, (count,))
     for image, label in zip(x, y, strict=True):
         image[:, :, 3 * label : 3 * label + 3] += 1
@@ -21,13 +21,13 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 
 
 def resnet(norm: Norm) -> bns.Workload:
-    """With the run's norm in place of its BatchNorm."""
+    """ResNet-18 with the run's norm in place of its BatchNorm."""
     model = resnet18(num_classes=10, norm_layer=norm)
     return bns.Workload(model, F.cross_entropy, images(1000), images(200))
 
 
 class Patches(nn.Module):
-    """Patches of 8 x 8 as tokens, two blocks of attention, and the mean of the tokens."""
+    """A vision transformer: patches of 8 x 8 as tokens, two blocks, and the mean over the tokens."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -43,5 +43,5 @@ class Patches(nn.Module):
 
 
 def transformer(norm: Norm) -> bns.Workload:
-    """With the LayerNorm that it has."""
+    """The transformer with its own LayerNorm, so it is trained with --norm none."""
     return bns.Workload(Patches(), F.cross_entropy, images(1000), images(200))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class DyT(nn.Module):
-    """gamma tanh(alpha y) + beta for every unit, alpha one learned number: a norm without statistics."""
+    """gamma tanh(alpha y) + beta for every unit, with one learned alpha: a norm without statistics."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

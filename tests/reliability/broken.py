@@ -1,4 +1,4 @@
-"""Broken files: every kind of file that a command reads, damaged in every way."""
+"""Trials of broken files: each kind of file that a command reads, damaged in many ways."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from attempts import DLN, KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
+from attempts import DLN, KINDS, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
 from PIL import Image
 
 from bnsmooth_cli.data.shapes import shapes
@@ -24,17 +24,24 @@ from bnsmooth_cli.data.shapes import shapes
 
 @dataclass(frozen=True)
 class Broken:
-    """A kind of file that is broken in every way, and the commands that read it, one of them a try."""
+    """A trial: each try breaks one of the files in one way and runs one of the commands.
 
-    #: The files that are broken, relative to the folder; one a try.
+    Attributes:
+        files: The files that are broken, relative to the folder.
+        commands: The commands that read them; FILE stands for the broken file.
+        ways: The ways to break them, besides `mutations.BYTES`.
+        before: Commands that prepare the folder.
+        named: What the message has to name; NAME stands for the broken file's name.
+        make: Prepares the folder, before the commands.
+        summed: Whether the files have checksums, so that no damage to their bytes may pass.
+    """
+
     files: tuple[str, ...]
     commands: tuple[str, ...]
     ways: tuple[mutations.Mutation, ...]
     before: tuple[str, ...] = ()
-    #: What the message has to name: NAME stands for the broken file's.
     named: str = "NAME"
     make: Callable[[Path], None] = lambda folder: None
-    #: Whether these files have checksums, so that no damage to their bytes can pass.
     summed: bool = False
 
     def prepare(self, folder: Path) -> Attempt:
@@ -50,7 +57,7 @@ class Broken:
             chance = random.Random(number)
             file, line, way = chance.choice(self.files), chance.choice(self.commands), chance.choice(ways)
             peak, expected = usual(file, line)
-            here = folder / "here"  # always there: some files hold the names of folders
+            here = folder / "here"  # the same folder for each try: some files contain its name
             shutil.copytree(base, here)
             data = (here / file).read_bytes()
             broken = way(data, chance)
@@ -65,7 +72,7 @@ class Broken:
                 same = all(found.get(name) == data for name, data in expected.items() if name != file)
                 came_to = "same result" if same else "other result"
                 if not same and way in mutations.BYTES and self.summed:
-                    fault = fault or "damage that is taken for a result"
+                    fault = fault or "damage taken for a result"
             if fault:
                 here.rename(folder / f"broken-{number}")
             else:
@@ -75,7 +82,7 @@ class Broken:
         return attempt
 
     def _usual(self, folder: Path, base: Path, file: str, line: str) -> tuple[int, dict[str, bytes]]:
-        """The memory that the command takes on the valid file, and what it leaves."""
+        """The memory that the command takes with the valid file, and the files that it leaves."""
         shutil.copytree(base, folder / "here")
         peak = done(line.replace("FILE", file), folder / "here").peak
         found = contents(folder / "here")
@@ -113,7 +120,7 @@ def image_parquet(folder: Path) -> None:
 
 
 def state_dict(folder: Path) -> None:
-    """Weights as somebody else's training leaves them."""
+    """A state dict as other programs save it."""
     done(TRAINED, folder)
     torch.save(torch.load(folder / "run/checkpoints/000020.pt", weights_only=True)["model"], folder / "model.pt")
 
@@ -132,8 +139,7 @@ threads = 1
 at = "0,1"
 momentum = 0.5
 """
-_MEASURED = (TRAINED, *(f"{kind} run" for kind in KINDS))
-_MORE = ("surface run --points 3", "smoothness run --by-layer --points 2 --at 20")
+_MEASURED = (TRAINED, *(f"{line} run" for line in MEASURE.values()))
 _LEARN = f"train {VGG} --norm batch --steps 1 --eval-every 1 --data data -o new"
 BROKEN: dict[str, Broken] = {
     "checkpoint": Broken(
@@ -143,7 +149,7 @@ BROKEN: dict[str, Broken] = {
         ways=(mutations.twist_checkpoint, mutations.twist_checkpoint, mutations.bomb_checkpoint),
         summed=True,
     ),
-    "state dict": Broken(  # what a table says of one has its checksum in it: other bytes make another table
+    "state dict": Broken(  # a table records its checksum, so other bytes make another table
         make=state_dict,
         files=("model.pt",),
         commands=tuple(
@@ -164,14 +170,11 @@ BROKEN: dict[str, Broken] = {
         files=("run/config.json",),
         commands=("ics run -o t.parquet", "compare run other -o t.parquet", TRAINED),
         ways=(mutations.twist_json,),
-        named="run",  # it is of another configuration
+        named="run",  # the message is about the run of another configuration
     ),
     "table": Broken(
-        before=(*_MEASURED, *_MORE, "compare run"),
-        files=(
-            *(f"run/{kind}.parquet" for kind in ("train", *KINDS, "surface", "smoothness-by-layer")),
-            "compare.parquet",
-        ),
+        before=(*_MEASURED, "compare run"),
+        files=(*(f"run/{kind}.parquet" for kind in ("train", *MEASURE)), "compare.parquet"),
         commands=("plot FILE -o figure.png", "show FILE"),
         ways=(mutations.twist_table,),
         summed=True,
@@ -180,12 +183,12 @@ BROKEN: dict[str, Broken] = {
         before=(TRAINED, "ics run"),
         files=("run/train.parquet", "run/ics.parquet"),
         commands=("show FILE --csv t.csv",),
-        ways=(),  # a table of millions of rows takes its time
+        ways=(),  # twist_table makes millions of rows, which take longer than a try may
         summed=True,
     ),
     "table that is compared": Broken(
         before=(*_MEASURED, OTHER),
-        files=tuple(f"run/{kind}.parquet" for kind in ("train", "smoothness", "ics", "activations", "theory")),
+        files=tuple(f"run/{kind}.parquet" for kind in ("train", *KINDS)),
         commands=("compare run other -o t.parquet",),
         ways=(mutations.twist_table,),
         summed=True,
@@ -217,7 +220,7 @@ BROKEN: dict[str, Broken] = {
         files=("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
         commands=(_LEARN,),
         ways=(mutations.twist_table,),
-        named="data",  # its labels are of the whole set
+        named="data",  # labels are checked over the whole set
     ),
     "PNG": Broken(
         make=class_folders("png"),

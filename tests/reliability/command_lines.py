@@ -1,4 +1,4 @@
-"""Command lines at random, of every command, option and kind of value, most of them nearly right."""
+"""Trials of random command lines: any command, option and value, most of them nearly right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import typer
-from attempts import Attempt, Try, done, judge
+from attempts import MEASURE, Attempt, Try, done, judge
 from forked import command
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from bnsmooth_cli.cli import app
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 _STEPS = "0", "0,2", "2"
-#: Values that an option takes, and values that look like some.
+#: Option -> values that it takes, and values that look similar.
 VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--problem": (("dln", "dln", "vgg", "mine:build"), ("dnl", "mine:Norm", "mine:absent", "__main__:x", "sys:exit")),
     "--norm": (
@@ -67,12 +67,10 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--format": (("md", "html"), ("pdf",)),
     "--output": (("new", "new.parquet", "f.png", "a/b/c.svg", "r.md"), (".", "run", "run/config.json", "", "study")),
 }  # fmt: skip
-#: Values of no kind.
+#: Values that no option takes.
 STRANGE = ["", " ", "-", "--", "0", "-1", "1e400", "nan", "9" * 30, "x", "é", "[bold]", "a,b", "/", "..", "\n", "'"]
-_KINDS = ("ics", "smoothness", "landscape", "activations", "theory", "surface --points 3", "smoothness --by-layer")
-_TABLES = [f"other/{line.split()[0]}.parquet" for line in ("train", *_KINDS[:-1])]
-_TABLES.append("other/smoothness-by-layer.parquet")
-#: A norm and a problem of the user's own.
+_TABLES = [f"other/{kind}.parquet" for kind in ("train", *MEASURE)]
+#: A custom norm and a custom problem.
 MINE = """
 from torch import nn, randn
 class Norm(nn.Identity):
@@ -81,7 +79,7 @@ def build(norm):
     model = nn.Sequential(nn.Linear(3, 2), norm(2), nn.Linear(2, 1))
     return model, nn.functional.mse_loss, (randn(9, 3), randn(9, 1))
 """
-#: What a command reads, most of the time.
+#: Command -> what it usually reads.
 SOURCES = {
     "compare": ["run", "other", "study"],
     "plot": [*_TABLES, "compare.parquet"],
@@ -89,7 +87,7 @@ SOURCES = {
     "show": [*_TABLES, "compare.parquet", "study/compare.claims.parquet"],
 }
 PATHS = ["run", "run/config.json", "run/checkpoints/000002.pt", "absent", "study", "study.toml", "images", *_TABLES]
-#: Given always, so that no line is a long one.
+#: Options that every line of a command with them has, so that no line takes long.
 ALWAYS = {"--problem": "dln", "--steps": "2", "--samples": "9", "--width": "0.02", "--dimension": "3"}
 SMALL = "--problem dln --depth 3 --dimension 3 --samples 9 --steps 2 --save-every 1"
 
@@ -126,7 +124,7 @@ def lines(draw: st.DrawFn) -> list[str]:
 
 
 def prepare(folder: Path) -> Attempt:
-    """Twenty command lines a try; the fault is the shortest that failed."""
+    """A trial: twenty command lines a try. A fault is the shortest line that failed."""
     base = folder / "base"
     base.mkdir(parents=True)
     for norm, name in (("batch", "run"), ("none", "other")):
@@ -134,7 +132,7 @@ def prepare(folder: Path) -> Attempt:
             f"train --problem dln --depth 3 --dimension 3 --samples 9 --norm {norm} --steps 2 --save-every 1 -o {name}",
             base,
         )
-    for line in _KINDS:
+    for line in MEASURE.values():
         done(f"{line} run other", base)
     torch.save(torch.load(base / "run/checkpoints/000002.pt", weights_only=True)["model"], base / "model.pt")
     (base / "mine.py").write_text(MINE)

@@ -1,4 +1,4 @@
-"""Commands in processes of their own without paying for imports each time: forked from this one, killed, measured."""
+"""Commands in forked processes, which can be killed and measured and need not import everything again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 from bnsmooth_cli import cli
 
-# What commands import is imported here, once, before any fork.
+# What commands import is imported once, before any fork.
 for _name in ("figures", "measures.measuring", "report", "studies.run", "studies.outcome", "data.images"):
     importlib.import_module(f"bnsmooth_cli.{_name}")
 importlib.import_module("matplotlib.backends.backend_agg")
@@ -29,13 +29,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status (of a signal its negative), what it said, and what it took."""
+    """How a command ended: its exit status (negative for a signal), output, duration and memory."""
 
     code: int
     out: str
     err: str
     seconds: float
-    #: Resident memory at its most, in bytes, what this process already held included.
+    #: The largest resident memory in bytes, with what this process already had.
     peak: int
 
     @property
@@ -44,9 +44,9 @@ class Ended:
 
 
 def command(words: Sequence[str], folder: Path, *, seconds: float = 60.0, kill_after: float | None = None) -> Ended:
-    """Run `bnsmooth WORDS` in a folder; a command that takes longer than `seconds` is ended and has `timed_out`.
+    """Run `bnsmooth WORDS` in a folder. A command that takes longer than `seconds` is stopped and has `timed_out`.
 
-    `kill_after` sends SIGKILL after so many seconds. The address space may grow by 4 GiB, no more.
+    `kill_after` sends SIGKILL after so many seconds. The address space may grow by at most 4 GiB.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         begun = time.monotonic()
@@ -69,13 +69,13 @@ def command(words: Sequence[str], folder: Path, *, seconds: float = 60.0, kill_a
 
 
 def _become(words: Sequence[str], folder: Path, out: IO[str], err: IO[str]) -> None:
-    """In the forked process: be the command, and end."""
+    """Run the command in the forked process and exit."""
     code = 70
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        # Streams of their own: a test runner has put others in their place.
+        # New streams, because the test runner has replaced them.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", errors="backslashreplace")
         os.chdir(folder)
         os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")

@@ -1,4 +1,4 @@
-"""Kills: a command that is killed at random moments, and what it leaves."""
+"""Trials of kills: a command is killed at random moments; its files have to be complete, and the command to finish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from attempts import DLN, KINDS, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, run
+from attempts import DLN, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, run
 from PIL import Image
 
 from bnsmooth_cli.storage import tables
@@ -17,7 +17,7 @@ from bnsmooth_cli.storage import tables
 
 @dataclass(frozen=True)
 class Kill:
-    """A command that is killed at random moments of its life, once to three times, and then finishes."""
+    """A trial: each try kills the command one to three times at random moments, and then lets it finish."""
 
     line: str
     before: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Kill:
 
 
 def unreadable(folder: Path) -> str:
-    """The first file that is not whole, temporary ones aside; with what is wrong."""
+    """The first file that is not complete, with its error; temporary files do not count."""
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or ".tmp." in path.name:
             continue
@@ -70,7 +70,7 @@ def unreadable(folder: Path) -> str:
                 Image.open(path).load()
             elif path.suffix in (".html", ".md", ".csv"):
                 assert path.read_text().endswith(("</html>\n", "\n")), "cut short"
-        except Exception as error:  # of whatever kind: the file is not whole
+        except Exception as error:  # whatever it is, the file is not complete
             return f"{path.relative_to(folder)}: {type(error).__name__}: {error}"
     return ""
 
@@ -79,8 +79,7 @@ _TRAIN = f"train {DLN} --norm l1 --steps 60 --save-every 3 -o run"
 KILLS: dict[str, Kill] = {
     "train": Kill(_TRAIN),
     "train, VGG": Kill(f"train {VGG} --norm batch --steps 6 --eval-every 1 -o run"),
-    **{kind: Kill(f"{kind} run", (TRAINED,)) for kind in (*KINDS, "surface")},
-    "smoothness by layer": Kill("smoothness run --by-layer", (TRAINED,)),
+    **{kind: Kill(f"{line} run", (TRAINED,)) for kind, line in MEASURE.items()},
     "show": Kill("show run/theory.parquet --csv theory.csv --force", (TRAINED, "theory run")),
     "compare": Kill("compare run other", (TRAINED, OTHER, "smoothness run other")),
     "compare, a grid": Kill(STUDY),

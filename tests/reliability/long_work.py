@@ -1,4 +1,4 @@
-"""Long work takes no more memory than short: 5,000 steps, 200 measured points, each in an interpreter of its own."""
+"""Trials of long work: memory must not grow over 5,000 steps or 200 measured points. Each has its own interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from attempts import KINDS, Attempt, Try
 
 MIB = 2**20
-#: What the second half of the work may take more than the first: allocators that settle.
+#: How much more memory the second half of the work may take than the first, for allocators that settle.
 GROWTH = 8 * MIB
 STEPS, POINTS = 5000, 200
 SETTINGS = {
@@ -24,7 +24,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Long:
-    """A training of STEPS steps, or a measurement at POINTS points."""
+    """A trial: a training of STEPS steps, or a measurement at POINTS points."""
 
     problem: str
     kind: str
@@ -56,7 +56,7 @@ LONG = {
 
 
 def main(problem: str, kind: str, seed: str) -> None:
-    """Do the work; print the resident memory, in bytes, at a tenth of it and at every look after that."""
+    """Do the work; print the resident memory in bytes at each look, from a tenth of the work on."""
     import torch
 
     import bnsmooth_cli as bns

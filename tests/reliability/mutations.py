@@ -1,4 +1,4 @@
-"""Seeded ways to break a file: its bytes whatever it is, and what it says by its kind."""
+"""Seeded ways to break a file: its bytes, whatever they are, and its content, for each kind of file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-#: The bytes of a valid file and a source of chance, to the bytes of a broken one.
+#: The bytes of a valid file and a random generator to the bytes of a broken file.
 Mutation = Callable[[bytes, random.Random], bytes]
 
 
@@ -52,7 +52,7 @@ def insert(data: bytes, chance: random.Random) -> bytes:
 
 
 def _other(data: bytes, chance: random.Random) -> bytes:
-    """A file of another kind altogether."""
+    """Another kind of file."""
     tensors, table = io.BytesIO(), io.BytesIO()
     torch.save({"weights": torch.zeros(3)}, tensors)
     pq.write_table(pa.table({"a": [1, 2]}), table)
@@ -68,7 +68,7 @@ def _other(data: bytes, chance: random.Random) -> bytes:
 
 BYTES: tuple[Mutation, ...] = (flip_bits, truncate, swap_pieces, overwrite, insert, _other)
 
-#: Values that no file of ours holds, or not there.
+#: Values that do not belong in a file, or not in that place.
 STRANGE: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2, 3.5, 2**31, 2**63, 2**70, 10**18, 10**400, 1e-300, 1e308, float("nan"), float("inf"),
     -float("inf"), "",
@@ -79,7 +79,7 @@ STRANGE: tuple[Any, ...] = (
 
 
 def _twist(content: Any, chance: random.Random, strange: tuple[Any, ...] = STRANGE) -> Any:
-    """A copy of nested dicts and lists with one place of it changed, removed, added, or multiplied."""
+    """A copy of nested dicts and lists with one value changed, removed, added or multiplied."""
     content = copy.deepcopy(content)
     place, key = content, None
     while True:
@@ -129,7 +129,7 @@ def twist_checkpoint(data: bytes, chance: random.Random) -> bytes:
 
 
 def bomb_checkpoint(data: bytes, chance: random.Random) -> bytes:
-    """A checkpoint whose archive is compressed, and declares or holds far more than its size."""
+    """A checkpoint whose archive is compressed and unpacks to far more than its size."""
     import zipfile
 
     stream = io.BytesIO()
@@ -143,7 +143,7 @@ def bomb_checkpoint(data: bytes, chance: random.Random) -> bytes:
 
 
 def twist_table(data: bytes, chance: random.Random) -> bytes:
-    """A Parquet table whose metadata, columns, types, values or number of rows are others."""
+    """A Parquet table with other metadata, columns, types, values or rows."""
     table = pq.read_table(io.BytesIO(data))
     way = chance.randrange(8)
     metadata = dict(table.schema.metadata or {})
@@ -195,7 +195,7 @@ def twist_table(data: bytes, chance: random.Random) -> bytes:
 
 
 def twist_png(data: bytes, chance: random.Random) -> bytes:
-    """A PNG with one of its chunks changed, its checksum right."""
+    """A PNG with one chunk changed and right checksums."""
     chunks, at = [], 8
     while at + 8 <= len(data):
         (length,) = struct.unpack(">I", data[at : at + 4])
@@ -220,7 +220,7 @@ def twist_png(data: bytes, chance: random.Random) -> bytes:
 
 
 def twist_jpeg(data: bytes, chance: random.Random) -> bytes:
-    """A JPEG that declares another size, or another number of components."""
+    """A JPEG that declares another size or number of components."""
     at = next(i for i in range(len(data) - 1) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC2))
     size = struct.pack(">HH", *(chance.choice((0, 1, 32, 7000, 65_535)) for _ in range(2)))
     found = bytearray(data)
@@ -258,7 +258,7 @@ def twist_toml(data: bytes, chance: random.Random) -> bytes:
 
 
 def payloads(proof: Path) -> list[bytes]:
-    """Pickles that would make the file `proof`, were anything of them executed: by globals, by reductions, by state."""
+    """Pickles that would create the file `proof` if they were executed: by globals, by reductions, by state."""
 
     def calling(function: str, argument: str, protocol: bytes = b"\x80\x02") -> bytes:
         module, name = function.rsplit(".", 1)

@@ -1,4 +1,4 @@
-"""What names code and lies beside it: no command imports it but the one that its user gives the name to."""
+"""Files that name code next to them: a command imports it only if its user gives the name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 import torch
-from attempts import KINDS
+from attempts import MEASURE
 
 from bnsmooth_cli import user_code as code
 from bnsmooth_cli.storage import tables
@@ -22,7 +22,7 @@ def build(norm):
     model = nn.Sequential(nn.Linear(3, 2), norm(2), nn.Linear(2, 1))
     return model, nn.functional.mse_loss, (randn(9, 3), randn(9, 1))
 """
-#: The same by somebody who wants to know when it is imported, or made a network of.
+#: The same, with a trace of its import.
 EVIL = f"import pathlib\npathlib.Path(__file__).with_name('executed').touch()\n{HARMLESS}"
 SETTINGS = {
     "norm": f"--problem dln --depth 3 --dimension 3 --samples 9 --norm evil:Norm {RUN}",
@@ -32,12 +32,12 @@ STUDY = {
     "norm": "norms = ['none', 'evil:Norm']\nproblem = 'dln'\ndepth = 3\ndimension = 3\nsamples = 9\n",
     "problem": "norms = ['none']\nproblem = 'evil:build'\nbatch_size = 9\n",
 }
-TABLES = (*KINDS, "surface --points 3", "smoothness --by-layer")
+TABLES = tuple(MEASURE.values())
 
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
-    """As a new process has it: nothing named, nothing imported; call it for another one."""
+    """Start without named or imported code, as a new process does. The fixture's value does it again."""
 
     def anew():
         monkeypatch.setattr(code, "_allowed", {})
@@ -50,7 +50,7 @@ def forget(monkeypatch):
 
 
 def in_a_line(ended: tuple[int, str, str], line: str) -> int:
-    """The exit status of a command that gave a result, or said in a line why it did not."""
+    """The exit status of a command that succeeded or was refused in one line."""
     status, out, err = ended
     assert status in (0, 2), (line[:99], err[:300])
     assert (err.count("\n"), "--debug" in err) == (1 if status else 0, False), (line[:99], err[:300])
@@ -58,6 +58,7 @@ def in_a_line(ended: tuple[int, str, str], line: str) -> int:
     return status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SETTINGS)
 def test_no_command_runs_the_code_that_a_file_names(cli, forget, tmp_path, field):
     named = {"norm": "--norm evil:Norm", "problem": "--problem evil:build"}[field]
@@ -81,7 +82,7 @@ def test_no_command_runs_the_code_that_a_file_names(cli, forget, tmp_path, field
         in_a_line(cli(line), line)
         assert not (tmp_path / "executed").exists(), line
     assert cli(f"ics run {named} -o named.parquet")[0] == 0
-    assert (tmp_path / "executed").exists()  # it would have been seen
+    assert (tmp_path / "executed").exists()  # the trace works
 
 
 LONG = "n" * 10**5

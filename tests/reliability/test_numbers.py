@@ -1,4 +1,4 @@
-"""Numbers at the edge: whatever a run meets is recorded, and every later command and figure takes it."""
+"""Extreme numbers: a run records what it meets, and every later command and figure accepts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VGG = "--problem vgg --width 0.05 --batch-size 8 --steps 2 --save-every 1 --eval
 
 
 def everything(folder: Path, line: str) -> dict[str, pd.DataFrame]:
-    """Train as said, measure, compare, draw; the run's tables by kind."""
+    """Train, measure, compare and plot; return the run's tables by kind."""
     lines = [f"train {line} -o run"]
     lines += [f"{kind} run" for kind in KINDS]
     lines += [f"plot run/{kind}.parquet -o {kind}.png" for kind in ("train", *KINDS)]
@@ -42,6 +42,7 @@ def noise(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "value"),
     [
@@ -70,6 +71,7 @@ def test_weights_that_are_no_numbers(tmp_path, norm, value):
         assert (ended.code, ended.err) == (0, ""), kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "norm"),
     [
@@ -92,6 +94,7 @@ def test_an_lr_beyond_all_numbers_is_refused(tmp_path):
     assert (ended.code, ended.err) == (2, "bnsmooth: --lr 1e+308: give a number above 0, at most 1e+30\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch", "linf", "lp:3", "noisy-batch"])
 def test_a_linear_network_of_dimension_one(tmp_path, norm):
     found = everything(tmp_path, f"{DLN.replace('dimension 4', 'dimension 1')} --norm {norm}")
@@ -99,13 +102,14 @@ def test_a_linear_network_of_dimension_one(tmp_path, norm):
     assert np.isfinite(found["smoothness"]["beta"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "norm"), [(DLN, "none"), (DLN, "noisy-none"), (VGG, "noisy-none")])
 def test_batches_of_one_sample(tmp_path, norm, line):
     line = with_images(tmp_path, noise(20), [0, 1] * 10) if line == VGG else line
     line = f"{line.replace('--batch-size 8', '')} --norm {norm} --batch-size 1"
     found = everything(tmp_path, line)
     assert np.isfinite(found["train"]["loss"]).all()
-    if "dln" in line:  # one value of a unit has no variance, and a theorem that divides by it no sides
+    if "dln" in line:  # one value has no variance, and theorems that divide by it are undefined
         divided = found["theory"][found["theory"]["statement"] != "4.5"]
         assert divided["holds"].isna().all()
         assert divided["lhs"].isna().all()
@@ -116,6 +120,7 @@ def test_a_norm_takes_no_batch_of_one_sample(tmp_path):
     assert (ended.code, "statistics over a batch of at least 2" in ended.err) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "norm"),
     [("constant", "batch"), ("constant", "linf"), ("black", "none"), ("one class", "batch")],

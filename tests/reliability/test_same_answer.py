@@ -1,4 +1,4 @@
-"""The same answer: from any process, any number of threads, and from what an earlier version wrote."""
+"""The same answer from any process and any number of threads, and from files of earlier versions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from helpers import SCHEMAS
 
 from bnsmooth_cli.storage import tables
 
-#: Files of every kind in their present formats, made by MADE_BY at version 0.1.0. They stay as they are: a new format
-#: gets samples of its own beside them.
+#: Files of every kind in format 1, made by MADE_BY at version 0.1.0. They never change: a new format gets samples of
+#: its own.
 SAMPLES = Path(__file__).parent / "samples/format-1"
 SMALL = "--problem dln --depth 2 --dimension 3 --samples 9 --lr 1e-4 --momentum 0.9 --save-every 2"
 MADE_BY = (
@@ -32,9 +32,9 @@ MADE_BY = (
     "smoothness vgg/checkpoints/000002.pt --by-layer --points 2 --layers conv1,fc3 -o vgg/smoothness-by-layer.parquet",
     "surface vgg/checkpoints/000002.pt --points 3 -o vgg/surface.parquet",
 )
-#: One checkpoint is measured by any number of threads to this, of a column's largest number; in float32.
+#: How much the number of threads changes a measurement at most, relative to the column's largest number (float32).
 THREADS = 1e-3
-#: The same of figures from another machine, whose processor adds up in another order.
+#: The same for another machine, whose processor adds in another order.
 MACHINES = 5e-3
 
 
@@ -51,7 +51,8 @@ def close(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None
 IN_ANOTHER = "import attempts, pathlib, sys\nfor line in sys.argv[1:]: attempts.done(line, pathlib.Path())"
 
 
-#: Full batches of the linear network are a program's, minibatches of any network its own; here one of each.
+#: One run on the linear network's fast path, and one on autograd.
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [DLN, f"{VGG} --momentum 0.9 --eval-every 2"])
 def test_two_processes_write_the_same_bytes(tmp_path, line):
     lines = [
@@ -78,6 +79,7 @@ def test_two_processes_write_the_same_bytes(tmp_path, line):
     assert [name for name in first | second if first.get(name) != second.get(name)] == []
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_is_in_the_last_digits(tmp_path):
     done(f"train {VGG.replace('0.05', '0.25')} --norm batch --steps 1 --eval-every 1 -o run", tmp_path)
     for kind in ("landscape", "smoothness", "ics", "activations"):
@@ -98,6 +100,7 @@ def test_the_samples_are_of_every_kind():
     assert sorted(path.name for path in SAMPLES.rglob("*.json")) == ["config.json"] * 3 + ["study.json"]
 
 
+@pytest.mark.slow
 def test_samples_are_what_is_written_today(tmp_path):
     for line in MADE_BY:
         done(line, tmp_path)
@@ -112,6 +115,7 @@ def test_samples_are_what_is_written_today(tmp_path):
             assert {**today, "version": ""} == {**sample, "version": ""}, name
 
 
+@pytest.mark.slow
 def test_samples_are_read_plotted_reported_compared_and_gone_on_with(samples):
     kinds = {path.name: path for path in samples.rglob("*.parquet")}  # one of each kind
     for path in kinds.values():

@@ -1,4 +1,4 @@
-"""Storage that fails: full, read-only, taken away, or a folder where a file was. One line, and nothing is lost."""
+"""Storage that fails: full, read-only, removed, or a folder in a file's place. The error is one line; no file is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bnsmooth_cli.storage import tables
 
 TRAIN = f"train {DLN} --norm batch --steps 40 --save-every 10 -o run"
 STUDY = f"compare --norms none,batch {DLN} --steps 20 --save-every 10 -o study"
-#: A command, and those before it.
+#: Name -> a command, and the commands before it.
 COMMANDS = {
     "train": (TRAIN, []),
     "train on": (TRAIN.replace("40", "80"), [TRAIN]),
@@ -36,9 +36,8 @@ COMMANDS = {
     "report, Markdown": ("report study --format md", [STUDY]),
 }
 
-#: In a namespace of its own, for each of many cases: a small file system at `disk`, the commands before; it gets full,
-#: or read-only; the command then; and again, once there is space. Printed: how each ended, and whether any file of
-#: before is another.
+#: For each case, in a namespace of its own: mount a small file system, run the commands before, fill it or make it
+#: read-only, run the command, free the space, run the command again. Prints how each ended and which files changed.
 SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
@@ -78,7 +77,7 @@ print(json.dumps([attempt(Path(sys.argv[2]) / str(i), *case) for i, case in enum
 
 
 def in_namespace(folder: Path, *cases: tuple[str, list[str], str, str]) -> list[list]:
-    """What came of each (line, lines before it, how the disk fails, size): one start of Python for all."""
+    """The outcome of each case (line, lines before it, how the disk fails, size), from one interpreter."""
     words = ["unshare", "-rm", sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(folder), json.dumps(cases)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -92,6 +91,7 @@ def can_mount() -> bool:
     return subprocess.run(line, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_a_disk_that_takes_nothing(tmp_path, how):
@@ -106,6 +106,7 @@ def test_a_disk_that_takes_nothing(tmp_path, how):
         assert (again, why) == (0, ""), name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
 def test_a_disk_that_gets_full_meanwhile(tmp_path):
     line = "train --problem vgg --width 0.05 --batch-size 8 --steps 4 --save-every 1 --eval-every 4 -o run"
@@ -117,6 +118,7 @@ def test_a_disk_that_gets_full_meanwhile(tmp_path):
         assert (again, why) == (0, ""), size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [TRAIN.replace("40", "90000").replace("10", "500"), "landscape run --every 1"])
 def test_a_folder_that_is_removed_meanwhile(tmp_path, line):
     if line.startswith("landscape"):
@@ -132,6 +134,7 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path, line):
     assert not [*tmp_path.glob("run/*")], "half a run"
 
 
+@pytest.mark.slow
 def test_a_study_whose_folder_is_removed_meanwhile(tmp_path):
     process = start(f"compare --norms none,l1 {DLN} --steps 40000 --save-every 500 --jobs 2 -o study", tmp_path)
     wait_for((tmp_path / "study/runs/dln-l1-lr1e-06-seed0/checkpoints/000500.pt").exists)
@@ -144,6 +147,7 @@ def test_a_study_whose_folder_is_removed_meanwhile(tmp_path):
     assert not [*tmp_path.glob("study/*")], err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
 def test_names_that_are_no_unicode(tmp_path):
     done(TRAIN.replace("-o run", "-o r\udcff"), tmp_path)

@@ -144,6 +144,7 @@ def test_names_are_no_markup_and_move_no_cursor(copied):
     done(f"compare --norms none {DLN} --steps 4 -o 'moved [/x]'", copied)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirected", "code"), [(">&-", 0), ("2>&-", 0), ("<&-", 0), (">/dev/full", 2), ("| true", 0)]
 )
@@ -164,6 +165,7 @@ def without_privileges(line: str, folder: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may do everything")
 @pytest.mark.parametrize(
     "line",
@@ -187,6 +189,7 @@ def test_folders_that_may_not_be_entered(copied, line):
     assert "locked" in ended.stderr or "open/checkpoints" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may do everything")
 @pytest.mark.parametrize("mode", [0o555, 0])
 def test_a_cache_that_cannot_be_used_costs_time_alone(tmp_path, monkeypatch, mode):
@@ -220,6 +223,7 @@ def test_a_temporary_file_of_somebody_elses_stays(copied):
     assert (copied / ".plot.backup.tmp.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308, np.inf])
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_of_numbers_that_no_axis_holds(copied, kind, value):

@@ -25,6 +25,7 @@ def trained(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_second_training_of_a_run_is_refused(tmp_path):
     first = start(TRAIN, tmp_path)
     wait_for((tmp_path / "run/checkpoints/000500.pt").exists)
@@ -39,7 +40,7 @@ def test_the_second_training_of_a_run_is_refused(tmp_path):
     third.communicate()
 
 
-#: Measurements that take a second or more, each with the table that it writes.
+#: Kind -> a measurement of it that takes a second or more.
 LONG = {
     "smoothness": "smoothness run --every 1",
     "surface": "surface run --points 151",
@@ -56,6 +57,7 @@ def begun(line: str, kind: str, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smoothness", "surface"])
 def test_the_second_measurement_of_a_table_is_refused(trained, kind):
     first = begun(LONG[kind], kind, trained)
@@ -68,6 +70,7 @@ def test_the_second_measurement_of_a_table_is_refused(trained, kind):
     done(LONG[kind], trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["surface", "smoothness-by-layer"])
 def test_an_interrupted_measurement_leaves_no_half_and_the_same_command_makes_the_whole(trained, kind):
     process = begun(LONG[kind], kind, trained)
@@ -84,6 +87,7 @@ def test_an_interrupted_measurement_leaves_no_half_and_the_same_command_makes_th
     assert (trained / table).read_bytes() == (trained / "alone" / table).read_bytes()
 
 
+@pytest.mark.slow
 def test_of_two_that_write_one_table_elsewhere_it_is_whole(trained):
     line = "surface run --points 21 -o one.parquet"
     two = [start(line, trained) for _ in range(2)]
@@ -93,6 +97,7 @@ def test_of_two_that_write_one_table_elsewhere_it_is_whole(trained):
     assert not [*trained.glob(".*.tmp.*")]
 
 
+@pytest.mark.slow
 def test_of_three_that_train_one_run_at_once_the_files_are_those_of_one(tmp_path):
     line = f"train {DLN} --norm batch --steps 3000 --save-every 500 -o run"
     (tmp_path / "alone").mkdir()

@@ -1,6 +1,6 @@
-"""Try to break bnsmooth, many times: `python tests/reliability/torture.py`, resumable, with a table of what was tried.
+"""Run many tries of all trials: `python tests/reliability/torture.py`. It can be interrupted and continued.
 
-Each try is determined by the trial's name and its number; what it came to is a line of `torture/<trial>.jsonl`.
+The outcome of each try is a line of `torture/<trial>.jsonl`; a table at the end has the sums.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from trials import TRIALS
 
 from bnsmooth_cli.storage.runs import locked
 
-#: Tries of a trial, by what its name begins with.
+#: The number of tries of a trial, by the beginning of its name.
 COUNTS = {"kill": 100, "broken": 1000, "options": 200, "long": 1}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("only", nargs="*", help="the trials to do, by the beginning of their names")
+    parser.add_argument("only", nargs="*", help="the trials to run, by the beginning of their names")
     parser.add_argument("-o", "--output", type=Path, default=Path("torture"), help="where results are kept")
     parser.add_argument("--tries", type=int, help="in place of 100 kills, 1,000 broken files, 200 times 20 lines")
     arguments = parser.parse_args()
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def torture(name: str, tries: int | None, output: Path) -> None:
-    """Do a trial's tries, from the first that its log does not have."""
+    """Run the tries of a trial that its log does not have yet."""
     log = _log(name, output)
     before = len(log.read_text().splitlines()) if log.exists() else 0
     numbers = range(before, tries or COUNTS[name.split(":")[0]])
@@ -72,7 +72,7 @@ def _log(name: str, output: Path) -> Path:
 
 
 def report(names: list[str], output: Path) -> int:
-    """Print what was tried and every fault; 1 if there was one."""
+    """Print a table of the tries and all faults; return 1 if there is a fault, else 0."""
     table = Table("trial", "tries", "refused", "same result", "other result", "slowest", "most memory", "faults")
     faults = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Everything that is tried to break bnsmooth, by name; each try is its trial's and its number's."""
+"""All trials by name. A try depends only on its trial and its number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from broken import BROKEN
 from kills import KILLS
 from long_work import LONG
 
-#: A trial is prepared in a folder of its own.
+#: Name -> the function that prepares the trial in a folder.
 TRIALS: dict[str, Callable[[Path], Attempt]] = {
     **{f"kill: {name}": kill.prepare for name, kill in KILLS.items()},
     **{f"broken: {name}": broken.prepare for name, broken in BROKEN.items()},

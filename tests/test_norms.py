@@ -122,6 +122,15 @@ def test_scale_divides_by_the_deviation_and_subtracts_nothing(shape):
     torch.testing.assert_close(norm(y), y / (running + EPSILON).sqrt())
 
 
+def test_second_derivatives_of_a_norm_whose_input_has_no_gradient():
+    """The first layer's norm in a Hessian that is restricted to the norm's own parameters."""
+    y, norm = torch.randn(20, 3, dtype=torch.float64), lp.LpNorm(3, 1).double()
+    (slope,) = torch.autograd.grad(norm(y).pow(3).sum(), norm.gamma, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), norm.gamma)
+    normalised = (y - y.mean(0)) / y.abs().mean(0)
+    torch.testing.assert_close(second, 6 * normalised.pow(3).sum(0))
+
+
 def test_the_output_and_gradient_of_a_dead_unit_are_finite():
     for name in P:
         y = torch.zeros(8, 5, requires_grad=True)

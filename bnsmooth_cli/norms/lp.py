@@ -75,9 +75,9 @@ class _FusedLpNorm(torch.autograd.Function):
             beta = torch.zeros_like(gamma, requires_grad=True)
             z = as_matrix(y)
             out = (z - z.mean(0)) * (gamma / lp_scale(z, norm.p)) + beta
-            return *torch.autograd.grad(
-                out, (y, gamma, beta), as_matrix(g), create_graph=True, materialize_grads=True
-            ), None
+            needed = [x for x, needs in zip((y, gamma, beta), ctx.needs_input_grad, strict=False) if needs]
+            slopes = iter(torch.autograd.grad(out, needed, as_matrix(g), create_graph=True, materialize_grads=True))
+            return *(next(slopes) if needs else None for needs in ctx.needs_input_grad[:3]), None
         y = _dense(y)
         g = _dense(g, like=y)
         count = y.numel() // y.shape[1]

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from bnsmooth_cli.storage.tables import read_table as read_table
     from bnsmooth_cli.storage.tables import save_table as save_table
     from bnsmooth_cli.studies.comparison import compare as compare
+    from bnsmooth_cli.studies.folder import Study as Study
+    from bnsmooth_cli.studies.progress import StudyProgress as StudyProgress
+    from bnsmooth_cli.studies.run import study as study
     from bnsmooth_cli.training.run import train as train
 
     __version__: str
@@ -45,6 +48,8 @@ _HOMES: Final = {
     "InputError": "errors",
     "Point": "points.point",
     "Run": "storage.runs",
+    "Study": "studies.folder",
+    "StudyProgress": "studies.progress",
     "Workload": "problems.custom",
     "activations": "measures.activations",
     "compare": "studies.comparison",
@@ -58,6 +63,7 @@ _HOMES: Final = {
     "save_table": "storage.tables",
     "smoothness": "measures.smoothness",
     "smoothness_by_layer": "measures.by_layer",
+    "study": "studies.run",
     "surface": "measures.surface",
     "theory": "measures.theory",
     "train": "training.run",

@@ -1,101 +1,104 @@
-"""Train, measure, gather, draw and write, at a scale (again: go on). `page` draws and writes from the tables alone."""
+"""Run the studies of a scale, resuming what exists, and write the page; `page` writes it from the tables alone."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bnsmooth_cli.cli.studying import Board
+from bnsmooth_cli.errors import IncompleteError
+from bnsmooth_cli.studies.run import Execution, plan, run
+from bnsmooth_cli.user_code import allow
 from reproduction import page
 from reproduction.gather import add_time, gather
 from reproduction.scales import SCALES, Plan, plans
 
 
-def reproduce(found: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], data: str | None = None) -> int:
-    """Execute the studies in `work`, one after the other, and leave what they say in `folder`; the exit status.
+def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any]) -> int:
+    """Run the studies in `work` one after the other, and write the tables, figures and page in `folder`.
 
-    A study of which a run has failed (status 1) is told of what it has; anything else ends it.
+    Returns:
+        1 if a run has failed, otherwise 0. The page shows what the other runs give.
     """
     work.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **({"CIFAR10": data} if data else {})}  # for variants.py
-    worst = 0
-    for plan in found:
-        print(f"{plan.name}: {plan.purpose}", flush=True)
-        for words in plan.commands(work / plan.name, facts["jobs"]):
-            begun, before = time.time(), _changed(work / plan.name)
-            status = _run([sys.executable, "-m", "bnsmooth_cli", *words], environment)
-            if _changed(work / plan.name) != before:  # to find everything finished is no part of what it takes
-                add_time(work, plan.name, time.time() - begun)
-            if status not in (0, 1):
-                return status
-            worst = max(worst, status)
-    gather(found, work, folder, facts)
+    execution, status = Execution(jobs=facts["jobs"]), 0
+    for study in studies:
+        print(f"{study.name}: {study.purpose}", flush=True)
+        for grid in study.grids:
+            path = work / study.name
+            allow(grid.settings.get("problem"))  # variants.py is our own
+            begun, before = time.time(), _changed(path)
+            try:
+                with Board() as board:
+                    failed = bool(run(plan(grid, path, execution), execution, progress=board).failed)
+            except IncompleteError as error:
+                print(f"reproduction: {error}", file=sys.stderr)
+                failed = True
+            finally:
+                if _changed(path) != before:  # to find that everything is finished is not part of the study's time
+                    add_time(work, study.name, time.time() - begun)
+            status = max(status, int(failed))
+    gather(studies, work, folder, facts)
     page.draw(folder)
     page.write(folder)
-    return worst
+    return status
 
 
 def _changed(study: Path) -> float:
-    """When a file of a study's runs was last written."""
+    """When a table of a study's runs was last written."""
     return max((path.stat().st_mtime for path in study.glob("runs/*/*.parquet")), default=0.0)
-
-
-def _run(words: list[str], environment: dict[str, str]) -> int:
-    """The exit status of a command that gets Ctrl-C itself, and ends its runs in order before it ends."""
-    with subprocess.Popen(words, env=environment) as process:
-        while True:
-            with suppress(KeyboardInterrupt):
-                return process.wait()
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
-    parser.add_argument("scale", choices=[*SCALES, "page"], help="how much is trained; page: nothing")
+    parser.add_argument("scale", choices=[*SCALES, "page"], help="how much to train; page: nothing")
     parser.add_argument(
-        "--data", type=Path, help="where CIFAR-10 is, for quarter and paper (default: it is downloaded)"
+        "--data", type=Path, help="the folder of CIFAR-10, for quarter and paper (default: download it)"
     )
-    parser.add_argument("--note", default="", help="a word about the data, for the page")
-    parser.add_argument("--steps", type=int, help="the most steps of any run")
+    parser.add_argument("--note", default="", help="a note about the data, for the page")
+    parser.add_argument("--steps", type=int, help="the largest number of steps of any run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--work", type=Path, default=Path("paper"), help="the studies' folder (default: paper)")
+    parser.add_argument("--work", type=Path, default=Path("paper"), help="the folder of the studies (default: paper)")
     parser.add_argument(
-        "-o", "--output", type=Path, help="the page's folder (default: docs/reproduction, of quick its quick)"
+        "-o", "--output", type=Path, help="the folder of the page (default: docs/reproduction; quick: its quick/)"
     )
-    given = parser.parse_args()
-    if given.scale in ("page", "quick") and given.data:
-        parser.error(f"{given.scale} takes no --data; that is for quarter and paper")
-    if given.data and not given.data.exists():
-        parser.error(f"--data {given.data}: no such file or folder")
+    options = parser.parse_args()
+    if options.scale in ("page", "quick") and options.data:
+        parser.error(f"{options.scale} takes no --data; that is for quarter and paper")
+    if options.data and not options.data.exists():
+        parser.error(f"--data {options.data}: no such file or folder")
     for name in ("steps", "jobs"):
-        if (value := getattr(given, name)) is not None and value < 1:
+        if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value}: give a whole number of at least 1")
-    output = given.output or Path("docs/reproduction", *["quick"] * (given.scale == "quick"))
-    if given.scale == "page":
+    output = options.output or Path("docs/reproduction", *["quick"] * (options.scale == "quick"))
+    if options.scale == "page":
         if not (output / "reproduction.json").is_file():
-            parser.error(f"-o {output}: has no reproduction.json to write a page of; make paper leaves one")
+            parser.error(f"-o {output}: has no reproduction.json to write a page from; make paper writes it")
         page.draw(output)
         page.write(output)
         return 0
-    facts = {"scale": given.scale, "data": None if given.scale == "quick" else "CIFAR-10", "note": given.note,
-             "steps": given.steps, "jobs": given.jobs}  # fmt: skip
-    data = str(given.data) if given.data else None
-    # A study's runs have one length, so that another one is another study.
-    work = given.work / (f"{given.scale}-{given.steps}" if given.steps else given.scale)
-    return reproduce(plans(given.scale, data, given.steps), work, output, facts, data)
+    facts = {"scale": options.scale, "data": None if options.scale == "quick" else "CIFAR-10", "note": options.note,
+             "steps": options.steps, "jobs": options.jobs}  # fmt: skip
+    data = str(options.data.resolve()) if options.data else None
+    if data:
+        os.environ["CIFAR10"] = data  # for variants.py, in this process and its workers
+    # All runs of a study have the same length, so that another length is another study.
+    work = options.work / (f"{options.scale}-{options.steps}" if options.steps else options.scale)
+    return reproduce(plans(options.scale, data, options.steps), work, output, facts)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
+        print("reproduction: interrupted; the same command resumes it", file=sys.stderr)
         sys.exit(130)
-    except (OSError, ValueError) as error:  # a table or a fact that cannot be read, or a page that cannot be written
+    except (OSError, ValueError) as error:  # an input that does not fit, or a table or page that cannot be used
         print(f"reproduction: {error}", file=sys.stderr)
         sys.exit(2)

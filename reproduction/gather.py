@@ -1,4 +1,4 @@
-"""The studies' tables, as few rows of them as the figures need, into a folder that a repository can hold."""
+"""Gathers from the studies' tables the rows that the figures need, so that a repository can hold them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from benchmarks.harness import machine
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.files import atomic
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.studies import outcome
-from bnsmooth_cli.studies.comparison import measured_rows
-from bnsmooth_cli.studies.grid import Study
+from bnsmooth_cli.studies.folder import Study, table_paths
+from bnsmooth_cli.studies.metrics import measured_rows
 from reproduction.figures import Picture, pictures, source
 from reproduction.scales import Plan
 
@@ -25,22 +24,29 @@ _STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # of a run, at m
 
 
 def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any]) -> None:
-    """Write `folder/tables/` and `folder/reproduction.json` from the studies in `work`; `facts`: what was asked for."""
+    """Write `folder/tables/` and `folder/reproduction.json`.
+
+    Args:
+        plans: The studies.
+        work: The folder that holds them.
+        folder: The folder of the page.
+        facts: What `make paper` was asked for, for the page.
+    """
     studies = {plan.name: Study(work / plan.name) for plan in plans}
-    runs = {name: study.runs()[0] for name, study in studies.items()}
+    runs = {name: study.runs() for name, study in studies.items()}
     tables = {
         path.name.replace("compare", name, 1): bns.read_table(path)
         for name, study in studies.items()
-        for path in outcome.paths(study.table)
+        for path in table_paths(study.table).values()
     }
-    for name in studies:  # what would measure more names this machine's folders, and no study needs more
+    for name in studies:  # the commands that measure more contain folders of this machine
         tables[f"{name}.claims.parquet"]["command"] = ""
-    tables |= {f"{one.name}.parquet": _rows(one, runs[source(one.study, runs)]) for one in pictures(runs)}
+    tables |= {f"{item.name}.parquet": _rows(item, runs[source(item.study, runs)]) for item in pictures(runs)}
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         bns.save_table(rows, folder / "tables" / name)
     for path in (folder / "tables").glob("*.parquet"):
-        if path.name not in tables:  # of another scale, which was here before
+        if path.name not in tables:  # from another scale
             path.unlink()
     times = read_times(work)
     content = {
@@ -48,11 +54,11 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         **machine(),
         "theory": _theory(runs["dln"]),
         "floors": {str(seed): floors(run) for seed, run in {run.config.seed: run for run in runs["dln"]}.items()},
-        "measured": {one.name: _measured(one, runs[source(one.study, runs)]) for one in pictures(runs)},
+        "measured": {item.name: _measured(item, runs[source(item.study, runs)]) for item in pictures(runs)},
         "studies": {
             plan.name: {
                 "purpose": plan.purpose,
-                "commands": plan.shown(Path("paper", work.name, plan.name)),
+                "commands": plan.commands(Path("paper", work.name, plan.name)),
                 "runs": len(runs[plan.name]),
                 "seconds": round(times.get(plan.name, 0)),
                 "settings": {k: v for k, v in studies[plan.name].read()["settings"].items() if k != "data"},
@@ -65,7 +71,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
 
 
 def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:
-    """Those of the learning rates at which all of the picture's norms have run."""
+    """The runs of a picture, at the learning rates at which all of its norms have run."""
     lrs = set.intersection(*({run.config.lr for run in runs if run.config.norm == norm} for norm in picture.norms))
     chosen = [run for run in runs if run.config.norm in picture.norms and run.config.lr in lrs]
     least = min(((run.config.lr, run.config.seed) for run in chosen), default=None)
@@ -81,12 +87,12 @@ def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _measured(picture: Picture, runs: Sequence[Run]) -> int:
-    """How many steps there are of which the picture may show fewer."""
+    """The number of measured steps, of which the picture may show fewer."""
     return max(measured_rows(run, picture.kind, ["step"])["step"].nunique() for run in _chosen(picture, runs))
 
 
 def _fewer(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of fewer steps, and of three layers of the theory's; of minibatches' accuracies, drawn as means, all."""
+    """Rows of fewer steps, and of the theory's layers three. Minibatch accuracies stay, as figures average them."""
     if kind not in _STEPS or rows["step"].nunique() <= _STEPS[kind]:
         return rows
     if kind == "train" and rows["accuracy"].notna().any():
@@ -100,10 +106,9 @@ def _fewer(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _theory(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
-    """What the statements came to over all runs, steps, layers and units, those without a value left out."""
+    """The results for each statement over all runs, steps, layers and units that have a value."""
     columns = ["statement", "lhs", "residual", "holds", "condition", "mean_fraction", "output_fraction"]
-    found = [measured_rows(run, "theory", columns) for run in runs]
-    rows = pd.concat(found, ignore_index=True).dropna(subset=["lhs"])
+    rows = pd.concat([measured_rows(run, "theory", columns) for run in runs], ignore_index=True).dropna(subset=["lhs"])
     numbers = rows[["holds", "condition"]].astype("float64")
     rows = rows.assign(**numbers, reduction=rows["mean_fraction"] + rows["output_fraction"])
     return {
@@ -123,10 +128,10 @@ def _known(value: float) -> float | None:
 
 
 def floors(run: Run) -> list[float]:
-    r"""The least loss of maps of rank 1, 2, ... with a shift, on a linear network's data: what keeps it at a saddle.
+    r"""The least losses of affine maps of rank 1, 2, ... on the data of a linear network: those of its saddles.
 
-    min ||Y - X B - 1 c'||^2 over B of rank r is ||Y_c - P||^2 and the squares of P's singular values from the r+1st on,
-    where P is the projection of the centred Y_c on the centred X (reduced-rank regression, Izenman 1975).
+    min ||Y - X B - 1 c'||^2 over B of rank r is ||Y_c - P||^2 plus the squares of the singular values of P from the
+    (r+1)-th on, where P is the projection of the centred Y_c on the centred X (reduced-rank regression, Izenman 1975).
     """
     point = bns.load_point(run.path, step=0)
     inputs, targets = (v.double() - v.double().mean(0) for v in (point.inputs, point.targets))
@@ -137,13 +142,13 @@ def floors(run: Run) -> list[float]:
 
 
 def read_times(work: Path) -> dict[str, float]:
-    """The seconds that each study has taken so far."""
+    """The seconds that each study has taken so far, by name."""
     path = work / "times.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def add_time(work: Path, study: str, seconds: float) -> None:
-    """Add to the seconds that a study has taken."""
+    """Add to the seconds of a study."""
     times = read_times(work)
     with atomic(work / "times.json") as temporary:
         temporary.write_text(json.dumps({**times, study: round(times.get(study, 0.0) + seconds, 1)}, indent=2) + "\n")

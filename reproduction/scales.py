@@ -1,8 +1,7 @@
-"""How much is trained and measured: the studies of each scale, by commands of bnsmooth."""
+"""The studies of each scale: what is trained and measured."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,23 +12,19 @@ from bnsmooth_cli.studies.grid import Grid, command
 NORMS: Final = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
 PLAIN: Final = ("none", "batch")
 LP: Final = ("none", "batch", "l1", "l2", "linf")
-FIVE: Final = (0, 1, 2, 3, 4)  # seeds: what a verdict takes
+FIVE: Final = (0, 1, 2, 3, 4)  # seeds, as many as a verdict takes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study that the reproduction takes, by its name in figures.py, what it is for, and its grids."""
+    """A study of the reproduction: its name in figures.py, its purpose, and its grids."""
 
     name: str
     purpose: str
     grids: tuple[Grid, ...]
 
-    def commands(self, folder: Path, jobs: int) -> list[list[str]]:
-        """The command lines that execute it, or go on with it, without the program's name."""
-        return [[*shlex.split(command(grid.request(), folder))[1:], "--jobs", str(jobs)] for grid in self.grids]
-
-    def shown(self, folder: Path) -> list[str]:
-        """The same for a reader, whose data is elsewhere."""
+    def commands(self, folder: Path) -> list[str]:
+        """The commands that do the same, for readers, who have the data elsewhere."""
         lines = []
         for request in (grid.request() for grid in self.grids):
             line = command({**request, **({"data": "path/to/cifar10"} if "data" in request else {})}, folder)
@@ -38,15 +33,20 @@ class Plan:
 
 
 def plans(scale: str, data: str | None = None, steps: int | None = None) -> list[Plan]:
-    """The studies of a scale; `data` where CIFAR-10 is, by default downloaded; `steps` the most of any run.
+    """The studies of a scale.
+
+    Args:
+        scale: `quick`, `quarter` or `paper`.
+        data: The folder of CIFAR-10; None to download it.
+        steps: The largest number of steps of any run.
 
     >>> [plan.name for plan in plans("paper")]
     ['dln', 'vgg', 'vgg-augmented', 'dln-slow']
     """
-    found = SCALES[scale]
+    studies = SCALES[scale]
     if data is not None:
-        found = [changed(plan, {"data": data}) if "data" in plan.grids[0].settings else plan for plan in found]
-    return [replace(plan, grids=tuple(_no_longer(grid, steps) for grid in plan.grids)) for plan in found]
+        studies = [changed(plan, {"data": data}) if "data" in plan.grids[0].settings else plan for plan in studies]
+    return [replace(plan, grids=tuple(_shortened(grid, steps) for grid in plan.grids)) for plan in studies]
 
 
 def changed(plan: Plan, settings: Mapping[str, Any]) -> Plan:
@@ -58,7 +58,7 @@ def _with(grid: Grid, settings: Mapping[str, Any]) -> Grid:
     return replace(grid, settings={**grid.settings, **settings})
 
 
-def _no_longer(grid: Grid, steps: int | None) -> Grid:
+def _shortened(grid: Grid, steps: int | None) -> Grid:
     if steps is None or grid.configs()[0].steps <= steps:
         return grid
     at = None if grid.at is None else tuple(sorted({min(step, steps) for step in grid.at}))
@@ -71,15 +71,16 @@ def _linear(seeds: tuple[int, ...], at: tuple[int, ...], preset: str) -> Plan:
 
 
 def _slow() -> Plan:
-    """The linear network at the other learning rate that figure 3 shows, a tenth of the first."""
+    """The linear network at the smaller learning rate of figure 3, a tenth of the other one."""
     settings = {"problem": "dln", "preset": "paper"}
     grid = Grid(LP, (1e-7,), FIVE, settings, ("smoothness", "ics"), at=_LINEAR)
     return Plan("dln-slow", "the deep linear network at the smaller learning rate of figure 3", (grid,))
 
 
 def _images(norms: tuple[str, ...], seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:
-    """The norms at the paper's learning rate, and what the paper shows at its other one."""
-    grids = [Grid(its, (lr,), seeds, settings, _MEASURE, every=every) for its, lr in ((norms, 0.1), (PLAIN, 0.5))]
+    """The norms at learning rate 0.1, and the two that the paper shows at 0.5."""
+    by_lr = ((norms, 0.1), (PLAIN, 0.5))
+    grids = [Grid(chosen, (lr,), seeds, settings, _MEASURE, every=every) for chosen, lr in by_lr]
     which = "every norm" if norms == NORMS else "with BatchNorm and without"
     return Plan("vgg", f"{which}; the two of figure 1 at the larger learning rate as well", tuple(grids))
 
@@ -90,7 +91,7 @@ def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
 
 
 def _first(name: str, purpose: str, seeds: tuple[int, ...], **settings: Any) -> Plan:
-    """Where the landscape of the first steps comes from."""
+    """Experiments on the landscape of the first steps."""
     settings = {**settings, "steps": 300, "save_every": 100, "eval_every": 100}
     grid = Grid(PLAIN, (0.1,), seeds, settings, ("landscape",), at=(0, 20, 50, 100, 300))
     return Plan(name, f"the first steps, {purpose}", (grid,))
@@ -100,11 +101,11 @@ _THREE: Final = (0, 1, 2)
 _MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
 _QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25}
-#: Measured steps, close to each other early, which is the first tenth.
+#: Measured steps, denser in the first tenth of a run.
 _LINEAR: Final = (0, 20, 50, 100, 200, 500, *range(1000, 10001, 1000))
 _EARLY: Final = (0, 20, 50, 100, 300, 600, 1000)
 
-#: The cheapest study first. `vgg-early` is there where `vgg` would take too long for every norm and five seeds.
+#: The cheapest study is first. `vgg-early` exists where `vgg` takes too long for every norm and five seeds.
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
         _linear((0,), (0, 20, 100, 300, 1000), "quick"),

@@ -14,7 +14,8 @@ from bnsmooth_cli.config import resolve
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run, write_config
 from bnsmooth_cli.studies import claims
-from bnsmooth_cli.studies.grid import Grid, Study
+from bnsmooth_cli.studies.folder import Study
+from bnsmooth_cli.studies.grid import Grid
 from bnsmooth_cli.studies.outcome import conclude
 from bnsmooth_cli.studies.statistics import interval, over_steps
 
@@ -180,9 +181,9 @@ def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path):
 def test_the_commands_have_every_seed_and_lr_of_the_study_and_the_steps_last_measured(tmp_path):
     study = Study(tmp_path)
     shared = {"norms": ("none",), "settings": {"problem": "dln", "steps": STEPS}}
-    study.add(Grid(**shared, seeds=(0, 1), lrs=(1e-6,), measure=("smoothness",), every=5))
+    study.record(Grid(**shared, seeds=(0, 1), lrs=(1e-6,), measure=("smoothness",), every=5))
     runs = world(tmp_path / "runs", "dln", RIGHT, norms=("none", "batch"), kinds=("smoothness",), lrs=(1e-6, 2e-6))
-    study.add(Grid(**shared, seeds=(2, 3, 4), lrs=(2e-6,)))
+    study.record(Grid(**shared, seeds=(2, 3, 4), lrs=(2e-6,)))
     merged, _ = conclude(runs, study).next
     for words in ("--lrs 1e-06,2e-06", "--seeds 0-4", "--every 5", f"--steps {STEPS}", f"-o {tmp_path}"):
         assert f"{words} " in f"{merged} "

@@ -83,7 +83,7 @@ def test_the_page_says_claims_first_then_figures_comparison_settings_and_command
     for claim in CLAIMS:
         assert claim.title in claims
     assert "inconclusive" in claims
-    assert "Effective beta (×: of none's): none " in figures
+    assert "Effective beta (×: ratio to none): none " in figures
     assert "steps to loss" in comparison
     assert "torch " in settings
     assert "bnsmooth compare --norms none,l1 --lrs 0.0001 --seeds 0,1 --problem dln" in settings

@@ -21,7 +21,8 @@ import bnsmooth_cli as bns
 from bnsmooth_cli.figures import plot_tables
 from bnsmooth_cli.report import number as text_of
 from bnsmooth_cli.storage.runs import open_run
-from bnsmooth_cli.studies.grid import Study, read_grid
+from bnsmooth_cli.studies.folder import Study
+from bnsmooth_cli.studies.grid import read_grid
 from reproduction import page
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures

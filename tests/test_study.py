@@ -20,7 +20,9 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies import run as execution
-from bnsmooth_cli.studies.grid import Grid, Study, command, read_grid
+from bnsmooth_cli.studies.folder import Study
+from bnsmooth_cli.studies.grid import Grid, command, read_grid
+from bnsmooth_cli.studies.progress import Permit, Stopped
 
 DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 GRID = f"compare --norms none,batch --seeds 0,1 {DLN} --lrs 1e-4 --steps 20 --save-every 10 --measure smoothness"
@@ -163,7 +165,7 @@ def test_a_lost_scheduler_ends_the_study_by_name_and_it_resumes(made, tmp_path):
     assert process.returncode == 1
     *lines, last = err.splitlines()
     assert len(lines) == 2
-    assert all("the cluster that it was handed to has gone; the same command goes on" in line for line in lines)
+    assert all("the cluster that it was given to is gone; the same command resumes it" in line for line in lines)
     assert last == "bnsmooth: study: none of its 2 runs has finished"
     _, err = (process := start(f"{LONG} -o study", tmp_path)).communicate(timeout=300)
     assert process.returncode == 0, err
@@ -226,10 +228,12 @@ def test_an_interrupt_while_workers_start_stops_them_too(tmp_path, after):
 def test_a_run_without_a_permit_does_not_begin(tmp_path):
     study = Study(tmp_path / "study")
     (task, _) = execution.tasks(study, small_grid())
-    permitted = replace(task, permit=execution.Progress.permit(study.path))
-    execution.Progress.stop(study.path)
+    permit = Permit(study.path)
+    permit.grant()
+    permitted = replace(task, permit=permit.name)
+    permit.withdraw()
     for one in (task, permitted):
-        with pytest.raises(execution.Stopped):
+        with pytest.raises(Stopped):
             execution.work(one)
     assert not [*study.path.glob("runs/*")]
 
@@ -277,7 +281,7 @@ def test_a_damaged_run_is_reported_and_the_rest_go_on(cli, tmp_path, name, seeds
     assert code == (0 if mended else 1), err
     if not mended:
         lines = err.splitlines()
-        assert "dln-batch-lr0.0001-seed1 failed, the others go on" in lines[0]
+        assert "dln-batch-lr0.0001-seed1 failed, the other runs continue" in lines[0]
         assert str(damaged.relative_to(tmp_path)) in lines[0]
         assert lines[-1].startswith("bnsmooth: left out: dln-batch-lr0.0001-seed1;")
     assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 5 + mended

@@ -1,4 +1,4 @@
-"""`bnsmooth compare`: runs side by side; with a grid, a whole study."""
+"""`bnsmooth compare`: compare runs; with a grid, run a whole study."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def compare(
             "-o",
             metavar="TABLE|FOLDER",
             show_default=False,
-            help="The table (default: compare.parquet); of a grid the study's folder (default: study).",
+            help="The table (default: compare.parquet), or the folder of the study (default: study).",
         ),
     ] = None,
     target_loss: Annotated[
         float | None,
         typer.Option(
             "--target-loss",
-            help="Count steps to this loss (default: the `none` run's last).",
+            help="Count the steps to this loss (default: the last loss of the `none` run).",
             show_default=False,
         ),
     ] = None,
@@ -57,16 +57,17 @@ def compare(
         float | None,
         typer.Option(
             "--target-accuracy",
-            help="Count steps to this test accuracy (default: the `none` run's last).",
+            help="Count the steps to this test accuracy (default: the last one of the `none` run).",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Compare runs, and judge the paper's claims by them; or train and measure a whole grid of runs first.
+    """Compare runs and judge the paper's claims by them, or first train and measure a whole grid of runs.
 
-    Figures, steps to a target, smoothness; medians and intervals over seeds; ratios to the run without a norm.
+    The comparison has metrics of training and smoothness, the steps to a target, and the ratios to the run without a
+    norm. With several seeds, it has medians and intervals over them.
 
-    A grid is a study in a folder: run it again to resume it, with another norm or seed to let it grow.
+    A grid is a study in a folder. The same command resumes it, and one with more norms or seeds extends it.
     `bnsmooth report` makes a page of it.
 
     [bold]Examples[/]
@@ -77,33 +78,36 @@ def compare(
 
       bnsmooth compare --study study.toml --dry-run
     """
-    from bnsmooth_cli.studies.outcome import conclude, paths
+    from bnsmooth_cli.studies.folder import table_paths
+    from bnsmooth_cli.studies.outcome import Outcome, conclude
 
-    asked = {**grid.given(), **steps.given(), **settings.given()}
+    options = {**grid.given(), **steps.given(), **settings.given()}
+    failed: list[str] = []
     if not runs:
-        folder = output or Path("study")
-        found = studying.run_study(folder, grid, asked, execution, machine, target_loss, target_accuracy)
-        if found is None:
+        study = studying.run_study(
+            output or Path("study"), grid.study, options, execution, machine, target_loss, target_accuracy
+        )
+        if study is None:
             return
-        (outcome, failed), written = found, folder / "compare.parquet"
+        table, failed = study.table, list(study.failed)
+        outcome = Outcome.read(table)
     else:
-        if asked or execution != ExecutionOptions() or grid != GridOptions():
-            name = next(iter(asked), "study" if grid.study else "jobs, --dask, --dry-run")
+        if options or execution != ExecutionOptions() or grid != GridOptions():
+            name = next(iter(options), "study" if grid.study else "jobs, --dask, --dry-run")
             raise InputError(
                 f"--{name.replace('_', '-')}: describes runs to train; leave it out, or leave out {runs[0]}"
             )
         from bnsmooth_cli.storage.runs import open_run
         from bnsmooth_cli.storage.tables import check_target
 
-        written = output or Path("compare.parquet")
-        for path, kind in zip(paths(written), ("compare", "compare-summary", "compare-claims"), strict=True):
+        table = output or Path("compare.parquet")
+        for kind, path in table_paths(table).items():
             check_target(path, kind, machine.force)
         opened = [open_run(path) for path in runs]
         outcome = conclude(opened, target_loss=target_loss, target_accuracy=target_accuracy)
-        outcome.write(written, opened)
-        failed = []
+        outcome.write(table, opened)
     _show(outcome)
-    for path in paths(written):
+    for path in table_paths(table).values():
         terminal.say(path)
     if failed:
         raise IncompleteError(
@@ -117,23 +121,20 @@ def _show(outcome: Outcome) -> None:
     for problem, rows in outcome.comparison.groupby("problem", sort=False):
         summary = outcome.summary[outcome.summary["problem"] == problem]
         if rows["seed"].nunique() > 1 and len(summary):
-            terminal.summary(
-                f"{problem}, medians over seeds [95% interval]; x: the ratio to none, seed by seed",
-                *_statistics(summary),
-            )
+            title = f"{problem}, medians over seeds [95% interval]; x: the ratio to none, seed by seed"
+            terminal.summary(title, *_statistics(summary))
         else:
             note = "" if len(summary) else "no statistics and no verdicts: two runs share norm, lr and seed"
             terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows), note)
     for problem, rows in outcome.claims.groupby("problem", sort=False):
-        few = rows["seeds"].max() < SEEDS
-        note = f"a verdict takes {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if few else ""
+        note = f"a verdict takes {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if rows["seeds"].max() < SEEDS else ""
         terminal.summary(f"{problem}, the paper's claims (rules: docs/claims.md)", *_verdicts(rows), note)
     for command in outcome.next:
         terminal.say(f"to measure more: {command}")
 
 
 def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """What of a comparison fits a terminal: what tells the runs apart, and the figures that were measured."""
+    """The part of a comparison that fits a terminal: what the runs differ in, and their main metrics."""
     varying = [name for name in ("lr", "seed") if frame[name].nunique() > 1]
     table = frame[["norm", *varying]].astype(str)
     table.loc[frame["diverged_at"].notna(), "norm"] += " (diverged)"
@@ -141,7 +142,7 @@ def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     for name in ("final_loss", "final_test_accuracy", steps, "predictiveness", "beta"):
         if frame[name].notna().any():
             table[name] = [_with_ratio(v, r) for v, r in zip(frame[name], frame[f"ratio_{name}"], strict=True)]
-    if table[["norm", *varying]].duplicated().any():  # runs that differ in something else go by their names
+    if table[["norm", *varying]].duplicated().any():  # the runs differ in something else, so show their names
         table.insert(0, "run", frame["run"])
     return table, list(table)
 
@@ -154,18 +155,18 @@ def _with_ratio(value: float, ratio: float) -> str:
 
 
 def _statistics(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A row a norm and learning rate: the median and interval of what was measured first of accuracy, loss, ..."""
+    """One row a norm and learning rate, with medians and intervals of accuracy, or else of loss, and of beta."""
     import pandas as pd
 
     accuracy = "final_test_accuracy" in set(summary["figure"])
     wanted = ["final_test_accuracy", "steps_to_accuracy"] if accuracy else ["final_loss", "steps_to_loss"]
     rows = []
-    for (norm, lr), found in summary.groupby(["norm", "lr"], sort=False):
-        by_figure = found.set_index("figure")
-        row: dict[str, object] = {"norm": norm, "lr": f"{lr:g}", "seeds": int(found["seeds"].max())}
-        for figure in (*wanted, "beta"):
-            if figure in by_figure.index:
-                row[figure] = _with_interval(by_figure.loc[figure])
+    for (norm, lr), of_norm in summary.groupby(["norm", "lr"], sort=False):
+        by_metric = of_norm.set_index("figure")
+        row: dict[str, object] = {"norm": norm, "lr": f"{lr:g}", "seeds": int(of_norm["seeds"].max())}
+        for metric in (*wanted, "beta"):
+            if metric in by_metric.index:
+                row[metric] = _with_interval(by_metric.loc[metric])
         rows.append(row)
     table = pd.DataFrame(rows).fillna("-")
     if table["lr"].nunique() == 1:
@@ -181,22 +182,22 @@ def _with_interval(row: pd.Series[float]) -> str:
 
 
 def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A row a claim: its verdict, and the part that decides it."""
+    """One row a claim, with its verdict and the part that decides it."""
     import pandas as pd
 
     from bnsmooth_cli.studies.claims import CLAIMS, deciding
 
-    table, short = [], {claim.number: claim.short for claim in CLAIMS}
+    rows_shown, short = [], {claim.number: claim.short for claim in CLAIMS}
     for number, parts in rows.groupby("claim", sort=False):
-        first = deciding(parts)
-        known = first["median"] == first["median"]
-        numbers = f"{first['median']:.2g} [{first['low']:.2g}, {first['high']:.2g}]" if known else "-"
-        row = {
+        part = deciding(parts)
+        known = part["median"] == part["median"]
+        rows_shown.append({
             "#": str(number),
             "claim": short[int(str(number))],
-            "verdict": first["verdict"],
-            "deciding statistic": numbers,
-        }
-        table.append({**row, "rule": first["rule"], "seeds": str(first["seeds"])})
-    shown = pd.DataFrame(table)
-    return shown, list(shown)
+            "verdict": part["verdict"],
+            "deciding statistic": f"{part['median']:.2g} [{part['low']:.2g}, {part['high']:.2g}]" if known else "-",
+            "rule": part["rule"],
+            "seeds": str(part["seeds"]),
+        })  # fmt: skip
+    table = pd.DataFrame(rows_shown)
+    return table, list(table)

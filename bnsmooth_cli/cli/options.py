@@ -189,11 +189,6 @@ class ExecutionOptions:
     ] = None
     dry_run: Annotated[bool, option("--dry-run", "Print the runs and their cost, and stop.", _STUDY)] = False
 
-    def check(self) -> None:
-        """Raise InputError for an impossible number of jobs."""
-        if self.jobs is not None and self.jobs < 1:
-            raise InputError(f"--jobs {self.jobs}: give a whole number of at least 1")
-
 
 @dataclass(frozen=True)
 class StepOptions:

@@ -1,4 +1,4 @@
-"""`bnsmooth report`: a study as one page."""
+"""`bnsmooth report`: the report of a study as one page."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def report(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="html|md", show_default=False, help="By default what the page's suffix says."),
+        typer.Option("--format", metavar="html|md", show_default=False, help="Default: the suffix of the page."),
     ] = None,
 ) -> None:
-    """Write a study's report: claims, figures with their readings, a sortable comparison, settings and commands.
+    """Write the report of a study: claims, figures, a sortable comparison, settings and commands.
 
-    The HTML is one file that opens without a network; Markdown has its figures in a folder beside it.
+    HTML is one file that needs no network. Markdown has its figures in a folder beside it.
 
     [bold]Examples[/]
 
@@ -35,7 +35,7 @@ def report(
       bnsmooth report study --format md
     """
     from bnsmooth_cli import report
-    from bnsmooth_cli.studies.grid import Study
+    from bnsmooth_cli.studies.folder import Study
 
     suffix = "" if output is None else output.suffix.removeprefix(".").lower()
     chosen = form or (suffix if suffix in report.FORMATS else "html")

@@ -1,191 +1,133 @@
-"""What `compare` does with a grid: plan it, say what it costs, execute it behind a board of bars, conclude."""
+"""What `compare` does with a grid: read it, plan it, print the plan or run it behind a board of progress bars."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.options import ExecutionOptions, GridOptions, MachineOptions
-from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
+from bnsmooth_cli.cli.options import ExecutionOptions, MachineOptions
+from bnsmooth_cli.errors import IncompleteError, InputError
+from bnsmooth_cli.studies.progress import StudyProgress
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
-    from bnsmooth_cli.studies.grid import Study
-    from bnsmooth_cli.studies.outcome import Outcome
-    from bnsmooth_cli.studies.run import Task
+    from bnsmooth_cli.studies.folder import Study
+    from bnsmooth_cli.studies.run import Plan
 
 
 def run_study(
     folder: Path,
-    options: GridOptions,
-    asked: dict[str, Any],
+    file: Path | None,
+    options: dict[str, Any],
     execution: ExecutionOptions,
     machine: MachineOptions,
     target_loss: float | None,
     target_accuracy: float | None,
-) -> tuple[Outcome, list[str]] | None:
-    """Bring about what is missing of a study, and conclude from all its runs: what they say, and the runs that failed.
-
-    None for a dry run. Raises InputError before any work for a grid that cannot be, and IncompleteError where no run
-    has finished.
-    """
-    from bnsmooth_cli.studies.grid import Study, blaming, read_grid
-    from bnsmooth_cli.studies.run import tasks
+) -> Study | None:
+    """Run the study of the options and the study file; None for a dry run."""
+    from bnsmooth_cli.studies.grid import read_grid
+    from bnsmooth_cli.studies.run import Execution, plan, run
 
     if machine.threads is not None:
-        asked = {**asked, "threads": machine.threads}
-    grid = read_grid(asked, options.study)
+        options = {**options, "threads": machine.threads}
+    grid = read_grid(options, file)
     if not grid.norms:
         raise InputError("give RUN directories to compare, or a grid: --norms none,batch --seeds 0-4, or --study FILE")
-    execution.check()
-    study = Study(folder)
-    study.join(grid)
-    missing, failed = _plan(tasks(study, grid, machine.device, machine.force))
-    todo = [task for task, kinds in missing.items() if kinds or task.trained() < task.config.steps]
-    if todo and execution.dask in (None, "local"):
-        from bnsmooth_cli.training.devices import choose_device
-
-        choose_device(machine.device)
-    with blaming(options.study):
-        _check_networks(todo)
+    where = Execution(execution.jobs, execution.dask, machine.device)
+    planned = plan(grid, folder, where, machine.force)
     if execution.dry_run:
-        if not missing:
-            raise IncompleteError(f"{folder}: none of the {len(failed)} runs that were asked for can be read")
-        _print_plan(missing, execution)
+        _print_plan(planned, execution.jobs or 1)
         return None
-    with study.locked():
-        study.add(grid)
-        if todo:
-            failed |= _execute(study, todo, execution)
-        from bnsmooth_cli.studies.outcome import conclude
-
-        runs, refused = study.runs(besides=failed)
-        for name, reason in refused.items():
-            _report_failure(name, reason)
-        failed |= refused
-        if not runs:
-            raise IncompleteError(f"{folder}: none of its {len(failed)} runs has finished")
-        outcome = conclude(runs, study, target_loss=target_loss, target_accuracy=target_accuracy)
-        outcome.write(study.table, runs)
-    return outcome, list(failed)
+    with Board() as board:
+        return run(planned, where, target_loss=target_loss, target_accuracy=target_accuracy, progress=board)
 
 
-def _plan(planned: list[Task]) -> tuple[dict[Task, tuple[str, ...]], dict[str, str]]:
-    """The tables that every run lacks; and the runs that have failed already, by a damaged file."""
-    missing, failed = {}, {}
-    for task in planned:
-        try:
-            missing[task] = task.missing()
-        except DamagedError as error:
-            failed[task.config.name] = str(error)
-            _report_failure(task.config.name, str(error))
-    return missing, failed
+class Board(StudyProgress):
+    """Progress bars: one for the study, and one for each run that is being worked on."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}", markup=False),
+        )  # fmt: skip
+        console = terminal.err
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._study: TaskID | None = None
+        self._runs: dict[str, tuple[TaskID, str]] = {}  # the bar and the stage of each run
+
+    def __enter__(self) -> Board:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def planned(self, runs: Sequence[str]) -> None:
+        self._study = self._bars.add_task("study", total=len(runs), note="runs")
+
+    def advanced(self, run: str, stage: str, done: int, total: int, note: str) -> None:
+        if run in self._runs and self._runs[run][1] != stage:  # another stage has another rate
+            self._remove(run)
+        if run not in self._runs:
+            self._runs[run] = self._bars.add_task(f"{run} {stage}", total=None, note=""), stage
+        self._bars.update(self._runs[run][0], completed=done, total=total, note=note)
+
+    def finished(self, run: str, seconds: float) -> None:
+        self._remove(run)
+        if self._study is not None:
+            self._bars.advance(self._study)
+
+    def failed(self, run: str, reason: str) -> None:
+        self.finished(run, 0.0)
+        terminal.complain(f"{run} failed, the other runs continue: {reason}")
+
+    def message(self, text: str) -> None:
+        terminal.complain(text)
+
+    def _remove(self, run: str) -> None:
+        if run in self._runs:
+            self._bars.remove_task(self._runs.pop(run)[0])
 
 
-def _report_failure(name: str, reason: str) -> None:
-    terminal.complain(f"{name} failed, the others go on: {reason}")
+def _print_plan(planned: Plan, jobs: int) -> None:
+    """Print what would be done, run by run, and about how much time and space it would take here."""
+    from bnsmooth_cli.studies.cost import estimate
+
+    for name, reason in planned.unreadable.items():
+        terminal.complain(f"{name} cannot be read: {reason}")
+    if not planned.runs:
+        count = len(planned.unreadable)
+        raise IncompleteError(f"{planned.study.path}: none of the {count} runs that were asked for can be read")
+    costs = estimate(planned.runs)
+    costs["training"] = [
+        "new" if reached == 0 else f"from step {reached}" if steps else "finished"
+        for reached, steps in zip(costs["reached"], costs["steps"], strict=True)
+    ]
+    costs["about"] = [duration(seconds) if seconds else "-" for seconds in costs["seconds"]]
+    jobs = min(jobs, len(costs))
+    note = "nothing to do"
+    if seconds := float(costs["seconds"].sum()):
+        note = (
+            f"{_count(len(costs), 'run')}: about {duration(seconds / jobs)} on {_count(jobs, 'job')} of "
+            f"{_count(planned.grid.threads, 'thread')}, {costs['bytes'].sum() / 1e6:.3g} MB of checkpoints"
+        )
+    columns = ["run", "training", "steps", "tables", "points", "about"]
+    terminal.summary("what the study would do", costs, columns, f"{note}; nothing was written", None)
 
 
-def _print_plan(missing: dict[Task, tuple[str, ...]], execution: ExecutionOptions) -> None:
-    """What would be done, run by run, and the time and space that it would take here."""
-    import pandas as pd
-
-    from bnsmooth_cli.studies.cost import Prices
-
-    prices, rows, seconds, size = Prices(), [], 0.0, 0
-    for task, kinds in missing.items():
-        reached, steps = task.trained(), task.config.steps
-        state = "finished" if reached == steps else f"from step {reached}" if reached else "new"
-        row = {"run": task.config.name, "training": state, "steps": steps - reached, "tables": len(kinds)}
-        if kinds or reached < steps:
-            cost = prices.cost(task, kinds)
-            seconds, size = seconds + cost.seconds, size + cost.bytes
-            rows.append({**row, "points": cost.points, "about": _duration(cost.seconds)})
-        else:
-            rows.append({**row, "points": 0, "about": "-"})
-    jobs, threads = min(execution.jobs or 1, len(missing)), next(iter(missing)).threads
-    total = f"about {_duration(seconds / jobs)} on {_count(jobs, 'job')} of {_count(threads, 'thread')}"
-    note = f"{_count(len(rows), 'run')}: {total}, {size / 1e6:.3g} MB of checkpoints" if seconds else "nothing to do"
-    terminal.summary("what the study would do", pd.DataFrame(rows), list(rows[0]), f"{note}; nothing was written", None)
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def duration(seconds: float) -> str:
+    """A duration to two or three digits.
 
-
-def _duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> _duration(42.4), _duration(600), _duration(9000)
+    >>> duration(42.4), duration(600), duration(9000)
     ('42 s', '10 min', '2.5 h')
     """
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.2g} h"
-
-
-def _check_networks(todo: list[Task]) -> None:
-    """Find a norm, a size or data that does not fit before anything is trained."""
-    from bnsmooth_cli import problems
-
-    for config in {task.config.norm: task.config for task in todo}.values():
-        problems.build(config).build()
-
-
-def _execute(study: Study, todo: list[Task], execution: ExecutionOptions) -> dict[str, str]:
-    """The runs that failed, with why; each is reported when it does."""
-    from bnsmooth_cli.studies.run import Progress, execute
-
-    failed: dict[str, str] = {}
-    permit = Progress.permit(study.path)
-    todo = [replace(task, permit=permit) for task in todo]
-    with _executor(execution, todo) as executor, _board(study, len(todo)) as finished:
-        try:
-            for task, result in execute(executor, todo):
-                if isinstance(result, str):
-                    failed[task.config.name] = result
-                    _report_failure(task.config.name, result)
-                finished()
-        finally:
-            Progress.stop(study.path)  # interrupted, the runs end before their workers do
-    return failed
-
-
-def _executor(execution: ExecutionOptions, todo: list[Task]) -> AbstractContextManager[Executor]:
-    from bnsmooth_cli.studies import executors
-
-    if execution.dask is not None:
-        return executors.dask(execution.dask, execution.jobs, terminal.complain)
-    import torch
-
-    gpus = None
-    if todo[0].device in ("auto", "cuda"):
-        gpus = executors.gpus(torch.cuda.device_count())
-    return executors.local(min(execution.jobs or 1, len(todo)), gpus)
-
-
-@contextmanager
-def _board(study: Study, total: int) -> Iterator[Any]:
-    """Bars for the whole study and each running run, read from the runs' own files; call it when a run is over."""
-    from bnsmooth_cli.studies.run import Progress
-
-    ended = threading.Event()
-    with terminal.board("study", total) as (show, finished):
-
-        def watch() -> None:
-            while not ended.wait(Progress.EVERY):
-                show(Progress.read(study.path))
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield finished
-        finally:
-            ended.set()
-            watcher.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.progress import (
@@ -14,7 +14,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Without markup, because the names of runs and folders may look like it.
 out = Console(highlight=False, markup=False, emoji=False)
-_err = Console(stderr=True, markup=False, highlight=False, emoji=False)
+err = Console(stderr=True, markup=False, highlight=False, emoji=False)
 MAX_ROWS: Final = 18  # of a summary, so that it fits on one screen
 
 
@@ -43,7 +42,7 @@ def _silent(done: int, total: int, note: str = "") -> None:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar with rate, remaining time and a note, and yield its update: a function of (done, total, note)."""
-    if not _err.is_terminal:
+    if not err.is_terminal:
         yield _silent
         return
     columns = (
@@ -54,50 +53,13 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=_err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(what, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=note)
 
         yield update
-
-
-@contextmanager
-def board(what: str, total: int) -> Iterator[tuple[Callable[[dict[str, dict[str, Any]]], None], Callable[[], None]]]:
-    """Show a bar for the whole and one for each running part.
-
-    Yields:
-        Two functions: one shows the state of the running parts by name, the other counts a part as finished.
-    """
-    if not _err.is_terminal:
-        yield (lambda parts: None), (lambda: None)
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}", markup=False),
-    )  # fmt: skip
-    with Progress(*columns, console=_err, transient=True) as bars:
-        whole = bars.add_task(what, total=total, note="runs")
-        shown: dict[str, tuple[TaskID, str]] = {}
-
-        def show(parts: dict[str, dict[str, Any]]) -> None:
-            for name in shown.keys() - parts.keys():
-                bars.remove_task(shown.pop(name)[0])
-            for name, part in parts.items():
-                stage = str(part.get("what", "starts"))
-                if name in shown and shown[name][1] != stage:  # the rate of the former stage does not apply
-                    bars.remove_task(shown.pop(name)[0])
-                if name not in shown:
-                    shown[name] = bars.add_task(f"{name} {stage}", total=None, note=""), stage
-                bars.update(
-                    shown[name][0],
-                    completed=part.get("done", 0),
-                    total=part.get("total"),
-                    note=str(part.get("note", "")),
-                )
-
-        yield show, lambda: bars.advance(whole)
 
 
 def plain(text: str) -> str:
@@ -116,7 +78,7 @@ def say(line: object) -> None:
 
 def complain(message: str) -> None:
     """Print a line on stderr, without ending the command."""
-    _err.print(plain(f"bnsmooth: {message}"), soft_wrap=True)
+    err.print(plain(f"bnsmooth: {message}"), soft_wrap=True)
 
 
 def summary(

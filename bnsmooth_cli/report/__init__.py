@@ -1,4 +1,4 @@
-"""A study as one page: claims, figures with their readings, the comparison, settings and commands. No torch here."""
+"""The report of a study as one page: claims, figures, comparison, settings and commands. No torch here."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from bnsmooth_cli.kinds import Section
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic, check_writable
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.studies import claims, outcome
-from bnsmooth_cli.studies.comparison import measured_rows
-from bnsmooth_cli.studies.grid import Study, command
+from bnsmooth_cli.studies import claims
+from bnsmooth_cli.studies.folder import Study
+from bnsmooth_cli.studies.grid import command
+from bnsmooth_cli.studies.metrics import measured_rows
+from bnsmooth_cli.studies.outcome import Outcome
 
 FORMATS: Final = ("html", "md")
-
-
+#: The columns of the table of runs.
 _COLUMNS: Final = ("norm", "lr", "seed", "steps", "diverged_at", "final_loss", "final_test_accuracy", "steps_to_loss",
                    "steps_to_accuracy",
                    *(metric.name for metric in kinds.METRICS if metric.kind != "train"))  # fmt: skip
@@ -36,33 +37,38 @@ _COLUMNS: Final = ("norm", "lr", "seed", "steps", "diverged_at", "final_loss", "
 def write(study: Study, output: Path, form: str) -> None:
     """Write the report of a study: one HTML file, or Markdown with its figures in `<name>_files/` beside it.
 
-    Raises InputError for a folder that is no study or has not been compared yet, and for a damaged or empty table.
+    Args:
+        study: The study.
+        output: The page.
+        form: A member of `FORMATS`.
+
+    Raises:
+        InputError: For a folder that is no study or that has not been compared yet, and for a damaged or empty table.
     """
     check_writable(output)
-    images: dict[str, bytes] = {}
-    context = _context(study, images)
+    outcome = _read(study)
+    runs = [open_run(study.path / "runs" / name) for name in outcome.comparison["run"]]
+    sections = list(_sections(runs, outcome))
     folder = output.with_name(f"{output.stem}_files")
-    sizes = {name: int.from_bytes(png[16:20], "big") * 96 // style.SAVE["savefig.dpi"] for name, png in images.items()}
-    if form == "html":
-        sources = {name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in images.items()}
-    else:
-        sources = {name: f"{folder.name}/{name}.png" for name in images}
+    for section in sections:
+        encoded = f"data:image/png;base64,{base64.b64encode(section['png']).decode()}"
+        section["image"] = encoded if form == "html" else f"{folder.name}/{section['kind']}.png"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bnsmooth_cli.report", "templates"), autoescape=form == "html",
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"number": number, "interval": interval}
-    page = environment.get_template(f"report.{form}").render(**context, images=sources, widths=sizes)
+    page = environment.get_template(f"report.{form}").render(**_content(study, runs, outcome), sections=sections)
     if form == "md":
-        for name, png in images.items():
-            with atomic(folder / f"{name}.png") as temporary:
-                temporary.write_bytes(png)
+        for section in sections:
+            with atomic(folder / f"{section['kind']}.png") as temporary:
+                temporary.write_bytes(section["png"])
     with atomic(output) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def number(value: Any) -> str:
-    """A table's cell: three digits, a dash where there is nothing.
+    """A value in a table: a number to three digits, a dash for a missing one.
 
     >>> number(0.12345), number(float("nan")), number(12), number("l1"), number(float("inf"))
     ('0.123', '–', '12', 'l1', 'inf')
@@ -75,7 +81,7 @@ def number(value: Any) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """The ends of a row's interval, a dash where it has none.
+    """The ends of the interval of a row, a dash if it has none.
 
     >>> interval({"low": 0.5, "high": 2.0}), interval({"low": float("nan"), "high": float("nan")})
     ('0.5 to 2', '–')
@@ -83,42 +89,37 @@ def interval(row: Mapping[str, Any]) -> str:
     return "–" if math.isnan(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
 
 
-def _context(study: Study, images: dict[str, bytes]) -> dict[str, Any]:
-    content = study.read()
+def _read(study: Study) -> Outcome:
+    """The outcome of a study, checked against the runs that it compares."""
+    request = study.read()["requests"][-1]
     if not study.table.is_file():
-        raise InputError(f"{study.path}: nothing is compared there yet; {command(content['requests'][-1], study.path)}")
-    files = outcome.paths(study.table)
-    comparison, summary, judged = (
-        tables.read_table(file, kind) for file, kind in zip(files, outcome.KINDS, strict=True)
-    )
-    if comparison.empty:
-        raise InputError(f"{study.table}: no run is in it; {command(content['requests'][-1], study.path)}")
+        raise InputError(f"{study.path}: nothing is compared there yet; {command(request, study.path)}")
+    outcome = Outcome.read(study.table)
+    if outcome.comparison.empty:
+        raise InputError(f"{study.table}: no run is in it; {command(request, study.path)}")
     known = {path.parent.name for path in (study.path / "runs").glob("*/config.json")}
-    if strangers := [name for name in comparison["run"] if name not in known]:
+    if strangers := [name for name in outcome.comparison["run"] if name not in known]:
         raise DamagedError(f"{study.table}: compares a run that is not there, {strangers[0][:80]}; compare again")
-    runs = [open_run(study.path / "runs" / name) for name in comparison["run"]]
-    sections = []
-    for kind in kinds.KINDS:
-        if kind.section is not None and (figure := _figure(kind.name, runs, comparison)) is not None:
-            images[kind.name] = figure
-            says = list(_says(kind.section, summary, judged))
-            sections.append({"kind": kind.name, "section": kind.section, "says": says})
-    versions = sorted({run_version for run in runs for run_version in _versions(run)})
+    return outcome
+
+
+def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, Any]:
+    """What the templates show besides the figures."""
+    content, comparison = study.read(), outcome.comparison
     columns = [name for name in _COLUMNS if comparison[name].notna().any()]
     return {
         "name": study.path.resolve().name,
-        "claims": [_claim(parts) for _, parts in judged.groupby("claim", sort=True)],
-        "missing": judged.attrs["bnsmooth"].get("next", []),
-        "sections": sections,
-        "summary": _medians(summary),
-        "columns": [*columns],
+        "claims": [_claim(parts) for _, parts in outcome.claims.groupby("claim", sort=True)],
+        "missing": outcome.next,
+        "summary": _medians(outcome.summary),
+        "columns": columns,
         "rows": comparison[columns].to_dict("records"),
         "runs": len(runs),
         "diverged": int(comparison["diverged_at"].notna().sum()),
         "settings": {**content["settings"], "threads a run": content["threads"]},
         "grid": {name: sorted(comparison[name].unique(), key=style.rank if name == "norm" else None)
                  for name in ("norm", "lr", "seed")},
-        "versions": versions,
+        "versions": sorted({version for run in runs for version in _versions(run)}),
         "commands": [*(command(request, study.path) for request in content["requests"]),
                      shlex.join(["bnsmooth", "report", str(study.path), "-o", "report.html"])],
         "seeds_needed": claims.SEEDS,
@@ -131,16 +132,22 @@ def _claim(parts: pd.DataFrame) -> dict[str, Any]:
             "parts": parts.to_dict("records")}  # fmt: skip
 
 
+def _sections(runs: Sequence[Run], outcome: Outcome) -> Iterator[dict[str, Any]]:
+    """The sections with figures, one for each kind of table that the runs have."""
+    for kind in kinds.KINDS:
+        if kind.section is not None and (png := _figure(kind.name, runs, outcome.comparison)) is not None:
+            pixels = int.from_bytes(png[16:20], "big")  # the width in the header of a PNG
+            yield {"kind": kind.name, "title": kind.section.title, "reading": kind.section.reading, "png": png,
+                   "quotes": " ".join(_quotes(kind.section, outcome)),
+                   "width": pixels * 96 // style.SAVE["savefig.dpi"]}  # fmt: skip
+
+
 def _figure(kind: str, runs: Sequence[Run], comparison: pd.DataFrame) -> bytes | None:
-    """The PNG of a kind's tables over all runs, None where there are none."""
-    if kind == "compare":
-        table = comparison
-    else:
-        table = _rows(kind, runs)
-        if table.empty:
-            return None
-    training = _rows("train", runs) if kind == "ics" else None
-    figure = figures.render(kind, table, training)
+    """The figure of a kind over all runs as a PNG; None if no run has rows of it."""
+    table = comparison if kind == "compare" else _rows(kind, runs)
+    if table.empty:
+        return None
+    figure = figures.render(kind, table, _rows("train", runs) if kind == "ics" else None)
     buffer = io.BytesIO()
     with matplotlib.rc_context(style.SAVE):
         figure.savefig(buffer, format="png")
@@ -148,42 +155,43 @@ def _figure(kind: str, runs: Sequence[Run], comparison: pd.DataFrame) -> bytes |
 
 
 def _rows(kind: str, runs: Sequence[Run]) -> pd.DataFrame:
-    found = [rows for run in runs if not (rows := measured_rows(run, kind)).empty]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    tables_with_rows = [rows for run in runs if not (rows := measured_rows(run, kind)).empty]
+    return pd.concat(tables_with_rows, ignore_index=True) if tables_with_rows else pd.DataFrame()
 
 
-def _says(section: Section, summary: pd.DataFrame, judged: pd.DataFrame) -> Iterator[str]:
-    """What a figure's numbers are, a sentence a quoted figure, and the verdicts of the claims that it bears on."""
+def _quotes(section: Section, outcome: Outcome) -> Iterator[str]:
+    """The numbers of a figure, one sentence a metric, and the verdicts on the claims that it bears on."""
     for metric in (metric for metric in kinds.METRICS if metric.name in section.metrics):
-        rows = summary[summary["figure"] == metric.name]
+        rows = outcome.summary[outcome.summary["figure"] == metric.name]
         if len(rows):
-            yield f"{metric.words} (×: of none's): " + "; ".join(_quoted(rows, metric.name)) + "."
-    verdicts = judged[judged["claim"].isin(section.claims)].drop_duplicates("claim")
+            yield f"{metric.words} (×: ratio to none): " + "; ".join(_by_norm(rows, metric.name)) + "."
+    verdicts = outcome.claims[outcome.claims["claim"].isin(section.claims)].drop_duplicates("claim")
     yield "Claims: " + ", ".join(f"{row.claim} {row.verdict}" for row in verdicts.itertuples()) + "."
 
 
-def _quoted(rows: pd.DataFrame, figure: str) -> Iterator[str]:
-    percent = figure.endswith("accuracy") and not figure.startswith("steps")
+def _by_norm(rows: pd.DataFrame, metric: str) -> Iterator[str]:
+    """The medians of a metric, norm by norm, with their ratios to none."""
+    steps = metric.startswith("steps")
     several = rows["lr"].nunique() > 1
     for row in sorted(rows.to_dict("records"), key=lambda row: (row["lr"], style.rank(row["norm"]))):
         middle = row["median"]
-        shown = f"{100 * middle:.1f}%" if percent else number(middle)
-        if figure.startswith("steps") and math.isinf(middle):
+        shown = f"{100 * middle:.1f}%" if metric.endswith("accuracy") and not steps else number(middle)
+        if steps and math.isinf(middle):
             shown = "never"
         text = f"{row['norm']}{', ' + style.lr_text(row['lr']) if several else ''} {shown}"
         yield text + (f" (×{number(row['ratio'])})" if row["norm"] != "none" and math.isfinite(row["ratio"]) else "")
 
 
 def _medians(summary: pd.DataFrame) -> dict[str, Any]:
-    """Rows a norm and learning rate, of (median, interval) a figure."""
+    """The summary with one row a norm and learning rate, and one cell a metric."""
     names = [metric.name for metric in kinds.METRICS if metric.name in set(summary["figure"])]
     rows = []
-    for (norm, lr), found in summary.groupby(["norm", "lr"], sort=False):
-        cells = {row["figure"]: row for row in found.to_dict("records")}
+    for (norm, lr), of_norm in summary.groupby(["norm", "lr"], sort=False):
+        cells = {row["figure"]: row for row in of_norm.to_dict("records")}
         rows.append(
-            {"norm": norm, "lr": lr, "seeds": int(found["seeds"].max()), "cells": [cells.get(name) for name in names]}
+            {"norm": norm, "lr": lr, "seeds": int(of_norm["seeds"].max()), "cells": [cells.get(name) for name in names]}
         )
-    return {"figures": names, "rows": sorted(rows, key=lambda row: (row["lr"], style.rank(row["norm"])))}
+    return {"metrics": names, "rows": sorted(rows, key=lambda row: (row["lr"], style.rank(row["norm"])))}
 
 
 def _versions(run: Run) -> Iterator[str]:

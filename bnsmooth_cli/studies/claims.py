@@ -1,4 +1,4 @@
-"""The paper's claims, each with its rule, and what the runs of a study say to them. Reads tables only, no torch.
+"""The paper's claims, the rule that judges each, and the verdicts on a study. Reads tables only, no torch.
 
 `python -m bnsmooth_cli.studies.claims` prints docs/claims.md.
 """
@@ -12,101 +12,105 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.studies.comparison import measured_rows, smoothness_rows, worst_where_diverged
-from bnsmooth_cli.studies.statistics import interval, median, over_steps
+from bnsmooth_cli.studies.comparison import worst_where_diverged
+from bnsmooth_cli.studies.metrics import KIND_OF, of_claims
+from bnsmooth_cli.studies.statistics import interval, median
 
 REPRODUCED: Final = "reproduced"
 NOT_REPRODUCED: Final = "not reproduced"
 INCONCLUSIVE: Final = "inconclusive"
 NOT_MEASURED: Final = "not measured"
-UNDEFINED: Final = "undefined"  # of a part at a learning rate: no seed has the value, where both runs diverged, say
+#: The verdict on a part at a learning rate at which no seed has the value, for instance because both runs diverged.
+UNDEFINED: Final = "undefined"
 
-#: The least number of seeds for a verdict: as many that agree have by chance a probability of 1/32, below 5%.
+#: The fewest seeds for a verdict. That many agree by chance with a probability of 1/32, which is below 5%.
 SEEDS: Final = 5
-#: What "about as well" is: so much of BatchNorm's advantage over the plain network.
+#: The share of BatchNorm's advantage over the plain network that counts as "about as well".
 SHARE: Final = 0.75
-#: A run stops training, or stalls, where its loss ends above this share of the one it began with.
+#: A run stalls if its loss ends above this share of its first loss.
 STALLED: Final = 0.9
-#: Early is the first tenth of a run's steps.
-EARLY: Final = 0.1
 
 
-class Figures:
-    """Every run's figures, by norm: Series over (lr, seed)."""
+class Metrics:
+    """The metrics of all runs: Series over (lr, seed), by norm."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         self._table = table.set_index(["norm", "lr", "seed"])
         self.problem = str(table["problem"].iloc[0])
         self.lrs = sorted(table["lr"].unique())
 
-    def __call__(self, norm: str, figure: str) -> pd.Series[float]:
-        """A figure of a norm's runs."""
-        return self._table[figure].xs(norm, level="norm").astype("float64")
+    def __call__(self, norm: str, metric: str) -> pd.Series[float]:
+        """A metric of the runs of a norm."""
+        return self._table[metric].xs(norm, level="norm").astype("float64")
 
-    def ratio(self, figure: str, norm: str, to: str = "none") -> pd.Series[float]:
-        """Of a figure, seed by seed."""
-        return self(norm, figure) / self(to, figure)
+    def ratio(self, metric: str, norm: str, to: str = "none") -> pd.Series[float]:
+        """The ratio of a metric between two norms, seed by seed."""
+        return self(norm, metric) / self(to, metric)
 
-    def share(self, figure: str, norm: str, log: bool) -> pd.Series[float]:
-        """How much of BatchNorm's advantage over none a norm has; NaN where BatchNorm has none.
+    def share(self, metric: str, norm: str, log: bool) -> pd.Series[float]:
+        """The share of BatchNorm's advantage over none that a norm has; NaN if BatchNorm has none.
 
-        Where none alone diverged, a norm has all of it if it did not, and nothing if it did.
+        If only `none` diverged, a norm that did not has all of the advantage, and one that did has nothing of it.
         """
-        plain, batch, other = (self(name, figure) for name in ("none", "batch", norm))
+        plain, batch, other = (self(name, metric) for name in ("none", "batch", norm))
         if log:
             plain, batch, other = (pd.Series(np.log(v), index=v.index) for v in (plain, batch, other))
         advantage = batch - plain
-        better = advantage < 0 if log else advantage > 0  # losses and beta in logarithms, less is better
+        better = advantage < 0 if log else advantage > 0  # of losses and beta, in logarithms, less is better
         share = (other - plain) / advantage.where(better)
         return share.mask(np.isinf(plain) & np.isfinite(batch), np.isfinite(other).astype("float64"))
 
     def trains(self, norm: str) -> pd.Series[float]:
-        """1 where a run trains, 0 where it diverges or stalls."""
+        """1 for a run that trains, 0 for one that diverges or stalls."""
         return (self(norm, "final_loss") <= STALLED * self(norm, "initial_loss")).astype("float64")
 
-    def everywhere(self, figure: str) -> pd.Series[float]:
-        """The smallest of a figure over the norms that have it."""
-        return self._table[figure].astype("float64").groupby(["lr", "seed"]).min()
+    def everywhere(self, metric: str) -> pd.Series[float]:
+        """The smallest value of a metric over the norms that have it."""
+        return self._table[metric].astype("float64").groupby(["lr", "seed"]).min()
 
-    def has(self, norm: str, figure: str, lr: float | None = None) -> bool:
-        """Whether any run of a norm (of any norm, for ""), at a learning rate, has the figure; True without a run."""
-        found = self._table[figure]
+    def has(self, norm: str, metric: str, lr: float | None = None) -> bool:
+        """Whether any run of a norm (of any norm, for "") has the metric; at an lr also if it has no such run."""
+        values = self._table[metric]
         if norm:
-            found = found[found.index.get_level_values("norm") == norm]
+            values = values[values.index.get_level_values("norm") == norm]
         if lr is not None:
-            found = found[found.index.get_level_values("lr") == lr]
-            return found.empty or bool(found.notna().any())
-        return bool(found.notna().any())
+            values = values[values.index.get_level_values("lr") == lr]
+            return values.empty or bool(values.notna().any())
+        return bool(values.notna().any())
 
 
 @dataclass(frozen=True)
 class Part:
-    """A statistic that a claim rests on, a value a seed and learning rate, and where its interval is to lie.
+    """A part of a claim: a statistic with one value for each seed and learning rate, and a rule for its interval.
 
-    `needs` names the norms whose runs and the kind of table it is made of ("" for the train table);
-    a rule of None is reported and not judged. `problem` is the only one that it is said of.
+    Attributes:
+        text: The statistic in words.
+        value: Computes it.
+        needs: The norms whose runs it needs; none for all of them.
+        metric: A metric that runs have if and only if the statistic was measured.
+        rule: Where the interval has to lie; None for a statistic that is reported and not judged.
+        problem: The only problem that the part applies to; None for all of them.
+        lrs: Whether the claim is about "every" learning rate, or about "some": then others decide nothing.
+        always: Whether every seed has to obey the rule, not only the median.
     """
 
     text: str
-    value: Callable[[Figures], pd.Series[float]]
+    value: Callable[[Metrics], pd.Series[float]]
     needs: tuple[str, ...]
-    table: str = ""
+    metric: str = "final_loss"
     rule: tuple[str, float] | None = None
     problem: str | None = None
-    #: A figure whose presence says that the statistic was measured, where it is not the table's own.
-    figure: str = ""
-    #: What the claim says of the learning rates: of "every", or of "some", where those without decide nothing.
     lrs: str = "every"
-    #: Whether every seed is to obey the rule, and not just the median.
     always: bool = False
 
     @property
-    def sign(self) -> str:
-        """A figure that runs have where the statistic was measured."""
-        return self.figure or _SIGN[self.table]
+    def tables(self) -> list[str]:
+        """The kinds of tables to measure for it; none if the train table is enough."""
+        return [kind for kind in (KIND_OF[self.metric],) if kind != "train"]
 
     @property
     def wanted(self) -> str:
@@ -116,7 +120,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, numbered as in docs/claims.md."""
+    """A claim of the paper: its number in docs/claims.md, a short title for the terminal, the title, and its parts."""
 
     number: int
     short: str
@@ -124,26 +128,24 @@ class Claim:
     parts: tuple[Part, ...]
 
 
-#: A figure by which a kind of table is known to have been measured.
-_SIGN: Final = {"": "steps", "smoothness": "beta", "ics": "ics", "activations": "kurtosis", "theory": "condition"}
 _PLAIN: Final = ("none", "batch")
 _LP: Final = ("l1", "l2", "linf")
 
 
-def _faster(of: Figures) -> pd.Series[float]:
+def _faster(of: Metrics) -> pd.Series[float]:
     ratio = of.ratio("steps_to_loss", "batch")
     plain, batch = (of.trains(norm).reindex(ratio.index) for norm in _PLAIN)
-    ratio = ratio.mask((plain == 0) & (batch == 0))  # neither gets anywhere
+    ratio = ratio.mask((plain == 0) & (batch == 0))  # undefined if neither trains
     return ratio.mask((plain == 0) & (batch == 1), 0.0).mask((plain == 1) & (batch == 0), np.inf)
 
 
-def _survives(of: Figures) -> pd.Series[float]:
+def _survives(of: Metrics) -> pd.Series[float]:
     plain, batch = of.trains("none"), of.trains("batch")
     failing = plain.groupby("lr").transform("median") < 1
     return (batch.reindex(plain.index) - plain)[failing]
 
 
-def _merit(of: Figures, norm: str) -> pd.Series[float]:
+def _merit(of: Metrics, norm: str) -> pd.Series[float]:
     if of.problem == "dln":
         return of.share("final_loss", norm, log=True)
     return of.share("final_test_accuracy", norm, log=False)
@@ -159,35 +161,32 @@ def _as_well(norm: str) -> Part:
 def _as_smooth(norm: str) -> Part:
     return Part(
         f"{norm}: share of BatchNorm's advantage over none in the logarithm of effective beta",
-        lambda of: of.share("beta", norm, log=True), (*_PLAIN, norm), "smoothness", (">=", SHARE),
+        lambda of: of.share("beta", norm, log=True), (*_PLAIN, norm), "beta", (">=", SHARE),
     )  # fmt: skip
 
 
-def _smoother(figure: str, words: str, bound: float = 1.0) -> Part:
-    return Part(
-        f"{words}, batch / none",
-        lambda of: of.ratio(figure, "batch"), _PLAIN, "smoothness", ("<", bound), figure=figure,
-    )  # fmt: skip
+def _smoother(metric: str, words: str, bound: float = 1.0) -> Part:
+    return Part(f"{words}, batch / none", lambda of: of.ratio(metric, "batch"), _PLAIN, metric, ("<", bound))
 
 
 def _moves(norm: str, to: str = "none") -> Part:
     return Part(
         f"how far layer inputs move between measured steps, {norm} / {to}",
-        lambda of: of.ratio("movement", norm, to), (norm, to), "activations", (">", 1.0), figure="movement",
+        lambda of: of.ratio("movement", norm, to), (norm, to), "movement", (">", 1.0),
     )  # fmt: skip
 
 
 def _heavy(norm: str) -> Part:
     return Part(
         f"{norm}: size of the layer inputs' excess kurtosis",
-        lambda of: of(norm, "kurtosis"), (norm,), "activations", (">=", 0.5),
+        lambda of: of(norm, "kurtosis"), (norm,), "kurtosis", (">=", 0.5),
     )  # fmt: skip
 
 
 def _statement(number: int, statement: str, words: str, *more: Part) -> Claim:
     holds = Part(
         f"share of layers, units and steps where {statement} holds, of the norm with the least",
-        lambda of: of.everywhere(f"holds {statement}"), (), "theory", (">=", 1.0), always=True,
+        lambda of: of.everywhere(f"holds {statement}"), (), "condition", (">=", 1.0), always=True,
     )  # fmt: skip
     kind = "observation" if statement == "4.3" else "lemma" if statement == "4.5" else "theorem"
     return Claim(number, f"{kind} {statement}", f"{words} ({statement})", (holds, *more))
@@ -220,7 +219,7 @@ CLAIMS: Final = (
           "The loss varies less along the gradient with BatchNorm, most of all early", (
         _smoother("loss_range", "range of the loss on the line"),
         Part("that ratio early, over that ratio later", lambda of: of.ratio("early loss_range", "batch") / of.ratio(
-            "late loss_range", "batch"), _PLAIN, "smoothness", ("<", 1.0), figure="early loss_range"),
+            "late loss_range", "batch"), _PLAIN, "early loss_range", ("<", 1.0)),
     )),
     Claim(6, "gradients predictive",
           "Gradients are more predictive with BatchNorm, early by about two orders of magnitude", (
@@ -240,9 +239,9 @@ CLAIMS: Final = (
     )),
     _statement(10, "4.1", "BatchNorm's gradient is the plain one, rescaled and reduced",
         Part("reduction of the squared gradient, median over units", lambda of: of.everywhere("reduction"), (),
-             "theory")),
+             "condition")),
     _statement(11, "4.2", "The gradient's own quadratic form is reduced: more predictive gradients",
-        Part("share of units where 4.2's conditions hold", lambda of: of.everywhere("condition"), (), "theory")),
+        Part("share of units where 4.2's conditions hold", lambda of: of.everywhere("condition"), (), "condition")),
     _statement(12, "4.3", "Minima are preserved: a gamma and beta give identical activations"),
     _statement(13, "4.4", "The worst-case gradient of the weights is reduced"),
     _statement(14, "4.5", "The nearest optimum is closer to the initial weights"),
@@ -250,64 +249,67 @@ CLAIMS: Final = (
 
 
 def claims(comparison: pd.DataFrame, runs: Sequence[Run], remedy: Callable[..., str]) -> pd.DataFrame:
-    """The columns of a compare-claims table: a row a part of a claim and learning rate; runs of one problem.
+    """Judge the claims: one row a part of a claim and learning rate.
 
-    `remedy(norms=..., measure=..., lrs=...)` is the command that would measure what a part lacks. A part is reproduced
-    where the whole interval of its median over at least SEEDS seeds obeys its rule, not reproduced where none of it
-    does. A claim is as good as its parts: not reproduced if one is not, else not measured, inconclusive, reproduced.
+    A part is reproduced if the whole interval of its median over at least SEEDS seeds obeys its rule, and not
+    reproduced if no value of it does. A claim is not reproduced if any part is not; otherwise it is not measured,
+    inconclusive or reproduced, in this order.
+
+    Args:
+        comparison: The comparison of the runs.
+        runs: The runs, which are of one problem.
+        remedy: Called with `norms`, `measure` and `lrs` that are missing; returns the command that adds them.
+
+    Returns:
+        The columns of a table of kind `compare-claims`.
     """
     rows = []
-    figures = worst_where_diverged(comparison).merge(
-        pd.DataFrame([{"run": run.name, **_line_figures(run), **_theory_figures(run)} for run in runs]), on="run"
-    )
-    of = Figures(figures)
+    more = pd.DataFrame([{"run": run.name, **of_claims(run)} for run in runs])
+    of = Metrics(worst_where_diverged(comparison).merge(more, on="run"))
     for claim in CLAIMS:
         parts = [row for part in claim.parts if part.problem in (None, of.problem) for row in _judge(part, of, remedy)]
-        judged = [row["part_verdict"] for row in parts]
+        verdicts = [row["part_verdict"] for row in parts]
         order = (NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED)
-        verdict = next((one for one in order if one in judged), INCONCLUSIVE)
-        named = {"problem": of.problem, "claim": claim.number, "title": claim.title, "verdict": verdict}
-        rows += [{**named, **row} for row in parts]
+        verdict = next((verdict for verdict in order if verdict in verdicts), INCONCLUSIVE)
+        about = {"problem": of.problem, "claim": claim.number, "title": claim.title, "verdict": verdict}
+        rows += [{**about, **row} for row in parts]
     return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns))
 
 
 def deciding(parts: pd.DataFrame) -> pd.Series[Any]:
-    """Of the rows of one claim the one that its verdict rests on: the first part that has that verdict."""
-    found = parts[parts["part_verdict"] == parts["verdict"]]
-    return (found if len(found) else parts).iloc[0]
+    """The row of a claim that its verdict rests on: the first part with that verdict."""
+    agreeing = parts[parts["part_verdict"] == parts["verdict"]]
+    return (agreeing if len(agreeing) else parts).iloc[0]
 
 
-def _judge(part: Part, of: Figures, remedy: Callable[..., str]) -> list[dict[str, object]]:
+def _judge(part: Part, of: Metrics, remedy: Callable[..., str]) -> list[dict[str, object]]:
     row: dict[str, object] = {"part": part.text, "rule": part.wanted, "lr": np.nan, "seeds": 0, "command": ""}
-    kinds = [part.table] if part.table else []
 
-    def lacking(lr: float | None = None) -> bool:
-        return not all(of.has(norm, part.sign, lr) for norm in part.needs or ("",))
+    def is_missing(lr: float | None = None) -> bool:
+        return not all(of.has(norm, part.metric, lr) for norm in part.needs or ("",))
 
-    if lacking():
-        wanted = remedy(norms=[norm for norm in part.needs if norm], measure=kinds)
-        return [{**row, "part_verdict": NOT_MEASURED, "command": wanted}]
+    if is_missing():
+        return [{**row, "part_verdict": NOT_MEASURED, "command": remedy(norms=list(part.needs), measure=part.tables)}]
     values = part.value(of)
-    if values.empty:  # of claim 2 alone: none trains at every learning rate
+    if values.empty:  # only for claim 2, if `none` trains at every learning rate
         further = float(f"{max(of.lrs) * (10 if of.problem == 'dln' else 5):.6g}")
-        wanted = remedy(norms=list(part.needs), lrs=[further])
-        return [{**row, "part_verdict": NOT_MEASURED, "command": wanted}]
+        return [{**row, "part_verdict": NOT_MEASURED, "command": remedy(norms=list(part.needs), lrs=[further])}]
     rows = []
-    for lr, here in values.groupby("lr"):
-        known = here.dropna().to_numpy(np.float64)
+    for lr, at_lr in values.groupby("lr"):
+        known = at_lr.dropna().to_numpy(np.float64)
         low, high = interval(known)
-        found = {"lr": lr, "seeds": len(known), "median": median(known), "low": low, "high": high}
-        verdict, wanted = _verdict(part, known, (low, high)), ""
-        if not len(known) and lacking(float(str(lr))):
+        statistics = {"lr": lr, "seeds": len(known), "median": median(known), "low": low, "high": high}
+        verdict, command = _verdict(part, known, (low, high)), ""
+        if not len(known) and is_missing(float(str(lr))):
             verdict = NOT_MEASURED
-            wanted = remedy(norms=[norm for norm in part.needs if norm], measure=kinds, lrs=[lr])
-        rows.append({**row, **found, "part_verdict": verdict, "command": wanted})
-    if part.lrs == "some" and any(one["part_verdict"] == REPRODUCED for one in rows):
-        rows = [{**one, "part_verdict": UNDEFINED} if one["part_verdict"] != REPRODUCED else one for one in rows]
+            command = remedy(norms=list(part.needs), measure=part.tables, lrs=[lr])
+        rows.append({**row, **statistics, "part_verdict": verdict, "command": command})
+    if part.lrs == "some" and any(row["part_verdict"] == REPRODUCED for row in rows):
+        rows = [row if row["part_verdict"] == REPRODUCED else {**row, "part_verdict": UNDEFINED} for row in rows]
     return rows
 
 
-def _verdict(part: Part, values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], ends: tuple[float, float]) -> str:
+def _verdict(part: Part, values: NDArray[np.float64], ends: tuple[float, float]) -> str:
     if part.rule is None:
         return "reported"
     sign, bound = part.rule
@@ -320,25 +322,6 @@ def _verdict(part: Part, values: np.ndarray[tuple[int, ...], np.dtype[np.float64
         return INCONCLUSIVE
     obeys = [compare(end, bound) for end in ends]
     return REPRODUCED if all(obeys) else INCONCLUSIVE if any(obeys) else NOT_REPRODUCED
-
-
-def _line_figures(run: Run) -> dict[str, float]:
-    rows = smoothness_rows(run)
-    early = rows["step"] <= EARLY * run.config.steps
-    return {
-        f"{when} {figure}": over_steps(rows["step"][chosen], rows[figure][chosen])
-        for figure in ("loss_range", "predictiveness")
-        for when, chosen in (("early", early), ("late", ~early))
-    }
-
-
-def _theory_figures(run: Run) -> dict[str, float]:
-    rows = measured_rows(run, "theory", ["statement", "holds", "condition", "mean_fraction", "output_fraction"])
-    at = {name: rows[rows["statement"] == name] for name in ("4.1", "4.2", "4.3", "4.4", "4.5")}
-    figures = {f"holds {name}": float(found["holds"].astype("float64").mean()) for name, found in at.items()}
-    figures["condition"] = float(at["4.2"]["condition"].astype("float64").mean())
-    figures["reduction"] = float((at["4.1"]["mean_fraction"] + at["4.1"]["output_fraction"]).median())
-    return figures
 
 
 _RULES: Final = """\
@@ -379,7 +362,7 @@ def page() -> str:
         for i, part in enumerate(claim.parts):
             title = f"{claim.number}. {claim.title}" if i == 0 else ""
             only = f" ({part.problem} only)" if part.problem else ""
-            needs = ", ".join([*part.needs, *([f"`{part.table}`"] if part.table else [])])
+            needs = ", ".join([*part.needs, *(f"`{table}`" for table in part.tables)])
             lines.append(f"| {title} | {part.text}{only} | {part.wanted} | {needs} |")
     return "\n".join(lines) + "\n"
 

@@ -1,94 +1,87 @@
-"""What a study would cost: a few steps and one point of each measurement, timed on this machine."""
+"""An estimate of what a study costs: a few steps and one point of each measurement are timed on this machine."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import pandas as pd
 import torch
 
 from bnsmooth_cli import problems
-from bnsmooth_cli.config import Config
 from bnsmooth_cli.measures.measuring import measurement
 from bnsmooth_cli.points.reaching import load_point
-from bnsmooth_cli.studies.run import Task
+from bnsmooth_cli.studies.work import Remaining, Task
 from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.run import train_config
 from bnsmooth_cli.training.trajectory import Trajectory
 
-_STEPS: Final = 5  # timed, after as many that are not: the first ones allocate
+_STEPS: Final = 5  # are timed, after as many that allocate memory
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of a run: seconds in one process, bytes of checkpoints, measured points."""
+def estimate(runs: Sequence[Remaining]) -> pd.DataFrame:
+    """What remains of each run and what it costs, as one row a run.
 
-    seconds: float
-    bytes: int
-    points: int
+    The columns are `run`, the step that its training has `reached`, the `steps` to train, the `tables` and `points` to
+    measure, the `seconds` that all of it takes in one process, and the `bytes` of its checkpoints.
+    """
+    prices: dict[str, dict[str, float]] = {}  # by norm
+    rows = []
+    for remaining in runs:
+        task, config = remaining.task, remaining.task.config
+        steps = config.steps - remaining.reached
+        row = {"run": task.name, "reached": remaining.reached, "steps": steps, "tables": len(remaining.tables)}
+        if not remaining:
+            rows.append({**row, "points": 0, "seconds": 0.0, "bytes": 0})
+            continue
+        price = prices.setdefault(config.norm, {})
+        if any(item not in price for item in ("step", *remaining.tables)):
+            price |= _timed(task, remaining.tables)
+
+        def marks(every: int, begin: int = remaining.reached, end: int = config.steps) -> int:
+            return len({*range(-(-begin // every) * every, end + 1, every), end})
+
+        points = len(task.at) if task.at else marks(task.every or config.save_every, 0)
+        seconds = sum(points * price[kind] for kind in remaining.tables)
+        size = 0
+        if steps:
+            seconds += steps * price["step"] + marks(config.eval_every or config.steps) * price["evaluation"]
+            size = marks(config.save_every) * int(price["bytes"])
+        rows.append({**row, "points": points * len(remaining.tables), "seconds": seconds, "bytes": size})
+    return pd.DataFrame(rows)
 
 
-class Prices:
-    """Seconds of a step, an evaluation and a measured point, timed once a norm."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, dict[str, float]] = {}
-
-    def cost(self, task: Task, kinds: tuple[str, ...]) -> Cost:
-        """What is missing of a run: its training from where it stands, and `kinds` of tables."""
-        config, begun = task.config, task.trained()
-        price = self._known.setdefault(config.norm, {})
-        if not price or any(kind not in price for kind in kinds):
-            price |= _timed(task, kinds)
-        steps = config.steps - begun
-        evaluations = len(_marks(begun, config.steps, config.eval_every or config.steps)) if steps else 0
-        points = len(task.at) if task.at else len(_marks(0, config.steps, task.every or config.save_every))
-        seconds = steps * price["step"] + evaluations * price["evaluation"] + sum(points * price[k] for k in kinds)
-        saved = len(_marks(begun, config.steps, config.save_every)) if steps else 0
-        return Cost(seconds, saved * int(price["bytes"]), points * len(kinds))
-
-
-def _marks(first: int, last: int, every: int) -> list[int]:
-    return sorted({*range(-(-first // every) * every, last + 1, every), last})
-
-
-def _timed(task: Task, kinds: tuple[str, ...]) -> dict[str, float]:
+def _timed(task: Task, tables: tuple[str, ...]) -> dict[str, float]:
+    """Seconds of a step, of an evaluation and of a point of each table, and the bytes of a checkpoint."""
     device = choose_device(task.device)
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     try:
         trajectory = Trajectory(problems.build(task.config, device))
         steps = [_seconds(lambda: trajectory.advance().sum().item()) for _ in range(2 * _STEPS)]
-        model = trajectory.model
-        found = {
+        problem, model = trajectory.problem, trajectory.model
+        state = [*model.state_dict().values(), *trajectory.velocity]
+        prices = {
             "step": median(steps[_STEPS:]),
-            "evaluation": _seconds(lambda: trajectory.problem.evaluate(model)) if trajectory.problem.test_size else 0,
-            "bytes": float(
-                sum(t.numel() * t.element_size() for t in [*model.state_dict().values(), *trajectory.velocity])
-            ),
+            "evaluation": _seconds(lambda: problem.evaluate(model)) if problem.test_size else 0.0,
+            "bytes": float(sum(tensor.numel() * tensor.element_size() for tensor in state)),
         }
+        short = task.config.changed(steps=2, save_every=2, eval_every=task.config.eval_every and 2)
         with tempfile.TemporaryDirectory() as folder:
-            short = _shortened(task.config)
             run = train_config(short, Path(folder) / "run", device=task.device)
-            for kind in kinds:
-                point = load_point(run, device=task.device)
-                what = measurement(kind)
-                found[kind] = _seconds(lambda: what.rows(point, **what.plan(short)))  # noqa: B023 - called at once
-        return found
+            for kind in tables:
+                point, what = load_point(run, device=task.device), measurement(kind)
+                prices[kind] = _seconds(lambda: what.rows(point, **what.plan(short)))  # noqa: B023 - called here
+        return prices
     finally:
         torch.set_num_threads(threads)
 
 
-def _shortened(config: Config) -> Config:
-    return config.changed(steps=2, save_every=2, eval_every=config.eval_every and 2)
-
-
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any]) -> float:
     begun = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - begun

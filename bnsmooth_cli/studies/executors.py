@@ -1,7 +1,7 @@
-"""Where a study's runs execute: this process, worker processes of its own, or a Dask cluster.
+"""Where the runs of a study execute: this process, worker processes on this machine, or a Dask cluster.
 
-Each is a `concurrent.futures.Executor`, so nothing else knows which one it is. No torch here: a worker process chooses
-its GPU before torch sees any.
+Each is a `concurrent.futures.Executor`, so that the rest of the code need not know which. No torch here: a worker
+process chooses its GPU before torch is imported.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from bnsmooth_cli.errors import InputError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: How long a scheduler may take to answer.
-PATIENCE: Final = 10  # seconds
+#: How long a Dask scheduler may take to answer, in seconds.
+TIMEOUT: Final = 10
 
 
 class InProcess(Executor):
-    """Runs what is submitted at once, in this thread.
+    """Executes what is submitted immediately, in this thread.
 
     >>> InProcess().submit(sum, [1, 2]).result()
     3
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """The finished future of fn(*args, **kwargs)."""
+        """Call fn(*args, **kwargs); its finished future."""
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -50,7 +50,7 @@ class InProcess(Executor):
 
 @dataclass(frozen=True)
 class _Worker:
-    """A worker process: the pool that it is all of, its id, its GPU."""
+    """A worker process: its pool, of which it is the only process, its process id and its GPU."""
 
     pool: ProcessPoolExecutor
     process: int
@@ -58,10 +58,10 @@ class _Worker:
 
 
 class Processes(ThreadPoolExecutor):
-    """`jobs` worker processes, each handed its work by a thread of its own.
+    """`jobs` worker processes, each served by a thread of its own.
 
-    A worker that dies raises BrokenExecutor for what it was doing and for nothing else, and another takes its place.
-    With `gpus`, worker i sees the GPU numbered i modulo their number, and no other.
+    When a worker dies, its own call raises BrokenExecutor and a new worker takes its place; the others are not
+    affected, unlike in a ProcessPoolExecutor of several processes. With `gpus`, each worker sees one GPU.
     """
 
     def __init__(self, jobs: int, gpus: list[str] | None = None) -> None:
@@ -73,7 +73,7 @@ class Processes(ThreadPoolExecutor):
         super().__init__(jobs, "bnsmooth-worker")
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """The future of fn(*args, **kwargs) in one of the workers."""
+        """Call fn(*args, **kwargs) in a worker; its future."""
         return super().submit(self._hand_over, fn, args, kwargs)
 
     def _hand_over(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
@@ -84,9 +84,9 @@ class Processes(ThreadPoolExecutor):
                 raise CancelledError
             self._workers[me] = worker
             return worker.pool.submit(fn, *args, **kwargs).result()
-        except (BrokenExecutor, SystemExit) as error:  # SystemExit is a SIGTERM's
-            if gone := self._workers.pop(me, None):
-                self._drop(gone)
+        except (BrokenExecutor, SystemExit) as error:  # SIGTERM becomes SystemExit
+            if dead := self._workers.pop(me, None):
+                self._drop(dead)
             raise BrokenExecutor(f"a worker process died ({error})") from error
 
     def _start(self) -> _Worker:
@@ -106,7 +106,7 @@ class Processes(ThreadPoolExecutor):
         worker.pool.shutdown(wait=False, cancel_futures=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the workers: after their work, or with `cancel_futures` at once."""
+        """End the workers after their work, or with `cancel_futures` immediately."""
         self._closing = cancel_futures
         if cancel_futures:
             for worker in list(self._workers.values()):
@@ -119,8 +119,8 @@ class Processes(ThreadPoolExecutor):
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes that this thread starts within never see the Ctrl-C that a terminal sends to all."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, where a worker's own process group is out of reach too
+    """Keep Ctrl-C, which a terminal sends to every process, from the processes that this thread starts here."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -131,34 +131,34 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def gpus(count: int) -> list[str] | None:
-    """What each GPU of this process is called in CUDA_VISIBLE_DEVICES; None without any.
+    """The names of the first `count` GPUs of this process in CUDA_VISIBLE_DEVICES; None without any.
 
     >>> gpus(0), gpus(2)
     (None, ['0', '1'])
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [name.strip() for name in given.split(",") if name.strip()] or [str(i) for i in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()] or [str(i) for i in range(count)]
     return names[:count] or None
 
 
 def _begin(gpu: str | None) -> None:
-    """What a worker process does first."""
+    """Prepare a worker process: its GPU, an orderly end, and its death with the parent."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files are removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which removes temporary files
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def follow() -> None:
         wait([parent.sentinel])
-        os._exit(1)  # a killed command leaves no worker behind that would hold its run
+        os._exit(1)  # or the worker of a killed command would keep its run locked
 
     threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
 def local(jobs: int, gpus: list[str] | None = None) -> Iterator[Executor]:
-    """This process for one job, else so many worker processes; ended at once where the block ends in an error."""
+    """This process for one job, otherwise `jobs` worker processes. An error in the block ends them immediately."""
     executor = Processes(jobs, gpus) if jobs > 1 else InProcess()
     try:
         yield executor
@@ -169,37 +169,39 @@ def local(jobs: int, gpus: list[str] | None = None) -> Iterator[Executor]:
 
 
 @contextmanager
-def dask(address: str, jobs: int | None = None, tell: Callable[[str], None] = print) -> Iterator[Executor]:
-    """The Dask cluster of a scheduler's address, or with `local` one of `jobs` worker processes on this machine.
+def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iterator[Executor]:
+    """A Dask cluster.
 
-    A cluster that has no worker yet is waited for, and `tell` told so.
+    Args:
+        address: The address of its scheduler, or `local` for a cluster on this machine.
+        jobs: The number of workers of a local cluster; None for one for each CPU.
+        message: Is told when the cluster has no workers yet.
 
-    Raises InputError where Dask is not installed, no scheduler answers, or a worker has another version of bnsmooth.
+    Raises:
+        InputError: If Dask is not installed, no scheduler answers, or a worker has another version of bnsmooth.
     """
     try:
         import distributed
     except ImportError as error:
         raise InputError("--dask: Dask is not installed; pip install 'bnsmooth[dask]'") from error
-    if address != "local" and jobs is not None:
-        raise InputError("--jobs: with --dask ADDRESS the cluster has its own workers; leave it out")
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told run by run
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is reported for each run
     cluster = None
     if address != "local":
         _check_listening(address)
     else:
-        # One thread a worker: a run has its process to itself, as anywhere else.
+        # One thread a worker, so that each run has a process to itself.
         with _interrupts_ignored():
             cluster = distributed.LocalCluster(
                 n_workers=jobs or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0,
                 silence_logs=logging.ERROR,
             )  # fmt: skip
     try:
-        with distributed.Client(cluster or address, timeout=PATIENCE, set_as_default=False) as client:
+        with distributed.Client(cluster or address, timeout=TIMEOUT, set_as_default=False) as client:
             versions = client.run(_version, on_error="return")
             for worker, version in versions.items():
                 check_version(version if isinstance(version, str) else None, worker)
             if not versions:
-                tell(f"--dask {address}: no worker has joined yet; the runs start when one does")
+                message(f"--dask {address}: no worker has joined yet; the runs start when one does")
             yield client.get_executor(pure=False)
     finally:
         if cluster is not None:
@@ -207,11 +209,11 @@ def dask(address: str, jobs: int | None = None, tell: Callable[[str], None] = pr
 
 
 def _check_listening(address: str) -> None:
-    # Before a client is made: one that has never reached a scheduler complains for long, and at its end again.
+    # Before there is a client: one that never reaches a scheduler prints errors for a long time.
     from distributed.comm.addressing import get_address_host_port
 
     try:
-        socket.create_connection(get_address_host_port(address), timeout=PATIENCE).close()
+        socket.create_connection(get_address_host_port(address), timeout=TIMEOUT).close()
     except (OSError, ValueError) as error:
         raise InputError(
             f"--dask {address}: no scheduler answers there ({error}); give its address, as in tcp://host:8786"
@@ -220,8 +222,8 @@ def _check_listening(address: str) -> None:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes that start within never see Ctrl-C, which a terminal sends to all: this one ends them."""
-    if threading.current_thread() is not threading.main_thread():  # of no terminal's concern
+    """Keep Ctrl-C, which a terminal sends to every process, from the processes that start here: this one ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -235,8 +237,8 @@ def _version() -> str:
     return __version__
 
 
-def check_version(found: str | None, where: str) -> None:
-    """Raise InputError for a worker that would compute with another version of bnsmooth, or has none."""
-    if found != __version__:
-        has = "no bnsmooth" if found is None else f"bnsmooth {found}"
-        raise InputError(f"the worker {where} has {has}, this is {__version__}; install the same on all")
+def check_version(version: str | None, worker: str) -> None:
+    """Raise InputError for a worker that has another version of bnsmooth, or none."""
+    if version != __version__:
+        has = "no bnsmooth" if version is None else f"bnsmooth {version}"
+        raise InputError(f"the worker {worker} has {has}, this is {__version__}; install the same on all")

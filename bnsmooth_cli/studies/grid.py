@@ -1,42 +1,54 @@
-"""A study: the grid of runs that is asked for, and the folder that keeps them. No torch here."""
+"""The grid of runs that a study asks for: from Python, from options, or from a study file. No torch here."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli import __version__, kinds
-from bnsmooth_cli.config import FIELDS, MAX_THREADS, Config, check_threads, check_types, from_dict, resolve
+from bnsmooth_cli import kinds
+from bnsmooth_cli.config import FIELDS, Config, check_threads, check_types, resolve
 from bnsmooth_cli.data import NAMES
-from bnsmooth_cli.errors import DamagedError, InputError, unknown
-from bnsmooth_cli.storage.files import check_writable, load_json, read_text, save_json, unicode
-from bnsmooth_cli.storage.runs import Run, locked, open_run
+from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.storage.files import read_text, unicode
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-FORMAT: Final = 1
+#: The settings in which the runs of a study differ.
 VARIED: Final = ("norm", "lr", "seed")
 _SETTINGS: Final = (
     "preset",
     *(name for name in FIELDS if name not in (*VARIED, "data_digest")),
 )
+_LISTS: Final[dict[str, type]] = {"norms": str, "lrs": float, "seeds": int, "measure": str, "at": int}
+_EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
+#: Options of the command that a study file must not contain.
+_MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
+MAX_VALUES: Final = 100_000  # in a list
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs that a study is asked for, every norm at every lr with every seed, and what is measured on them.
+    """The runs of a study, which are all combinations of norms, learning rates and seeds, and their measurements.
 
-    `settings` are the other arguments of `config.resolve`; `lrs` empty stands for the preset's; `every` and `at` choose
-    the measured steps, by default the checkpoints'.
+    Attributes:
+        norms: The norms.
+        lrs: The learning rates; empty for the preset's.
+        seeds: The seeds.
+        settings: The other arguments of `config.resolve`, shared by all runs.
+        measure: The kinds of tables to measure.
+        every: Measure every so many steps instead of at the checkpoints.
+        at: Measure at these steps instead.
+        threads: CPU threads of each run. They are part of the study, because the last bits of a result depend on them.
+        file: The study file that the grid was read from, which errors then name.
 
     >>> grid = Grid(("none", "l1"), seeds=(0, 1), settings={"problem": "dln"})
     >>> [config.name for config in grid.configs()][:2]
@@ -50,14 +62,19 @@ class Grid:
     measure: tuple[str, ...] = ()
     every: int | None = None
     at: tuple[int, ...] | None = None
-    #: CPU threads of every run: its last bits depend on them, so they are the study's and never the machine's.
     threads: int = 1
+    file: Path | None = field(default=None, compare=False)
 
     def configs(self) -> list[Config]:
-        """The runs' configurations, seed by seed: a study that is stopped early has whole comparisons.
+        """The configurations of the runs, seed by seed, so that a study that stops early has whole comparisons.
 
-        Raises InputError for an empty grid, a setting that does not fit, and two runs of one name.
+        Raises:
+            InputError: For an empty grid, a setting that does not fit, and two runs of the same name.
         """
+        with self.named_in_errors():
+            return self._configs()
+
+    def _configs(self) -> list[Config]:
         for name, values in (("norms", self.norms), ("seeds", self.seeds)):
             if not values:
                 raise InputError(f"--{name}: an empty grid; name at least one")
@@ -67,7 +84,7 @@ class Grid:
         for kind in self.measure:
             if kind not in kinds.measured(studied=True):
                 raise unknown("measurement", kind, kinds.measured(studied=True))
-        found = [
+        configs = [
             resolve(norm=norm, lr=lr, seed=seed, **self.settings)
             for seed in self.seeds
             for lr in self.lrs or (None,)
@@ -75,15 +92,25 @@ class Grid:
         ]
         if self.at == ():
             raise InputError("--at: name at least one step, as in 0,100,250")
-        if self.at and max(self.at) > min(config.steps for config in found):
-            raise InputError(f"--at {max(self.at)}: beyond the {found[0].steps} steps of a run (--steps)")
-        names = [config.name for config in found]
+        if self.at and max(self.at) > configs[0].steps:
+            raise InputError(f"--at {max(self.at)}: beyond the {configs[0].steps} steps of a run (--steps)")
+        names = [config.name for config in configs]
         if len(set(names)) < len(names):
             raise InputError(f"{max(names, key=names.count)}: twice in the grid (--norms, --lrs, --seeds)")
-        return found
+        return configs
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Put the study file, if there is one, before the message of an InputError about the grid."""
+        try:
+            yield
+        except InputError as error:
+            if self.file is None:
+                raise
+            raise InputError(f"{self.file}: {error}") from error
 
     def request(self) -> dict[str, Any]:
-        """The grid as plain values, what was left to a default left out."""
+        """The grid as plain values, without those left at their defaults."""
         values = {"norms": self.norms, "lrs": self.lrs, "seeds": self.seeds, **self.settings, "measure": self.measure,
                   "every": self.every, "at": self.at, "threads": self.threads}  # fmt: skip
         chosen = {name: value for name, value in values.items() if value is not None and value != ()}
@@ -91,57 +118,44 @@ class Grid:
 
 
 def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
-    """The grid that options describe, and a study file: TOML with the options' names as its keys. Options win.
+    """The grid that options and a study file describe. Options take precedence over the file.
 
-    Lists may be strings as on the command line: `"none,l1"`, `"0.1,0.5"`, and for seeds `"0-4,7"`. Raises InputError
-    for a file that cannot be read, an unknown setting, and a value that does not fit.
+    Args:
+        options: Values by name: lists as sequences or as on the command line (`"none,l1"`, `"0.1,0.5"`, and for whole
+            numbers `"0-4,7"`), and settings.
+        file: A TOML file with the same names as keys.
+
+    Raises:
+        InputError: For a file that cannot be read, an unknown setting, and a value that does not fit.
 
     >>> read_grid({"norms": "none,l1", "seeds": "0-2", "problem": "dln"}).seeds
     (0, 1, 2)
     """
-    said = {} if file is None else _read_toml(file)
+    content = {} if file is None else _read_toml(file)
     if "at" in options:
-        said.pop("every", None)
+        content.pop("every", None)
     if "every" in options:
-        said.pop("at", None)
-    values = {**_checked(said, f"{file}: "), **_checked(options, "--")}
+        content.pop("at", None)
+    values = {**_checked(content, f"{file}: "), **_checked(options, "--")}
     settings = {name: values.pop(name) for name in _SETTINGS if name in values}
-    grid = Grid(**{"norms": (), **values}, settings=settings)
+    grid = Grid(**{"norms": (), **values}, settings=settings, file=file)
     if file is not None:
-        with blaming(file):
-            grid.configs()
+        grid.configs()
     return grid
 
 
-@contextmanager
-def blaming(file: Path | None) -> Iterator[None]:
-    """Let an InputError begin with the study file, if there is one, whose settings were looked at."""
-    try:
-        yield
-    except InputError as error:
-        if file is None:
-            raise
-        raise InputError(f"{file}: {error}") from error
-
-
-_MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
-_LISTS: Final[dict[str, type]] = {"norms": str, "lrs": float, "seeds": int, "measure": str, "at": int}
-MOST: Final = 100_000  # of a list
-_EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
-
-
 def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
-    """The values in Grid's types; `source` is what an error puts before a name."""
+    """The values in Grid's types. Errors put `source` before the name."""
     known = (*_LISTS, "every", "threads", *_SETTINGS)
-    found: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name in _MACHINE:
-            raise InputError(f"{source}{key}: --{key} is an option of the command, not of the study; say it there")
+            raise InputError(f"{source}{key}: --{key} is an option of the command, not of the study; give it there")
         if name not in known:
             raise InputError(f"{source}{key}: {unknown('setting', key, known)}")
         if name in _LISTS:
-            found[name] = _list(value, _LISTS[name], f"{source}{key}")
+            checked[name] = _list(value, _LISTS[name], f"{source}{key}")
             continue
         if name in ("every", "threads") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{source}{key} {value}: give a whole number of at least 1")
@@ -149,30 +163,32 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
             raise InputError(f"{source}{key} {value}: give quick or paper")
         if name in _SETTINGS and name != "preset":
             check_types({name: value}, source.rstrip(": ") or key)
-        found[name] = value
-    return found
+        checked[name] = value
+    return checked
 
 
 def _list(value: object, convert: type, where: str) -> tuple[Any, ...]:
+    parts: Iterable[Any]
     if isinstance(value, str):
-        parts: list[Any] = [part.strip() for part in value.split(",") if part.strip()]
+        parts = [part.strip() for part in value.split(",") if part.strip()]
     else:
-        parts = list(value) if isinstance(value, list) else [value]
-    found: list[Any] = []
+        parts = value if isinstance(value, Iterable) else [value]
+    numbers: list[Any] = []
     for part in parts:
-        reach = re.fullmatch(r"(\d+)-(\d+)", str(part)) if convert is int else None
+        span = re.fullmatch(r"(\d+)-(\d+)", str(part)) if convert is int else None
         try:
             if isinstance(part, bool) or (convert is int and isinstance(part, float)):
                 raise ValueError
-            new = range(int(reach[1]), min(int(reach[2]), int(reach[1]) + MOST) + 1) if reach else [convert(part)]
+            first, last = (int(span[1]), int(span[2])) if span else (0, 0)
+            new = range(first, min(last, first + MAX_VALUES) + 1) if span else [convert(part)]
         except (ValueError, TypeError):
             raise InputError(f"{where} {part}: give values as in {_EXAMPLES[convert]}") from None
         if convert is int and (not new or min(new) < 0 or max(new) >= 2**63):
             raise InputError(f"{where} {str(part)[:30]}: give whole numbers from 0 to 2^63 - 1, as in {_EXAMPLES[int]}")
-        found += new
-        if len(found) > MOST:
-            raise InputError(f"{where} {part}: more than {MOST} values")
-    return tuple(found)
+        numbers += new
+        if len(numbers) > MAX_VALUES:
+            raise InputError(f"{where} {part}: more than {MAX_VALUES} values")
+    return tuple(numbers)
 
 
 def _read_toml(path: Path) -> dict[str, object]:
@@ -186,121 +202,12 @@ def _read_toml(path: Path) -> dict[str, object]:
         raise InputError(f"{path}: not readable as TOML ({error})") from error
     data = content.get("data")
     if isinstance(data, str) and data not in NAMES and (path.parent / data).is_dir():
-        content["data"] = str((path.parent / data).resolve())  # a file names its folders from where it lies
+        content["data"] = str((path.parent / data).resolve())  # a file names folders relative to itself
     return content
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study's folder: `study.json`, the runs in `runs/`, and the tables that `compare` writes."""
-
-    path: Path
-
-    @property
-    def table(self) -> Path:
-        """The table of the comparison; summary and claims stand beside it."""
-        return self.path / "compare.parquet"
-
-    def run(self, config: Config) -> Run:
-        """Where a configuration's run is, or will be."""
-        return Run(self.path / "runs" / config.name, config)
-
-    def runs(self, besides: Collection[str] = ()) -> tuple[list[Run], dict[str, str]]:
-        """The runs that can be compared, `besides` those of these names: finished or diverged, of the study's settings
-        and whole; and those that cannot, by name, with why."""
-        found, refused = [], {}
-        shared = self.read()["settings"]
-        for folder in sorted(path.parent for path in (self.path / "runs").glob("*/config.json")):
-            if folder.name in besides:
-                continue
-            try:
-                run = open_run(folder)
-                mine = from_dict({**shared, **{name: getattr(run.config, name) for name in VARIED}}, str(folder))
-                if (differences := mine.differences(run.config)) or folder.name != run.config.name:
-                    what = "; ".join(differences) or f"it is {run.config.name}"
-                    refused[folder.name] = f"{folder}: no run of this study ({what}); move it away"
-                elif run.outcome() is not None:
-                    for kind in kinds.measured(studied=True):
-                        if (table := run.source().table_path(kind)).exists():
-                            run.check_table(table, kind)
-                    found.append(run)
-            except DamagedError as error:
-                refused[folder.name] = str(error)
-        return found, refused
-
-    def read(self) -> dict[str, Any]:
-        """What study.json says: the settings that the runs share, and what was asked for, newest last.
-
-        Raises InputError where the folder is no study.
-        """
-        file = self.path / "study.json"
-        content = load_json(file, "study", FORMAT)
-        requests = content.get("requests")
-        if not isinstance(requests, list) or not requests or not all(isinstance(one, dict) for one in requests):
-            raise InputError(f"{file}: names no runs; delete it, and run the study again")
-        threads = content.get("threads")
-        if (
-            not isinstance(content.get("settings"), dict)
-            or not isinstance(threads, int)
-            or not 1 <= threads <= MAX_THREADS
-        ):
-            raise InputError(f"{file}: names no settings; delete it, and run the study again")
-        from_dict({"norm": "none", "lr": 1.0, "seed": 0, **content["settings"]}, str(file))
-        return content
-
-    def join(self, grid: Grid) -> None:
-        """Check that the grid's runs belong with those that are here: they share all but norm, lr and seed.
-
-        Raises InputError for a folder that cannot be written, or that holds something else.
-        """
-        for target in (self.path / "study.json", self.table):
-            check_writable(target)
-        configs = grid.configs()
-        if not (self.path / "study.json").exists():
-            others = [item.name for item in self.path.glob("*") if not item.name.startswith(".")]
-            if any(name != "runs" for name in others):  # runs may have been trained one by one
-                raise InputError(f"{self.path}: holds files but no study; choose a new folder with -o")
-            return
-        content, file = self.read(), str(self.path / "study.json")
-        if not any((self.path / "runs").glob("*/config.json")):
-            return  # nothing that other settings would contradict
-        first = configs[0]
-        mine = from_dict({**content["settings"], **{name: getattr(first, name) for name in VARIED}}, file)
-        differences = mine.differences(first)
-        if mine.steps != first.steps:  # a longer run is the same trajectory, and no fair comparison
-            differences.append(f"steps {mine.steps}, now {first.steps}")
-        if grid.threads != content["threads"]:
-            differences.append(f"threads {content['threads']}, now {grid.threads}")
-        if differences:
-            raise InputError(
-                f"{file}: of a study with other settings ({'; '.join(differences)}); choose a new folder with -o"
-            )
-
-    def add(self, grid: Grid) -> None:
-        """Record what is asked for, once."""
-        begun = any((self.path / "runs").glob("*/config.json"))  # else what was asked for before came to nothing
-        asked = self.read()["requests"] if begun and (self.path / "study.json").exists() else []
-        request = grid.request()
-        shared = {k: v for k, v in grid.configs()[0].as_dict().items() if k not in (*VARIED, "data_digest")}
-        content = {
-            "format": FORMAT,
-            "version": __version__,
-            "threads": grid.threads,
-            "settings": shared,
-            "requests": [*(one for one in asked if one != request), request],
-        }
-        save_json(self.path / "study.json", content)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the study: one command works on it at a time."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path, "study"):
-            yield
-
-
 def command(request: Mapping[str, Any], folder: Path, **changed: Any) -> str:
-    """The command line of a request, with some of its values changed.
+    """The command line that asks for a request with some values changed, for readers.
 
     >>> command({"norms": ["none"], "seeds": [0, 1, 2], "problem": "dln"}, Path("study"), measure=["ics"])
     'bnsmooth compare --norms none --seeds 0-2 --problem dln --measure ics -o study'

@@ -1,190 +1,235 @@
-"""How a study's runs are brought about: what one is, what is missing of it, and all of them on an executor."""
+"""Running a study: plan the runs that are missing, execute them, and compare all runs. No torch until then."""
 
 from __future__ import annotations
 
-import json
-import platform
-import shutil
-import time
-import uuid
+import multiprocessing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from bnsmooth_cli import __version__
-from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.studies.executors import check_version
-from bnsmooth_cli.studies.grid import Grid, Study
-from bnsmooth_cli.user_code import allow
+from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
+from bnsmooth_cli.studies import executors
+from bnsmooth_cli.studies.folder import Study
+from bnsmooth_cli.studies.grid import Grid, read_grid
+from bnsmooth_cli.studies.outcome import conclude
+from bnsmooth_cli.studies.progress import INTERVAL, Permit, StudyProgress, Watch
+from bnsmooth_cli.studies.work import Remaining, Task, tasks, work
+from bnsmooth_cli.user_code import name_of
 
-#: A run whose worker died is begun again from its last checkpoint; after so many workers it has failed.
-ATTEMPTS: Final = 3
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bnsmooth_cli.problems.custom import Builder
+
+#: A run whose worker dies is given to another one, which resumes it. After this many deaths it has failed.
+MAX_DEATHS: Final = 3
+_DIED: Final = (
+    f"its worker process died {MAX_DEATHS} times; there may be too little memory, or a script may call bns.study "
+    "outside of if __name__ == '__main__'"
+)
 
 
 @dataclass(frozen=True)
-class Task:
-    """One run of a study and its measurements: all that a worker is told."""
+class Execution:
+    """Where runs execute: the arguments `jobs`, `dask` and `device` of `study`."""
 
-    study: Path
-    config: Config
-    measure: tuple[str, ...]
-    every: int | None
-    at: tuple[int, ...] | None
-    threads: int
-    device: str
-    force: bool
-    permit: str = ""
-    version: str = __version__
-    #: Where the command was given: a worker finds the user's own norm and problem there.
-    modules: Path = field(default_factory=Path.cwd)
+    jobs: int | None = None
+    dask: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise InputError(f"--jobs {self.jobs}: give a whole number of at least 1")
+        if self.jobs is not None and self.dask not in (None, "local"):
+            raise InputError("--jobs: with --dask ADDRESS the cluster has its own workers; leave it out")
+
+    def check_device(self) -> None:
+        """Raise InputError for a device that this machine, if it executes the runs, does not have."""
+        if self.dask in (None, "local"):
+            from bnsmooth_cli.training.devices import choose_device
+
+            choose_device(self.device)
+
+    def executor(self, runs: int, message: Callable[[str], None]) -> AbstractContextManager[Executor]:
+        """The executor for a number of runs."""
+        if self.dask is not None:
+            return executors.dask(self.dask, self.jobs, message)
+        import torch
+
+        gpus = executors.gpus(torch.cuda.device_count()) if self.device in ("auto", "cuda") else None
+        return executors.local(min(self.jobs or 1, runs), gpus)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study has to do: what remains of each run, and why runs cannot be read, by their names."""
+
+    study: Study
+    grid: Grid
+    runs: list[Remaining]
+    unreadable: dict[str, str]
 
     @property
-    def run(self) -> Run:
-        """The run, which may not be there yet."""
-        return Study(self.study).run(self.config)
-
-    def trained(self) -> int:
-        """The step that its training has reached; the length of the run where it is finished, or has diverged."""
-        run = self.run
-        if not (run.path / "config.json").exists():
-            return 0
-        if differences := open_run(run.path).config.differences(run.config):
-            raise InputError(f"{run.path}: a run of another configuration ({'; '.join(differences)}); move it away")
-        if run.outcome() is not None:
-            return self.config.steps
-        saved = run.checkpoints() if run.train_path.is_file() else ()  # without its rows training begins again
-        return min(max(saved, default=0), self.config.steps - 1)  # the last step's row is still to come
-
-    def missing(self) -> tuple[str, ...]:
-        """The tables that are still to be measured; InputError where one is there, of other steps."""
-        if not self.trained() or self.force:
-            return self.measure
-        from bnsmooth_cli.measures.measuring import measured
-
-        config = replace(open_run(self.run.path).config, steps=self.config.steps)
-        source = Run(self.run.path, config).source()
-        return tuple(kind for kind in self.measure if not measured(kind, source, self.every, self.at))
+    def todo(self) -> list[Task]:
+        """The runs that are not finished or lack a table."""
+        return [remaining.task for remaining in self.runs if remaining]
 
 
-def tasks(study: Study, grid: Grid, device: str = "auto", force: bool = False) -> list[Task]:
-    """A task for every run of the grid, finished ones too."""
-    folder = study.path.resolve()  # a worker may have another working directory
-    return [
-        Task(folder, config, grid.measure, grid.every, grid.at, grid.threads, device, force)
-        for config in grid.configs()
-    ]
+def study(
+    norms: Sequence[str | Callable[[int], nn.Module]] | str,
+    *,
+    lrs: Iterable[float] | str = (),
+    seeds: Iterable[int] | str = (0,),
+    measure: Sequence[str] | str = (),
+    every: int | None = None,
+    at: Iterable[int] | str | None = None,
+    problem: str | Builder | None = None,
+    output: Path | str = "study",
+    threads: int = 1,
+    jobs: int | None = None,
+    dask: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+    target_loss: float | None = None,
+    target_accuracy: float | None = None,
+    progress: StudyProgress | None = None,
+    **settings: Any,
+) -> Study:
+    """Train and measure a grid of runs, compare them, and judge the paper's claims; as `bnsmooth compare --norms ...`.
 
+    What the folder already has is kept: the same call resumes a study, and one with more norms, learning rates, seeds
+    or measurements extends it. With `jobs`, worker processes are spawned: a script then has to call this function under
+    `if __name__ == "__main__":`, and a notebook has to import its own norms and problems from a file.
 
-class Stopped(Exception):
-    """Told to a run by whoever started the study."""
+    Args:
+        norms: The norms, by name or as classes.
+        lrs: The learning rates; by default the preset's.
+        seeds: The seeds. A verdict on a claim takes five.
+        measure: The kinds of tables to measure, such as `smoothness` and `ics`.
+        every: Measure every so many steps instead of at the checkpoints.
+        at: Measure at these steps instead.
+        problem: The problem, by name or as a function; by default `vgg`.
+        output: The folder of the study.
+        threads: CPU threads of each run. The last bits of the results depend on them.
+        jobs: Worker processes on this machine; None executes the runs one by one in this process.
+        dask: The address of a Dask scheduler, or `local` for a Dask cluster on this machine.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        force: Replace existing measurements. Runs are never trained again.
+        target_loss: Count the steps to this training loss; by default the last one of the run without a norm.
+        target_accuracy: Count the steps to this test accuracy, with the corresponding default.
+        progress: Callbacks for the progress.
+        **settings: The preset and other settings of `bns.train`, shared by all runs.
 
+    Returns:
+        The study, with its tables and, in `failed`, the runs that failed.
 
-class Progress:
-    """Where a run is, in a file that whoever started the study reads, wherever the run executes.
+    Raises:
+        InputError: Before any work, for a grid, a setting or a folder that does not fit.
+        IncompleteError: If no run has finished.
 
-    The files are in a folder that the command makes, its permit: once that is gone every run ends, raising Stopped,
-    those that have not begun at once, the others when they next say where they are.
+    >>> import tempfile
+    >>> small = {"problem": "dln", "depth": 3, "dimension": 4, "samples": 20, "steps": 10}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     done = study(["none", "batch"], lrs=[1e-4], seeds=range(2), output=f"{folder}/study", **small)
+    ...     len(done.runs()), list(done.comparison["norm"].unique()), dict(done.failed)
+    (4, ['batch', 'none'], {})
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise InputError("a worker process imports this script again: call bns.study under if __name__ == '__main__'")
+    if isinstance(settings.get("data"), str):
+        from bnsmooth_cli.data.images import canonical
 
-    EVERY: Final = 0.5  # seconds
+        settings["data"] = canonical(settings["data"])
+    names = norms.split(",") if isinstance(norms, str) else norms
+    options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm) for norm in names], "lrs": lrs,
+               "seeds": seeds, "measure": measure, "every": every, "at": at, "threads": threads,
+               "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
+    grid = read_grid({name: value for name, value in options.items() if value is not None})
+    execution = Execution(jobs, dask, device)
+    planned = plan(grid, Path(output), execution, force)
+    return run(planned, execution, target_loss=target_loss, target_accuracy=target_accuracy, progress=progress)
 
-    def __init__(self, task: Task) -> None:
-        self._path = task.study / ".progress" / task.permit / f"{task.config.name}.json"
-        self._last = -self.EVERY
-        self("start", 0, 1)
 
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Say what the run is doing; seldom enough to cost nothing."""
-        now = time.monotonic()
-        if now - self._last < self.EVERY:
-            return
-        self._last = now
+def plan(grid: Grid, folder: Path, execution: Execution, force: bool = False) -> Plan:
+    """Plan a study and check all of it, writing nothing.
+
+    Raises:
+        InputError: For a grid that does not fit, or does not fit the runs in the folder, and for a missing device.
+    """
+    study, runs, unreadable = Study(folder), [], {}
+    study.check(grid)
+    for task in tasks(study, grid, execution.device, force):
         try:
-            self._path.write_text(json.dumps({"what": what, "done": done, "total": total, "note": note}))
-        except FileNotFoundError:
-            raise Stopped from None
-        except OSError:  # no space left: the run itself will say so
-            pass
+            runs.append(task.remaining())
+        except DamagedError as error:
+            unreadable[task.name] = str(error)
+    planned = Plan(study, grid, runs, unreadable)
+    if todo := planned.todo:
+        execution.check_device()
+        from bnsmooth_cli import problems
 
-    def end(self) -> None:
-        """Leave nothing behind."""
-        self._path.unlink(missing_ok=True)
-
-    @staticmethod
-    def permit(study: Path) -> str:
-        """Permit runs to work on a study, and no others than those that carry this name."""
-        Progress.stop(study)
-        folder = study / ".progress" / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        return folder.name
-
-    @staticmethod
-    def read(study: Path) -> dict[str, dict[str, Any]]:
-        """What every running run is doing, by name."""
-        found = {}
-        with suppress(FileNotFoundError):  # stopped this moment
-            for path in sorted((study / ".progress").glob("*/*.json")):
-                with suppress(OSError, ValueError):  # ended, or being written, this moment
-                    found[path.stem] = json.loads(path.read_text())
-        return found
-
-    @staticmethod
-    def stop(study: Path) -> None:
-        """Stop every run of a study, and forget what was left by a killed one."""
-        with suppress(FileNotFoundError):  # renamed at once: no run can write there any more
-            (study / ".progress").rename(study / f".stopped-{uuid.uuid4().hex}")
-        for gone in study.glob(".stopped-*"):
-            shutil.rmtree(gone, ignore_errors=True) if gone.is_dir() else gone.unlink()
+        with grid.named_in_errors():
+            for config in {task.config.norm: task.config for task in todo}.values():
+                problems.build(config).build()
+    return planned
 
 
-def work(task: Task) -> float:
-    """Train and measure one run, or what is missing of it; the seconds that it took. What a worker does."""
-    check_version(task.version, platform.node())
-    import torch
+def run(
+    planned: Plan,
+    execution: Execution,
+    *,
+    target_loss: float | None = None,
+    target_accuracy: float | None = None,
+    progress: StudyProgress | None = None,
+) -> Study:
+    """Do what a plan has found missing, compare all runs of the study and write the three tables.
 
-    from bnsmooth_cli.measures.measuring import measure
-    from bnsmooth_cli.memory import keep_freed_memory
-    from bnsmooth_cli.training.run import train_config
+    Raises:
+        IncompleteError: If no run has finished.
+    """
+    progress, study, failed = progress or StudyProgress(), planned.study, dict(planned.unreadable)
+    for name, reason in failed.items():
+        progress.failed(name, reason)
+    with study.locked():
+        study.record(planned.grid)
+        if todo := planned.todo:
+            progress.planned([task.name for task in todo])
+            failed |= _execute(study, todo, execution, progress)
+        runs, refused = study.inspect(skip=failed)
+        for name, reason in refused.items():
+            progress.failed(name, reason)
+        failed |= refused
+        if not runs:
+            raise IncompleteError(f"{study.path}: none of its {len(failed)} runs has finished")
+        conclude(runs, study, target_loss=target_loss, target_accuracy=target_accuracy).write(study.table, runs)
+    return replace(study, failed=failed)
 
-    begun, config = time.monotonic(), task.config
-    allow(config.norm, config.problem, folder=task.modules)  # whoever gave the task has named them
-    keep_freed_memory()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(task.threads)
-    progress = Progress(task)
-    try:
-        run = train_config(
-            config,
-            task.run.path,
-            device=task.device,
-            progress=lambda step, loss: progress("train", step, config.steps, f"loss {loss:.4g}"),
-        )
-        for kind in task.measure:
-            measure(
-                kind,
-                [run.source()],
-                every=task.every,
-                at=task.at,
-                device=task.device,
-                force=task.force,
-                progress=lambda _, step, done, total, kind=kind: progress(kind, done, total, f"step {step}"),  # type: ignore[misc]
-            )
-    finally:
-        progress.end()
-        torch.set_num_threads(threads)
-    return time.monotonic() - begun
+
+def _execute(study: Study, todo: Sequence[Task], execution: Execution, progress: StudyProgress) -> dict[str, str]:
+    """Execute the tasks; why runs failed, by their names."""
+    failed: dict[str, str] = {}
+    permit = Permit(study.path)
+    permit.grant()
+    permitted = [replace(task, permit=permit.name) for task in todo]
+    with execution.executor(len(todo), progress.message) as executor, Watch(permit, progress) as watch:
+        try:
+            for task, result in execute(executor, permitted):
+                if isinstance(result, str):
+                    failed[task.name] = result
+                watch.end(task.name, result)
+        finally:
+            permit.withdraw()  # after an interrupt, the runs end before their workers do
+    return failed
 
 
 def execute(executor: Executor, todo: Sequence[Task]) -> Iterator[tuple[Task, float | str]]:
-    """Each task once it is over, with the seconds that it took or the reason why it failed.
+    """Execute tasks, each yielded when it ends with the seconds that it took or the reason why it failed.
 
-    A task whose worker died is given to another, which goes on from its last checkpoint; a Dask cluster does so itself.
+    A task whose worker process died is submitted again. A Dask cluster does so itself.
     """
     waiting = deque((task, 1) for task in todo)
     running: dict[Future[float], tuple[Task, int]] = {}
@@ -192,21 +237,21 @@ def execute(executor: Executor, todo: Sequence[Task]) -> Iterator[tuple[Task, fl
         if waiting:
             task, attempt = waiting.popleft()
             running[executor.submit(work, task)] = task, attempt
-        # An executor that works in this very thread is asked after every task, any other once it has them all; not for
-        # long, as a signal that another thread of the process gets wakes no sleeper.
-        over, _ = wait(running, timeout=0 if waiting else Progress.EVERY, return_when=FIRST_COMPLETED)
+        # InProcess has finished by now. The others are given all tasks before their results are awaited, and not
+        # awaited for long: a signal that another thread of this process receives does not end the wait.
+        over, _ = wait(running, timeout=0 if waiting else INTERVAL, return_when=FIRST_COMPLETED)
         for future in over:
             task, attempt = running.pop(future)
             try:
                 yield task, future.result()
             except BrokenExecutor:
-                if attempt < ATTEMPTS:
+                if attempt < MAX_DEATHS:
                     waiting.append((task, attempt + 1))
                 else:
-                    yield task, f"its worker process died {ATTEMPTS} times; was there too little memory?"
+                    yield task, _DIED
             except CancelledError:
-                yield task, "the cluster that it was handed to has gone; the same command goes on"
+                yield task, "the cluster that it was given to is gone; the same command resumes it"
             except InputError as error:
                 yield task, str(error)
-            except Exception as error:  # whatever ends one run, the others go on
+            except Exception as error:  # whatever ends one run, the others continue
                 yield task, f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""Statistics over a run's steps, and over seeds: medians, with bootstrap intervals, and ratios to the plain run."""
+"""Statistics: medians over the steps of a run, and medians over seeds with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -17,51 +17,56 @@ _ROUNDING: Final = 1e-9  # of a share
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The median's percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13), by SciPy, the same every time.
+    """The percentile bootstrap interval of the median (Efron & Tibshirani 1993, chapter 13), with a fixed seed.
 
-    NaN for fewer than two values. Infinite ones (a target that is never reached) are the largest, or smallest, of all,
-    and may be an end.
+    Args:
+        values: One value a seed. Infinite values, as of a target that is never reached, lie beyond all others.
+
+    Returns:
+        The ends of the interval, which may be infinite; NaN for fewer than two values.
 
     >>> interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
     (1.0, 5.0)
     """
     if len(values) < 2:
-        return float("nan"), float("nan")
-    if (values == values[0]).all():
+        return math.nan, math.nan
+    if (values == values[0]).all():  # SciPy warns of such data, and returns NaN for infinite ones
         return float(values[0]), float(values[0])
+    # SciPy interpolates between the medians of resamples, which gives NaN between infinite ones. Finite numbers far
+    # beyond the others stand for the infinite ones, and an end that is pulled towards them is infinite.
     finite = values[np.isfinite(values)]
     least, most = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    far = 10 * (most - least) + max(
-        1.0, abs(most), abs(least)
-    )  # so far beyond them stands for infinity: a mean with it is beyond them too
-    values = np.clip(values, least - far, most + far)
-    from scipy import stats  # half a second, which no other command should wait for
+    far = 10 * (most - least) + max(1.0, abs(most), abs(least))
+    from scipy import stats  # takes half a second, which no other command should wait for
 
-    found = stats.bootstrap(
-        (values,), np.median, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile",
-        rng=np.random.default_rng(0), vectorized=True,
+    ends = stats.bootstrap(
+        (np.clip(values, least - far, most + far),), np.median, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
+        method="percentile", rng=np.random.default_rng(0), vectorized=True,
     ).confidence_interval  # fmt: skip
-    low, high = (_end(float(end), least, most, far) for end in (found.low, found.high))
-    return low, high
 
+    def end(value: float) -> float:
+        inside = min(max(value, least), most)
+        beyond = value - inside  # a rounding error, or a good part of `far`
+        return inside if abs(beyond) < far / 1e6 else math.copysign(math.inf, beyond)
 
-def _end(end: float, least: float, most: float, far: float) -> float:
-    """An end that is beyond the finite values is infinite; one that only rounding has put there is not."""
-    beyond = end - min(max(end, least), most)
-    return end - beyond if abs(beyond) < far / 1e6 else math.copysign(math.inf, beyond)
+    return end(float(ends.low)), end(float(ends.high))
 
 
 def median(values: NDArray[np.float64]) -> float:
-    """The median, NaN of nothing."""
-    return float(np.median(values)) if len(values) else float("nan")
+    """The median; NaN of no values."""
+    return float(np.median(values)) if len(values) else math.nan
 
 
 def over_steps(steps: pd.Series[int], values: pd.Series[float]) -> float:
-    """The median over training of what was measured at some steps, several values a step or one; NaN of nothing.
+    """The median over training of values that were measured at some steps; NaN of no values.
 
-    A step weighs as many training steps as lie nearer to it than to the other measured ones, the first and the last as
-    many as the gap beside them: of steps at even distances it is the plain median, and a beginning that is measured
-    closely does not become the whole.
+    Each measured step has the weight of the training steps that are nearer to it than to any other; the first and the
+    last have that of the gap beside them. At evenly spaced steps this is the plain median, and densely measured first
+    steps do not dominate a run.
+
+    Args:
+        steps: The steps; several rows may be of the same one.
+        values: Their values, NaN where there is none.
 
     >>> over_steps(pd.Series([0, 1, 2, 3, 1000]), pd.Series([0.0, 0.0, 0.0, 0.0, 7.0]))
     7.0
@@ -73,7 +78,7 @@ def over_steps(steps: pd.Series[int], values: pd.Series[float]) -> float:
     widths = dict(zip(places, (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2, strict=False))
     known = values.notna().to_numpy()
     if not known.any():
-        return float("nan")
+        return math.nan
     ordered = values[known].to_numpy(np.float64)
     order = ordered.argsort(kind="stable")
     ordered, weights = ordered[order], steps[known].map(widths).to_numpy(np.float64)[order]
@@ -83,23 +88,28 @@ def over_steps(steps: pd.Series[int], values: pd.Series[float]) -> float:
 
 
 def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
-    """One row a norm, learning rate and figure of `worst_where_diverged`: the columns of a compare-summary table.
+    """Summarise a comparison over seeds: one row a norm, learning rate and metric.
 
-    `median`, `low`, `high` over the `seeds` that have the figure; `ratio`, `ratio_low`, `ratio_high` the same of each
-    seed's ratio to the `none` run of that seed.
+    `median`, `low` and `high` are over the seeds that have the metric; `ratio`, `ratio_low` and `ratio_high` are the
+    same of each seed's ratio to the `none` run of that seed.
+
+    Args:
+        comparison: What `worst_where_diverged` returns.
+
+    Returns:
+        The columns of a table of kind `compare-summary`.
     """
     rows = []
     for (problem, norm, lr), runs in comparison.groupby(["problem", "norm", "lr"], sort=False):
         for metric in kinds.METRICS:
-            figure = metric.name
-            values = runs[figure].dropna().to_numpy(np.float64)
+            values = runs[metric.name].dropna().to_numpy(np.float64)
             if not len(values):
                 continue
-            row = {"problem": problem, "norm": norm, "lr": lr, "figure": figure, "seeds": len(values),
+            row = {"problem": problem, "norm": norm, "lr": lr, "figure": metric.name, "seeds": len(values),
                    "diverged": int(runs["diverged_at"].notna().sum()), "median": median(values)}  # fmt: skip
             row["low"], row["high"] = interval(values)
-            paired = runs[f"ratio_{figure}"] if metric.has_ratio else runs[figure].iloc[:0]
-            ratios = paired.dropna().to_numpy(np.float64)
-            row["ratio"], (row["ratio_low"], row["ratio_high"]) = median(ratios), interval(ratios)
+            ratios = runs[f"ratio_{metric.name}"] if metric.has_ratio else pd.Series(dtype="float64")
+            paired = ratios.dropna().to_numpy(np.float64)
+            row["ratio"], (row["ratio_low"], row["ratio_high"]) = median(paired), interval(paired)
             rows.append(row)
     return pd.DataFrame(rows, columns=list(kinds.get("compare-summary").columns))

@@ -247,7 +247,7 @@ def test_one_run_of_a_newer_version_stops_no_study(tmp_path):
     config = tmp_path / "study/runs/dln-batch-lr1e-06-seed0/config.json"
     config.write_text(config.read_text().replace('"format": 1', '"format": 2'))
     ended = run(study, tmp_path)
-    assert (ended.code, "upgrade it" in ended.err, "the others go on" in ended.err) == (1, True, True), ended.err
+    assert (ended.code, "upgrade it" in ended.err, "the other runs continue" in ended.err) == (1, True, True), ended.err
 
 
 def test_a_table_that_cannot_be_written_is_said_before_the_work(tmp_path):

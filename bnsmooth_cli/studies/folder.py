@@ -1,0 +1,180 @@
+"""A study's folder: what it was asked for, its runs, and the tables that compare them. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from bnsmooth_cli import __version__, kinds
+from bnsmooth_cli.config import MAX_THREADS, Config, from_dict
+from bnsmooth_cli.errors import DamagedError, InputError
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import check_writable, load_json, save_json
+from bnsmooth_cli.storage.runs import Run, locked, open_run
+from bnsmooth_cli.studies.grid import VARIED, Grid
+
+FORMAT: Final = 1
+
+
+def table_paths(path: Path) -> dict[str, Path]:
+    """Where the three tables of a comparison are, by kind: `compare.parquet` and, beside it, its summary and claims.
+
+    >>> [str(path) for path in table_paths(Path("compare.parquet")).values()]
+    ['compare.parquet', 'compare.summary.parquet', 'compare.claims.parquet']
+    """
+    names = [kind.name for kind in kinds.KINDS if kind.compared]
+    endings = [name.removeprefix("compare").replace("-", ".") for name in names]
+    return {
+        name: path.with_name(f"{path.stem}{ending}{path.suffix}") for name, ending in zip(names, endings, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in a folder: `study.json`, the runs in `runs/`, and the tables that compare them.
+
+    Attributes:
+        path: The folder.
+        failed: Why runs failed or were left out, by their names, when the study was last run by `bns.study`.
+    """
+
+    path: Path
+    failed: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def table(self) -> Path:
+        """The table of the comparison; summary and claims stand beside it."""
+        return self.path / "compare.parquet"
+
+    @property
+    def comparison(self) -> pd.DataFrame:
+        """One row a run: the table of kind `compare`."""
+        return self._table("compare")
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """Medians over seeds with their intervals: the table of kind `compare-summary`."""
+        return self._table("compare-summary")
+
+    @property
+    def claims(self) -> pd.DataFrame:
+        """The verdicts on the paper's claims, one row a part: the table of kind `compare-claims`."""
+        return self._table("compare-claims")
+
+    def _table(self, kind: str) -> pd.DataFrame:
+        return tables.read_table(table_paths(self.table)[kind], kind)
+
+    def runs(self) -> list[Run]:
+        """The runs that can be compared: finished or diverged, undamaged, and of the study's settings."""
+        return self.inspect()[0]
+
+    def inspect(self, skip: Collection[str] = ()) -> tuple[list[Run], dict[str, str]]:
+        """The runs that can be compared, and why others cannot, by name; without the runs named in `skip`."""
+        runs, refused = [], {}
+        shared = self.read()["settings"]
+        for folder in sorted(path.parent for path in (self.path / "runs").glob("*/config.json")):
+            if folder.name in skip:
+                continue
+            try:
+                run = open_run(folder)
+                if difference := _difference(run, shared, folder):
+                    refused[folder.name] = f"{folder}: no run of this study ({difference}); move it away"
+                elif run.outcome() is not None:
+                    for kind in kinds.measured(studied=True):
+                        if (table := run.source().table_path(kind)).exists():
+                            run.check_table(table, kind)
+                    runs.append(run)
+            except DamagedError as error:
+                refused[folder.name] = str(error)
+        return runs, refused
+
+    def run_of(self, config: Config) -> Run:
+        """The run of a configuration, which may not exist yet."""
+        return Run(self.path / "runs" / config.name, config)
+
+    def read(self) -> dict[str, Any]:
+        """The content of study.json: the settings that the runs share, and the requests, newest last.
+
+        Raises:
+            InputError: If the folder is no study.
+        """
+        file = self.path / "study.json"
+        content = load_json(file, "study", FORMAT)
+        requests = content.get("requests")
+        if not isinstance(requests, list) or not requests or not all(isinstance(item, dict) for item in requests):
+            raise InputError(f"{file}: names no runs; delete it, and run the study again")
+        threads = content.get("threads")
+        if (
+            not isinstance(content.get("settings"), dict)
+            or not isinstance(threads, int)
+            or not 1 <= threads <= MAX_THREADS
+        ):
+            raise InputError(f"{file}: names no settings; delete it, and run the study again")
+        from_dict({"norm": "none", "lr": 1.0, "seed": 0, **content["settings"]}, str(file))
+        return content
+
+    def check(self, grid: Grid) -> None:
+        """Check that the runs of a grid may join those in the folder, which share all settings but norm, lr and seed.
+
+        Raises:
+            InputError: If they may not, if the folder cannot be written, and if it holds something else.
+        """
+        for target in (self.path / "study.json", self.table):
+            check_writable(target)
+        configs = grid.configs()
+        if not (self.path / "study.json").exists():
+            others = [item.name for item in self.path.glob("*") if not item.name.startswith(".")]
+            if any(name != "runs" for name in others):  # runs may have been trained one by one
+                raise InputError(f"{self.path}: holds files but no study; choose a new folder with -o")
+            return
+        content, file = self.read(), str(self.path / "study.json")
+        if not self._has_runs():
+            return
+        first = configs[0]
+        mine = from_dict({**content["settings"], **{name: getattr(first, name) for name in VARIED}}, file)
+        differences = mine.differences(first)
+        if mine.steps != first.steps:  # the same trajectory continued, but not a fair comparison
+            differences.append(f"steps {mine.steps}, now {first.steps}")
+        if grid.threads != content["threads"]:
+            differences.append(f"threads {content['threads']}, now {grid.threads}")
+        if differences:
+            raise InputError(
+                f"{file}: of a study with other settings ({'; '.join(differences)}); choose a new folder with -o"
+            )
+
+    def record(self, grid: Grid) -> None:
+        """Add a grid to the requests in study.json, unless it is there already."""
+        earlier = self.read()["requests"] if self._has_runs() and (self.path / "study.json").exists() else []
+        request = grid.request()
+        shared = {k: v for k, v in grid.configs()[0].as_dict().items() if k not in (*VARIED, "data_digest")}
+        content = {
+            "format": FORMAT,
+            "version": __version__,
+            "threads": grid.threads,
+            "settings": shared,
+            "requests": [*(item for item in earlier if item != request), request],
+        }
+        save_json(self.path / "study.json", content)
+
+    def _has_runs(self) -> bool:
+        return any((self.path / "runs").glob("*/config.json"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and hold it, so that only one command works on it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path, "study"):
+            yield
+
+
+def _difference(run: Run, shared: Mapping[str, Any], folder: Path) -> str:
+    """Why a run does not belong to a study of these settings; empty if it does."""
+    expected = from_dict({**shared, **{name: getattr(run.config, name) for name in VARIED}}, str(folder))
+    if differences := expected.differences(run.config):
+        return "; ".join(differences)
+    return "" if folder.name == run.config.name else f"it is {run.config.name}"

@@ -1,0 +1,167 @@
+"""How a study reports its progress: from the runs, through files, to the caller's callbacks. No torch here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+#: How often a run writes its progress and a study reads it, in seconds.
+INTERVAL: Final = 0.5
+
+
+class StudyProgress:
+    """Callbacks for the progress of `bns.study`. Subclass it and override the methods that you need.
+
+    Calls never overlap. `started` and `advanced` come from a thread that looks at the runs twice a second, so that a
+    short run may not advance. By default failures and messages become warnings, and the rest is ignored.
+
+    >>> class Printed(StudyProgress):
+    ...     def finished(self, run, seconds):
+    ...         print(f"{run} has finished")
+    """
+
+    def planned(self, runs: Sequence[str]) -> None:
+        """These runs will be trained or measured; finished ones are not among them."""
+
+    def started(self, run: str) -> None:
+        """A run has started."""
+
+    def advanced(self, run: str, stage: str, done: int, total: int, note: str) -> None:
+        """A run has come this far: `done` of `total` steps of `train`, or of points of a measurement."""
+
+    def finished(self, run: str, seconds: float) -> None:
+        """A run has been trained and measured."""
+
+    def failed(self, run: str, reason: str) -> None:
+        """A run has failed, or cannot be read. The other runs continue."""
+        warnings.warn(f"{run} failed, the other runs continue: {reason}", stacklevel=2)
+
+    def message(self, text: str) -> None:
+        """Something that the user should know, such as that a cluster has no workers yet."""
+        warnings.warn(text, stacklevel=2)
+
+
+class Stopped(Exception):
+    """Raised in a run whose study has been stopped."""
+
+
+class Permit:
+    """The permission of one command's runs to work on a study: a folder in which each run reports its progress.
+
+    Files work wherever a run executes, as every worker sees the study's folder. Once the permit is withdrawn, runs that
+    have not begun end at once, and the others when they next report.
+    """
+
+    def __init__(self, study: Path, name: str = "") -> None:
+        self._study, self.name = study, name
+
+    @property
+    def _folder(self) -> Path:
+        return self._study / ".progress" / self.name
+
+    def grant(self) -> None:
+        """Permit runs to work, and withdraw what an earlier command has left."""
+        self.withdraw()
+        self.name = uuid.uuid4().hex
+        self._folder.mkdir(parents=True)
+
+    def withdraw(self) -> None:
+        """Stop all runs of the study."""
+        with suppress(FileNotFoundError):  # renamed, so that no run can write there from now on
+            (self._study / ".progress").rename(self._study / f".stopped-{uuid.uuid4().hex}")
+        for stopped in self._study.glob(".stopped-*"):
+            shutil.rmtree(stopped, ignore_errors=True) if stopped.is_dir() else stopped.unlink()
+
+    def file(self, run: str) -> Path:
+        """Where a run reports its progress."""
+        return self._folder / f"{run}.json"
+
+    def read(self) -> dict[str, tuple[str, int, int, str]]:
+        """Stage, points or steps done, their total, and a note: the reports of the runs at work, by their names."""
+        reports = {}
+        with suppress(FileNotFoundError):  # withdrawn at this moment
+            for path in sorted(self._folder.glob("*.json")):
+                with suppress(OSError, ValueError):  # removed, or being written, at this moment
+                    stage, done, total, note = json.loads(path.read_text())
+                    reports[path.stem] = stage, done, total, note
+        return reports
+
+
+class Reporter:
+    """Writes the progress of one run to its file.
+
+    Raises:
+        Stopped: If the permit has been withdrawn.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._last = -INTERVAL
+        self("start", 0, 1)
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Report, unless the last report is too recent."""
+        now = time.monotonic()
+        if now - self._last < INTERVAL:
+            return
+        self._last = now
+        try:
+            self._file.write_text(json.dumps([stage, done, total, note]))
+        except FileNotFoundError:
+            raise Stopped from None
+        except OSError:  # the disk is full, which the run itself will report
+            pass
+
+    def end(self) -> None:
+        """Remove the file."""
+        self._file.unlink(missing_ok=True)
+
+
+class Watch:
+    """Passes the reports of the runs to the caller's callbacks, from a thread, until the `with` block ends."""
+
+    def __init__(self, permit: Permit, progress: StudyProgress) -> None:
+        self._permit, self._progress = permit, progress
+        self._started: set[str] = set()
+        self._ended: set[str] = set()
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(INTERVAL):
+            for run, report in self._permit.read().items():
+                with self._lock:
+                    if run not in self._ended:
+                        self._start(run)
+                        self._progress.advanced(run, *report)
+
+    def _start(self, run: str) -> None:
+        if run not in self._started:
+            self._started.add(run)
+            self._progress.started(run)
+
+    def end(self, run: str, result: float | str) -> None:
+        """Report the end of a run: the seconds that it took, or why it failed."""
+        with self._lock:
+            self._ended.add(run)
+            if isinstance(result, str):
+                self._progress.failed(run, result)
+            else:
+                self._start(run)
+                self._progress.finished(run, result)

@@ -239,7 +239,7 @@ def test_the_cluster_of_the_studies_page_does_a_study(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    script = fenced(STUDIES, "python").replace("8786", port).replace("jobs=16", "jobs=2")
+    script = fenced(STUDIES.split("## SLURM")[1], "python").replace("8786", port).replace("jobs=16", "jobs=2")
     (tmp_path / "cluster.py").write_text(script)
     process = subprocess.Popen(
         [sys.executable, "cluster.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,

@@ -120,7 +120,8 @@ def test_a_study_that_fails_ends_it_with_its_status(tmp_path):
     assert not (tmp_path / "README.md").exists()
 
 
-def test_ctrl_c_ends_it_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_ends_it_and_the_same_command_resumes(tmp_path):
     line = [sys.executable, "-m", "reproduction", "quick", "--steps", "900", "--jobs", "1", "--work", tmp_path]
     study = tmp_path / "quick-900/dln"
     with subprocess.Popen(
@@ -189,6 +190,7 @@ def test_no_folder_of_a_machine_is_named(small):
     assert names_no_folder_of_a_machine(PUBLISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["glorot", "he", "default"])
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_variant_is_the_reproductions_network_but_for_its_initialisation(variant, norm, tmp_path, monkeypatch):

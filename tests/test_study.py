@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,12 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import own_code
 import pytest
 from helpers import holder
 
+import bnsmooth_cli as bns
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.studies import executors
+from bnsmooth_cli.studies import executors, progress
 from bnsmooth_cli.studies import run as execution
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, command, read_grid
@@ -92,6 +95,130 @@ def made(tmp_path_factory):
     return files(folder / "study")
 
 
+#: The grid of GRID as arguments of bns.study.
+SMALL = {"problem": "dln", "depth": 5, "dimension": 4, "samples": 30, "steps": 20, "save_every": 10}
+ARGUMENTS = {"norms": ["none", "batch"], "seeds": range(2), "lrs": [1e-4], "measure": ["smoothness"], **SMALL}
+
+
+class Recorded(bns.StudyProgress):
+    """Progress that remembers its calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def planned(self, runs):
+        self.calls.append(("planned", len(runs)))
+
+    def started(self, run):
+        self.calls.append(("started", run))
+
+    def finished(self, run, seconds):
+        assert seconds > 0
+        self.calls.append(("finished", run))
+
+    def failed(self, run, reason):
+        self.calls.append(("failed", run))
+
+
+def test_a_study_from_python_equals_that_of_the_command_byte_for_byte(cli, tmp_path):
+    assert cli(f"{GRID} -o study")[0] == 0
+    (tmp_path / "study").rename(tmp_path / "command")
+    bns.study(**ARGUMENTS, output="study")
+    by_command, from_python = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "command", tmp_path / "study")
+    )
+    assert from_python == by_command
+
+
+def test_a_study_from_python_has_its_runs_and_tables(tmp_path):
+    study = bns.study(**ARGUMENTS, output=tmp_path / "study")
+    assert study == bns.Study(tmp_path / "study")
+    assert [run.config.norm for run in study.runs()] == ["batch", "batch", "none", "none"]
+    assert study.failed == {}
+    assert set(study.comparison["run"]) == {run.name for run in study.runs()}
+    assert set(study.summary["figure"]) >= {"final_loss", "beta"}
+    assert study.claims["claim"].nunique() == 14
+
+
+def test_callbacks_tell_of_the_runs_that_a_growing_study_adds(tmp_path):
+    first, again, grown = Recorded(), Recorded(), Recorded()
+    bns.study(**ARGUMENTS, output=tmp_path / "study", progress=first)
+    names = [f"dln-{norm}-lr0.0001-seed{seed}" for seed in (0, 1) for norm in ("none", "batch")]
+    assert first.calls == [("planned", 4), *((what, name) for name in names for what in ("started", "finished"))]
+    bns.study(**ARGUMENTS, output=tmp_path / "study", progress=again)
+    assert again.calls == []
+    bns.study(**{**ARGUMENTS, "norms": ["l1"]}, output=tmp_path / "study", progress=grown)
+    assert grown.calls[0] == ("planned", 2)
+    assert len(bns.Study(tmp_path / "study").comparison) == 6
+
+
+def test_a_run_advances_while_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL", 0.02)
+    stages = {}
+
+    class Advancing(bns.StudyProgress):
+        def advanced(self, run, stage, done, total, note):
+            stages.setdefault(stage, []).append((done, total))
+
+    settings = {**ARGUMENTS, "norms": "none", "seeds": 0, "steps": 1000, "measure": ()}
+    bns.study(**settings, output=tmp_path / "study", progress=Advancing())
+    assert stages["train"] == sorted(stages["train"])
+    assert {total for _, total in stages["train"]} == {1000}
+
+
+def test_a_run_that_fails_is_reported_and_the_others_finish(tmp_path):
+    bns.study(**ARGUMENTS, output=tmp_path / "study")
+    name = "dln-none-lr0.0001-seed1"
+    (tmp_path / f"study/runs/{name}/smoothness.parquet").write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match=f"{name} failed, the other runs continue: .*smoothness.parquet"):
+        study = bns.study(**{**ARGUMENTS, "seeds": "0-2"}, output=tmp_path / "study")
+    assert list(study.failed) == [name]
+    assert len(study.comparison) == 5
+
+
+def test_a_norm_may_be_a_class(tmp_path):
+    study = bns.study([own_code.Scaled], lrs=[1e-4], output=tmp_path / "study", **SMALL)
+    assert study.comparison["norm"].tolist() == ["own_code:Scaled"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"norms": ["bacth"]}, "did you mean 'batch'"),
+        ({"norms": []}, "--norms: an empty grid"),
+        ({"sedes": 3}, "did you mean 'seeds'"),
+        ({"jobs": 0}, "--jobs 0: give a whole number"),
+        ({"jobs": 2, "dask": "tcp://127.0.0.1:1"}, "leave it out"),
+        ({"at": [99]}, "--at 99: beyond the 20 steps"),
+        ({"device": "nonsense"}, "--device nonsense"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_before_any_work(tmp_path, changed, message):
+    with pytest.raises(bns.InputError, match=message):
+        bns.study(**{**ARGUMENTS, **changed}, output=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_the_script_of_the_studies_page_runs(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/studies.md").read_text()
+    script = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+    script = script.replace("range(5)", "range(1)").replace('problem="dln"', 'problem="dln", steps=20')
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("-seed0: ") == 3
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
+    (tmp_path / "script.py").write_text(f"import bnsmooth_cli as bns\nbns.study(**{ARGUMENTS}, jobs=2)\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "call bns.study under if __name__ == '__main__'" in done.stderr
+
+
 def test_a_study_trains_measures_and_concludes(cli, tmp_path):
     code, out, err = cli(f"{GRID} -o study")
     assert (code, err) == (0, "")
@@ -128,7 +255,8 @@ def test_a_study_resumes_and_grows_without_doing_anything_twice(cli, tmp_path, m
     assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 9
 
 
-def test_results_are_bit_identical_whichever_executor_ran_them(made, tmp_path):
+@pytest.mark.slow
+def test_every_executor_gives_the_same_bytes(made, tmp_path):
     for name, options in (("processes", "--jobs 2"), ("dask", "--dask local --jobs 2")):
         _, err = (process := start(f"{LONG} {options} -o study", tmp_path)).communicate(timeout=300)
         assert process.returncode == 0, err
@@ -136,8 +264,9 @@ def test_results_are_bit_identical_whichever_executor_ran_them(made, tmp_path):
         (tmp_path / "study").rename(tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_worker_process_is_replaced_and_its_run_goes_on(made, tmp_path, how):
+def test_a_killed_worker_process_is_replaced_and_its_run_resumes(made, tmp_path, how):
     process = start(f"{LONG} --jobs 2 -o study", tmp_path)
     _, worker = running(tmp_path / "study", checkpoints=3)
     os.kill(worker, how)
@@ -146,7 +275,8 @@ def test_a_killed_worker_process_is_replaced_and_its_run_goes_on(made, tmp_path,
     assert files(tmp_path / "study") == made
 
 
-def test_on_a_dask_cluster_a_killed_workers_run_goes_to_another(made, tmp_path):
+@pytest.mark.slow
+def test_a_run_whose_dask_worker_is_killed_resumes_on_another_worker(made, tmp_path):
     with cluster() as (address, _):
         process = start(f"{LONG} --dask {address} -o study", tmp_path)
         _, worker = running(tmp_path / "study", checkpoints=3)
@@ -156,6 +286,7 @@ def test_on_a_dask_cluster_a_killed_workers_run_goes_to_another(made, tmp_path):
     assert files(tmp_path / "study") == made
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_ends_the_study_by_name_and_it_resumes(made, tmp_path):
     with cluster() as (address, scheduler):
         process = start(f"{LONG} --dask {address} -o study", tmp_path)
@@ -172,6 +303,7 @@ def test_a_lost_scheduler_ends_the_study_by_name_and_it_resumes(made, tmp_path):
     assert files(tmp_path / "study") == made
 
 
+@pytest.mark.slow
 def test_a_cluster_without_a_worker_is_waited_for(tmp_path):
     with cluster(workers=0) as (address, _):
         process = start(f"{LONG} --dask {address} -o study", tmp_path)
@@ -183,6 +315,7 @@ def test_a_cluster_without_a_worker_is_waited_for(tmp_path):
     assert err.splitlines()[-1].startswith("bnsmooth: interrupted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["", "--jobs 2"])
 def test_an_interrupted_study_ends_at_once_and_resumes(made, tmp_path, where):
     process = start(f"{LONG} {where} -o study", tmp_path)
@@ -198,6 +331,7 @@ def test_an_interrupted_study_ends_at_once_and_resumes(made, tmp_path, where):
     assert files(tmp_path / "study") == made
 
 
+@pytest.mark.slow
 def test_a_killed_study_leaves_no_worker_behind(tmp_path):
     process = start(f"{LONG} --jobs 2 -o study", tmp_path)
     _, worker = running(tmp_path / "study")
@@ -209,6 +343,7 @@ def test_a_killed_study_leaves_no_worker_behind(tmp_path):
     assert not Path(f"/proc/{worker}").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.0, 0.3, 1.0])
 def test_an_interrupt_while_workers_start_stops_them_too(tmp_path, after):
     process = start(f"{LONG} --jobs 2 -o study", tmp_path)
@@ -242,6 +377,7 @@ def _never_begins(gpu):
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_fail_their_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_begin", _never_begins)
     with executors.local(2) as executor:
@@ -254,7 +390,8 @@ def _dies(task):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_run_that_kills_every_worker_has_failed_and_the_others_go_on(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_run_that_kills_every_worker_fails(tmp_path, monkeypatch):
     study = Study(tmp_path / "study")
     todo = execution.tasks(study, small_grid())
     monkeypatch.setattr(execution, "work", _dies)
@@ -269,10 +406,11 @@ def small_grid(**more) -> Grid:
     return Grid(**{"norms": ("none", "batch"), "settings": settings, **more})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["0-2", "0,2"], ids=["asked for", "not asked for"])
 @pytest.mark.parametrize("name", ["train.parquet", "config.json", "smoothness.parquet", "ics.parquet"])
 @pytest.mark.parametrize("options", ["", "--force"])
-def test_a_damaged_run_is_reported_and_the_rest_go_on(cli, tmp_path, name, seeds, options):
+def test_a_damaged_run_is_reported_and_the_others_continue(cli, tmp_path, name, seeds, options):
     cli(f"{GRID} -o study")
     damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1" / name
     damaged.write_bytes((damaged.read_bytes() if damaged.exists() else b"PAR1")[:200])
@@ -288,7 +426,7 @@ def test_a_damaged_run_is_reported_and_the_rest_go_on(cli, tmp_path, name, seeds
 
 
 @pytest.mark.parametrize("name", ["", "train.parquet", "smoothness.parquet"])
-def test_what_was_damaged_is_made_again_once_deleted(cli, tmp_path, name):
+def test_a_deleted_run_or_table_is_made_again(cli, tmp_path, name):
     cli(f"{GRID} -o study")
     before = files(tmp_path / "study")
     damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1" / name
@@ -320,7 +458,7 @@ def test_a_dry_run_with_damaged_runs(cli, tmp_path):
     assert (code, err.splitlines()[-1]) == (1, "bnsmooth: study: none of the 4 runs that were asked for can be read")
 
 
-def test_what_does_not_belong_is_left_out_by_name(cli, tmp_path):
+def test_runs_that_do_not_belong_to_the_study_are_left_out_by_name(cli, tmp_path):
     cli(f"{GRID} -o study")
     runs = tmp_path / "study/runs"
     shutil.copytree(runs / "dln-none-lr0.0001-seed0", runs / "copy of none")
@@ -354,6 +492,7 @@ def test_two_runs_of_one_norm_lr_and_seed_are_compared_without_verdicts(cli, tmp
     assert "another" in out
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_at_once_is_a_result(cli, tmp_path):
     line = GRID.replace("1e-4", "1e30").replace("smoothness", "landscape,smoothness,ics,activations,theory")
     code, _, err = cli(f"{line} -o study")
@@ -363,7 +502,7 @@ def test_a_run_that_diverges_at_once_is_a_result(cli, tmp_path):
     assert cli("report study -o r.html")[0] == 0
 
 
-def test_a_dry_run_says_what_is_missing_and_writes_nothing(cli, tmp_path):
+def test_a_dry_run_prints_what_is_missing_and_writes_nothing(cli, tmp_path):
     code, out, _ = cli(f"{GRID} -o study --dry-run")
     assert code == 0
     assert out.count("new") == 4
@@ -376,7 +515,7 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(cli, tmp_path):
     assert files(tmp_path / "study") == before
 
 
-def test_a_study_file_says_the_same_as_the_options(cli, tmp_path):
+def test_a_study_file_is_equivalent_to_the_options(cli, tmp_path):
     (tmp_path / "study.toml").write_text("""
 norms = ["none", "batch"]
 seeds = "0-1"
@@ -431,7 +570,7 @@ samples = 30
         ("RUN --jobs 2", "--jobs"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(cli, tmp_path, small_run, line, said):
+def test_bad_input_is_one_line_and_trains_nothing(cli, tmp_path, small_run, line, said):
     (tmp_path / "broken.toml").write_text("norms = [")
     (tmp_path / "unknown.toml").write_text('norms = "none"\nsedes = 3\n')
     (tmp_path / "typed.toml").write_text('norms = "none"\nsteps = "many"\n')
@@ -448,6 +587,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli, tmp_path, small_run, line
     assert not [*tmp_path.glob("study/runs/*/train.parquet")]
 
 
+@pytest.mark.slow
 def test_a_study_of_other_settings_is_refused(cli, tmp_path):
     cli(f"{GRID} -o study")
     before = files(tmp_path / "study")
@@ -487,6 +627,7 @@ def test_a_worker_of_another_version_is_named(tmp_path, monkeypatch):
         executors.check_version(None, "node7")
 
 
+@pytest.mark.slow
 def test_every_worker_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert executors.gpus(3) == ["0", "1", "2"]
@@ -502,7 +643,7 @@ def _gpu_slowly() -> str:
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-def test_a_study_file_names_its_data_from_where_it_lies_unless_it_is_a_known_set(tmp_path):
+def test_a_data_folder_in_a_study_file_is_relative_to_the_file(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "cifar10").mkdir()
     for said, meant in (("mine", str(tmp_path / "mine")), ("cifar10", "cifar10"), ("absent", "absent")):
@@ -510,7 +651,7 @@ def test_a_study_file_names_its_data_from_where_it_lies_unless_it_is_a_known_set
         assert read_grid({}, tmp_path / "study.toml").settings["data"] == meant
 
 
-def test_requests_are_kept_and_become_commands_again():
+def test_a_request_becomes_a_command_for_readers():
     grid = read_grid({"norms": "none,lp:3", "seeds": "0-3,7", "lrs": "0.1,0.5", "augment": False, "measure": "ics"})
     line = command(grid.request(), Path("a study"))
     assert line == (

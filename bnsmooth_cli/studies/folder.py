@@ -108,14 +108,10 @@ class Study:
         requests = content.get("requests")
         if not isinstance(requests, list) or not requests or not all(isinstance(item, dict) for item in requests):
             raise InputError(f"{file}: names no runs; delete it, and run the study again")
-        threads = content.get("threads")
-        if (
-            not isinstance(content.get("settings"), dict)
-            or not isinstance(threads, int)
-            or not 1 <= threads <= MAX_THREADS
-        ):
+        settings, threads = content.get("settings"), content.get("threads")
+        if not isinstance(settings, dict) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
             raise InputError(f"{file}: names no settings; delete it, and run the study again")
-        from_dict({"norm": "none", "lr": 1.0, "seed": 0, **content["settings"]}, str(file))
+        from_dict({"norm": "none", "lr": 1.0, "seed": 0, **settings}, str(file))
         return content
 
     def check(self, grid: Grid) -> None:

@@ -1,5 +1,5 @@
-"""The paper's figures and claims: `make paper`, or `python -m reproduction SCALE`, fills docs/reproduction/.
+"""The paper's figures and claims: `make paper`, or `python -m reproduction SCALE`, writes docs/reproduction/.
 
-scales.py says what is trained and measured, figures.py what is shown of it, gather.py takes the tables out of the
-studies, page.py draws and writes. Nothing here measures or judges: that is bnsmooth's.
+scales.py defines the studies and figures.py what is shown of them; gather.py takes the tables from the studies; page.py
+draws the figures and writes the page. bnsmooth does all measuring and judging.
 """

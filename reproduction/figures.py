@@ -1,4 +1,4 @@
-"""The paper's figures: what the paper states, the pictures that stand for each here, and the numbers beside them."""
+"""The paper's figures: what the paper says, and the pictures and numbers that this page sets beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EARLY: Final = "vgg-early"
 
 
 def source(study: str, there: Container[str]) -> str:
-    """The study of a scale that a figure is taken from: `vgg-early` has every norm, and where it is not, `vgg` does.
+    """The study that a figure is taken from. `vgg` has every norm at scales without `vgg-early`.
 
     >>> source("vgg-early", ["dln", "vgg"]), source("vgg-early", ["dln", "vgg-early", "vgg"])
     ('vgg', 'vgg-early')
@@ -23,58 +23,63 @@ def source(study: str, there: Container[str]) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that `bnsmooth plot` draws of `tables/<name>.parquet`: some of a study's rows of one kind.
+    """A figure that `bnsmooth plot` draws from `tables/<name>.parquet`, which has rows of one kind from a study.
 
-    Of the learning rates, those at which all of its norms have run."""
+    It shows the learning rates at which all of its norms have run.
+    """
 
     name: str
     kind: str
     study: str
     norms: tuple[str, ...]
-    #: One run a norm: the smallest learning rate and seed. Distributions are shown of one, and their tables are large.
+    #: One run a norm, of the smallest learning rate and seed. The tables of distributions are large.
     single: bool = False
-    #: The picture whose train table gives this one (of ics) the training curves.
+    #: The picture whose train table has the training curves of this one.
     beside: str = ""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Medians over a study's seeds: columns of `figures` (of its summary, and their headings), a row a norm and lr."""
+    """A table of medians over the seeds of a study: one row a norm and learning rate, one column a metric.
+
+    `metrics` maps the metrics to their headings.
+    """
 
     study: str
     norms: tuple[str, ...]
-    figures: dict[str, str]
+    metrics: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Section:
-    """What a figure of the paper becomes.
+    """A section of the page: one figure of the paper.
 
-    `paper` is what its text states or its graphics show, `claims` the ones that say whether it is so."""
+    `paper` is what the text states or the figure shows. `claims` are the claims that judge it.
+    """
 
     title: str
     paper: str
     pictures: tuple[Picture, ...] = ()
     numbers: tuple[Numbers, ...] = ()
     claims: tuple[int, ...] = ()
-    #: The pictures (of activations) whose sigma^2 is quoted, at the first and the last measured step.
+    #: Pictures of activations whose sigma^2 is quoted at the first and the last measured step.
     sigma: tuple[str, ...] = ()
-    #: Whether the pictures' lines (of landscapes) are quoted step by step.
+    #: Whether the lines of the pictures, which are landscapes, are quoted step by step.
     by_step: bool = False
-    floors: bool = False  # whether the linear network's last losses stand beside those of the best maps of each rank
+    floors: bool = False  # whether last losses of the linear network are compared with the best maps of each rank
     theory: bool = False  # whether the statements' cases are counted
     note: str = ""
 
     def studies(self) -> list[str]:
-        """What its pictures and numbers are of."""
-        return [*(one.study for one in self.pictures), *(one.study for one in self.numbers)]
+        """The studies of its pictures and numbers."""
+        return [*(picture.study for picture in self.pictures), *(table.study for table in self.numbers)]
 
 
 #: Test accuracies (%) that the paper states, by study and norm.
 ACCURACIES: Final = {"vgg": {"none": 80, "batch": 83}, "vgg-augmented": {"none": 88, "batch": 92}}
-#: Whose claims tables are judged, in this order.
+#: The studies whose verdicts are shown, in this order.
 JUDGED: Final = ("dln", "dln-slow", EARLY, "vgg")
-#: Studies of the first steps, `vgg-` before their names; the first has every norm.
+#: The studies of the first steps, without `vgg-` before their names; the first has every norm.
 _FIRST: Final = ("early", "he", "default", "shallow")
 _ACCURACY: Final = {"final_test_accuracy": "last test accuracy", "best_test_accuracy": "best test accuracy",
                     "steps_to_accuracy": "steps to none's last accuracy"}  # fmt: skip
@@ -207,7 +212,7 @@ SECTIONS: Final = (
 
 
 def shown(studies: Container[str]) -> list[Section]:
-    """The sections that a scale has all the studies for.
+    """The sections for which a scale has all studies.
 
     >>> len(SECTIONS) - len(shown(["dln", "vgg", "vgg-augmented"]))
     2
@@ -216,5 +221,5 @@ def shown(studies: Container[str]) -> list[Section]:
 
 
 def pictures(studies: Container[str]) -> list[Picture]:
-    """Those of the sections that are shown."""
+    """The pictures of the sections that are shown."""
     return [picture for section in shown(studies) for picture in section.pictures]

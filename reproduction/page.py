@@ -1,4 +1,4 @@
-"""The page: figures drawn from the gathered tables, and beside what the paper states the numbers and verdicts."""
+"""The page: figures from the gathered tables, and numbers and verdicts beside what the paper says."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, 
 
 
 def draw(folder: Path) -> None:
-    """Draw every picture into `folder/figures` from its table in `folder/tables`, and leave no other there."""
-    found = pictures(_facts(folder)["studies"])
-    for picture in found:
+    """Draw every picture into `folder/figures` from its table in `folder/tables`, and remove other pictures."""
+    drawn = pictures(_facts(folder)["studies"])
+    for picture in drawn:
         sources = [folder / "tables" / f"{name}.parquet" for name in (picture.name, picture.beside) if name]
         plot_tables(sources, folder / "figures" / f"{picture.name}.png")
     for path in (folder / "figures").glob("*.png"):
-        if path.stem not in {picture.name for picture in found}:
+        if path.stem not in {picture.name for picture in drawn}:
             path.unlink()
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / "reproduction.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        facts: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path}: not readable ({error}); make paper writes it again") from error
-    return found
+    return facts
 
 
 def write(folder: Path) -> None:
@@ -66,13 +66,13 @@ def page(folder: Path) -> str:
 
 
 def _command(facts: Mapping[str, Any]) -> str:
-    given = {"SCALE": facts["scale"], "STEPS": facts["steps"], "DATA": facts["data"] and "path/to/cifar10",
+    options = {"SCALE": facts["scale"], "STEPS": facts["steps"], "DATA": facts["data"] and "path/to/cifar10",
              "NOTE": facts["note"], "JOBS": facts["jobs"]}  # fmt: skip
-    return " ".join(["make paper", *(f"{name}={shlex.quote(str(value))}" for name, value in given.items() if value)])
+    return " ".join(["make paper", *(f"{name}={shlex.quote(str(value))}" for name, value in options.items() if value)])
 
 
 class Results:
-    """What the gathered tables say, in Markdown."""
+    """The contents of the gathered tables in Markdown."""
 
     def __init__(self, folder: Path) -> None:
         self.facts = _facts(folder)
@@ -84,7 +84,7 @@ class Results:
         return tables.read_table(self._tables / f"{name}.parquet")
 
     def judged(self) -> list[str]:
-        """The headings of the columns of verdicts: the studies, how long and how many seeds."""
+        """The headings of the columns of verdicts: the studies with their steps and seeds."""
         headings = []
         for name, claims in self._claims.items():
             steps = self.facts["studies"][name]["settings"]["steps"]
@@ -92,46 +92,46 @@ class Results:
         return headings
 
     def verdicts(self) -> Iterator[list[str]]:
-        """A row a claim: number and title, and of each study the verdict with the statistic that it rests on."""
+        """One row a claim, with the verdict of each study and the statistic that it rests on."""
         for claim, parts in self._claims["dln"].groupby("claim"):
             cells = [_verdict(claims[claims["claim"] == claim]) for claims in self._claims.values()]
             yield [f"{claim}. {parts['title'].iloc[0]}", *cells]
 
     def accuracies(self) -> Iterator[list[str]]:
-        """A row a study, learning rate and norm: what the paper states, the last test accuracy and the best."""
+        """One row a study, learning rate and norm: the paper's test accuracy, and the last and the best here."""
         for study, stated in ACCURACIES.items():
             summary = self._summaries[study]
-            for norm, lr, found in _groups(summary, tuple(stated)):
-                said = f"{stated[norm]}%" if lr == summary["lr"].min() else "–"
-                cells = [_cell(name, found.loc[name]) for name in ("final_test_accuracy", "best_test_accuracy")]
-                yield [f"`{study}`", number(lr), _norm(norm, found), str(int(found["seeds"].max())), said, *cells]
+            for norm, lr, metrics in _groups(summary, tuple(stated)):
+                paper = f"{stated[norm]}%" if lr == summary["lr"].min() else "–"
+                cells = [_cell(name, metrics.loc[name]) for name in ("final_test_accuracy", "best_test_accuracy")]
+                yield [f"`{study}`", number(lr), _norm(norm, metrics), str(int(metrics["seeds"].max())), paper, *cells]
 
     def pictures(self, section: Section) -> Iterator[dict[str, str]]:
-        """Every picture, what of its study it shows, and the command that draws it."""
-        for one in section.pictures:
-            sources = " ".join(f"tables/{name}.parquet" for name in (one.name, one.beside) if name)
-            file = f"figures/{one.name}.png"
-            yield {"name": one.name.replace("-", " "), "file": file, "caption": self._caption(one),
+        """Every picture with its caption and the command that draws it."""
+        for picture in section.pictures:
+            sources = " ".join(f"tables/{name}.parquet" for name in (picture.name, picture.beside) if name)
+            file = f"figures/{picture.name}.png"
+            yield {"name": picture.name.replace("-", " "), "file": file, "caption": self._caption(picture),
                    "command": f"bnsmooth plot {sources} -o {file}"}  # fmt: skip
 
     def _caption(self, picture: Picture) -> str:
         table = self._read(picture.name)
         seeds = sorted(table["seed"].unique())
-        said = [f"`{source(picture.study, self._summaries)}`",
+        parts = [f"`{source(picture.study, self._summaries)}`",
                 f"lr {', '.join(number(float(lr)) for lr in style.lrs_of(table))}",
                 f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"]  # fmt: skip
         if picture.kind == "theory":
-            said.append(f"layers {', '.join(table['layer_name'].unique())}")
+            parts.append(f"layers {', '.join(table['layer_name'].unique())}")
         if picture.kind != "train":
             steps, measured = table["step"].nunique(), self.facts["measured"][picture.name]
-            said.append(_count(steps, "step") if steps == measured else f"{steps} of the {measured} measured steps")
-        return ", ".join(said)
+            parts.append(_count(steps, "step") if steps == measured else f"{steps} of the {measured} measured steps")
+        return ", ".join(parts)
 
     def numbers(self, section: Section) -> Iterator[str]:
-        """The tables of a section, of each study once."""
+        """The tables of a section, each table of a study once."""
         seen = set()
         for wanted in section.numbers:
-            key = (study := source(wanted.study, self._summaries), *wanted.figures)
+            key = (study := source(wanted.study, self._summaries), *wanted.metrics)
             if key not in seen:
                 seen.add(key)
                 yield self._medians(study, wanted)
@@ -144,10 +144,10 @@ class Results:
 
     def _medians(self, study: str, wanted: Numbers) -> str:
         rows = []
-        for norm, lr, found in _groups(self._summaries[study], wanted.norms):
-            cells = [_cell(name, found.loc[name]) if name in found.index else "–" for name in wanted.figures]
-            rows.append([_norm(norm, found), number(lr), str(int(found["seeds"].max())), *cells])
-        return _table([f"`{study}`", "lr", "seeds", *wanted.figures.values()], rows)
+        for norm, lr, metrics in _groups(self._summaries[study], wanted.norms):
+            cells = [_cell(name, metrics.loc[name]) if name in metrics.index else "–" for name in wanted.metrics]
+            rows.append([_norm(norm, metrics), number(lr), str(int(metrics["seeds"].max())), *cells])
+        return _table([f"`{study}`", "lr", "seeds", *wanted.metrics.values()], rows)
 
     def _sigma(self, names: tuple[str, ...]) -> str:
         rows = []
@@ -168,11 +168,12 @@ class Results:
             table = self._read(picture.name)
             line = table[table["alpha"] > 0]
             line = line.assign(beta=line["grad_distance"] / line["distance"])
-            found = line.groupby(["norm", "step", "seed"]).agg(
+            by_seed = line.groupby(["norm", "step", "seed"]).agg(
                 low=("loss", "min"), high=("loss", "max"), change=("grad_distance", "max"), beta=("beta", "max")
             )
             start = table[table["alpha"] == 0].set_index(["norm", "step", "seed"])["loss"]
-            medians = found.assign(range=found["high"] - found["low"], loss=start).groupby(["norm", "step"]).median()
+            by_seed = by_seed.assign(range=by_seed["high"] - by_seed["low"], loss=start)
+            medians = by_seed.groupby(["norm", "step"]).median()
             for step in sorted(table["step"].unique()):
                 cells = [
                     " / ".join(number(float(medians.loc[(norm, step), name])) for norm in picture.norms)
@@ -182,7 +183,7 @@ class Results:
         return _table(["study", "seeds", "step", *names.values()], rows)
 
     def _floors(self) -> str:
-        """Of each seed the losses between which the runs end, beside theirs."""
+        """The last losses of the runs of each seed, beside the least losses of maps of the ranks near them."""
         runs = self._read("dln").pivot(index="seed", columns="norm", values="final_loss")
         most = len(self.facts["floors"]["0"])
         ranks = range(max(1, 2 * most // 5), min(most, 2 * most // 5 + 3) + 1)
@@ -195,7 +196,7 @@ class Results:
         return _table(headings, rows)
 
     def parts(self, section: Section) -> Iterator[list[str]]:
-        """A row a part of the claims that a section bears on, of each study that is judged."""
+        """One row a study and part of the claims that a section bears on."""
         for claim in section.claims:
             for study, claims in self._claims.items():
                 for row in claims[claims["claim"] == claim].to_dict("records"):
@@ -216,7 +217,7 @@ def _table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def _groups(summary: pd.DataFrame, norms: tuple[str, ...]) -> Iterator[tuple[str, float, pd.DataFrame]]:
-    """Norm, learning rate and figures by name, of the learning rates that have all of the norms that there are."""
+    """Norm, learning rate and metrics by name, at the learning rates at which all of the norms have run."""
     rows = summary[summary["norm"].isin(norms)]
     rows = rows[rows.groupby("lr")["norm"].transform("nunique") == rows["norm"].nunique()]
     for lr in style.lrs_of(rows):
@@ -224,14 +225,14 @@ def _groups(summary: pd.DataFrame, norms: tuple[str, ...]) -> Iterator[tuple[str
             yield norm, lr, rows[(rows["norm"] == norm) & (rows["lr"] == lr)].set_index("figure")
 
 
-def _norm(norm: str, found: pd.DataFrame) -> str:
-    diverged = int(found["diverged"].max())
+def _norm(norm: str, metrics: pd.DataFrame) -> str:
+    diverged = int(metrics["diverged"].max())
     return f"`{norm}`" + (f" ({diverged} diverged)" if diverged else "")
 
 
-def _cell(figure: str, row: Mapping[str, Any] | pd.Series[Any]) -> str:
-    """A median and its interval, where there is one; of accuracies in percent."""
-    percent, never = figure.endswith("test_accuracy"), "never" if figure.startswith("steps") else "inf"
+def _cell(metric: str, row: Mapping[str, Any] | pd.Series[Any]) -> str:
+    """A median with its interval, if it has one; accuracies in percent."""
+    percent, never = metric.endswith("test_accuracy"), "never" if metric.startswith("steps") else "inf"
 
     def text(value: float) -> str:
         if value == float("inf"):
@@ -251,13 +252,13 @@ def _count(number: int, what: str) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """A study's settings in a line: what its runs share.
+    """The settings that the runs of a study share, in a line.
 
     >>> _settings({"problem": "vgg", "batch_size": 128, "augment": False})
     'problem vgg, batch size 128, augment no'
     """
-    said = {True: "yes", False: "no"}
-    shown = {name: said[value] if isinstance(value, bool) else value for name, value in settings.items()}
+    words = {True: "yes", False: "no"}
+    shown = {name: words[value] if isinstance(value, bool) else value for name, value in settings.items()}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 

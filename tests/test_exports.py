@@ -1,4 +1,4 @@
-"""Tables shown, as CSV, and as TensorBoard's scalars: each is the table, and nothing in a table can harm."""
+"""`show`, CSV and TensorBoard scalars give what the table has, and hostile tables do no harm."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ ROWS = {
 
 
 def write(path, kind, rows=None, norms=("none", "batch"), **said):
-    """A table of a kind as its maker would leave it, and its rows as they are read."""
+    """Write a table as the command of its kind does; return its rows as they are read."""
     frame = fake_tables.make(ROWS[kind], norms=norms) if rows is None else rows
     columns = {name: frame.get(name, np.nan) for name in SCHEMAS[kind]}
     runs = {name: config for name, config in RUNS.items() if config["norm"] in norms}
@@ -73,7 +73,7 @@ def widest(out):
 
 
 def words(out, line):
-    """The words of the first line that begins with a word."""
+    """The words of the first line that begins with `line`."""
     return next(found for text in out.splitlines() if (found := text.split())[:1] == [line])
 
 
@@ -127,7 +127,7 @@ def test_show_has_the_first_and_the_last_rows(cli):
     rows = out.split("the first and the last 4 rows\n")[1].splitlines()
     steps = [row.split()[0] for row in rows if row.split()[0].isdigit()]
     assert steps == ["0", "1", "2", "3", "196", "197", "198", "199"]
-    assert "grad_norm 30" in out  # of every row, once
+    assert "grad_norm 30" in out  # constant over all rows, so stated once
     write(Path("t.parquet"), "train", fake_tables.make(fake_tables.vgg_training, norms=("none",)).head(8))
     assert "all rows\n" in cli("show t.parquet")[1]
 
@@ -147,7 +147,7 @@ def test_show_says_how_a_training_run_ended(cli, small_run):
     tables.write_table(Path("end.parquet"), "train", [rows.assign(loss=np.nan)], {**said, "diverged_at": 6})
     _, out, _ = cli("show end.parquet")
     assert "diverged at step 6" in out
-    assert words(out, "loss") == ["loss", "7", "-", "-", "-", "7"]  # a NaN of the loss is no null
+    assert words(out, "loss") == ["loss", "7", "-", "-", "-", "7"]  # NaN in `loss` is an overflow, not null
 
 
 def test_show_tells_settings_once_and_what_differs_by_run(cli, small_run):
@@ -168,7 +168,7 @@ def test_show_tells_options_and_what_is_new(cli):
     _, out, _ = cli("show t.parquet")
     assert "options   alphas 0.5, 1, 4.294\n" in out
     assert '{"digest": "abc"}' in out
-    assert "bnsmooth compare" not in out  # a command that a file of anybody's says to type
+    assert "bnsmooth compare" not in out  # a stranger's file must not suggest commands
 
 
 def test_rows_without_an_account_of_their_runs_are_shown_with_them(cli):
@@ -210,7 +210,7 @@ def test_hostile_texts_are_printed_as_escapes(cli):
 
 
 def parsed(text, kind):
-    """CSV's rows as a table's are; a text that is empty is null."""
+    """The rows of a CSV; empty cells are None."""
     header, *rows = csv.reader(io.StringIO(text, newline=""))
     types = SCHEMAS[kind]
     assert header == list(types)
@@ -367,7 +367,7 @@ def scalars(folder):
 
 
 def expected(table, columns, prefix, tag=lambda row: "", measured=()):
-    """The same from the rows, one by one; `measured` are columns in which a NaN is no null."""
+    """The same computed row by row; in the columns `measured`, NaN is not null."""
     found: dict[str, list[tuple[int, float]]] = {}
     for _, row in table.iterrows():
         for name in columns:
@@ -403,7 +403,7 @@ def test_tensorboard_takes_medians_over_units_and_extremes_of_the_line(tmp_path)
     found = scalars(tmp_path)
     middle = table.query("layer_name == 'conv2' and step == 20")["wasserstein"].median()
     assert dict(found["activations/conv2/wasserstein"])[20] == np.float32(middle)
-    assert 0 not in dict(found["activations/conv2/wasserstein"])  # nothing was before the first step
+    assert 0 not in dict(found["activations/conv2/wasserstein"])  # the first step has no step before it
     (tmp_path / "activations.tfevents").unlink()
 
     table = write(tmp_path / "theory.parquet", "theory", norms=("none",))
@@ -416,7 +416,7 @@ def test_tensorboard_takes_medians_over_units_and_extremes_of_the_line(tmp_path)
 
     rows = fake_tables.make(fake_tables.landscape, norms=("none",))
     rows.loc[(rows["step"] == 10) & (rows["alpha"] == 4), ["loss", "grad_distance"]] = np.nan
-    rows.loc[rows["alpha"] == 0, "loss"] = 99.0  # the start is not of the line
+    rows.loc[rows["alpha"] == 0, "loss"] = 99.0  # alpha = 0 is not on the line
     table = write(tmp_path / "landscape.parquet", "landscape", rows, norms=("none",))
     exports.tensorboard(tmp_path / "landscape.parquet")
     found = scalars(tmp_path)
@@ -455,7 +455,7 @@ def test_scalars_of_runs_that_a_table_no_longer_has_are_removed_and_nothing_else
     first, second = (made / run / "smoothness.tfevents" for run in RUNS)
     for name in ("mine.tfevents", "notes", "smoothness.tfevents.bak"):
         (second.parent / name).write_text("mine")
-    another = made / "another"  # a run's own scalars, and a link to some
+    another = made / "another"  # the scalars of another table, and a link to them
     another.mkdir()
     write(another / "train.parquet", "train", norms=("none",))
     exports.tensorboard(another / "train.parquet")
@@ -467,7 +467,7 @@ def test_scalars_of_runs_that_a_table_no_longer_has_are_removed_and_nothing_else
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == before - {second} | {
         made / "new/smoothness.tfevents"
     }
-    write(table, "smoothness", norms=("none",))  # of one run they are beside the table
+    write(table, "smoothness", norms=("none",))  # the scalars of a single run are next to the table
     assert exports.tensorboard(table) == tmp_path / "t.tfevents"
     left = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert left == before - {first, second} | {tmp_path / "t.tfevents"}

@@ -1,4 +1,4 @@
-"""What a reader of a figure sees: its panels, scales and legend, and that overflows spoil none of them."""
+"""Figures: their panels, scales and legends, which overflows must not spoil."""
 
 from __future__ import annotations
 

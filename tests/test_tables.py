@@ -1,4 +1,4 @@
-"""Tables and comparisons: what is written is read, what is not ours is refused."""
+"""Tables and comparisons: a table reads back as written, and other files are refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rewritten(source, target, **metadata):
     table = pq.read_table(source)
     provenance = json.loads(table.schema.metadata[METADATA_KEY]) | metadata
     if "crc" not in metadata:
-        del provenance["crc"]  # as tables of before have it
+        del provenance["crc"]  # as in early tables
     pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(provenance)}), target)
 
 

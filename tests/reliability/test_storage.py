@@ -1,4 +1,4 @@
-"""Storage that fails: full, read-only, removed, or a folder in a file's place. The error is one line; no file is lost."""
+"""Storage that fails: full, read-only, removed, or a folder in a file's place. One line of error, no file lost."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import pytest
 import shape_checks
 import torch
 
+pytest.register_assert_rewrite("brute_force")
 shape_checks.install()  # before the packages that it checks are imported
 
 from helpers import SMALL  # noqa: E402

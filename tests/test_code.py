@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import reference
 import torch
+from brute_force import check_ics, check_line, check_smoothness
 from helpers import SMALL
 from torch import nn
 
@@ -377,11 +379,8 @@ SAMPLEWISE = ("layer", "group:2", "instance", "weight", "rms")
 
 
 @pytest.mark.parametrize("norm", SAMPLEWISE)
-@pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.parametrize("problem", [pytest.param("vgg", marks=pytest.mark.slow), "dln"])
 def test_their_measurements_are_those_of_brute_force(small_run, problem, norm):
-    import reference
-    from test_own import check_ics, check_line, check_smoothness
-
     if (problem, norm) == ("dln", "instance"):
         with pytest.raises(InputError, match="positions of images"):
             small_run(problem, norm)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
-import reference
 import torch
+from brute_force import ALPHAS, check_ics, check_line, check_smoothness
 from helpers import NORMS
 
 import bnsmooth_cli as bns
@@ -23,57 +21,28 @@ TOLERANCE = {
     ("dln", torch.float64): 1e-10,
     ("dln", torch.float32): 2e-5,
 }
-ALPHAS = (0.5, 1.0, 4.0)
 CASES = [(problem, norm, dtype) for problem, dtype in TOLERANCE for norm in NORMS]
 case = pytest.mark.parametrize(("problem", "norm", "dtype"), CASES)
-
-
-def close(found, expected, tolerance, scale=0.0):
-    """`scale`: of the gradients that a difference is taken of, whose digits it loses."""
-    assert found == pytest.approx(expected, rel=tolerance, abs=tolerance * scale)
 
 
 @case
 def test_landscape_is_the_brute_force_line(small_run, problem, norm, dtype):
     point = bns.load_point(small_run(problem, norm), step=3, dtype=dtype)
-    tolerance = TOLERANCE[problem, dtype]
-    found = bns.landscape(point, ALPHAS)
-    expected = reference.line(point, ALPHAS)
-    assert len(found) == len(expected)
-    for row, want in zip(found.to_dict("records"), expected, strict=True):
-        for name in ("alpha", "step_size", "distance", "loss", "grad_norm", "grad_cosine"):
-            close(row[name], want[name], tolerance, scale=1.0 if name == "grad_cosine" else 0)
-        close(row["grad_distance"], want["grad_distance"], tolerance, scale=want["grad_norm"])
+    check_line(point, TOLERANCE[problem, dtype])
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("problem", ["vgg", "dln"])
+#: The whole Hessian of VGG takes seconds; the fast tests have that of one norm.
+@pytest.mark.parametrize(
+    ("problem", "norm"),
+    [
+        *(("dln", norm) for norm in NORMS),
+        *(pytest.param("vgg", norm, marks=[pytest.mark.slow] * (norm != "batch")) for norm in NORMS),
+    ],
+)
 def test_smoothness_is_the_brute_force_hessian_and_line(small_run, problem, norm):
     small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
     point = bns.load_point(small_run(problem, norm, **small), step=3, dtype=torch.float64)
-    (row,) = bns.smoothness(point, ALPHAS).to_dict("records")
-    line = reference.line(point, ALPHAS)
-    losses = [r["loss"] for r in line]
-    distances = [r["grad_distance"] for r in line]
-    g, h = reference.hessian(point)
-    values = torch.linalg.eigvalsh(h)
-    expected = {
-        "loss": losses[0],
-        "grad_norm": line[0]["grad_norm"],
-        "loss_min": min(losses[1:]),
-        "loss_max": max(losses[1:]),
-        "predictiveness_min": min(distances[1:]),
-        "predictiveness_max": max(distances[1:]),
-        "lipschitz": max(r["grad_norm"] for r in line),
-        "beta": max(r["grad_distance"] / r["distance"] for r in line[1:]),
-        "curvature": float(g @ h @ g / (g @ g)),
-    }
-    for name, want in expected.items():
-        assert row[name] == pytest.approx(want, rel=1e-8), name
-    largest = float(values[values.abs().argmax()])
-    assert row["sharpness"] == pytest.approx(largest, rel=SHARPNESS_TOLERANCE)
-    rising = [r["alpha"] for r in line[1:] if r["loss"] > losses[0]]
-    assert row["critical_alpha"] == pytest.approx(min(rising, default=math.nan), nan_ok=True)
+    check_smoothness(point)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "l1"])
@@ -96,18 +65,6 @@ def test_ics_is_definition_2_1(small_run, problem, norm, dtype):
 def test_ics_takes_the_runs_own_step_with_momentum(small_run, problem):
     run = small_run(problem, "batch", momentum=0.9)
     check_ics(bns.load_point(run, step=3, dtype=torch.float64), 1e-10)
-
-
-def check_ics(point, tolerance):
-    found, expected = bns.ics(point), reference.ics(point)
-    assert list(found["layer_name"]) == [name for name, _ in point.layers]
-    assert found["ics"][0] == 0.0
-    assert found["cosine"][0] == 1.0
-    for row, want in zip(found.to_dict("records"), expected, strict=True):
-        close(row["grad_norm"], want["grad_norm"], tolerance, scale=want["grad_norm"])
-        close(row["grad_norm_updated"], want["grad_norm_updated"], tolerance, scale=want["grad_norm"])
-        close(row["ics"], want["ics"], tolerance, scale=want["grad_norm"] + want["grad_norm_updated"])
-        close(row["cosine"], want["cosine"], tolerance, scale=1.0)
 
 
 @pytest.mark.parametrize("norm", NORMS)

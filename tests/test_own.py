@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import own_code
 import pytest
 import reference
 import torch
+from brute_force import ALPHAS, check_ics, check_line, check_smoothness
 from helpers import SMALL
 from torch import nn
 from torch.nn import functional as F
@@ -20,10 +20,9 @@ from torch.utils.checkpoint import checkpoint
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
 from bnsmooth_cli.derivatives.lanczos import SHARPNESS_TOLERANCE
-from bnsmooth_cli.networks.parameters import flatten, trainable
+from bnsmooth_cli.networks.parameters import flatten
 
 SETTINGS = {"steps": 6, "save_every": 2, "eval_every": 3, "batch_size": 8, "lr": 0.05}
-ALPHAS = (0.5, 1.0, 4.0)
 #: Problems and norms: residual networks with built-in and custom norms, a transformer, a data set that draws at random.
 CASES = [
     ("residual", "none"), ("residual", "batch"), ("residual", "l1"), ("residual", "noisy-batch"), ("residual", "layer"),
@@ -57,23 +56,6 @@ def point_of(own_run):
 
 def rows(table):
     return table.to_dict("records")
-
-
-def check_line(point, tolerance):
-    for row, want in zip(rows(bns.landscape(point, ALPHAS)), reference.line(point, ALPHAS), strict=True):
-        for name, value in want.items():
-            scale = want["grad_norm"] if name == "grad_distance" else 1.0 if name == "grad_cosine" else 0.0
-            assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance * scale), name
-
-
-def check_smoothness(point):
-    (row,) = rows(bns.smoothness(point, ALPHAS))
-    line = reference.line(point, ALPHAS)
-    g, h = reference.hessian(point)
-    values = torch.linalg.eigvalsh(h)
-    assert row["beta"] == pytest.approx(max(r["grad_distance"] / r["distance"] for r in line[1:]), rel=1e-8)
-    assert row["curvature"] == pytest.approx(float(g @ h @ g / (g @ g)), rel=1e-8)
-    assert row["sharpness"] == pytest.approx(float(values[values.abs().argmax()]), rel=SHARPNESS_TOLERANCE)
 
 
 @cases
@@ -126,22 +108,6 @@ def test_the_test_objective_is_the_loss_that_training_reports(small_run, norm):
 def test_an_objective_that_does_not_exist_is_refused(small_run, problem, objective, why):
     with pytest.raises(InputError, match=why):
         bns.load_point(small_run(problem, "none"), objective=objective)
-
-
-def check_ics(point, tolerance, layers=None):
-    fixed = point if layers is None else SimpleNamespace(**{name: getattr(point, name) for name in _POINT})
-    if layers is not None:
-        known = dict(point.layers)
-        within = {n: [p for p in trainable(point.model) if p.startswith(f"{n}.")] for n in layers}
-        fixed.layers = [(n, known.get(n, within[n])) for n in layers]
-    for row, want in zip(rows(bns.ics(point, layers)), reference.ics(fixed), strict=True):
-        scale = want["grad_norm"] + want["grad_norm_updated"]
-        assert row["grad_norm"] == pytest.approx(want["grad_norm"], rel=tolerance)
-        assert row["ics"] == pytest.approx(want["ics"], rel=tolerance, abs=tolerance * scale)
-        assert row["cosine"] == pytest.approx(want["cosine"], rel=tolerance, abs=tolerance)
-
-
-_POINT = ("model", "config", "velocity", "loss", "layers")
 
 
 @cases

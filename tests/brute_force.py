@@ -1,0 +1,74 @@
+"""Checks that the measurements at a point agree with the brute force of reference.py."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import reference
+import torch
+
+import bnsmooth_cli as bns
+from bnsmooth_cli.derivatives.lanczos import SHARPNESS_TOLERANCE
+from bnsmooth_cli.networks.parameters import trainable
+
+#: Step lengths of the line, in learning rates.
+ALPHAS = (0.5, 1.0, 4.0)
+
+
+def check_line(point, tolerance):
+    found = bns.landscape(point, ALPHAS).to_dict("records")
+    for row, expected in zip(found, reference.line(point, ALPHAS), strict=True):
+        scales = {"grad_distance": expected["grad_norm"], "grad_cosine": 1.0}  # a difference has absolute errors
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance * scales.get(name, 0.0)), name
+
+
+def check_smoothness(point):
+    """Every column, at a point in float64, against the line and all eigenvalues of the Hessian."""
+    (row,) = bns.smoothness(point, ALPHAS).to_dict("records")
+    line = reference.line(point, ALPHAS)
+    losses = [r["loss"] for r in line]
+    distances = [r["grad_distance"] for r in line]
+    g, h = reference.hessian(point)
+    expected = {
+        "loss": losses[0],
+        "grad_norm": line[0]["grad_norm"],
+        "loss_min": min(losses[1:]),
+        "loss_max": max(losses[1:]),
+        "predictiveness_min": min(distances[1:]),
+        "predictiveness_max": max(distances[1:]),
+        "lipschitz": max(r["grad_norm"] for r in line),
+        "beta": max(r["grad_distance"] / r["distance"] for r in line[1:]),
+        "curvature": float(g @ h @ g / (g @ g)),
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, rel=1e-8), name
+    values = torch.linalg.eigvalsh(h)
+    assert row["sharpness"] == pytest.approx(float(values[values.abs().argmax()]), rel=SHARPNESS_TOLERANCE)
+    rising = [r["alpha"] for r in line[1:] if r["loss"] > losses[0]]
+    assert row["critical_alpha"] == pytest.approx(min(rising, default=math.nan), nan_ok=True)
+
+
+def check_ics(point, tolerance, layers=None):
+    """The layers that are named, or all of them."""
+    known = dict(point.layers)
+    if layers is None:
+        layers_of_point = point.layers
+    else:
+        parameters = trainable(point.model)
+        layers_of_point = [
+            (name, known.get(name, [p for p in parameters if p.startswith(f"{name}.")])) for name in layers
+        ]
+    names = ("model", "config", "velocity", "loss")
+    fixed = SimpleNamespace(**{name: getattr(point, name) for name in names}, layers=layers_of_point)
+    found = bns.ics(point, layers)
+    assert list(found["layer_name"]) == [name for name, _ in layers_of_point]
+    assert found["ics"][0] == 0.0  # no layer before the first one has moved
+    assert found["cosine"][0] == 1.0
+    for row, expected in zip(found.to_dict("records"), reference.ics(fixed), strict=True):
+        size = expected["grad_norm"]
+        scales = {"grad_norm_updated": size, "ics": size + expected["grad_norm_updated"], "cosine": 1.0}
+        for name, value in expected.items():
+            assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance * scales.get(name, 0.0)), name

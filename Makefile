@@ -114,9 +114,8 @@ runs/%/activations.parquet: runs/%/train.parquet
 runs/%/theory.parquet: runs/%/train.parquet
 	$(BNSMOOTH) theory runs/$* $(THEORY) --force
 
-# The fast tests: every command, norm, problem and measurement, without the tests marked slow. About four minutes. Each of
-# the two processes begins with half of the test files, so that it makes small runs that its tests share, then takes from
-# the other one.
+# The fast tests cover every command, norm, problem and measurement; those marked slow are left out. About four minutes.
+# With worksteal a process runs whole files while it can, so that the tests of a file share their small runs.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 

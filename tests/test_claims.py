@@ -232,7 +232,7 @@ def test_where_none_alone_diverges_a_norm_that_does_not_has_the_whole_advantage(
     assert (part["median"], part["low"], part["high"]) == (share,) * 3
 
 
-@pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.parametrize("problem", [pytest.param("vgg", marks=pytest.mark.slow), "dln"])
 @pytest.mark.parametrize("missing", NORMS)
 def test_a_seed_without_one_of_the_norms_is_left_out_of_what_needs_it(tmp_path, problem, missing):
     runs = world(tmp_path, problem, RIGHT)

@@ -71,7 +71,14 @@ def assert_finite(figure: Figure) -> None:
             assert np.isfinite(np.asarray(line.get_ydata(), float)).any() or not len(line.get_ydata())
 
 
-@pytest.mark.parametrize(("suffix", "opening"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+@pytest.mark.parametrize(
+    ("suffix", "opening"),
+    [
+        ("png", b"\x89PNG"),
+        pytest.param("svg", b"<?xml", marks=pytest.mark.slow),
+        pytest.param("pdf", b"%PDF", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_saved_in_every_format(kind: str, suffix: str, opening: bytes) -> None:
     assert saved(render(kind, make(ROWS[kind], norms=("none", "batch"), seeds=(0, 1))), suffix).startswith(opening)

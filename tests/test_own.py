@@ -92,7 +92,7 @@ def _double(values):
     return values.double() if values.is_floating_point() else values
 
 
-@pytest.mark.parametrize("norm", ["batch", "noisy-batch"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("noisy-batch", marks=pytest.mark.slow)])
 def test_the_test_objective_is_the_loss_that_training_reports(small_run, norm):
     run = small_run("vgg", norm)
     tested = bns.read_table(run.train_path).set_index("step")["test_loss"].dropna()

@@ -90,6 +90,7 @@ def test_the_page_says_claims_first_then_figures_comparison_settings_and_command
     assert f"bnsmooth report {study}" in settings
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_make_it_again(cli, tmp_path, study):
     cli(f"report {study} -o first.html")
     commands = Page((tmp_path / "first.html").read_text()).text.split("Commands\n")[-1]

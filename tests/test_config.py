@@ -1,0 +1,72 @@
+"""Configurations: settings of each problem, the flat dictionaries of files, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from bnsmooth_cli import InputError
+from bnsmooth_cli.config import FIELDS, PROBLEMS, from_dict, help_of, resolve
+
+COMMON = ["problem", "norm", "lr", "steps", "batch_size", "momentum", "seed", "save_every"]
+#: The keys of format 1 in their order, which the bytes of checkpoints depend on.
+KEYS = {
+    "vgg": [*COMMON, "depth", "eval_every", "data", "width", "augment"],
+    "dln": [*COMMON, "depth", "dimension", "samples"],
+    "module:function": [*COMMON, "eval_every"],
+}
+
+
+@pytest.mark.parametrize("problem", KEYS)
+def test_files_hold_the_keys_of_format_1_in_their_order(problem):
+    config = resolve(problem)
+    assert list(config.as_dict()) == KEYS[problem]
+    assert from_dict(config.as_dict(), "config.json") == config
+
+
+def test_the_fingerprint_of_the_images_follows_their_name_once_it_is_known():
+    keys = list(resolve("vgg").changed(data_digest="0" * 16).as_dict())
+    assert keys[keys.index("data") + 1] == "data_digest"
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    ({"samples": 3}, "config.json: --samples: the problem vgg has no such setting"),
+    ({"width": None}, "config.json: --width: the problem vgg needs this setting"),
+    ({"lr": None}, "config.json: --lr: the problem vgg needs this setting"),
+    ({"problem": "vvg"}, "config.json: unknown problem 'vvg': did you mean 'vgg'?"),
+    ({"colour": 1}, "config.json: unknown setting 'colour'; was it written by a newer bnsmooth?"),
+    ({"width": True}, "config.json: the setting 'width' has the wrong type (bool)"),
+    ({"width": 5}, "config.json: --width 5: give a number above 0, at most 4"),
+    ({"steps": 0}, "config.json: --steps 0: give a whole number from 1 to 1000000000"),
+    ({"momentum": 1}, "config.json: --momentum 1: give a number from 0 up to, not including, 1"),
+    ({"seed": -1}, "config.json: --seed -1: give a whole number from 0 to "),
+])  # fmt: skip
+def test_a_configuration_that_does_not_fit_is_refused_by_file_and_setting(change, why):
+    values = {**resolve("vgg").as_dict(), **change}
+    with pytest.raises(InputError) as error:
+        from_dict({name: value for name, value in values.items() if value is not None}, "config.json")
+    assert str(error.value).startswith(why)
+
+
+def test_the_linear_network_trains_on_all_samples_unless_told_otherwise():
+    assert resolve("dln", samples=30).batch_size == 30
+    assert resolve("dln", samples=30, batch_size=7).batch_size == 7
+    with pytest.raises(InputError, match="--batch-size 31: larger than the 30 samples"):
+        resolve("dln", samples=30, batch_size=31)
+
+
+def test_the_same_images_in_another_folder_are_the_same_trajectory():
+    here = resolve("vgg", data="/a").changed(data_digest="1")
+    assert here.differences(here.changed(data="/b", steps=10**6)) == []
+    assert here.differences(here.changed(data="/b", data_digest="2", width=2.0)) == [
+        "data /a, now /b", "data_digest 1, now 2", "width 0.25, now 2.0"
+    ]  # fmt: skip
+    assert here.differences(resolve("dln")) == ["problem vgg, now dln"]
+
+
+@pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.metadata])
+def test_every_setting_says_in_its_help_which_problems_have_it(name):
+    having = [problem for problem, keys in KEYS.items() if name in keys]
+    text = help_of(name)
+    assert text.endswith(".")
+    if name not in COMMON:
+        assert all(problem in text for problem in having if problem in PROBLEMS)

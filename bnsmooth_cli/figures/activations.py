@@ -39,7 +39,6 @@ class Ridges:
     height: float = 1.65
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`. The y axis names the norm, so the legend has no entry."""
         axes.set_title(self.title)
         axes.set_ylabel(self.ylabel)
         centres = (self.edges[1:] + self.edges[:-1]) / 2

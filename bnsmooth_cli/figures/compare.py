@@ -35,7 +35,6 @@ class Dots:
         return 0.95 + 0.24 * len(self.groups)
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`. The y axis names the rows, so the legend has no entry."""
         axes.set_title(self.title)
         axes.set_ylim(len(self.groups) - 0.4, -0.6)
         axes.set_yticks(range(len(self.groups)), [_name(*group) if self.labelled else "" for group in self.groups])

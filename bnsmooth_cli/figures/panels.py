@@ -84,7 +84,6 @@ class Curves:
     height: float = 2.45
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; return the legend's entries by label."""
         axes.set_title(self.title)
         axes.set_ylabel(self.ylabel)
         scale = style.fit([curves.values.to_numpy() for curves in self.series])

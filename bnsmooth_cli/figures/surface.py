@@ -76,7 +76,6 @@ class Contours:
     height: float
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; return the legend's entries by label."""
         axes.set_title(textwrap.fill(self.surface.title, int(14 * self.height)))  # about the panel's width, in letters
         axes.set_box_aspect(1)
         if self.scale is None or self.surface.losses.empty:
@@ -133,7 +132,6 @@ class Relief:
     projection: ClassVar[str] = "3d"
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into three-dimensional axes. The legend has no entry."""
         assert isinstance(axes, Axes3D)
         if self.scale is None or self.surface.losses.empty:
             axes.set_axis_off()
@@ -174,7 +172,6 @@ class Bar:
     height: float = 0.2
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`. The legend has no entry."""
         lines = self.scale.levels(_MAX_LINES)
         ticks = [level for level in self.scale.levels(12) if np.isclose(lines, level, rtol=1e-9, atol=0).any()]
         bar = Colorbar(

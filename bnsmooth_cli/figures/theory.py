@@ -32,7 +32,6 @@ class Sides:
     height: float = 2.5
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; return the legend's entries by label."""
         axes.set_title(self.title)
         axes.set(xlabel="right side", ylabel=self.ylabel)
         values = [rows[["lhs", "rhs"]].to_numpy("float64").ravel() for _, rows in self.groups]

@@ -169,6 +169,7 @@ def test_every_option_that_the_readme_names_exists(done):
     options = {command: {*shown.findall(done(f"{command} --help"))} for command in commands()}
     for line in COMMANDS:
         assert {*shown.findall(line)} <= options[line.split()[1]], line
+    assert {*re.findall(r"^\| `([a-z]+)` \|", README, re.MULTILINE)} == {*commands()}
     assert {*shown.findall(README)} - {"--logdir"} <= set().union(*options.values())
 
 

@@ -78,7 +78,7 @@ def test_the_distance_is_scipys_of_the_quantiles(small_run):
     np.testing.assert_allclose(found.iloc[1:], list(expected)[1:], rtol=1e-12)
 
 
-def test_a_network_that_overflowed_is_rows_without_numbers(small_run):
+def test_a_network_that_overflowed_gives_rows_without_finite_numbers(small_run):
     point = bns.load_point(small_run("dln", "none"), step=3)
     with torch.no_grad():
         point.model.layers["fc1"].linear.weight.fill_(torch.inf)

@@ -45,7 +45,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_figure_over_a_run_is_the_median_of_its_steps_repeated_as_often_as_they_stand_for_others(seed):
+def test_a_metric_of_a_run_is_the_median_weighted_by_the_steps_between_measurements(seed):
     random = np.random.default_rng(seed)
     steps = np.sort(random.choice(60, size=random.integers(1, 9), replace=False))
     rows = pd.DataFrame({"step": np.repeat(steps, 3), "value": random.normal(size=3 * len(steps))})
@@ -59,7 +59,7 @@ def test_a_figure_over_a_run_is_the_median_of_its_steps_repeated_as_often_as_the
     assert over_steps(rows["step"], rows["value"]) == pytest.approx(expected, nan_ok=True)
 
 
-def test_of_steps_at_even_distances_it_is_the_plain_median_and_infinity_counts():
+def test_a_metric_of_evenly_spaced_steps_is_the_plain_median_infinities_included():
     steps, values = pd.Series([0, 50, 100, 150]), pd.Series([3.0, np.inf, 1.0, np.inf])
     assert over_steps(steps, values) == np.inf
     assert over_steps(steps[:3], values[:3]) == 3.0
@@ -215,7 +215,7 @@ def test_a_learning_rate_at_which_both_diverge_decides_nothing(tmp_path):
     assert verdicts(outcome)[1] == claims.REPRODUCED
 
 
-def test_a_norm_that_diverges_has_nothing_of_batchnorms_advantage(tmp_path):
+def test_a_norm_that_diverges_has_no_share_of_batchnorms_advantage(tmp_path):
     runs = world(tmp_path, "dln", RIGHT, norms=("none", "batch", "l2", "linf"), kinds=())
     runs += world(tmp_path, "dln", RIGHT, norms=("l1",), kinds=(), diverged=5)
     part = conclude(runs).claims.set_index("part").filter(like="l1: share", axis=0).iloc[0]
@@ -224,7 +224,7 @@ def test_a_norm_that_diverges_has_nothing_of_batchnorms_advantage(tmp_path):
 
 
 @pytest.mark.parametrize(("diverged", "share"), [(None, 1.0), (5, 0.0)])
-def test_where_none_alone_diverges_a_norm_that_does_not_has_the_whole_advantage(tmp_path, diverged, share):
+def test_if_only_none_diverges_another_norm_has_the_whole_advantage(tmp_path, diverged, share):
     runs = world(tmp_path, "dln", RIGHT, norms=("none",), kinds=(), diverged=5)
     runs += world(tmp_path, "dln", RIGHT, norms=("batch", "l2", "linf"), kinds=())
     runs += world(tmp_path, "dln", RIGHT, norms=("l1",), kinds=(), diverged=diverged)
@@ -234,7 +234,7 @@ def test_where_none_alone_diverges_a_norm_that_does_not_has_the_whole_advantage(
 
 @pytest.mark.parametrize("problem", [pytest.param("vgg", marks=pytest.mark.slow), "dln"])
 @pytest.mark.parametrize("missing", NORMS)
-def test_a_seed_without_one_of_the_norms_is_left_out_of_what_needs_it(tmp_path, problem, missing):
+def test_a_part_leaves_out_seeds_that_lack_one_of_its_norms(tmp_path, problem, missing):
     runs = world(tmp_path, problem, RIGHT)
     outcome = conclude([run for run in runs if (run.config.norm, run.config.seed) != (missing, 2)])
     parts = outcome.claims[outcome.claims["claim"] == 1]
@@ -272,7 +272,7 @@ def test_a_statement_that_fails_for_one_seed_of_many_is_refuted(tmp_path):
     assert {found[number] for number in range(10, 15)} == {claims.NOT_REPRODUCED}
 
 
-def test_what_was_not_measured_at_one_learning_rate_or_early_is_not_reproduced(tmp_path):
+def test_a_claim_needs_measurements_at_every_learning_rate_and_early(tmp_path):
     runs = world(tmp_path, "vgg", RIGHT, norms=("none", "batch"), kinds=("smoothness",))
     runs += world(tmp_path, "vgg", RIGHT, norms=("none", "batch"), kinds=(), lrs=(0.5,))
     outcome = conclude(runs)
@@ -318,7 +318,7 @@ def test_the_summary_has_medians_and_ratios_paired_by_seed(tmp_path):
     assert rows.loc["none", "final_loss"]["ratio"] == 1.0
 
 
-def test_a_median_is_never_that_of_the_survivors(tmp_path):
+def test_a_median_counts_diverged_runs(tmp_path):
     runs = world(tmp_path, "vgg", RIGHT, seeds=2, norms=("none",), kinds=())
     runs += [write_run(tmp_path, "vgg", "none", 0.1, seed, RIGHT, kinds=(), diverged=20) for seed in (2, 3, 4)]
     row = conclude(runs).summary.set_index("figure")

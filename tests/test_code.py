@@ -61,7 +61,7 @@ def test_a_users_norm_works_in_every_command(cli, here, settings, run):
     assert "dyt:DyT" in out
 
 
-def test_a_users_norm_takes_part_in_a_study_of_real_workers(cli, here):
+def test_a_users_norm_works_in_worker_processes(cli, here):
     line = f"compare --norms none,dyt:DyT {DLN.replace('--lr', '--lrs')} --measure smoothness --jobs 2 -o study"
     assert cli(line)[::2] == (0, "")
     assert set(bns.read_table(here / "study/compare.parquet")["norm"]) == {"none", "dyt:DyT"}
@@ -192,7 +192,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "why"), BAD, ids=[options for options, _ in BAD])
-def test_what_does_not_fit_is_refused_in_a_line_before_anything_is_written(cli, tmp_path, options, why):
+def test_user_code_that_does_not_fit_is_refused_before_anything_is_written(cli, tmp_path, options, why):
     for name, text in (
         ("own_parts", MODULE), ("syntax", "def ("), ("fails", "raise RuntimeError('at import')"),
         ("leaves", "import sys; sys.exit(3)"), ("needs", "import nowhere"),
@@ -237,7 +237,7 @@ def test_code_that_has_changed_since_the_training_is_found(cli, here):
     assert cli("ics run --norm dyt:DyT")[0] == 0
 
 
-def test_a_table_of_code_that_has_changed_is_no_answer(cli, here):
+def test_a_table_made_with_code_that_has_changed_is_not_reused(cli, here):
     assert cli(f"landscape --norm dyt:DyT {VGG} --points 1")[0] == 0
     assert cli(f"landscape --norm dyt:DyT {VGG} --points 1")[0] == 0
     (here / "dyt.py").write_text((here / "dyt.py").read_text() + "# another state\n")
@@ -245,7 +245,7 @@ def test_a_table_of_code_that_has_changed_is_no_answer(cli, here):
     assert (status, "of other code" in err, "--force" in err) == (2, True, True)
 
 
-def test_a_folder_of_modules_stands_before_the_libraries_while_a_module_is_imported_only(here, monkeypatch):
+def test_the_users_folder_precedes_the_libraries_only_while_a_module_is_imported(here, monkeypatch):
     monkeypatch.chdir(here)
     (here / "colorsys.py").write_text("stranger = True")  # of the standard library, and not imported yet
     sys.modules.pop("colorsys", None)
@@ -255,7 +255,7 @@ def test_a_folder_of_modules_stands_before_the_libraries_while_a_module_is_impor
     assert sys.path[-1] == str(here)
 
 
-def test_classes_and_functions_are_named_by_themselves(tmp_path):
+def test_a_class_or_function_is_recorded_by_its_module_and_name(tmp_path):
     from own_code import Scaled, residual
 
     run = bns.train(residual, Scaled, output=tmp_path / "r", batch_size=8, steps=2, save_every=2)
@@ -277,7 +277,7 @@ class TestWeights:
         torch.save(model.state_dict(), tmp_path / "model.pt")
         return model.state_dict()
 
-    def test_they_are_measured_as_the_checkpoint_that_they_are(self, cli, small_run, trained, tmp_path):
+    def test_weights_are_measured_like_the_checkpoint_they_came_from(self, cli, small_run, trained, tmp_path):
         settings = "-p vgg " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in SMALL["vgg"].items())
         assert cli(f"landscape --weights model.pt --norm batch {settings}")[0] == 0
         table = bns.read_table(tmp_path / "model.landscape.parquet")
@@ -347,7 +347,7 @@ def _root(variance, y):
 
 @pytest.mark.parametrize("shape", [(7, 6), (5, 6, 3, 4)])
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_norm_of_one_sample_is_its_formula(name, shape):
+def test_norms_over_a_sample_are_their_formulas(name, shape):
     y = torch.randn(shape, dtype=torch.float64) * 2 + 0.7
     torch.testing.assert_close(norms.build(name, 6).double()(y), FORMULAS[name](y), rtol=1e-10, atol=1e-12)
 
@@ -380,7 +380,7 @@ SAMPLEWISE = ("layer", "group:2", "instance", "weight", "rms")
 
 @pytest.mark.parametrize("norm", SAMPLEWISE)
 @pytest.mark.parametrize("problem", [pytest.param("vgg", marks=pytest.mark.slow), "dln"])
-def test_their_measurements_are_those_of_brute_force(small_run, problem, norm):
+def test_norms_over_samples_or_weights_agree_with_brute_force(small_run, problem, norm):
     if (problem, norm) == ("dln", "instance"):
         with pytest.raises(InputError, match="positions of images"):
             small_run(problem, norm)

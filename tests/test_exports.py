@@ -171,7 +171,7 @@ def test_show_tells_options_and_what_is_new(cli):
     assert "bnsmooth compare" not in out  # a stranger's file must not suggest commands
 
 
-def test_rows_without_an_account_of_their_runs_are_shown_with_them(cli):
+def test_runs_without_provenance_are_shown_from_the_rows(cli):
     tables.save_table(tables.read_table(saved()), "t.parquet")
     _, out, _ = cli("show t.parquet")
     assert "run vgg-none-lr0.1-seed0, problem vgg, norm none, lr 0.1, seed 0" in " ".join(out.split())
@@ -280,7 +280,7 @@ def test_csv_goes_to_stdout_alone(cli):
     assert (done.stdout, done.stderr) == (out.splitlines()[0] + "\n", "")
 
 
-def test_csv_on_a_terminal_obeys_nothing(cli, monkeypatch):
+def test_csv_on_a_terminal_escapes_control_characters(cli, monkeypatch):
     rows = fake_tables.make(fake_tables.ics, norms=("none",)).head(1)
     write(Path("t.parquet"), "ics", rows.assign(layer_name="\x1b[31m"))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
@@ -477,7 +477,7 @@ def test_scalars_of_runs_that_a_table_no_longer_has_are_removed_and_nothing_else
 
 
 @pytest.mark.parametrize("run", ["../../x", "/x", "..", ".", "", "a\\b", "a\0b"])
-def test_a_run_names_no_folder_but_its_own(tmp_path, run):
+def test_a_run_name_that_leaves_the_folder_is_refused(tmp_path, run):
     rows = fake_tables.make(fake_tables.smoothness, norms=("none", "batch"))
     rows["run"] = rows["run"].where(rows["norm"] == "none", run)
     (tmp_path / "here").mkdir()

@@ -119,7 +119,7 @@ def test_the_legend_names_each_norm_once_in_the_papers_order(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_norm_has_its_colour_in_every_figure_whatever_stands_beside_it(kind: str) -> None:
+def test_a_norm_has_the_same_colour_in_every_figure(kind: str) -> None:
     alone = line_colours(render(kind, make(LINES[kind], norms=("my:Norm",))).axes[-1])
     both = line_colours(render(kind, make(LINES[kind], norms=("none", "batch", "my:Norm"))).axes[-1])
     assert both == {"#000000", "#0072B2", *alone}
@@ -315,7 +315,7 @@ def test_many_layers_are_shown_by_five_of_them() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
-def test_the_theory_sets_side_against_side_for_layers_over_the_depth(layers: int) -> None:
+def test_the_theory_figure_plots_both_sides_for_layers_over_the_depth(layers: int) -> None:
     figure = render("theory", make(lambda r, n: theory(r, n, layers), norms=("none", "batch")))
     shown = {1: ["conv1"], 2: ["conv1", "conv2"], 4: ["conv1", "conv3", "conv4"]}[layers]
     statements = [f"{s}, {layer}" for s in ("4.1", "4.1 at y", "4.2") for layer in shown]

@@ -72,7 +72,7 @@ def check(model, x, tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("norm", [*NORMS, "lp:1.5"])
 @pytest.mark.parametrize("network", [images, vectors])
-def test_products_are_every_second_derivative(network, norm, dtype, tolerance):
+def test_products_agree_with_every_second_derivative(network, norm, dtype, tolerance):
     torch.manual_seed(3)
     model, shape = network(norm)
     random_parameters(model)
@@ -89,7 +89,7 @@ def test_modules_of_any_kind_have_their_second_derivatives(foreign):
     check(model.double(), torch.randn(shape, dtype=torch.float64), 1e-10)
 
 
-def test_a_network_that_is_no_sequence_is_differentiated_as_one():
+def test_a_residual_network_has_its_second_derivatives():
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
@@ -102,7 +102,7 @@ def test_a_network_that_is_no_sequence_is_differentiated_as_one():
     check(Residual().double(), torch.randn(6, 3, dtype=torch.float64), 1e-10)
 
 
-def test_a_dead_unit_bends_nothing():
+def test_a_dead_unit_has_no_curvature():
     model, shape = vectors("l1")
     with torch.no_grad():
         model[0].linear.weight[1] = 0

@@ -170,7 +170,7 @@ def test_unreadable_images_and_tables_are_named(tmp_path):
         images.load(str(tmp_path / "b"))
 
 
-def test_what_is_no_data_set_is_refused_with_a_hint(tmp_path):
+def test_a_path_without_a_data_set_is_refused_with_a_hint(tmp_path):
     with pytest.raises(InputError, match="did you mean 'cifar10'"):
         images.load("cifra10")
     with pytest.raises(InputError, match="no such folder"):

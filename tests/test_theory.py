@@ -28,7 +28,7 @@ CASES = [(problem, norm, name) for problem, names in PLACES.items() for norm in 
 
 
 @pytest.mark.parametrize(("problem", "norm", "name"), CASES)
-def test_both_sides_are_those_of_brute_force(small_run, problem, norm, name):
+def test_both_sides_agree_with_brute_force(small_run, problem, norm, name):
     point = bns.load_point(small_run(problem, norm), step=3)
     found = bns.theory(point, [name], [1]).set_index(["affine", "statement"])
     for affine in ("identity", "standard"):
@@ -86,7 +86,7 @@ def test_an_optimum_on_the_other_side_fails_lemma_4_5_and_says_so(small_run):
     assert rows["lhs"].to_numpy() == pytest.approx(begun.square().sum(1).detach().numpy())  # a = 0 is the nearest
 
 
-def test_batchnorms_output_knows_no_scale_of_the_weights():
+def test_batchnorms_output_does_not_depend_on_the_scale_of_the_weights():
     """What 4.5 rests on: a W gives the same output for every a > 0."""
     x, linear, norm = torch.randn(50, 4).double(), nn.Linear(4, 3, bias=False).double(), BatchNorm(3).double()
     before = norm(1e6 * linear(x))  # far above eps
@@ -138,7 +138,7 @@ def test_directions_are_taken_in_portions_of_bounded_memory(monkeypatch):
     torch.testing.assert_close(second_derivatives(*arguments, torch.arange(5)), at_once)
 
 
-def test_a_dead_unit_of_an_lp_norm_bends_nothing():
+def test_a_dead_unit_of_an_lp_norm_has_no_curvature():
     norm = LpNorm(2, 2).double()
     z = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
     found = second_derivatives([norm], lambda out: (out**2).sum(), z, torch.ones_like(z), torch.tensor([0, 1]))
@@ -173,14 +173,14 @@ def test_the_verdict_tells_of_a_statement_that_fails(small_run):
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
-def test_it_is_measured_in_float64_whatever_the_points_precision(small_run, problem):
+def test_theory_is_computed_in_float64_whatever_the_points_precision(small_run, problem):
     run = small_run(problem, "l1")
     single = bns.theory(bns.load_point(run, step=3), ["fc1"])
     double = bns.theory(bns.load_point(run, step=3, dtype=torch.float64), ["fc1"])
     assert single.equals(double)
 
 
-def test_selection_names_what_there_is(small_run):
+def test_an_unknown_layer_or_unit_is_refused_with_the_known_ones(small_run):
     point = bns.load_point(small_run("vgg", "none"), step=0)
     with pytest.raises(InputError, match="unknown layer 'conv9': did you mean 'conv8'"):
         bns.theory(point, ["conv9"])

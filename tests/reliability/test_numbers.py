@@ -55,7 +55,7 @@ def noise(count: int) -> np.ndarray:
         ("noisy-batch", np.nan),
     ],
 )
-def test_weights_that_are_no_numbers(tmp_path, norm, value):
+def test_weights_that_are_not_finite(tmp_path, norm, value):
     assert run(f"train {DLN} --norm {norm} -o run", tmp_path).code == 0
     path = tmp_path / "run/checkpoints/000004.pt"
     content = torch.load(path, weights_only=True)
@@ -89,7 +89,7 @@ def test_an_lr_that_overflows_at_once(tmp_path, norm, line):
         assert diverged in (1, 2)
 
 
-def test_an_lr_beyond_all_numbers_is_refused(tmp_path):
+def test_an_lr_above_the_limit_is_refused(tmp_path):
     ended = run(f"train {DLN.replace('1e-4', '1e308')} --norm none", tmp_path)
     assert (ended.code, ended.err) == (2, "bnsmooth: --lr 1e+308: give a number above 0, at most 1e+30\n")
 

@@ -80,7 +80,7 @@ def test_two_processes_write_the_same_bytes(tmp_path, line):
 
 
 @pytest.mark.slow
-def test_the_number_of_threads_is_in_the_last_digits(tmp_path):
+def test_the_number_of_threads_changes_only_the_last_digits(tmp_path):
     done(f"train {VGG.replace('0.05', '0.25')} --norm batch --steps 1 --eval-every 1 -o run", tmp_path)
     for kind in ("landscape", "smoothness", "ics", "activations"):
         for threads in (1, 2):
@@ -116,7 +116,7 @@ def test_samples_are_what_is_written_today(tmp_path):
 
 
 @pytest.mark.slow
-def test_samples_are_read_plotted_reported_compared_and_gone_on_with(samples):
+def test_samples_are_read_plotted_reported_compared_and_resumed(samples):
     kinds = {path.name: path for path in samples.rglob("*.parquet")}  # one of each kind
     for path in kinds.values():
         done(f"show {path}", samples)
@@ -141,7 +141,7 @@ def test_a_samples_points_measure_as_they_did(samples, norm, kind):
     close(tables.read_table(samples / "again.parquet"), tables.read_table(here / f"{kind}.parquet"), MACHINES)
 
 
-def test_a_samples_training_goes_on_as_it_would_have(samples):
+def test_a_resumed_sample_ends_like_a_run_without_a_break(samples):
     here = samples / "study/runs/dln-noisy-batch-lr0.0001-seed0"
     done(f"train --norm noisy-batch {SMALL} --steps 4 -o {here}", samples)
     done(MADE_BY[0].replace("--steps 2", "--steps 4").replace("-o study", "-o whole"), samples)

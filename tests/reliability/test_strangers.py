@@ -86,7 +86,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_no_pickle_takes_for_ever(tmp_path, name):
+def test_pickles_that_would_take_for_ever_are_refused(tmp_path, name):
     stream = io.BytesIO()
     torch.save({"weights": torch.zeros(3)}, stream)
     with zipfile.ZipFile(stream) as source, zipfile.ZipFile(tmp_path / "000001.pt", "w") as target:
@@ -130,13 +130,13 @@ def test_another_runs_table(copied, kind):
     refused("compare run other", copied, f"run/{kind}.parquet: is of another run (norm none, now batch)")
 
 
-def test_a_configuration_that_says_two_things(copied):
+def test_a_configuration_that_contradicts_itself(copied):
     config = copied / "run/config.json"
     config.write_text(config.read_text().replace('"norm": "batch"', '"norm": "batch", "norm": "l1"'))
     refused("compare run other", copied, "run/train.parquet: is of another run")
 
 
-def test_names_are_no_markup_and_move_no_cursor(copied):
+def test_names_are_printed_without_markup_or_control_characters(copied):
     for folder in ("a[/b]", "[red]x:smile:", "n\x1b[31mewline\n"):
         said = done(f"plot run/train.parquet -o '{folder}/c.png'", copied).out
         assert (copied / folder / "c.png").is_file()
@@ -148,7 +148,7 @@ def test_names_are_no_markup_and_move_no_cursor(copied):
 @pytest.mark.parametrize(
     ("redirected", "code"), [(">&-", 0), ("2>&-", 0), ("<&-", 0), (">/dev/full", 2), ("| true", 0)]
 )
-def test_nowhere_to_print(copied, redirected, code):
+def test_output_streams_that_are_closed_or_full(copied, redirected, code):
     line = f"{sys.executable} -m bnsmooth_cli plot run/train.parquet -o f.png {redirected}"
     ended = subprocess.run(["sh", "-c", line], cwd=copied, capture_output=True, text=True, check=False)
     assert ended.returncode == code
@@ -226,7 +226,7 @@ def test_a_temporary_file_of_somebody_elses_stays(copied):
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308, np.inf])
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_of_numbers_that_no_axis_holds(copied, kind, value):
+def test_figures_of_values_beyond_any_axis(copied, kind, value):
     table = tables.read_table(copied / f"run/{kind}.parquet")
     provenance = {key: said for key, said in table.attrs["bnsmooth"].items() if key not in ("kind", "format")}
     signs = np.where(np.arange(len(table)) % 2, 1.0, -1.0)

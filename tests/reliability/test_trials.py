@@ -30,7 +30,7 @@ MINUTES = [name for name in TRIALS if name.startswith("long: ") and name.endswit
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TRIALS if name not in MINUTES])
-def test_nothing_breaks_it(name, tmp_path):
+def test_no_attempt_breaks_a_command(name, tmp_path):
     attempt = TRIALS[name](tmp_path / "trial")
     tries = [attempt(number) for number in range(TRIES[name.split(":")[0]])]
     assert [one for one in tries if one.fault] == []
@@ -69,7 +69,7 @@ def test_no_pickle_in_cifars_files_is_executed(tmp_path):
         assert not proof.exists(), payload
 
 
-def test_the_payloads_are_no_blanks(tmp_path):
+def test_the_payloads_execute_code_when_they_are_unpickled(tmp_path):
     proof, executed = tmp_path / "proof", 0
     for payload in mutations.payloads(proof):
         with contextlib.suppress(Exception):  # some need modules that are not installed

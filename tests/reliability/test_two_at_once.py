@@ -72,7 +72,7 @@ def test_the_second_measurement_of_a_table_is_refused(trained, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["surface", "smoothness-by-layer"])
-def test_an_interrupted_measurement_leaves_no_half_and_the_same_command_makes_the_whole(trained, kind):
+def test_an_interrupted_measurement_leaves_no_partial_table_and_can_be_repeated(trained, kind):
     process = begun(LONG[kind], kind, trained)
     process.send_signal(signal.SIGCONT)
     time.sleep(0.2)
@@ -88,7 +88,7 @@ def test_an_interrupted_measurement_leaves_no_half_and_the_same_command_makes_th
 
 
 @pytest.mark.slow
-def test_of_two_that_write_one_table_elsewhere_it_is_whole(trained):
+def test_two_processes_that_write_one_table_leave_a_whole_one(trained):
     line = "surface run --points 21 -o one.parquet"
     two = [start(line, trained) for _ in range(2)]
     assert [(process.communicate(timeout=120)[1], process.returncode) for process in two] == [("", 0)] * 2
@@ -98,7 +98,7 @@ def test_of_two_that_write_one_table_elsewhere_it_is_whole(trained):
 
 
 @pytest.mark.slow
-def test_of_three_that_train_one_run_at_once_the_files_are_those_of_one(tmp_path):
+def test_three_processes_that_train_one_run_leave_the_files_of_one(tmp_path):
     line = f"train {DLN} --norm batch --steps 3000 --save-every 500 -o run"
     (tmp_path / "alone").mkdir()
     done(line, tmp_path / "alone")
@@ -109,7 +109,7 @@ def test_of_three_that_train_one_run_at_once_the_files_are_those_of_one(tmp_path
     assert {n: v for n, v in contents(tmp_path).items() if n.startswith("run/")} == contents(tmp_path / "alone")
 
 
-def test_what_a_living_process_is_writing_is_left_to_it(tmp_path):
+def test_temporary_files_of_a_running_process_are_kept(tmp_path):
     target = tmp_path / "table.parquet"
     abandoned = tmp_path / ".table.12345678.tmp.parquet"
     abandoned.write_bytes(b"half")

@@ -49,6 +49,11 @@ def test_the_tree_of_the_page_is_the_tree():
     assert PAGE.read_text() == written(), "python tests/test_architecture.py writes it anew"
 
 
+def test_files_that_the_page_names_exist():
+    for name in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", PAGE.read_text().partition(MARKS[1])[2]):
+        assert (ROOT / name).exists() or (ROOT / "bnsmooth_cli" / name).exists(), name
+
+
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "bnsmooth_cli").rglob("*.py")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import runpy
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +21,12 @@ from benchmarks import references
 from benchmarks.harness import Result, agree, faster, medians, row, within
 from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
+from bnsmooth_cli.derivatives.products import twice_differentiable
 from bnsmooth_cli.derivatives.taylor import second_derivatives
 from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.measures.smoothness import curvature_and_sharpness
 from bnsmooth_cli.measures.surface import random_directions
+from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.training.trajectory import Trajectory
@@ -179,9 +184,47 @@ def hessian() -> Iterator[Result]:
         lambda: references.gradient(model, loss),
         repeats=7,
     )
-    for case, mine, theirs in (("first", first, plain_first), ("following", following, plain_following)):
-        yield faster("hessian", f"{case} product", "double backward, nn.BatchNorm2d", mine, theirs, 1.8)
-        yield within("hessian", f"{case} product", "gradient", mine, one, 3.3)
+    yield faster("hessian", "first product", "double backward, nn.BatchNorm2d", first, plain_first, 1.2)
+    yield faster("hessian", "following product", "double backward, nn.BatchNorm2d", following, plain_following, 1.4)
+    yield within("hessian", "first product", "gradient", first, one, 5)
+    yield within("hessian", "following product", "gradient", following, one, 3.3)
+
+
+@row("engines")
+def engines() -> Iterator[Result]:
+    """What PyTorch offers for the same products: forward over reverse, for three kinds of networks at width 0.25 or so.
+
+    `torch.func.linearize` has following products of our speed and takes seconds to set up; a jvp of a jvp through
+    F.batch_norm is silently wrong.
+    """
+    yield from _engines("VGG, batch", _point())
+    examples = runpy.run_path(str(Path(__file__).parents[1] / "docs/examples/digits.py"))
+    resnet, transformer = examples["resnet"](nn.BatchNorm2d).model, examples["Patches"]()
+    for name, model, size in (("ResNet-18", resnet, 16), ("transformer", transformer, 64)):
+        x, y = torch.randn(size, 3, 32, 32), torch.randint(10, (size,))
+        loss = functools.partial(_cross_entropy, model, x, y)
+        yield from _engines(name, bns.Point.of(model, loss, lr=0.1))
+
+
+def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def _engines(case: str, point: bns.Point) -> Iterator[Result]:
+    torch.manual_seed(0)
+    theta, vector = point.theta, torch.randn(len(point.theta))
+    _, ours = point.hessian()
+
+    def forward_over_reverse() -> Tensor:
+        values = {name: value.detach() for name, value in point.values(theta).items()}
+        directions = point.values(vector)
+        with twice_differentiable():
+            slopes = torch.func.jvp(torch.func.grad(point.loss_at), (values,), (directions,))[1]
+        return flatten(slopes.values())
+
+    agree(ours(vector), forward_over_reverse(), 1e-3)
+    mine, theirs = medians(lambda: ours(vector), forward_over_reverse, repeats=5)
+    yield within("engines", f"{case}, a following product", "torch.func jvp of grad", mine, theirs, 1.1)
 
 
 @row("sharpness")
@@ -253,6 +296,17 @@ def theory() -> Iterator[Result]:
     def ours() -> Tensor:
         return second_derivatives(modules, objective, z, direction, units)
 
+    def forward_over_reverse() -> Tensor:
+        directions = torch.zeros(len(units), *z.shape, dtype=z.dtype)
+        for k, unit in enumerate(units.tolist()):
+            directions[k, :, unit] = direction[:, unit]
+        slope = torch.func.grad(lambda fed: objective(nn.Sequential(*modules)(fed)))
+        with twice_differentiable():
+            products = torch.func.vmap(lambda v: torch.func.jvp(slope, (z,), (v,))[1])(directions)
+        return (products * directions).flatten(1).sum(1)
+
     agree(ours(), plain(), 1e-9)
-    mine, theirs = medians(ours, plain, repeats=3)
+    agree(forward_over_reverse(), plain(), 1e-9)
+    mine, theirs, functional = medians(ours, plain, forward_over_reverse, repeats=3)
     yield faster("theory", "8 units of conv5", "double backward a unit", mine, theirs, 1.5)
+    yield faster("theory", "8 units of conv5", "torch.func vmap of jvp of grad", mine, functional, 1.5)

@@ -1,1 +1,1 @@
-"""How fast bnsmooth is, against plain PyTorch in the same process: `python -m benchmarks [ROW ...]`."""
+"""The speed of bnsmooth beside plain PyTorch in the same process: `python -m benchmarks [ROW ...]`."""

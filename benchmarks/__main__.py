@@ -1,4 +1,4 @@
-"""Run the rows named on the command line (all, with none named), print the table, leave it as a file."""
+"""Run rows of the benchmark (default: all), print a table of the results, and save them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["command_line", "growth", "linear", "memory", "norms", "vgg"]  # impo
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks.json"))

@@ -1,4 +1,4 @@
-"""How soon the command line answers."""
+"""How long the command line takes to start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""That work grows no faster than the problem: everything against itself at half the size."""
+"""How time grows with the size of a problem: every piece of work against itself at half the size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.training.trajectory import Trajectory
 
-SLACK = 2.2  # twice the size may take twice the time, and a tenth for the timing's noise
+SLACK = 2.2  # twice the size may take twice the time; a tenth more is noise of the timing
 
 
 @row("growth")

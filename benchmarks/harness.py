@@ -1,4 +1,4 @@
-"""A row: our work and its reference, shown to agree, then timed in turns; medians, ratios, and where it was."""
+"""Rows of the benchmark: our work and its reference are checked to agree, then timed in turns and written as a page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table: seconds of ours and of the reference (None: not timed), and their ratio and its goal."""
+    """A line of the table: seconds of our work and of the reference (None: not timed), their ratio, and its goal."""
 
     row: str
     case: str
@@ -38,7 +38,7 @@ ROWS: dict[str, Rows] = {}  # by name
 
 
 def row(name: str, threads: int | None = None) -> Callable[[Rows], Rows]:
-    """Register a function as a row of the table, with a number of threads other than torch's choice."""
+    """Register a function as a row. `threads` replaces torch's choice of the number of threads."""
 
     def register(function: Rows) -> Rows:
         def timed() -> Iterator[Result]:
@@ -56,7 +56,7 @@ def row(name: str, threads: int | None = None) -> Callable[[Rows], Rows]:
 
 
 def medians(*works: Work, repeats: int = 9) -> list[float]:
-    """The median seconds of every work, timed in turns so that the machine's moods meet them all, after a warm-up."""
+    """The median seconds of each piece of work, after a warm-up; in turns, so that other load slows all of them."""
     times: list[list[float]] = [[] for _ in works]
     for round_ in range(repeats + 1):
         for work, spent in zip(works, times, strict=True):
@@ -70,26 +70,30 @@ def medians(*works: Work, repeats: int = 9) -> list[float]:
 
 
 def faster(row: str, case: str, reference: str, ours: float, theirs: float, goal: float) -> Result:
-    """A result whose ratio is how many times faster than the reference we are."""
+    """A result whose ratio is the time of the reference over ours."""
     ratio = theirs / ours
     return Result(row, case, reference, ours, theirs, ratio, f"at least {goal:g}x faster", ratio >= goal)
 
 
 def within(row: str, case: str, reference: str, ours: float, theirs: float, goal: float) -> Result:
-    """A result whose ratio is how much of the reference's time we take."""
+    """A result whose ratio is our time over that of the reference."""
     ratio = ours / theirs
     return Result(row, case, reference, ours, theirs, ratio, f"at most {goal:g}x", ratio <= goal)
 
 
 def agree(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
-    """Stop where two results differ by more than the tolerance, relative to the reference's norm."""
+    """Check that two results differ by at most the tolerance, relative to the norm of the reference.
+
+    Raises:
+        AssertionError: If they differ by more.
+    """
     error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
     if not error <= tolerance:
         raise AssertionError(f"a relative difference of {error:.2g}, above {tolerance:g}: nothing to time")
 
 
 def machine() -> dict[str, str]:
-    """Where and with what it was measured."""
+    """The machine and the versions of the measurement."""
     model = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -103,7 +107,7 @@ def machine() -> dict[str, str]:
 
 
 def write(path: Path, results: list[Result]) -> None:
-    """The results as JSON, and beside them the same as a page of Markdown."""
+    """Write the results as JSON, and as a page of Markdown beside it."""
     content = {**machine(), "results": [asdict(result) for result in results]}
     texts = {path: json.dumps(content, indent=2) + "\n", path.with_suffix(".md"): page(content)}
     for target, text in texts.items():
@@ -126,19 +130,19 @@ many seconds longer. {met} of {all} goals are met.
 
 
 def page(content: dict[str, Any]) -> str:
-    """The Markdown of what `write` has written as JSON."""
+    """The page of Markdown for the JSON that `write` writes."""
     results = [Result(**result) for result in content["results"]]
-    told = {name: value for name, value in content.items() if name != "results"}
+    facts = {name: value for name, value in content.items() if name != "results"}
     lines = [
         f"| {r.row} | {r.case} | {r.reference} | {duration(r.ours_s)} | {duration(r.reference_s)} "
         f"| {r.ratio:.2f} | {r.goal}{'' if r.met else ' (missed)'} |\n"
         for r in results
     ]
-    return PAGE.format(met=sum(r.met for r in results), all=len(results), **told) + "".join(lines)
+    return PAGE.format(met=sum(r.met for r in results), all=len(results), **facts) + "".join(lines)
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a reader wants them."""
+    """Seconds, or milliseconds below one second."""
     if seconds is None:
         return "-"
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.2f} ms"

@@ -63,8 +63,8 @@ def measures() -> Iterator[Result]:
             lambda: bns.landscape(point, alphas), lambda: references.line(model, loss, alphas, lr), repeats=7
         )
         yield faster("dln-measure", f"{norm}, line of 16", "plain loop", mine, theirs, 10)
-        found = torch.tensor(bns.ics(point)["ics"].to_numpy())
-        agree(found, torch.stack(references.ics(model, loss, [groups] * 25, lr)), 1e-2)
+        distances = torch.tensor(bns.ics(point)["ics"].to_numpy())
+        agree(distances, torch.stack(references.ics(model, loss, [groups] * 25, lr)), 1e-2)
         mine, theirs = medians(
             lambda: bns.ics(point), lambda: references.ics(model, loss, [groups] * 25, lr), repeats=7
         )

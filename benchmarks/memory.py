@@ -1,4 +1,4 @@
-"""What memory costs: the allocator's part of a step, and the line probe's need beyond training. In fresh processes."""
+"""Memory: the allocator's part of a step, and what the line probe needs beyond training. In new processes."""
 
 from __future__ import annotations
 

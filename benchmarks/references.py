@@ -1,4 +1,4 @@
-"""Plain PyTorch as it is written today: what every row is measured against, and has to agree with."""
+"""Plain PyTorch code, as it is usually written. A row is timed against it, once both agree."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PlainLpNorm(nn.Module):
 
 
 def plain_network(model: nn.Module) -> nn.Module:
-    """The same network out of torch.nn alone: nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, ..., and the same weights."""
+    """The same network with the same weights, built from modules of torch.nn."""
     parts: list[nn.Module] = []
     for layer in model.layers.values():
         parts.append(copy.deepcopy(layer.linear))
@@ -63,11 +63,11 @@ def gradient(model: nn.Module, loss: Loss) -> Tensor:
 
 
 def line(model: nn.Module, loss: Loss, alphas: Sequence[float], lr: float) -> list[Tensor]:
-    """(loss, norm, distance) at the start and at every step length, the parameters moved and moved back."""
+    """The loss and the distance of the gradients at every step length. The parameters are moved and moved back."""
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     first = torch.autograd.grad(loss(), parameters)
-    found = []
+    results = []
     for alpha in alphas:
         with torch.no_grad():
             for p, s, g in zip(parameters, start, first, strict=True):
@@ -75,23 +75,23 @@ def line(model: nn.Module, loss: Loss, alphas: Sequence[float], lr: float) -> li
         value = loss()
         there = torch.autograd.grad(value, parameters)
         distance = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(there, first, strict=True)))
-        found.append(torch.stack((value.detach(), distance)))
+        results.append(torch.stack((value.detach(), distance)))
     with torch.no_grad():
         for p, s in zip(parameters, start, strict=True):
             p.copy_(s)
-    return found
+    return results
 
 
 def ics(model: nn.Module, loss: Loss, groups: Sequence[int], lr: float) -> list[Tensor]:
-    """Per layer the distance of its gradients, one full gradient a layer; `groups`: parameters a layer."""
+    """The distance of the gradients of each layer, by a full gradient per layer; `groups`: parameters per layer."""
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     first = torch.autograd.grad(loss(), parameters)
-    found, place = [], 0
+    distances, place = [], 0
     for size in groups:
         there = torch.autograd.grad(loss(), parameters)
         own = slice(place, place + size)
-        found.append(torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(there[own], first[own], strict=True))))
+        distances.append(torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(there[own], first[own], strict=True))))
         with torch.no_grad():
             for p, g in zip(parameters[own], first[own], strict=True):
                 p.sub_(lr * g)
@@ -99,11 +99,11 @@ def ics(model: nn.Module, loss: Loss, groups: Sequence[int], lr: float) -> list[
     with torch.no_grad():
         for p, s in zip(parameters, start, strict=True):
             p.copy_(s)
-    return found
+    return distances
 
 
 class DoubleBackward:
-    """Products with the Hessian by differentiating the gradient once more; its graph is kept between products."""
+    """Products with the Hessian by differentiating the gradient again. Its graph is kept for all products."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         self.parameters = list(model.parameters())
@@ -116,18 +116,18 @@ class DoubleBackward:
 
 
 def power_iteration(model: nn.Module, loss: Loss, value: float, tolerance: float, most: int = 500) -> float:
-    """The Hessian's largest eigenvalue, as PyHessian iterates; it is told the value, and ends within the tolerance."""
+    """The largest eigenvalue of the Hessian by PyHessian's iteration, which stops close to the given value."""
     torch.manual_seed(0)
     product, vector = DoubleBackward(model, loss), torch.randn(sum(p.numel() for p in model.parameters()))
-    found = 0.0
+    eigenvalue = 0.0
     for _ in range(most):
         vector /= vector.norm()
         following = product(vector)
-        found = float(following @ vector)
-        if abs(found - value) <= tolerance * abs(value):
+        eigenvalue = float(following @ vector)
+        if abs(eigenvalue - value) <= tolerance * abs(value):
             break
         vector = following
-    return found
+    return eigenvalue
 
 
 def plain_loss(point: Point) -> tuple[nn.Module, Loss]:

@@ -151,15 +151,15 @@ def surface() -> Iterator[Result]:
 
     @torch.no_grad()
     def usual() -> Tensor:
-        found = []
+        losses = []
         for x, y in places:
             pieces = [axis.split(sizes) for axis in axes]
             for p, w, *d in zip(model.parameters(), weights, *pieces, strict=True):
                 p.copy_(w + x * d[0].view(w.shape) + y * d[1].view(w.shape))
-            found.append(loss())
+            losses.append(loss())
         for p, w in zip(model.parameters(), weights, strict=True):
             p.copy_(w)
-        return torch.stack(found)
+        return torch.stack(losses)
 
     agree(torch.tensor(bns.surface(point, 5)["loss"].to_numpy()), usual().double(), 1e-4)
     mine, theirs, scripts = medians(lambda: bns.surface(point, 5), bare, usual, repeats=7)
@@ -260,8 +260,8 @@ def _pyhessian(model: nn.Module, point: bns.Point) -> Callable[[], float]:
     def largest() -> float:
         torch.manual_seed(0)
         model.zero_grad()
-        found = hessian(model, point.problem.objective, data=(point.inputs, point.targets), cuda=False)
-        return float(found.eigenvalues(tol=1e-3)[0][0])
+        operator = hessian(model, point.problem.objective, data=(point.inputs, point.targets), cuda=False)
+        return float(operator.eigenvalues(tol=1e-3)[0][0])
 
     return largest
 
@@ -286,12 +286,12 @@ def theory() -> Iterator[Result]:
     def plain() -> Tensor:
         fed = z.clone().requires_grad_()
         (g,) = torch.autograd.grad(objective(nn.Sequential(*modules)(fed)), fed, create_graph=True)
-        found = []
+        values = []
         for unit in units:
             v = torch.zeros_like(z)
             v[:, unit] = direction[:, unit]
-            found.append((torch.autograd.grad(g, fed, v, retain_graph=True)[0] * v).sum())
-        return torch.stack(found)
+            values.append((torch.autograd.grad(g, fed, v, retain_graph=True)[0] * v).sum())
+        return torch.stack(values)
 
     def ours() -> Tensor:
         return second_derivatives(modules, objective, z, direction, units)

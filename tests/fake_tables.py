@@ -1,4 +1,4 @@
-"""Tables as the measurements would leave them, made from a norm's roughness: what the figures' tests draw."""
+"""Invented tables of every kind that is drawn. A norm's roughness decides their values."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-NORMS = ("none", "batch", "l1", "l2", "linf")
 ROUGHNESS = {"none": 30.0, "batch": 1.0, "l1": 1.3, "l2": 1.1, "linf": 2.0}
+NORMS = tuple(ROUGHNESS)
 
 
 def make(
@@ -18,7 +18,7 @@ def make(
     lrs: Sequence[float] = (0.1,),
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
-    """One table over a grid of runs; `rows` makes a run's own columns from its norm's roughness."""
+    """One table over a grid of runs. `rows` makes the columns of a run from the roughness of its norm."""
     tables = []
     for norm, lr, seed in ((norm, lr, seed) for norm in norms for lr in lrs for seed in seeds):
         table = rows(ROUGHNESS.get(norm, 3.0), np.random.default_rng(seed))
@@ -75,7 +75,7 @@ def smoothness_by_layer(
 
 
 def surface(rough: float, noise: np.random.Generator, step: int = 300, path: bool = True) -> pd.DataFrame:
-    """A bowl, with waves on it for the rough, on 9 x 9 points; the path spirals in."""
+    """A bowl on 9 x 9 points, with waves of the height of the roughness. The path spirals to its centre."""
     x, y = (grid.ravel() for grid in np.meshgrid(np.linspace(-1, 1, 9), np.linspace(-1, 1, 9), indexing="ij"))
     loss = 0.5 + x**2 + 0.5 * y**2 + 0.02 * rough * (1 + np.sin(7 * x) * np.cos(5 * y))
     frame = pd.DataFrame({"step": step, "x": x, "y": y, "loss": loss, "path_step": np.nan})
@@ -132,7 +132,7 @@ def theory(rough: float, noise: np.random.Generator, layers: int = 4) -> pd.Data
 
 
 def compared(rough: float, noise: np.random.Generator) -> pd.DataFrame:
-    figures = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
+    metrics = ("loss_range", "predictiveness", "lipschitz", "beta", "curvature", "sharpness")
     accuracy = 0.85 - 0.002 * rough + noise.normal(0, 0.001)
     row = {"steps": 200, "diverged_at": np.nan, "final_loss": 0.1 * rough, "final_test_accuracy": accuracy}
     row |= {
@@ -141,7 +141,7 @@ def compared(rough: float, noise: np.random.Generator) -> pd.DataFrame:
         "target_accuracy": 0.8,
         "steps_to_accuracy": 60 * rough,
     }
-    return pd.DataFrame([row | dict.fromkeys(figures, rough)])
+    return pd.DataFrame([row | dict.fromkeys(metrics, rough)])
 
 
 ROWS = {
@@ -156,5 +156,5 @@ ROWS = {
     "compare": compared,
 }
 
-#: The same, each in the form that draws the norms as lines of their colours.
+#: The same kinds; the surface is along one direction, so that every figure draws a norm as a line of its colour.
 LINES = {**ROWS, "surface": surface_line}

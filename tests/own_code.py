@@ -1,4 +1,4 @@
-"""Norms and problems as users write them: what `--norm own_code:X` and `--problem own_code:f` name in the tests."""
+"""Custom norms and problems, which the tests name as `--norm own_code:Scaled` or `--problem own_code:residual`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import bnsmooth_cli as bns
 
 
 class Scaled(nn.Module):
-    """A norm with an awkward derivative, and running statistics that it moves as the contract says."""
+    """A norm with a derivative that is not simple and running statistics that respect `update_statistics`."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -34,13 +34,13 @@ def _images(count: int, size: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def resnet(norm) -> bns.Workload:
-    """torchvision's ResNet-18: residual, so no chain, with in-place ReLUs."""
+    """torchvision's ResNet-18: a residual network, which is no chain of layers, with in-place ReLUs."""
     model = resnet18(num_classes=4, norm_layer=norm)
     return bns.Workload(model, F.cross_entropy, _images(24), _images(12))
 
 
 class Residual(nn.Module):
-    """A residual network that is small enough for every second derivative."""
+    """A residual network that is small enough for its whole Hessian."""
 
     def __init__(self, norm, width: int = 4) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Pre-norm, over tokens that are whole numbers, with a parameter of its own beside the modules'."""
+    """A pre-norm transformer over integer tokens. One parameter belongs to no submodule."""
 
     def __init__(self, width: int = 8, tokens: int = 6, blocks: int = 2) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def transformer(norm) -> bns.Workload:
 
 
 class Pairs(torch.utils.data.Dataset):
-    """A map-style data set that draws at random."""
+    """A map-style data set whose items are random."""
 
     def __len__(self) -> int:
         return 20
@@ -115,7 +115,7 @@ def regression(norm) -> bns.Workload:
 
 
 class Odd(nn.Module):
-    """A norm that runs twice, one inside of a sequence with a non-linearity, one after an in-place one."""
+    """Norms in unusual places: called twice, in a sequence with a non-linearity, and after an in-place operation."""
 
     def __init__(self):
         super().__init__()
@@ -135,5 +135,5 @@ def odd(norm) -> bns.Workload:
     )
 
 
-#: A parameter that a loss may hold on to, by mistake.
+#: A tensor that a loss keeps a reference to, by mistake.
 HELD = torch.zeros(1)

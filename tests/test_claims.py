@@ -18,9 +18,9 @@ from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid
 from bnsmooth_cli.studies.outcome import conclude
 from bnsmooth_cli.studies.statistics import interval, over_steps
+from reproduction.scales import NORMS
 
 ROOT = Path(__file__).parents[1]
-NORMS = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
 STEPS = 100
 #: What each norm's runs are like where the paper is right: the last loss and accuracy, and what is measured on them.
 RIGHT = {

@@ -23,6 +23,14 @@ TOLERANCE = {
 }
 CASES = [(problem, norm, dtype) for problem, dtype in TOLERANCE for norm in NORMS]
 case = pytest.mark.parametrize(("problem", "norm", "dtype"), CASES)
+#: For tests that take seconds on VGG: every norm, of which the fast tests take VGG with one.
+thorough = pytest.mark.parametrize(
+    ("problem", "norm"),
+    [
+        *(("dln", norm) for norm in NORMS),
+        *(pytest.param("vgg", norm, marks=[pytest.mark.slow] * (norm != "batch")) for norm in NORMS),
+    ],
+)
 
 
 @case
@@ -31,14 +39,7 @@ def test_landscape_is_the_brute_force_line(small_run, problem, norm, dtype):
     check_line(point, TOLERANCE[problem, dtype])
 
 
-#: The whole Hessian of VGG takes seconds; the fast tests have that of one norm.
-@pytest.mark.parametrize(
-    ("problem", "norm"),
-    [
-        *(("dln", norm) for norm in NORMS),
-        *(pytest.param("vgg", norm, marks=[pytest.mark.slow] * (norm != "batch")) for norm in NORMS),
-    ],
-)
+@thorough
 def test_smoothness_is_the_brute_force_hessian_and_line(small_run, problem, norm):
     small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
     point = bns.load_point(small_run(problem, norm, **small), step=3, dtype=torch.float64)
@@ -67,8 +68,7 @@ def test_ics_takes_the_runs_own_step_with_momentum(small_run, problem):
     check_ics(bns.load_point(run, step=3, dtype=torch.float64), 1e-10)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("problem", ["vgg", "dln"])
+@thorough
 def test_measuring_leaves_the_point_bit_identical(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm, momentum=0.9), step=3)
     before = {name: value.clone() for name, value in point.model.state_dict().items()}

@@ -45,6 +45,7 @@ def small(tmp_path_factory) -> tuple[list[Plan], Path, Path]:
     return found, folder / "work", folder / "page"
 
 
+@pytest.mark.slow
 def test_every_figure_and_claim_of_the_paper_is_there(small):
     text = (small[2] / "README.md").read_text()
     for number in (1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14):
@@ -58,6 +59,7 @@ def test_every_figure_and_claim_of_the_paper_is_there(small):
     assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_a_command_of_the_page_draws_its_picture_again(small, tmp_path, monkeypatch):
     text = (small[2] / "README.md").read_text()
     lines = [shlex.split(line) for line in re.findall(r"`(bnsmooth plot [^`]*)`", text)]
@@ -71,6 +73,7 @@ def test_a_command_of_the_page_draws_its_picture_again(small, tmp_path, monkeypa
         assert again.read_bytes() == Path(target).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_study_of_the_page_is_the_command_that_made_it(small):
     said = json.loads((small[2] / "reproduction.json").read_text())["studies"]
     for plan in small[0]:
@@ -96,6 +99,7 @@ def _typed(value: str) -> object:
     return value
 
 
+@pytest.mark.slow
 def test_the_second_time_nothing_is_trained_and_the_page_is_the_same(small):
     found, work, folder = small
     before = {path: path.stat().st_mtime_ns for path in work.glob("*/runs/*/*")}
@@ -155,6 +159,7 @@ def test_impossible_requests_are_refused_in_one_line(words, said):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_named_in_a_line(small, tmp_path):
     shutil.copytree(small[2], tmp_path / "page")
     table = tmp_path / "page/tables/figure-1.parquet"
@@ -165,6 +170,7 @@ def test_a_damaged_table_is_named_in_a_line(small, tmp_path):
     assert str(table) in done.stderr
 
 
+@pytest.mark.slow
 def test_a_page_leaves_nothing_of_another_scale_beside_it(small, tmp_path):
     folder = tmp_path / "page"
     shutil.copytree(small[2], folder)
@@ -185,6 +191,7 @@ def names_no_folder_of_a_machine(folder: Path) -> bool:
     return not any(re.search(r"(^|[\s'\"=`(])/\w+/", text) for text in texts)
 
 
+@pytest.mark.slow
 def test_no_folder_of_a_machine_is_named(small):
     assert names_no_folder_of_a_machine(small[2])
     assert names_no_folder_of_a_machine(PUBLISHED)
@@ -281,6 +288,7 @@ def test_the_linear_network_ends_at_the_saddles_that_the_page_of_differences_nam
     assert set(ranks["none"]) == {4, 5}
 
 
+@pytest.mark.slow
 def test_a_floor_is_the_least_loss_of_its_rank(small):
     run = next(Study(small[1] / "dln").path.glob("runs/*none*"))
     point = bns.load_point(open_run(run), step=0)

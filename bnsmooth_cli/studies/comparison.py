@@ -43,7 +43,7 @@ def compare(
     >>> from bnsmooth_cli.training.run import train
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     runs = [train("dln", norm, steps=5, samples=20, output=f"{folder}/{norm}") for norm in ("none", "batch")]
-    ...     compare([run.path for run in runs])["ratio_final_loss"].notna().all()
+    ...     bool(compare([run.path for run in runs])["ratio_final_loss"].notna().all())
     True
     """
     runs = [open_run(path) for path in sources]

@@ -135,7 +135,7 @@ def study(
     >>> small = {"problem": "dln", "depth": 3, "dimension": 4, "samples": 20, "steps": 10}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     done = study(["none", "batch"], lrs=[1e-4], seeds=range(2), output=f"{folder}/study", **small)
-    ...     len(done.runs()), list(done.comparison["norm"].unique()), dict(done.failed)
+    ...     len(done.runs()), sorted(done.comparison["norm"].unique()), dict(done.failed)
     (4, ['batch', 'none'], {})
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):

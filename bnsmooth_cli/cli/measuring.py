@@ -9,22 +9,21 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import (
     ExportOptions,
+    FileOptions,
     MachineOptions,
     MeasureOptions,
     RunOptions,
-    Sources,
     StepOptions,
-    TableOutput,
-    WeightOptions,
     grouped,
 )
 from bnsmooth_cli.cli.train import train_or_find
@@ -34,22 +33,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """The options that all measuring commands take; `export` only if the kind has scalars for TensorBoard."""
-
-    steps: StepOptions
-    run: RunOptions
-    weights: WeightOptions
-    machine: MachineOptions
-    export: ExportOptions = ExportOptions()  # noqa: RUF009  immutable
-    sources: Sources = None
-    output: TableOutput = None
+#: Prints a summary of the measured rows.
+Summarise = Callable[["pd.DataFrame"], None]
 
 
-def measuring(
-    *groups: type[MeasureOptions], problem: str | None = None
-) -> Callable[[Callable[[pd.DataFrame], None]], Callable[..., None]]:
+def measuring(*groups: type[MeasureOptions], problem: str | None = None) -> Callable[[Summarise], Callable[..., None]]:
     """Make a measuring command from a function that prints a summary of the measured rows.
 
     The name of the function is the kind of table, and its docstring is the help text of the command.
@@ -59,7 +47,7 @@ def measuring(
         problem: The problem that is trained if neither a run nor `--problem` is given; None for the usual default.
     """
 
-    def decorate(summarise: Callable[[pd.DataFrame], None]) -> Callable[..., None]:
+    def decorate(summarise: Summarise) -> Callable[..., None]:
         name = summarise.__name__
         own = {f"group{number}": group for number, group in enumerate(groups)}
 
@@ -67,32 +55,47 @@ def measuring(
         def command(**values: Any) -> None:
             chosen: list[MeasureOptions] = [values.pop(key) for key in own]
             kind = next((group.kind for group in chosen if group.kind), name)
-            options = {key: value for group in chosen for key, value in group.chosen().items()}
-            summarise(_measure(kind, options, problem, _Shared(**values)))
+            options = {key: value for group in chosen for key, value in group.given().items()}
+            _measure(summarise, kind, options, problem, **values)
 
-        types = {"steps": StepOptions, **own, **get_type_hints(_Shared, include_extras=True)}
+        steps, *others = [*inspect.signature(_measure, eval_str=True).parameters.values()][4:]
         if not kinds.get(name).tensorboard:
-            del types["export"]
-        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-                for key, annotation in types.items()
-            ]
-        )
+            others = [parameter for parameter in others if parameter.annotation is not ExportOptions]
+        groups_own = [inspect.Parameter(key, steps.kind, annotation=group) for key, group in own.items()]
+        command.__signature__ = inspect.Signature([steps, *groups_own, *others])  # type: ignore[attr-defined]
         return grouped(command)
 
     return decorate
 
 
-def _measure(kind: str, options: dict[str, Any], problem: str | None, shared: _Shared) -> pd.DataFrame:
-    """Measure the sources, or the weights or the run that the options describe; the rows, without list columns."""
-    paths, run, weights, machine = shared.sources or [], shared.run, shared.weights.weights, shared.machine
-    steps = shared.steps.chosen()
+def _measure(
+    summarise: Summarise,
+    kind: str,
+    options: dict[str, Any],
+    problem: str | None,
+    *,
+    steps: StepOptions,
+    run: RunOptions,
+    files: FileOptions,
+    machine: MachineOptions,
+    export: ExportOptions = ExportOptions(),
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN|CKPT",
+            help="Run directories or checkpoints (default: the run that the options describe).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure the sources, or the weights or the run that the options describe, and summarise the rows."""
+    weights = files.weights
+    where = steps.chosen()
     for flag in [*run.described(), *([f"--weights {weights}"] if weights else [])]:
-        if paths:
-            raise InputError(f"{flag}: describes what to measure; leave it out, or leave out {paths[0]}")
+        if sources:
+            raise InputError(f"{flag}: describes what to measure; leave it out, or leave out {sources[0]}")
     machine.apply()
-    shared.export.check()
+    export.check()
     import pandas as pd
 
     from bnsmooth_cli.measures.measuring import execute, measurement, pending, plan
@@ -100,21 +103,21 @@ def _measure(kind: str, options: dict[str, Any], problem: str | None, shared: _S
     from bnsmooth_cli.storage.tables import check_target, read_table
 
     arguments = data = None
-    if paths:
-        sources = [open_source(path) for path in paths]
-        for source in sources:
+    if sources:
+        opened = [open_source(path) for path in sources]
+        for source in opened:
             run.check_code(source.config, source.path)
         data = run.given().get("data")
     elif weights is not None:
-        sources = [open_weights(weights, run.config(problem))]
+        opened = [open_weights(weights, run.config(problem))]
     else:
         config = run.config(problem)
         arguments = measurement(kind).plan(config, **options)  # refuses them before the training, which takes longer
-        if shared.output is not None:
-            check_target(shared.output, kind, machine.force)
+        if files.output is not None:
+            check_target(files.output, kind, machine.force)
         # --force replaces this command's table. It never trains an existing run again.
-        sources = [train_or_find(config, MachineOptions(machine.device)).source()]
-    requests = plan(kind, sources, shared.output, **steps, options=options, arguments=arguments, data=data)
+        opened = [train_or_find(config, MachineOptions(machine.device)).source()]
+    requests = plan(kind, opened, files.output, **where, options=options, arguments=arguments, data=data)
     columns = [name for name, column in kinds.get(kind).columns.items() if column.type != "list"]
     frames: dict[Path, list[pd.DataFrame]] = {request.path: [] for request in requests}
     with terminal.progress(kind) as update:
@@ -126,8 +129,8 @@ def _measure(kind: str, options: dict[str, Any], problem: str | None, shared: _S
         )
     for path, rows in frames.items():
         terminal.say(path)
-        if (scalars := shared.export.write(path)) is not None:
+        if (scalars := export.write(path)) is not None:
             terminal.say(scalars)
         if not rows:  # the table answered the request before
             rows.append(read_table(path, kind, columns))
-    return pd.concat(chain.from_iterable(frames.values()), ignore_index=True)
+    summarise(pd.concat(chain.from_iterable(frames.values()), ignore_index=True))

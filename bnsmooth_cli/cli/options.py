@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -27,29 +27,38 @@ _MEASURED = "What is measured"
 _STUDY = "A study"
 
 
-def _listed(*names: str) -> str:
-    return ", ".join(names)
+def option(
+    help: str, panel: str | None = _MEASURED, *, default: Any = None, choices: tuple[str, ...] = (), **more: Any
+) -> Any:
+    """A field of a group, which is an option of the command line.
 
-
-def option(flags: str, help: str, panel: str = _MEASURED, choices: tuple[str, ...] = (), **more: Any) -> Any:
-    """An option of a group: its flags, its help text, its panel in the help and the values that a shell completes."""
+    Args:
+        help: Its help text.
+        panel: Its panel in the help.
+        default: The field's value if the option is left out.
+        choices: Values that a shell completes.
+        **more: `flags`, separated by spaces, if they are not the field's name; other arguments of `typer.Option`.
+    """
     if choices:
         more["autocompletion"] = lambda incomplete: [name for name in choices if name.startswith(incomplete)]
-    return typer.Option(*flags.split(), help=help, rich_help_panel=panel, show_default=False, **more)
+    return dataclasses.field(default=default, metadata={"help": help, "rich_help_panel": panel, **more})
 
 
-def _given(options: Any) -> dict[str, Any]:
-    """The options of a group that were given, by name."""
-    values = ((field.name, getattr(options, field.name)) for field in dataclasses.fields(options))
-    return {name: value for name, value in values if value is not None}
+class Options:
+    """A group of options: a dataclass whose fields are made by `option`."""
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, by name."""
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return {name: value for name, value in values if value is not None}
 
 
-class _Settings:
+class _Settings(Options):
     """The settings of runs, as options. None means that the preset decides."""
 
     def given(self) -> dict[str, Any]:
         """The settings that were given, by name; a data folder by its full path."""
-        values = _given(self)
+        values = super().given()
         allow(values.get("problem"), values.get("norm"))
         if "data" in values:
             from bnsmooth_cli.data.images import canonical
@@ -65,17 +74,18 @@ def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
     """Give a group an option for the preset, and one for each setting in `config.FIELDS` but the omitted ones."""
 
     def decorate(group: type[Group]) -> type[Group]:
-        options = {}
+        fields: dict[str, tuple[type, Any]] = {}
         for name, field in FIELDS.items():
             setting = field.metadata.get("setting")
             if setting is not None and name not in omitted:
                 flags = f"{flag(name)}/--no-{name}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
-                options[name] = type_of(name), option(flags, help_of(name), _SETTINGS, setting.choices)
+                about = option(help_of(name), _SETTINGS, flags=flags, choices=setting.choices)
+                fields[name] = type_of(name), about
         text = "quick (default), or paper: what the paper states, and our choice of the rest."
-        options["preset"] = str, option("--preset", text, _SETTINGS, _PRESETS)
-        group.__annotations__ = {name: Annotated[kind | None, about] for name, (kind, about) in options.items()}
-        for name in options:
-            setattr(group, name, None)
+        fields["preset"] = str, option(text, _SETTINGS, choices=_PRESETS)
+        group.__annotations__ = {name: kind | None for name, (kind, _) in fields.items()}
+        for name, (_, about) in fields.items():
+            setattr(group, name, about)
         return dataclass(frozen=True)(group)
 
     return decorate
@@ -112,20 +122,16 @@ class RunOptions(_Settings):
 
 
 @dataclass(frozen=True)
-class MachineOptions:
+class MachineOptions(Options):
     """Where a command computes, and whether it may replace files."""
 
-    device: Annotated[
-        str,
-        option("--device", "auto (default), cpu, cuda or mps.", _MACHINE, ("auto", "cpu", "cuda", "mps")),
-    ] = "auto"
-    threads: Annotated[
-        int | None,
-        option("--threads", "CPU threads (default: torch's choice; 1 for each run of a study).", _MACHINE),
-    ] = None
-    force: Annotated[
-        bool, option("--force", "Replace existing results; in a study, only its measurements.", _MACHINE)
-    ] = False
+    device: str = option(
+        "auto (default), cpu, cuda or mps.", _MACHINE, default="auto", choices=("auto", "cpu", "cuda", "mps")
+    )
+    threads: int | None = option("CPU threads (default: torch's choice; 1 for each run of a study).", _MACHINE)
+    force: bool = option(
+        "Replace existing results; in a study, only its measurements.", _MACHINE, default=False, flags="--force"
+    )
 
     def apply(self) -> None:
         """Set the number of threads."""
@@ -137,69 +143,46 @@ class MachineOptions:
         torch.set_num_threads(self.threads)
 
 
+_STUDIED = tuple(kinds.measured(studied=True))
+
+
 @dataclass(frozen=True)
-class GridOptions:
+class GridOptions(Options):
     """The grid of a study, as text."""
 
-    norms: Annotated[
-        str | None, option("--norms", "Norms of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C")
-    ] = None
-    lrs: Annotated[str | None, option("--lrs", "Learning rates (default: the preset's).", _STUDY, metavar="A,B")] = None
-    seeds: Annotated[
-        str | None,
-        option("--seeds", "Seeds, as in 0-4 (default: 0). A verdict needs five.", _STUDY, metavar="A-B"),
-    ] = None
-    measure: Annotated[
-        str | None,
-        option(
-            "--measure",
-            f"Measurements to take: {_listed(*kinds.measured(studied=True))}.",
-            _STUDY,
-            tuple(kinds.measured(studied=True)),
-            metavar="A,B",
-        ),
-    ] = None
-    study: Annotated[
-        Path | None,
-        option("--study", "Read the options from a TOML file. The command line wins.", _STUDY, metavar="FILE"),
-    ] = None
+    norms: str | None = option("Norms of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C")
+    lrs: str | None = option("Learning rates (default: the preset's).", _STUDY, metavar="A,B")
+    seeds: str | None = option("Seeds, as in 0-4 (default: 0). A verdict needs five.", _STUDY, metavar="A-B")
+    measure: str | None = option(
+        f"Measurements to take: {', '.join(_STUDIED)}.", _STUDY, choices=_STUDIED, metavar="A,B"
+    )
+    study: Path | None = option("Read the options from a TOML file. The command line wins.", _STUDY, metavar="FILE")
 
     def given(self) -> dict[str, str]:
         """The lists that were given, as text."""
         allow(*(name.strip() for name in (self.norms or "").split(",")))
-        return {name: value for name, value in _given(self).items() if name != "study"}
+        return {name: value for name, value in super().given().items() if name != "study"}
 
 
 @dataclass(frozen=True)
-class ExecutionOptions:
+class ExecutionOptions(Options):
     """Where a study executes."""
 
-    jobs: Annotated[
-        int | None,
-        option("--jobs -j", "Worker processes on this machine (default: none; runs execute one by one).", _STUDY),
-    ] = None
-    dask: Annotated[
-        str | None,
-        option(
-            "--dask",
-            "Address of a Dask scheduler, or local for a cluster of --jobs workers.",
-            _STUDY,
-            metavar="ADDRESS",
-        ),
-    ] = None
-    dry_run: Annotated[bool, option("--dry-run", "Print the runs and their cost, and stop.", _STUDY)] = False
+    jobs: int | None = option(
+        "Worker processes on this machine (default: none; runs execute one by one).", _STUDY, flags="--jobs -j"
+    )
+    dask: str | None = option(
+        "Address of a Dask scheduler, or local for a cluster of --jobs workers.", _STUDY, metavar="ADDRESS"
+    )
+    dry_run: bool = option("Print the runs and their cost, and stop.", _STUDY, default=False, flags="--dry-run")
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(Options):
     """Which points of a run are measured."""
 
-    every: Annotated[int | None, option("--every", "Measure every N steps instead of the run's checkpoints.")] = None
-    at: Annotated[str | None, option("--at", "Measure these steps, as in 0,100,250.", metavar="A,B,C")] = None
-
-    def given(self) -> dict[str, Any]:
-        """The options that were given, by name."""
-        return _given(self)
+    every: int | None = option("Measure every N steps instead of the run's checkpoints.")
+    at: str | None = option("Measure these steps, as in 0,100,250.", metavar="A,B,C")
 
     def chosen(self) -> dict[str, Any]:
         """The arguments `every` and `at` of `measures.measuring.plan`."""
@@ -222,17 +205,17 @@ def _integers(flag: str, text: str, example: str) -> list[int]:
     return numbers
 
 
-class MeasureOptions:
-    """A group of options of some measurements, a dataclass whose fields are arguments of their `plan`."""
+class MeasureOptions(Options):
+    """A group of options of some measurements, whose fields are arguments of their `plan`."""
 
     @property
     def kind(self) -> str | None:
         """The kind of table that the options select; None for the kind that the command is named after."""
         return None
 
-    def chosen(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """The keyword arguments of the measurement's `plan`: the options that were given, with lists parsed."""
-        values = _given(self)
+        values = super().given()
         if "layers" in values:
             values["layers"] = [name.strip() for name in values["layers"].split(",")]
         if "units" in values:
@@ -240,108 +223,88 @@ class MeasureOptions:
         return values
 
 
-_RANGES = {name: problem.line_range for name, problem in PROBLEMS.items()}
+_SHORTEST, _LONGEST = (
+    ", ".join(f"{problem.line_range[end]:g} for {name}" for name, problem in PROBLEMS.items()) for end in (0, 1)
+)
 
 
 @dataclass(frozen=True)
 class LineOptions(MeasureOptions):
     """The step lengths of the line probe."""
 
-    min_alpha: Annotated[
-        float | None,
-        option(
-            "--min-alpha",
-            "Shortest step to probe, in learning rates (default: "
-            f"{_listed(*(f'{low:g} for {problem}' for problem, (low, _) in _RANGES.items()))}).",
-        ),
-    ] = None
-    max_alpha: Annotated[
-        float | None,
-        option(
-            "--max-alpha",
-            "Longest step to probe, in learning rates (default: "
-            f"{_listed(*(f'{high:g} for {problem}' for problem, (_, high) in _RANGES.items()))}).",
-        ),
-    ] = None
-    points: Annotated[int | None, option("--points", "Number of step lengths, evenly spaced (default: 8).")] = None
+    min_alpha: float | None = option(f"Shortest step to probe, in learning rates (default: {_SHORTEST}).")
+    max_alpha: float | None = option(f"Longest step to probe, in learning rates (default: {_LONGEST}).")
+    points: int | None = option("Number of step lengths, evenly spaced (default: 8).")
 
 
 @dataclass(frozen=True)
 class ObjectiveOptions(MeasureOptions):
     """Whose loss is measured."""
 
-    objective: Annotated[
-        str,
-        option(
-            "--objective",
-            "Which mean loss to measure: batch (default: the step's own batch), train:K (K fixed training batches) or "
-            "test (the test set, in eval mode).",
-            choices=("batch", "train:8", "test"),
-        ),
-    ] = "batch"
+    objective: str = option(
+        "Which mean loss to measure: batch (default: the step's own batch), train:K (K fixed training batches) or "
+        "test (the test set, in eval mode).",
+        default="batch",
+        choices=("batch", "train:8", "test"),
+    )
 
 
 @dataclass(frozen=True)
 class LayerOptions(MeasureOptions):
     """Which parts of the network count as layers."""
 
-    layers: Annotated[
-        str | None,
-        option(
-            "--layers",
-            "The layers, in order: modules of the network, or layers by name or number (default: all layers).",
-            metavar="A,B,C",
-        ),
-    ] = None
+    layers: str | None = option(
+        "The layers, in order: modules of the network, or layers by name or number (default: all layers).",
+        metavar="A,B,C",
+    )
 
 
 @dataclass(frozen=True)
 class UnitOptions(MeasureOptions):
     """Which layers and units are measured."""
 
-    layers: Annotated[
-        str | None, option("--layers", "Measure these layers, by name or number, as in conv1,fc2.", metavar="A,B,C")
-    ] = None
-    units: Annotated[
-        str | None, option("--units", "Measure these units of each layer, counted from 0.", metavar="A,B,C")
-    ] = None
+    layers: str | None = option("Measure these layers, by name or number, as in conv1,fc2.", metavar="A,B,C")
+    units: str | None = option("Measure these units of each layer, counted from 0.", metavar="A,B,C")
 
 
 @dataclass(frozen=True)
 class SurfaceOptions(MeasureOptions):
     """The grid of a surface."""
 
-    directions: Annotated[
-        str | None,
-        option(
-            "--directions",
-            "random (default: filter-normalised), or pca (the principal directions of the run's path).",
-            choices=DIRECTIONS,
-        ),
-    ] = None
-    dimensions: Annotated[int | None, option("--dimensions", "1 for a line, 2 (default) for a plane.")] = None
-    points: Annotated[int | None, option("--points", "Points per axis (default: 21).")] = None
-    extent: Annotated[
-        float | None,
-        option(
-            "--extent",
-            "Reach of the grid (default: 1). random: in lengths of the weights; pca: in widths of the path.",
-        ),
-    ] = None
+    directions: str | None = option(
+        "random (default: filter-normalised), or pca (the principal directions of the run's path).", choices=DIRECTIONS
+    )
+    dimensions: int | None = option("1 for a line, 2 (default) for a plane.")
+    points: int | None = option("Points per axis (default: 21).")
+    extent: float | None = option(
+        "Reach of the grid (default: 1). random: in lengths of the weights; pca: in widths of the path."
+    )
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class FileOptions(Options):
+    """The files that a measuring command reads in place of a run and writes."""
+
+    weights: Path | None = option(
+        "Measure these weights instead of training: a file with a state dict that fits the problem's network.",
+        _SETTINGS,
+        metavar="FILE",
+    )
+    output: Path | None = option(
+        "One table for all sources (default: a table beside each source).", None, flags="--output -o", metavar="TABLE"
+    )
+
+
+@dataclass(frozen=True)
+class ExportOptions(Options):
     """Files that are written beside the tables."""
 
-    tensorboard: Annotated[
-        bool,
-        option(
-            "--tensorboard",
-            "Write TensorBoard scalars beside each table (pip install 'bnsmooth\\[tensorboard]').",
-            _MACHINE,
-        ),
-    ] = False
+    tensorboard: bool = option(
+        "Write TensorBoard scalars beside each table (pip install 'bnsmooth\\[tensorboard]').",
+        _MACHINE,
+        default=False,
+        flags="--tensorboard",
+    )
 
     def check(self) -> None:
         """Raise InputError, before any work, if the extra is not installed."""
@@ -359,64 +322,21 @@ class ExportOptions:
         return tensorboard(table)
 
 
-@dataclass(frozen=True)
-class WeightOptions:
-    """Weights that were trained elsewhere, in place of a run."""
-
-    weights: Annotated[
-        Path | None,
-        option(
-            "--weights",
-            "Measure these weights instead of training: a file with a state dict that fits the problem's network.",
-            _SETTINGS,
-            metavar="FILE",
-        ),
-    ] = None
-
-
-Sources = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        metavar="RUN|CKPT",
-        help="Run directories or checkpoints (default: the run that the options describe).",
-        show_default=False,
-    ),
-]
-TableOutput = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="TABLE",
-        help="One table for all sources (default: a table beside each source).",
-        show_default=False,
-    ),
-]
-
-
 def grouped(command: Function) -> Function:
     """Let a command take groups of options: each field of a group becomes an option of the command line."""
-    signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, Any] = {
-        name: parameter.annotation
-        for name, parameter in signature.parameters.items()
-        if dataclasses.is_dataclass(parameter.annotation)
-    }
-    parameters = []
-    for name, parameter in signature.parameters.items():
-        if name not in groups:
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters += _parameters(parameter.annotation)
+        else:
             parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
-            continue
-        fields = get_type_hints(groups[name], include_extras=True)
-        parameters += [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=fields[f.name])
-            for f in dataclasses.fields(groups[name])
-        ]
 
     @functools.wraps(command)
     def called(**values: Any) -> Any:
         objects = {
-            name: group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
             for name, group in groups.items()
         }
         return command(**values, **objects)
@@ -425,3 +345,15 @@ def grouped(command: Function) -> Function:
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called  # type: ignore[return-value]
+
+
+def _parameters(group: Any) -> Iterator[inspect.Parameter]:
+    """The fields of a group as parameters that typer reads."""
+    types = get_type_hints(group)
+    for field in dataclasses.fields(group):
+        about = {"flags": flag(field.name), **field.metadata}
+        info = typer.Option(*about.pop("flags").split(), show_default=False, **about)
+        annotation: Any = Annotated[types[field.name], info]
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import measuring
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 class ByLayerOptions(LayerOptions):
     """Whether smoothness is measured layer by layer, and of which layers."""
 
-    by_layer: Annotated[
-        bool, option("--by-layer", "Measure each layer, with the parameters of all other layers held fixed.")
-    ] = False
+    by_layer: bool = option(
+        "Measure each layer, with the parameters of all other layers held fixed.", default=False, flags="--by-layer"
+    )
 
     @property
     def kind(self) -> str | None:
         """The kind of table that the options select."""
         return "smoothness-by-layer" if self.by_layer else None
 
-    def chosen(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """The keyword arguments of the measurement's `plan`."""
         if self.layers is not None and not self.by_layer:
             raise InputError(f"--layers {self.layers}: goes with --by-layer")
-        return {name: value for name, value in super().chosen().items() if name != "by_layer"}
+        return {name: value for name, value in super().given().items() if name != "by_layer"}
 
 
 @measuring(LineOptions, ObjectiveOptions, ByLayerOptions)

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.options import ExportOptions, MachineOptions, RunOptions, grouped
+from bnsmooth_cli.cli.options import ExportOptions, MachineOptions, Options, RunOptions, grouped, option
 from bnsmooth_cli.config import Config
 
 if TYPE_CHECKING:
     from bnsmooth_cli.storage.runs import Run
 
 
+@dataclass(frozen=True)
+class FolderOptions(Options):
+    """The run's folder, and what happens to the run in it."""
+
+    output: Path | None = option(
+        "Directory of the run (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
+        None,
+        flags="--output -o",
+        metavar="RUN_DIR",
+    )
+    resume: bool = option(
+        "Resume an unfinished run, or start it again.", None, default=True, flags="--resume/--no-resume"
+    )
+
+
 @grouped
-def train(
-    run: RunOptions,
-    machine: MachineOptions,
-    export: ExportOptions,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="RUN_DIR",
-            show_default=False,
-            help="Directory of the run (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Resume an unfinished run, or start it again.")
-    ] = True,
-) -> None:
+def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folder: FolderOptions) -> None:
     """Train a network and write a run: config.json, checkpoints and train.parquet.
 
     A finished run with the same settings is reused, and an unfinished one is resumed. Training can be interrupted at
@@ -49,7 +46,7 @@ def train(
     """
     machine.apply()
     export.check()
-    trained = train_or_find(run.config(), machine, output, resume)
+    trained = train_or_find(run.config(), machine, folder.output, folder.resume)
     from bnsmooth_cli.storage.tables import read_table
 
     rows = read_table(trained.train_path, "train")

@@ -130,6 +130,27 @@ def test_an_analysis_plans_once_builds_one_network_and_does_not_read_its_own_tab
     assert (again, len(reads), len(networks)) == (first, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("command", "count"),
+    [("ics --layers fc1,fc2", 1), ("activations --units 0", 1), ("theory --units 0 --at 2", 2)],
+)
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_layers_and_units_are_checked_on_the_network_that_is_measured(
+    cli, small_run, monkeypatch, tmp_path, problem, command, count
+):
+    run = small_run(problem, "batch")
+    networks = counted(monkeypatch, Chain, "__init__")
+    code, _, err = cli(f"{command} {run.path} -o {tmp_path}/t.parquet")
+    assert (code, err) == (0, "")
+    assert len(networks) == count  # theory needs the initial weights as well
+
+
+def test_layers_of_a_run_that_is_not_trained_yet_are_checked_on_the_network_that_is_trained(cli, monkeypatch):
+    networks = counted(monkeypatch, Chain, "__init__")
+    assert cli(f"ics {DLN} --layers fc1,fc2")[0] == 0
+    assert len(networks) == 2  # one for the training, one for the measurement
+
+
 def test_a_table_of_other_settings_is_refused_and_replaced_by_force(cli, run):
     assert cli(f"landscape {run.path} --points 2 -o t.parquet")[0] == 0
     code, _, err = cli(f"landscape {run.path} --points 3 -o t.parquet")

@@ -189,7 +189,7 @@ def test_an_unknown_layer_or_unit_is_refused_with_the_known_ones(small_run):
     with pytest.raises(InputError, match="the layer conv1 has the units 0 to 3"):
         bns.theory(point, ["conv1"], [4])
     with pytest.raises(InputError, match="no layer of this network takes a norm"):
-        select(structure(Chain({"only": Layer(nn.Linear(2, 2), None)}), lambda: None).sites)
+        select(structure(Chain({"only": Layer(nn.Linear(2, 2), None)}), lambda: None))
     by_number, by_name = bns.activations(point, ["2", "fc1"]), bns.activations(point, ["conv2", "fc1"])
     assert by_number.drop(columns="quantiles").equals(by_name.drop(columns="quantiles"))
 

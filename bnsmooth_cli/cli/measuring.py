@@ -98,9 +98,11 @@ def _measure(
     export.check()
     import pandas as pd
 
+    from bnsmooth_cli import problems
     from bnsmooth_cli.measures.measuring import execute, measurement, pending, plan
     from bnsmooth_cli.storage.runs import open_source, open_weights
     from bnsmooth_cli.storage.tables import check_target, read_table
+    from bnsmooth_cli.training.devices import choose_device
 
     arguments = data = None
     if sources:
@@ -112,18 +114,22 @@ def _measure(
         opened = [open_weights(weights, run.config(problem))]
     else:
         config = run.config(problem)
-        arguments = measurement(kind).plan(config, **options)  # refuses them before the training, which takes longer
+        # Wrong arguments are refused before the training, which takes longer.
+        arguments = measurement(kind).plan(config, **options)
+        device = choose_device(machine.device)
+        checked = measurement(kind).confirm(arguments, lambda: problems.build(config, device))
         if files.output is not None:
             check_target(files.output, kind, machine.force)
         # --force replaces this command's table. It never trains an existing run again.
-        opened = [train_or_find(config, MachineOptions(machine.device)).source()]
-    requests = plan(kind, opened, files.output, **where, options=options, arguments=arguments, data=data)
+        opened = [train_or_find(config, MachineOptions(machine.device), problem=checked).source()]
+    requests = plan(
+        kind, opened, files.output, **where, options=options, arguments=arguments, device=machine.device, data=data
+    )
     columns = [name for name, column in kinds.get(kind).columns.items() if column.type != "list"]
     frames: dict[Path, list[pd.DataFrame]] = {request.path: [] for request in requests}
     with terminal.progress(kind) as update:
         execute(
             pending(requests, machine.force),
-            device=machine.device,
             progress=lambda name, step, done, total: update(done, total, f"{name} step {step}"),
             keep=lambda request, rows: frames[request.path].append(rows[columns]),
         )

@@ -11,6 +11,7 @@ from bnsmooth_cli.cli.options import ExportOptions, MachineOptions, Options, Run
 from bnsmooth_cli.config import Config
 
 if TYPE_CHECKING:
+    from bnsmooth_cli.problems.base import Problem
     from bnsmooth_cli.storage.runs import Run
 
 
@@ -61,7 +62,13 @@ def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folde
     terminal.summary(trained.name, rows[columns].dropna(axis=1, how="all"), note=_outcome(trained))
 
 
-def train_or_find(config: Config, machine: MachineOptions, output: Path | None = None, resume: bool = True) -> Run:
+def train_or_find(
+    config: Config,
+    machine: MachineOptions,
+    output: Path | None = None,
+    resume: bool = True,
+    problem: Problem | None = None,
+) -> Run:
     """Train a run behind a progress bar, or find the finished one."""
     from bnsmooth_cli.training.run import train_config
 
@@ -72,6 +79,7 @@ def train_or_find(config: Config, machine: MachineOptions, output: Path | None =
             device=machine.device,
             resume=resume,
             force=machine.force,
+            problem=problem,
             progress=lambda step, loss: update(step, config.steps, f"loss {loss:.4g}"),
         )
 

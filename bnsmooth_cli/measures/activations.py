@@ -56,7 +56,7 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
     (5, True)
     """
     point = point.at("batch")
-    selected = select(point.sites, layers, units)
+    selected = select(point.structure, layers, units)
     if layers is None:
         selected = [selected[i] for i in sorted({round(i) for i in np.linspace(0, len(selected) - 1, LAYERS)})]
     if not units:
@@ -70,7 +70,7 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
 
 
 def _sample(selected: Selected, seed: int) -> Selected:
-    order = torch.randperm(len(selected.units), generator=generator(seed, "units", place=selected.number))
+    order = torch.randperm(len(selected.units), generator=generator(seed, "units", place=selected.site.number))
     return selected._replace(units=selected.units[order[:UNITS]].sort().values)
 
 
@@ -83,8 +83,8 @@ def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
         shape = {"skewness": stats.skew(after, axis=1), "kurtosis": stats.kurtosis(after, axis=1)}
         return pd.DataFrame(
             {
-                "layer": selected.number,
-                "layer_name": selected.name,
+                "layer": selected.site.number,
+                "layer_name": selected.site.name,
                 "unit": selected.units.numpy(),
                 "mean": after.mean(1),
                 "std": after.std(1),
@@ -121,4 +121,4 @@ def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(wasserstein=np.where(np.isfinite(distance), distance, np.nan))
 
 
-MEASUREMENT: Final = Measurement(activations, plan, moved)
+MEASUREMENT: Final = Measurement(activations, plan, select, since=moved)

@@ -57,7 +57,7 @@ def smoothness_by_layer(
     ['fc1', 'fc2', 'fc3']
     """
     point = point if objective is None else point.at(objective)
-    chosen = point.layers if layers is None else chosen_layers(point.model, point.layers, layers)
+    chosen = chosen_layers(point.structure, layers)
     lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
     etas = [alpha * point.config.lr for alpha in lengths]
     blocks = point.hessian_blocks([names for _, names in chosen])
@@ -97,4 +97,4 @@ def _along(
         yield flatten(torch.autograd.grad(point.loss_at(values), leaves, materialize_grads=True))
 
 
-MEASUREMENT: Final = Measurement(smoothness_by_layer, plan)
+MEASUREMENT: Final = Measurement(smoothness_by_layer, plan, chosen_layers)

@@ -53,7 +53,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     [1.0, 0.0, 1.0]
     """
     point = point.at("batch")
-    chosen = point.layers if layers is None else chosen_layers(point.model, point.layers, layers)
+    chosen = chosen_layers(point.structure, layers)
     theta = point.theta
     (gradient,) = point.gradients_at(theta[None])[1]
     updated, velocity = theta.clone(), [flatten(point.velocity)] if point.velocity else []
@@ -140,4 +140,4 @@ def _compare(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[T
     return torch.stack((norm(before), norm(after), norm(before - after), torch.dot(before, after)))
 
 
-MEASUREMENT: Final = Measurement(ics, plan_layers)
+MEASUREMENT: Final = Measurement(ics, plan_layers, chosen_layers)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.points.reaching import structure_of
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage.runs import CheckpointSource
 
@@ -20,6 +21,7 @@ class Measurement:
     Attributes:
         rows: Computes the rows at a point, as a function of the point and of keyword arguments.
         plan: Validates the options of a command against a run's configuration and returns those keyword arguments.
+        check: Raises InputError for the arguments `layers` and `units` that a network's structure does not have.
         since: Completes the rows of a measured step, given the rows of the measured step before it.
         context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
             the planned arguments and the source's problem.
@@ -28,9 +30,26 @@ class Measurement:
 
     rows: Callable[..., pd.DataFrame]
     plan: Callable[..., dict[str, Any]]
+    check: Callable[..., object] = lambda structure, **names: None
     since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda before, rows: rows
     context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] = lambda *_: {}
     last_only: bool = False
+
+    def confirm(self, arguments: dict[str, Any], open_problem: Callable[[], Problem]) -> Problem | None:
+        """Check planned arguments that name layers or units, and return the problem that is opened for it.
+
+        Returns:
+            The problem; None if the arguments need no network to be checked.
+
+        Raises:
+            InputError: If the network does not have a layer or unit.
+        """
+        names = {key: arguments[key] for key in ("layers", "units") if arguments.get(key)}
+        if not names:
+            return None
+        problem = open_problem()
+        self.check(structure_of(problem), **names)
+        return problem
 
     def after(self, before: pd.DataFrame | None, point: Point, arguments: dict[str, Any]) -> pd.DataFrame:
         """The rows at a point, given those of the measured step before it; None for the first one of a run."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.points.reaching import nearest_checkpoints, open_problem, reachable, visit
+from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import checksum
 from bnsmooth_cli.storage.runs import CheckpointSource, locked
@@ -35,7 +37,9 @@ class Request:
         arguments: The keyword arguments of the measurement's `rows`, by the name of the source.
         code: Digests of the user's own modules, by the name of the norm or problem.
         weights: Digests of the weight files, by the name of the source.
+        device: Where to compute.
         data: The present location of the images; None if they have not moved.
+        problems: The problems that planning opened, by the name of the source. `execute` takes them out.
     """
 
     kind: str
@@ -45,7 +49,9 @@ class Request:
     arguments: dict[str, dict[str, Any]]
     code: dict[str, str]
     weights: dict[str, str]
+    device: str = "auto"
     data: str | None = None
+    problems: dict[str, Problem] = field(default_factory=dict)
 
     @property
     def points(self) -> int:
@@ -105,6 +111,7 @@ def plan(
     at: Sequence[int] | None = None,
     options: dict[str, Any] | None = None,
     arguments: dict[str, Any] | None = None,
+    device: str = "auto",
     data: str | None = None,
 ) -> list[Request]:
     """Plan one table for each source, or one table for all of them.
@@ -117,6 +124,7 @@ def plan(
         at: Measure these steps.
         options: The keyword arguments of the measurement's `plan`.
         arguments: What that `plan` returned, if it was called before the run was trained.
+        device: Where to compute.
         data: The present location of the images.
 
     Raises:
@@ -128,15 +136,21 @@ def plan(
     requests = []
     for group in [sources] if output else [[source] for source in sources]:
         steps = {source.name: steps_of(source, every, at, what.last_only) for source in group}
-        chosen = {
-            source.name: what.plan(source.with_data(data).config, **options or {}) if arguments is None else arguments
-            for source in group
-        }
+        chosen: dict[str, dict[str, Any]] = {}
+        opened: dict[str, Problem] = {}
+        for source in group:
+            chosen[source.name] = arguments or {}
+            if arguments is None:
+                moved = source.with_data(data)
+                chosen[source.name] = what.plan(moved.config, **options or {})
+                problem = what.confirm(chosen[source.name], functools.partial(open_problem, moved, device))
+                if problem is not None:
+                    opened[source.name] = problem
         path = output or group[0].table_path(kind, chosen[group[0].name].get("objective", "batch"))
         names = [name for source in group for name in (source.config.problem, source.config.norm)]
         code = {name: state for name in names if (state := digest(name)) is not None}
         weights = {source.name: checksum(source.path) for source in group if source.weights is not None}
-        requests.append(Request(kind, path, tuple(group), steps, chosen, code, weights, data))
+        requests.append(Request(kind, path, tuple(group), steps, chosen, code, weights, device, data, opened))
     return requests
 
 
@@ -154,7 +168,6 @@ def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:
 def execute(
     requests: Sequence[Request],
     *,
-    device: str = "auto",
     progress: Progress | None = None,
     keep: Callable[[Request, pd.DataFrame], None] = lambda request, rows: None,
 ) -> None:
@@ -162,7 +175,6 @@ def execute(
 
     Args:
         requests: What to measure.
-        device: Where to compute.
         progress: Called before each point with the run, the step, the points measured and the points in all.
         keep: Called with the rows of each point once they are computed.
     """
@@ -171,7 +183,8 @@ def execute(
     def walk(request: Request, source: CheckpointSource) -> Iterator[pd.DataFrame]:
         what, moved = measurement(request.kind), source.with_data(request.data)
         rows: pd.DataFrame | None = None
-        problem, arguments = open_problem(moved, device), request.arguments[source.name]
+        problem = request.problems.pop(source.name, None) or open_problem(moved, request.device)
+        arguments = request.arguments[source.name]
         arguments = arguments | what.context(moved, arguments, problem)
         for point in visit(moved, request.steps[source.name], problem=problem):
             if progress is not None:
@@ -208,8 +221,8 @@ def measure(
 
     A table that already answers its request is kept; with `force` it is measured again.
     """
-    requests = plan(kind, sources, output, every=every, at=at, options=options)
-    execute(pending(requests, force), device=device, progress=progress)
+    requests = plan(kind, sources, output, every=every, at=at, options=options, device=device)
+    execute(pending(requests, force), progress=progress)
     return [request.path for request in requests]
 
 

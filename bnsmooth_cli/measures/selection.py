@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bnsmooth_cli import problems
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.networks.structure import Site, chosen_layers
-from bnsmooth_cli.points.reaching import structure_of
+from bnsmooth_cli.networks.structure import Site, Structure
 
 
 class Selected(NamedTuple):
@@ -27,24 +25,14 @@ class Selected(NamedTuple):
     site: Site
     units: Int[Tensor, " units"]
 
-    @property
-    def number(self) -> int:
-        """The layer's number in tables, from 1."""
-        return self.site.number
-
-    @property
-    def name(self) -> str:
-        """The layer's name in tables."""
-        return self.site.name
-
 
 def select(
-    sites: Sequence[Site], layers: Sequence[str] | None = None, units: Sequence[int] | None = None
+    structure: Structure, layers: Sequence[str] | None = None, units: Sequence[int] | None = None
 ) -> list[Selected]:
     """Select sites and units.
 
     Args:
-        sites: The sites of the network.
+        structure: The structure of the network.
         layers: Layers by name or number; all of them by default.
         units: Units of each layer; all of them by default.
 
@@ -54,6 +42,7 @@ def select(
     Raises:
         InputError: For a layer or a unit that the network does not have, and for a network without sites.
     """
+    sites = structure.sites
     if not sites:
         raise InputError("no layer of this network takes a norm: there is nothing to measure")
     for name in layers or ():
@@ -72,16 +61,10 @@ def select(
 def plan(
     config: Config, layers: Sequence[str] | None = None, units: Sequence[int] | None = None
 ) -> dict[str, Sequence[Any] | None]:
-    """The keyword arguments of a measurement of units, validated on the network of the configuration."""
-    if layers or units:
-        select(structure_of(problems.build(config)).sites, layers, units)
+    """The keyword arguments of a measurement of units."""
     return {"layers": layers, "units": units}
 
 
-def plan_layers(config: Config, layers: Sequence[str] | None = None) -> dict[str, Sequence[str] | None]:
-    """The keyword arguments of a measurement of layers, validated on the network of the configuration."""
-    if not layers:
-        return {}
-    structure = structure_of(problems.build(config))
-    chosen_layers(structure.model, structure.layers, layers)
-    return {"layers": layers}
+def plan_layers(config: Config, layers: Sequence[str] | None = None) -> dict[str, Sequence[str]]:
+    """The keyword arguments of a measurement of layers."""
+    return {"layers": layers} if layers else {}

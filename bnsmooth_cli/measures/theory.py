@@ -47,7 +47,6 @@ run.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Final, cast
@@ -117,14 +116,12 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     """
     point = point.at("batch")
     double = point.to(torch.float64)
-    # By number, because the sites of the copy are other modules.
-    numbers = {layer.number: layer.units for layer in select(point.sites, layers, units)}
-    selected = [Selected(site, numbers[site.number]) for site in double.sites if site.number in numbers]
+    selected = select(double.structure, layers, units)
     modules = [site.linear for site, _ in selected]
     with prepared(double.norms, point.config.seed, point.step), twice_differentiable():
         with torch.no_grad():
             inputs = [x for x, _ in captured(modules, double.loss)]
-        weights = first_weights(point, [site.name for site, _ in selected])
+        weights = first_weights(double, modules)
         frames = []
         for chosen, x, first in zip(selected, inputs, weights, strict=True):
             frames += _activations(double, chosen, x)
@@ -133,19 +130,18 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     return label(point, pd.concat(frames, ignore_index=True))
 
 
-def first_weights(point: Point, names: Sequence[str]) -> list[Tensor | None]:
-    """The weights of the named sites at the start of the run; None for each if they are unknown (an external loop)."""
+def first_weights(point: Point, modules: Sequence[nn.Module]) -> list[Tensor | None]:
+    """The weights of modules of the network at the start of the run; None if they are unknown (an external loop)."""
     if isinstance(point.problem, ExternalLoop):
-        return [None] * len(names)
-    start = dataclasses.replace(point, model=point.problem.initial)
-    known = {site.name: site.linear.weight.detach() for site in start.sites}
-    return [known[name] for name in names]
+        return [None] * len(modules)
+    names, start = {module: name for name, module in point.model.named_modules()}, point.problem.initial
+    return [cast(nn.Linear, start.get_submodule(names[module])).weight.detach() for module in modules]
 
 
 def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable[[Tensor], Tensor]]:
     """The network after a site: modules, and the objective of their output."""
     if isinstance(point.model, Chain):
-        later = list(point.model.layers.values())[chosen.number - 1 :]
+        later = list(point.model.layers.values())[chosen.site.number - 1 :]
         rest = [cast(Layer, later[0]).rest, *later[1:]]
         return rest, lambda outputs: point.problem.objective(outputs, point.targets)
     return [], chosen.site.remainder(point.loss)
@@ -271,8 +267,8 @@ def _rows(
     return pd.DataFrame(
         {
             "statement": statement,
-            "layer": chosen.number,
-            "layer_name": chosen.name,
+            "layer": chosen.site.number,
+            "layer_name": chosen.site.name,
             "unit": chosen.units.numpy(),
             "affine": affine,
             "holds": pd.arrays.BooleanArray(holds, unknown),
@@ -331,4 +327,4 @@ def _spectral_norm(x: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
 
 
-MEASUREMENT: Final = Measurement(theory, plan)
+MEASUREMENT: Final = Measurement(theory, plan, select)

@@ -99,26 +99,26 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
     return Structure(model, [(group.name, group.parameters) for group in groups], sites)
 
 
-def chosen_layers(model: nn.Module, layers: Names, wanted: Sequence[str]) -> Names:
-    """The layers that a user asks for, in that order.
+def chosen_layers(structure: Structure, layers: Sequence[str] | None) -> Names:
+    """The layers that a user asks for, in that order; by default all layers.
 
     Args:
-        model: The network.
-        layers: Its layers.
-        wanted: Layers by name or number, or names of other modules of the network.
+        structure: The structure of the network.
+        layers: Layers by name or number, or names of other modules of the network.
 
     Raises:
         InputError: If a name is unknown, or a layer has no trained parameters or shares some with another one.
     """
-    known = dict(layers)
-    numbered = {str(i): name for i, (name, _) in enumerate(layers, 1)}
-    modules = dict(model.named_modules())
+    if layers is None:
+        return structure.layers
+    known, modules = dict(structure.layers), dict(structure.model.named_modules())
+    numbered = {str(i): name for i, name in enumerate(known, 1)}
     chosen: Names = []
-    for text in wanted:
+    for text in layers:
         name = numbered.get(text, text)
         if name not in known and name not in modules:
             raise unknown("layer", text, known)
-        parameters = known.get(name) or _within(model, name)
+        parameters = known.get(name) or _within(structure.model, name)
         if not parameters:
             raise InputError(f"--layers {text}: has no parameters that are trained")
         for other, others in chosen:

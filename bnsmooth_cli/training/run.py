@@ -81,10 +81,11 @@ def train_config(
     resume: bool = True,
     force: bool = False,
     progress: Progress | None = None,
+    problem: Problem | None = None,
 ) -> Run:
-    """`train` for a configuration."""
+    """`train` for a configuration, and for its problem if that is open already."""
     path = Path("runs") / config.name if output is None else Path(output)
-    problem = problems.build(config, choose_device(device))
+    problem = problem or problems.build(config, choose_device(device))
     _ = problem.initial  # a norm or a size that does not fit is found before anything is written
     run = runs.prepare(path, problem.config, resume=resume, force=force)
     with run.locked():

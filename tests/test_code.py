@@ -367,7 +367,7 @@ def test_group_norm_normalises_groups_and_instance_norm_units():
 def test_weight_norm_begins_at_the_plain_networks_function_and_learns_lengths_and_directions(small_run):
     plain, weight = (bns.load_point(small_run("vgg", norm), 0) for norm in ("none", "weight"))
     assert weight.loss().item() == pytest.approx(plain.loss().item(), rel=1e-5)
-    assert len(weight.theta) == len(plain.theta) + sum(site.width for site in weight.sites)
+    assert len(weight.theta) == len(plain.theta) + sum(site.width for site in weight.structure.sites)
     later = bns.load_point(small_run("vgg", "weight"), 6)
     linear = later.model.layers["conv1"].linear
     length, direction = linear.parametrizations.weight.original0, linear.parametrizations.weight.original1

@@ -121,7 +121,7 @@ def _measure(
         if files.output is not None:
             check_target(files.output, kind, machine.force)
         # --force replaces this command's table. It never trains an existing run again.
-        opened = [train_or_find(config, MachineOptions(machine.device), problem=checked).source()]
+        opened = [train_or_find(config, device=machine.device, problem=checked).source()]
     requests = plan(
         kind, opened, files.output, **where, options=options, arguments=arguments, device=machine.device, data=data
     )
@@ -135,8 +135,7 @@ def _measure(
         )
     for path, rows in frames.items():
         terminal.say(path)
-        if (scalars := export.write(path)) is not None:
-            terminal.say(scalars)
+        export.write(path)
         if not rows:  # the table answered the request before
             rows.append(read_table(path, kind, columns))
     summarise(pd.concat(chain.from_iterable(frames.values()), ignore_index=True))

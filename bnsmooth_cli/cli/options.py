@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from bnsmooth_cli import kinds
+from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, flag, help_of, resolve, type_of
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import DIRECTIONS
@@ -135,12 +136,11 @@ class MachineOptions(Options):
 
     def apply(self) -> None:
         """Set the number of threads."""
-        if self.threads is None:
-            return
-        check_threads(self.threads)
-        import torch
+        if self.threads is not None:
+            check_threads(self.threads)
+            import torch
 
-        torch.set_num_threads(self.threads)
+            torch.set_num_threads(self.threads)
 
 
 _STUDIED = tuple(kinds.measured(studied=True))
@@ -313,13 +313,12 @@ class ExportOptions(Options):
 
             check_tensorboard()
 
-    def write(self, table: Path) -> Path | None:
-        """Write the TensorBoard files of a table, if they are asked for, and return their path."""
-        if not self.tensorboard:
-            return None
-        from bnsmooth_cli.storage.exports import tensorboard
+    def write(self, table: Path) -> None:
+        """Write the TensorBoard files of a table, if they are asked for, and print their path."""
+        if self.tensorboard:
+            from bnsmooth_cli.storage.exports import tensorboard
 
-        return tensorboard(table)
+            terminal.say(tensorboard(table))
 
 
 def grouped(command: Function) -> Function:

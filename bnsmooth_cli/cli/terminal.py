@@ -35,15 +35,11 @@ class _Rate(ProgressColumn):
         return Text("" if not speed else f"{speed:.3g}/s")
 
 
-def _silent(done: int, total: int, note: str = "") -> None:
-    """Report progress where stderr is no terminal: do nothing."""
-
-
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar with rate, remaining time and a note, and yield its update: a function of (done, total, note)."""
     if not err.is_terminal:
-        yield _silent
+        yield lambda done, total, note: None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -55,11 +51,7 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     )
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(what, total=None, note="")
-
-        def update(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
-
-        yield update
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
 def plain(text: str) -> str:

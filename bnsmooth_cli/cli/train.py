@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import ExportOptions, MachineOptions, Options, RunOptions, grouped, option
 from bnsmooth_cli.config import Config
 
 if TYPE_CHECKING:
-    from bnsmooth_cli.problems.base import Problem
     from bnsmooth_cli.storage.runs import Run
 
 
@@ -47,7 +46,9 @@ def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folde
     """
     machine.apply()
     export.check()
-    trained = train_or_find(run.config(), machine, folder.output, folder.resume)
+    trained = train_or_find(
+        run.config(), output=folder.output, resume=folder.resume, device=machine.device, force=machine.force
+    )
     from bnsmooth_cli.storage.tables import read_table
 
     rows = read_table(trained.train_path, "train")
@@ -57,31 +58,17 @@ def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folde
         rows = rows.iloc[sorted({round(i * (len(rows) - 1) / 10) for i in range(11)})]
     else:
         rows, columns = tested, ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
-    if (scalars := export.write(trained.train_path)) is not None:
-        terminal.say(scalars)
+    export.write(trained.train_path)
     terminal.summary(trained.name, rows[columns].dropna(axis=1, how="all"), note=_outcome(trained))
 
 
-def train_or_find(
-    config: Config,
-    machine: MachineOptions,
-    output: Path | None = None,
-    resume: bool = True,
-    problem: Problem | None = None,
-) -> Run:
-    """Train a run behind a progress bar, or find the finished one."""
+def train_or_find(config: Config, **arguments: Any) -> Run:
+    """Train a run behind a progress bar, or find the finished one; `arguments` are those of `train_config`."""
     from bnsmooth_cli.training.run import train_config
 
     with terminal.progress(f"train {config.name}") as update:
-        return train_config(
-            config,
-            output,
-            device=machine.device,
-            resume=resume,
-            force=machine.force,
-            problem=problem,
-            progress=lambda step, loss: update(step, config.steps, f"loss {loss:.4g}"),
-        )
+        report = lambda step, loss: update(step, config.steps, f"loss {loss:.4g}")  # noqa: E731
+        return train_config(config, progress=report, **arguments)
 
 
 def _outcome(run: Run) -> str:

@@ -11,7 +11,6 @@ layer. Several parameter vectors are a batch of matrix products.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -31,30 +30,11 @@ class Pass(NamedTuple):
     scale: Tensor
 
 
-class FastPath(ABC):
-    """The whole batch's loss and gradient as a function of parameter vectors, where a problem knows a faster way to it.
+class FastPath:
+    r"""The whole batch's loss and gradient as a function of parameter vectors, where a faster way to it is known.
 
-    It is holomorphic, so that complex vectors give derivatives of the gradient.
-    """
-
-    @abstractmethod
-    def __call__(self, theta: Tensor) -> Pass:
-        """The pass at theta (P, n), ordered as the network's parameters are, real or complex."""
-
-    @abstractmethod
-    def losses(self, theta: Tensor) -> Tensor:
-        """The losses (P,) alone."""
-
-    @abstractmethod
-    def follow(self, running: Tensor, found: Pass) -> None:
-        """Update the running statistics, all the network's buffers in one vector, by those of a training step."""
-
-
-class LinearFastPath(FastPath):
-    r"""`depth` bias-free layers of one width, with or without a norm after each, and the summed squared error.
-
-    It is holomorphic in the parameters: at $\theta + i h v$ the gradient's imaginary part is h times the Hessian's
-    product with v, up to $h^2$ (Squire & Trapp 1998, "Using complex variables to estimate derivatives").
+    The network has `depth` bias-free layers of one width, with or without a norm after each, and the summed squared
+    error. The path is holomorphic in the parameters, so that complex vectors give derivatives of the gradient.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, norm: str, depth: int, dtype: torch.dtype) -> None:
@@ -183,7 +163,7 @@ class _Space:
     (depth, P, 1, d). `layers` are the layers' parts of them, by the same names.
     """
 
-    def __init__(self, fast_path: LinearFastPath, theta: Tensor) -> None:
+    def __init__(self, fast_path: FastPath, theta: Tensor) -> None:
         depth, count, (rows, size) = fast_path.depth, len(theta), fast_path.inputs.shape
         whole, gradient = torch.empty_like(theta), torch.zeros_like(theta)
         own, slopes = (v.view(count, depth, -1).transpose(0, 1) for v in (whole, gradient))

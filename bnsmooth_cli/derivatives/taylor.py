@@ -133,51 +133,45 @@ def _(module: nn.Identity, jet: Jet) -> Jet:
     return jet
 
 
+def _linear(jet: Jet, x0: Tensor, f: Callable[[Tensor], Tensor]) -> Jet:
+    """The jet whose derivatives (K, batch, ...) go through a linear function."""
+    _, x1, x2 = jet
+    return x0, f(x1), None if x2 is None else f(x2)
+
+
 @propagate.register(nn.Linear)
 @propagate.register(nn.Conv2d)
 @propagate.register(nn.Flatten)
 def _(module: nn.Module, jet: Jet) -> Jet:
     without_bias = {name: torch.zeros_like(bias) for name, bias in module.named_parameters() if name == "bias"}
-    return _linear(jet, module(jet[0]), lambda x: functional_call(module, without_bias, (x,)))
 
+    def as_one_batch(x: Tensor) -> Tensor:
+        out: Tensor = functional_call(module, without_bias, (x.flatten(0, 1),))
+        return out.unflatten(0, x.shape[:2])
 
-def _linear(jet: Jet, x0: Tensor, f: Callable[[Tensor], Tensor]) -> Jet:
-    """The jet whose derivatives go through a linear function of a batch, all directions as one batch."""
-    x1, x2 = (None if x is None else f(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in jet[1:])
-    assert x1 is not None
-    return x0, x1, x2
+    return _linear(jet, module(jet[0]), as_one_batch)
 
 
 @propagate.register
 def _(module: nn.ReLU, jet: Jet) -> Jet:
-    x0, x1, x2 = jet
-    on = x0 > 0
-    return x0.clamp_min(0), x1 * on, None if x2 is None else x2 * on
+    on = jet[0] > 0
+    return _linear(jet, jet[0].clamp_min(0), lambda x: x * on)
 
 
 @propagate.register
 def _(module: nn.MaxPool2d, jet: Jet) -> Jet:
     arguments = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
     x0, places = F.max_pool2d(jet[0], *arguments, return_indices=True)
-    flat = places.flatten(2)
-
-    def pick(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
-        return x.flatten(3).gather(3, flat.expand(len(x), *flat.shape)).unflatten(3, places.shape[2:])
-
-    x1 = pick(jet[1])
-    assert x1 is not None
-    return x0, x1, pick(jet[2])
+    flat, shape = places.flatten(2), places.shape[2:]
+    return _linear(jet, x0, lambda x: x.flatten(3).gather(3, flat.expand(len(x), *flat.shape)).unflatten(3, shape))
 
 
 @propagate.register
 def _(module: Noise, jet: Jet) -> Jet:
     # a -> s a + m with one draw for every direction: s is what the noise adds to m for a = 1.
-    x0, x1, x2 = jet
-    shift = module(torch.zeros_like(x0))
-    scale = module(torch.ones_like(x0)) - shift
-    return shift + scale * x0, scale * x1, None if x2 is None else scale * x2
+    shift = module(torch.zeros_like(jet[0]))
+    scale = module(torch.ones_like(jet[0])) - shift
+    return _linear(jet, shift + scale * jet[0], lambda x: scale * x)
 
 
 @propagate.register(BatchNorm)

@@ -18,7 +18,7 @@ from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import curvature_and_sharpness
-from bnsmooth_cli.networks.parameters import flatten
+from bnsmooth_cli.networks.parameters import flatten, positions
 from bnsmooth_cli.networks.structure import chosen_layers
 from bnsmooth_cli.points.point import Point
 
@@ -56,7 +56,7 @@ def smoothness_by_layer(
     ...     list(bns.smoothness_by_layer(bns.load_point(run)).layer_name)
     ['fc1', 'fc2', 'fc3']
     """
-    point = point if objective is None else point.at(objective)
+    point = point.at(objective)
     chosen = chosen_layers(point.structure, layers)
     lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
     etas = [alpha * point.config.lr for alpha in lengths]
@@ -83,7 +83,7 @@ def _along(
     point: Point, names: Sequence[str], gradient: Float[Tensor, " n"], etas: Sequence[float]
 ) -> Iterator[Float[Tensor, " n"]]:
     """The gradients in the named parameters after only these have moved along theirs, one per step length."""
-    theta, where = point.theta, point.places(names)
+    theta, where = point.theta, positions(point.model, names)
     if point.fast_path is not None:  # takes all step lengths at once
         thetas = theta.repeat(len(etas), 1)
         thetas[:, where] -= theta.new_tensor(etas)[:, None] * gradient

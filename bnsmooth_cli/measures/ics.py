@@ -59,8 +59,15 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     updated, velocity = theta.clone(), [flatten(point.velocity)] if point.velocity else []
     sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
 
-    whole = layers is None and point.fast_path is not None
-    before, shifted = (_at_once if whole else _one_by_one)(point, chosen, theta, gradient, updated)
+    slopes, then = point.values(gradient), point.values(updated)
+    before = [flatten(slopes[name] for name in names) for _, names in chosen]
+    shifted: Iterable[Tensor]  # G' of every layer from the second on
+    if layers is None and point.fast_path is not None:
+        shifted = _at_once(point, before, theta, updated)
+    elif isinstance(point.model, Chain) and chosen == point.layers:
+        shifted = _of_chain(point, chosen, then)
+    else:
+        shifted = _of_any(point, chosen, point.values(theta), then)
     # No layer moves before layer 1, so that its G' is its G.
     records = [_compare(g, after) for g, after in zip(before, itertools.chain(before[:1], shifted), strict=True)]
     sizes, sizes_updated, distances, products = torch.stack(records).cpu().double().numpy().T
@@ -80,32 +87,17 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     return label(point, frame)
 
 
-#: G of every layer, and G' of every layer from the second on.
-Shifted = tuple[list[Tensor], Iterable[Tensor]]
-
-
-def _at_once(point: Point, layers: Names, theta: Theta, gradient: Theta, updated: Theta) -> Shifted:
+def _at_once(point: Point, before: list[Tensor], theta: Theta, updated: Theta) -> Iterable[Tensor]:
     """By a fast path, which takes one parameter vector per layer, updated up to the layer."""
-    named = dict(point.model.named_parameters())
-    sizes = [sum(named[name].numel() for name in names) for _, names in layers]
+    sizes = [len(gradient) for gradient in before]
     starts = np.cumsum(sizes)[:-1].tolist()
-    before = list(gradient.split(sizes))
     if not starts:  # there is one layer
-        return before, []
+        return []
     thetas = theta.repeat(len(starts), 1)
     for mixed, start in zip(thetas, starts, strict=True):
         mixed[:start] = updated[:start]
     gradients = point.gradients_at(thetas)[1]
-    return before, [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
-
-
-def _one_by_one(point: Point, layers: Names, theta: Theta, gradient: Theta, updated: Theta) -> Shifted:
-    """By the network, one layer after another: a chain runs from that layer on, any other network runs whole."""
-    now, then = point.values(theta), point.values(updated)
-    slopes = dict(zip(now, gradient.split([v.numel() for v in now.values()]), strict=True))
-    before = [flatten(slopes[name] for name in names) for _, names in layers]
-    chain = isinstance(point.model, Chain) and layers == point.layers
-    return before, (_of_chain(point, layers, then) if chain else _of_any(point, layers, now, then))
+    return [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
 
 
 def _of_any(point: Point, layers: Names, now: dict[str, Tensor], then: dict[str, Tensor]) -> Iterator[Tensor]:

@@ -88,12 +88,12 @@ def landscape(point: Point, alphas: Sequence[float] | None = None, objective: st
     ...     list(bns.landscape(bns.load_point(run), alphas=[0.5, 1.0]).alpha)
     [0.0, 0.5, 1.0]
     """
-    lengths = line_alphas(point.config.problem) if alphas is None else [float(alpha) for alpha in alphas]
-    return label(point, probe(point if objective is None else point.at(objective), lengths))
+    return label(point, probe(point.at(objective), alphas))
 
 
-def probe(point: Point, alphas: Sequence[float]) -> pd.DataFrame:
+def probe(point: Point, alphas: Sequence[float] | None) -> pd.DataFrame:
     """The rows of `landscape`, without the columns that identify the point."""
+    alphas = line_alphas(point.config.problem) if alphas is None else list(alphas)
     lr = point.config.lr
     theta = point.theta[None]
     loss, gradient = point.gradients_at(theta)

@@ -51,11 +51,6 @@ class Measurement:
         self.check(structure_of(problem), **names)
         return problem
 
-    def after(self, before: pd.DataFrame | None, point: Point, arguments: dict[str, Any]) -> pd.DataFrame:
-        """The rows at a point, given those of the measured step before it; None for the first one of a run."""
-        rows = self.rows(point, **arguments)
-        return rows if before is None else self.since(before, rows)
-
 
 def label(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
     """Prepend the columns that identify a point: `run`, `problem`, `norm`, `lr`, `seed` and `step`."""

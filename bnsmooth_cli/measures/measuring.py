@@ -53,11 +53,6 @@ class Request:
     data: str | None = None
     problems: dict[str, Problem] = field(default_factory=dict)
 
-    @property
-    def points(self) -> int:
-        """The number of points to measure."""
-        return sum(map(len, self.steps.values()))
-
     def provenance(self) -> dict[str, dict[str, Any]]:
         """The entries of a table's provenance that decide whether it answers this request."""
         runs = {source.name: source.config.as_dict() for source in self.sources}
@@ -178,7 +173,7 @@ def execute(
         progress: Called before each point with the run, the step, the points measured and the points in all.
         keep: Called with the rows of each point once they are computed.
     """
-    total, done = sum(request.points for request in requests), count()
+    total, done = sum(len(steps) for request in requests for steps in request.steps.values()), count()
 
     def walk(request: Request, source: CheckpointSource) -> Iterator[pd.DataFrame]:
         what, moved = measurement(request.kind), source.with_data(request.data)
@@ -189,7 +184,8 @@ def execute(
         for point in visit(moved, request.steps[source.name], problem=problem):
             if progress is not None:
                 progress(source.name, point.step, next(done), total)
-            rows = what.after(rows, point, arguments)
+            now = what.rows(point, **arguments)
+            rows = now if rows is None else what.since(rows, now)
             if request.path.parent == source.path and not source.path.is_dir():
                 raise InputError(f"{source.path}: was removed, or moved, while it was measured; choose a table with -o")
             keep(request, rows)

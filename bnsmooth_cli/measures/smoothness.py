@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import largest_eigenvalue
-from bnsmooth_cli.measures.landscape import line_alphas, plan, probe
+from bnsmooth_cli.measures.landscape import plan, probe
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
@@ -49,8 +49,8 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
     >>> bool(row.beta > 0 and row.predictiveness_min <= row.predictiveness_max)
     True
     """
-    point = point if objective is None else point.at(objective)
-    line = probe(point, line_alphas(point.config.problem) if alphas is None else list(alphas))
+    point = point.at(objective)
+    line = probe(point, alphas)
     start, moved = line.iloc[0], line.iloc[1:]
     with np.errstate(divide="ignore", invalid="ignore"):
         beta = (moved["grad_distance"] / moved["distance"]).to_numpy()

@@ -77,7 +77,7 @@ def surface(
     (9, [0.0, 0.0])
     """
     check(points, extent, dimensions, directions)
-    point = point if objective is None else point.at(objective)
+    point = point.at(objective)
     theta = point.theta
     if directions == "pca":
         axes, projection, shares = principal(theta, path or {}, point.step)
@@ -88,14 +88,13 @@ def surface(
     values = [np.linspace(low, high, points) for low, high in ranges]
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*values, indexing="ij")], 1)
     losses = point.losses_at(_walk(theta, axes, grid)).cpu().double().numpy()
-    frame = pd.DataFrame({"x": grid[:, 0], "y": grid[:, 1] if len(axes) == 2 else math.nan, "loss": losses})
+    second = grid[:, 1] if len(axes) == 2 else math.nan
+    frame = pd.DataFrame({"x": grid[:, 0], "y": second, "loss": losses, "path_step": math.nan})
     if directions == "pca":
         steps = sorted(path or {})
         losses = point.losses_at((path or {})[step].to(theta) for step in steps).cpu().double().numpy()
         columns = {"x": projection[:, 0], "y": projection[:, 1], "loss": losses, "path_step": np.array(steps, float)}
-        frame = pd.concat([frame.assign(path_step=math.nan), pd.DataFrame(columns)], ignore_index=True)
-    else:
-        frame["path_step"] = math.nan
+        frame = pd.concat([frame, pd.DataFrame(columns)], ignore_index=True)
     return label(point, frame.assign(x_share=shares[0], y_share=shares[1]))
 
 

@@ -10,7 +10,6 @@ For p = 1 and p = inf, q is piecewise constant along the ray of u, and $\mathrm{
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -58,41 +57,30 @@ def slope(
     return size.div_(spread(s, repeat)).pow_(p - 1).copysign_(u), torch.ones_like(s)
 
 
-def bend(u: Float[Tensor, "m units"], s: Float[Tensor, " units"], p: float) -> Float[Tensor, ...] | None:
-    """b as a matrix (m, units) or, for p = 2, a value of each unit (units,); None where it is zero."""
-    if p in (1, math.inf):
-        return None
-    if p == 2:
-        return 1 / s
-    return (u.abs() / s).pow_(p - 2).mul_((p - 1) / s)
-
-
 def spread(values: Float[Tensor, " units"], repeat: int) -> Float[Tensor, " columns"]:
     """A value of each unit, for all of the unit's columns."""
     return values if repeat == 1 else values.repeat_interleave(repeat)
 
 
-class ScaleDerivatives(NamedTuple):
-    """What the second derivatives of a norm need: c and the matrix and factor of q, and b (None where it is zero)."""
-
-    c: Tensor
-    direction: Tensor
-    factor: Tensor
-    bend: Tensor | None
-
-
 def scale_derivatives(
     z: Float[Tensor, "m units"], mean: Float[Tensor, " units"], s: Float[Tensor, " units"], p: float, centred: bool
-) -> ScaleDerivatives:
-    """The derivatives of a norm's scale at its activations z with mean `mean` and scale s."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The derivatives of a norm's scale at its activations z with mean `mean` and scale s.
+
+    Returns:
+        c; the matrix and the factor of q; b as a matrix (m, units) or, for p = 2, a value of each unit, and None where
+        it is zero.
+    """
     c = z - mean
     u = c if centred else z
     direction, factor = slope(u, s, p)
-    b = bend(u, s, p)
+    b: Tensor | None = None
+    if p not in (1, math.inf):
+        b = 1 / s if p == 2 else (u.abs() / s).pow_(p - 2).mul_((p - 1) / s)
     if not centred:  # a scale that is held at EPSILON does not move
         alive = (s > EPSILON).to(s.dtype)
         factor, b = factor * alive, None if b is None else b * alive
-    return ScaleDerivatives(c, direction, factor, b)
+    return c, direction, factor, b
 
 
 def as_matrix(y: Float[Tensor, "batch units *positions"]) -> Float[Tensor, "m units"]:

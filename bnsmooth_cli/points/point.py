@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config
@@ -20,7 +20,7 @@ from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_ba
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import flatten, positions, trainable
-from bnsmooth_cli.networks.structure import Names, Site, Structure, structure
+from bnsmooth_cli.networks.structure import Names, Structure, structure
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem
@@ -131,11 +131,6 @@ class Point:
         """The layers in order: each layer's name and the names of its parameters."""
         return self.structure.layers
 
-    @property
-    def sites(self) -> list[Site]:
-        """The places in the network where norms act, or could."""
-        return self.structure.sites
-
     def to(self, dtype: torch.dtype) -> Point:
         """The point in another precision: a copy of the network and its batch, or itself if nothing changes.
 
@@ -161,16 +156,16 @@ class Point:
             targets=_cast(self.targets, device, dtype),
         )
 
-    def at(self, objective: str) -> Point:
+    def at(self, objective: str | None) -> Point:
         """The point with another objective.
 
         Args:
-            objective: "batch", "train:K" or "test".
+            objective: "batch", "train:K" or "test"; None keeps the point's own.
 
         Raises:
             InputError: If the problem does not have the objective.
         """
-        chosen = Objective(objective)
+        chosen = self.objective if objective is None else Objective(objective)
         if chosen != "batch" and isinstance(self.problem, ExternalLoop):
             raise InputError(f"--objective {objective}: a point of your own loop has the loss that it was made with")
         chosen.check(self.problem)
@@ -251,13 +246,11 @@ class Point:
 
         The iterable may yield the same tensor each time, with new values: a vector is read before the next one.
         """
-        fast_path, values = self.fast_path, self.values(self.theta)
+        if (fast_path := self.fast_path) is not None:
+            return torch.cat([fast_path.losses(theta[None]) for theta in thetas])
+        values, losses = self.values(self.theta), []
         sizes = [value.numel() for value in values.values()]
-        losses = []
         for theta in thetas:
-            if fast_path is not None:
-                losses.append(fast_path.losses(theta[None])[0])
-                continue
             for value, piece in zip(values.values(), theta.split(sizes), strict=True):
                 value.copy_(piece.view(value.shape))
             losses.append(self.loss_at(values))
@@ -278,7 +271,7 @@ class Point:
             yield from map(self._double_backward, blocks)
             return
         curvature = self.hessian()
-        yield from (restricted(curvature, self.places(names)) for names in blocks)
+        yield from (restricted(curvature, positions(self.model, names)) for names in blocks)
 
     @property
     def _has_complex_step(self) -> bool:
@@ -290,10 +283,6 @@ class Point:
         terms = functools.partial(self._terms, self.model, values)
         # The graph of one batch serves all products. The graphs of many batches would not fit into memory.
         return double_backward(terms, leaves, keep_graph=self.objective == "batch")
-
-    def places(self, names: Sequence[str]) -> Int[Tensor, " m"]:
-        """The indices in theta of the elements of the named parameters."""
-        return positions(self.model, names)
 
 
 def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config, LinearSettings
-from bnsmooth_cli.derivatives.fast_path import LinearFastPath
+from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems.base import Problem
@@ -35,7 +35,7 @@ class DeepLinear(Problem):
         matrix = torch.randn(dimension, dimension, generator=random)
         self._inputs = inputs.to(device)
         self._targets = (inputs @ matrix.T).to(device)
-        self._fast_paths: dict[tuple[torch.dtype, torch.device], LinearFastPath] = {}
+        self._fast_paths: dict[tuple[torch.dtype, torch.device], FastPath] = {}
 
     def network(self) -> Chain:
         """Linear layers without biases, named fc1, fc2, ..., each followed by the norm."""
@@ -56,14 +56,14 @@ class DeepLinear(Problem):
         chosen = self.indices(step)
         return self._inputs[chosen], self._targets[chosen]
 
-    def fast_path(self, dtype: torch.dtype, device: torch.device) -> LinearFastPath | None:
+    def fast_path(self, dtype: torch.dtype, device: torch.device) -> FastPath | None:
         """The fast path of the full batch, for norms that map every sample of a unit alike."""
         if self.config.batch_size < self.num_samples or not self._fast:
             return None
         key = (dtype, device)
         if key not in self._fast_paths:
             data = self._inputs.to(device), self._targets.to(device)
-            self._fast_paths[key] = LinearFastPath(*data, self.config.norm, self.settings.depth, dtype)
+            self._fast_paths[key] = FastPath(*data, self.config.norm, self.settings.depth, dtype)
         return self._fast_paths[key]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:

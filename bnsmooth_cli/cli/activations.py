@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import UnitOptions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @measuring(UnitOptions)
-def activations(rows: pd.DataFrame) -> None:
+def activations(rows: Rows) -> None:
     """Measure how the inputs to the non-linearities are distributed, and how far they move (figures 1c, 2, 7, 8, 14).
 
     The table has one row per measured step, layer and unit; by default for five layers over the depth, and five units

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import LayerOptions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @measuring(LayerOptions)
-def ics(rows: pd.DataFrame) -> None:
+def ics(rows: Rows) -> None:
     """Measure internal covariate shift: how each layer's gradient changes when the layers before it step (figure 3).
 
     The table has one row per measured step and layer: the distance and the cosine of the two gradients of

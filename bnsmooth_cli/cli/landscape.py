@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import LineOptions, ObjectiveOptions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @measuring(LineOptions, ObjectiveOptions)
-def landscape(rows: pd.DataFrame) -> None:
+def landscape(rows: Rows) -> None:
     """Probe the loss and its gradient along the gradient's direction (figures 4a-b, 9, 11, 12).
 
     At several step lengths, it records the loss and the distance of the gradient from the one at the measured step.

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Rows: TypeAlias = "pd.DataFrame"  # a name that does not import pandas
 #: Prints a summary of the measured rows.
-Summarise = Callable[["pd.DataFrame"], None]
+Summarise = Callable[[Rows], None]
 
 
 def measuring(*groups: type[MeasureOptions], problem: str | None = None) -> Callable[[Summarise], Callable[..., None]]:
@@ -43,7 +44,7 @@ def measuring(*groups: type[MeasureOptions], problem: str | None = None) -> Call
     The name of the function is the kind of table, and its docstring is the help text of the command.
 
     Args:
-        groups: The groups of options whose `chosen` are keyword arguments of the measurement's `plan`.
+        groups: The groups of options whose `given` are keyword arguments of the measurement's `plan`.
         problem: The problem that is trained if neither a run nor `--problem` is given; None for the usual default.
     """
 
@@ -116,8 +117,7 @@ def _measure(
         config = run.config(problem)
         # Wrong arguments are refused before the training, which takes longer.
         arguments = measurement(kind).plan(config, **options)
-        device = choose_device(machine.device)
-        checked = measurement(kind).confirm(arguments, lambda: problems.build(config, device))
+        checked = measurement(kind).confirm(arguments, lambda: problems.build(config, choose_device(machine.device)))
         if files.output is not None:
             check_target(files.output, kind, machine.force)
         # --force replaces this command's table. It never trains an existing run again.

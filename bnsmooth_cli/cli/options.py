@@ -188,11 +188,9 @@ class StepOptions(Options):
         """The arguments `every` and `at` of `measures.measuring.plan`."""
         if self.every is not None and self.every < 1:
             raise InputError(f"--every {self.every}: give a whole number of at least 1")
-        if self.at is None:
-            return {"every": self.every, "at": None}
-        if self.every is not None:
+        if self.every is not None and self.at is not None:
             raise InputError("--every and --at: give one of the two")
-        return {"every": None, "at": _integers("--at", self.at, "0,100,250")}
+        return {"every": self.every, "at": None if self.at is None else _integers("--at", self.at, "0,100,250")}
 
 
 def _integers(flag: str, text: str, example: str) -> list[int]:

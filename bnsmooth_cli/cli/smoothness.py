@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import LayerOptions, LineOptions, ObjectiveOptions, option
 from bnsmooth_cli.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class ByLayerOptions(LayerOptions):
 
 
 @measuring(LineOptions, ObjectiveOptions, ByLayerOptions)
-def smoothness(rows: pd.DataFrame) -> None:
+def smoothness(rows: Rows) -> None:
     """Measure how smooth the loss is: effective beta (figure 4c), Lipschitzness, curvature, sharpness.
 
     The table has one row per measured step. Sharpness is the Hessian's eigenvalue of largest magnitude, by Lanczos'

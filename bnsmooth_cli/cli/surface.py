@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import ObjectiveOptions, SurfaceOptions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @measuring(SurfaceOptions, ObjectiveOptions)
-def surface(rows: pd.DataFrame) -> None:
+def surface(rows: Rows) -> None:
     """Measure the loss on a plane or a line around a point (Li et al. 2018).
 
     By default it takes the last checkpoint, random filter-normalised directions, 21 x 21 points, and the batch and

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import measuring
+from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import UnitOptions
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @measuring(UnitOptions, problem="dln")
-def theory(rows: pd.DataFrame) -> None:
+def theory(rows: Rows) -> None:
     """Verify theorems 4.1, 4.2, 4.4, observation 4.3 and lemma 4.5, unit by unit in float64 (section 4, figure 5).
 
     The table has one row per measured step, statement, layer and unit: both sides, and the sizes of the reductions.
@@ -38,7 +33,7 @@ def theory(rows: pd.DataFrame) -> None:
     terminal.summary("sizes of the reductions: medians and frequencies", _reductions(rows))
 
 
-def verdict(rows: pd.DataFrame) -> str:
+def verdict(rows: Rows) -> str:
     """In how many cases the proved statements hold, as a sentence."""
     from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
 
@@ -50,7 +45,7 @@ def verdict(rows: pd.DataFrame) -> str:
     return text + (f"; {undefined:,} undefined (a constant unit, or an overflow)" if undefined else "")
 
 
-def _reductions(rows: pd.DataFrame) -> pd.DataFrame:
+def _reductions(rows: Rows) -> Rows:
     """A row per run: the sizes of the terms of 4.1, and how often the conditions of 4.2 are met."""
     first, second, at_y = (rows[rows["statement"] == name] for name in ("4.1", "4.2", "4.1 at y"))
     table = first.groupby("run", sort=False)[["sigma", "mean_fraction", "output_fraction"]].median()

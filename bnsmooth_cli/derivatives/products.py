@@ -44,10 +44,7 @@ class _Replaced(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if function in _REPLACEMENTS:
-            return _REPLACEMENTS[function](*args, **kwargs)
-        return function(*args, **kwargs)
+        return _REPLACEMENTS.get(function, function)(*args, **(kwargs or {}))
 
 
 def _batch_norm(

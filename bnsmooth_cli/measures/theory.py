@@ -204,10 +204,7 @@ def _gradients(
     y = y.detach().requires_grad_()
     z = norm(y)
     fed = z.detach().requires_grad_()
-    out = fed
-    for module in rest:
-        out = module(out)
-    (g,) = torch.autograd.grad(objective(out), fed)
+    (g,) = torch.autograd.grad(objective(nn.Sequential(*rest)(fed)), fed)
     (slope,) = torch.autograd.grad(z, y, g)
     return z.detach(), g, slope
 

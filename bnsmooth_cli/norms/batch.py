@@ -68,7 +68,6 @@ class BatchNorm(UnitNorm):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, y: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
-        running = (self.running_mean, self.running_var)
-        if self.training and not self.update_statistics:
-            return F.batch_norm(y, None, None, self.gamma, self.beta, True, MOMENTUM, EPSILON)
-        return F.batch_norm(y, *running, self.gamma, self.beta, self.training, MOMENTUM, EPSILON)
+        unchanged = self.training and not self.update_statistics
+        mean, var = (None, None) if unchanged else (self.running_mean, self.running_var)
+        return F.batch_norm(y, mean, var, self.gamma, self.beta, self.training, MOMENTUM, EPSILON)

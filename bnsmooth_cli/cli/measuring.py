@@ -55,9 +55,8 @@ def measuring(*groups: type[MeasureOptions], problem: str | None = None) -> Call
         @functools.wraps(summarise)
         def command(**values: Any) -> None:
             chosen: list[MeasureOptions] = [values.pop(key) for key in own]
-            kind = next((group.kind for group in chosen if group.kind), name)
             options = {key: value for group in chosen for key, value in group.given().items()}
-            _measure(summarise, kind, options, problem, **values)
+            _measure(summarise, options.pop("kind", name), options, problem, **values)
 
         steps, *others = [*inspect.signature(_measure, eval_str=True).parameters.values()][4:]
         if not kinds.get(name).tensorboard:

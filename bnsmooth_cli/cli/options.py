@@ -204,12 +204,10 @@ def _integers(flag: str, text: str, example: str) -> list[int]:
 
 
 class MeasureOptions(Options):
-    """A group of options of some measurements, whose fields are arguments of their `plan`."""
+    """A group of options of some measurements, whose fields are arguments of their `plan`.
 
-    @property
-    def kind(self) -> str | None:
-        """The kind of table that the options select; None for the kind that the command is named after."""
-        return None
+    An option `kind` selects another kind of table than the one that the command is named after.
+    """
 
     def given(self) -> dict[str, Any]:
         """The keyword arguments of the measurement's `plan`: the options that were given, with lists parsed."""

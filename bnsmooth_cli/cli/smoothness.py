@@ -19,16 +19,14 @@ class ByLayerOptions(LayerOptions):
         "Measure each layer, with the parameters of all other layers held fixed.", default=False, flags="--by-layer"
     )
 
-    @property
-    def kind(self) -> str | None:
-        """The kind of table that the options select."""
-        return "smoothness-by-layer" if self.by_layer else None
-
     def given(self) -> dict[str, Any]:
-        """The keyword arguments of the measurement's `plan`."""
-        if self.layers is not None and not self.by_layer:
+        """The keyword arguments of the measurement's `plan`, and the kind of table."""
+        values = super().given()
+        if values.pop("by_layer"):
+            values["kind"] = "smoothness-by-layer"
+        elif self.layers is not None:
             raise InputError(f"--layers {self.layers}: goes with --by-layer")
-        return {name: value for name, value in super().given().items() if name != "by_layer"}
+        return values
 
 
 @measuring(LineOptions, ObjectiveOptions, ByLayerOptions)

@@ -206,18 +206,16 @@ def measure(
     sources: Sequence[CheckpointSource],
     output: Path | None = None,
     *,
-    every: int | None = None,
-    at: Sequence[int] | None = None,
-    options: dict[str, Any] | None = None,
-    device: str = "auto",
     force: bool = False,
     progress: Progress | None = None,
+    **planned: Any,
 ) -> list[Path]:
     """Plan and measure the sources in one call (see `plan` and `execute`), and return the paths of the tables.
 
-    A table that already answers its request is kept; with `force` it is measured again.
+    A table that already answers its request is kept; with `force` it is measured again. `planned` are further arguments
+    of `plan`.
     """
-    requests = plan(kind, sources, output, every=every, at=at, options=options, device=device)
+    requests = plan(kind, sources, output, **planned)
     execute(pending(requests, force), progress=progress)
     return [request.path for request in requests]
 

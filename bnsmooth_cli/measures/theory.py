@@ -58,6 +58,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.derivatives.products import twice_differentiable
 from bnsmooth_cli.derivatives.taylor import curve, second_derivatives
 from bnsmooth_cli.measures.measurement import Measurement, label
@@ -275,10 +276,10 @@ def _rows(
     )
 
 
-_NUMBERS: Final = (
-    "lhs", "rhs", "residual", "sigma", "gamma", "grad_norm", "mean_fraction", "output_fraction", "alignment",
-    "curvature", "input_norm",
-)  # fmt: skip
+#: The columns of numbers.
+_NUMBERS: Final = [
+    name for name, column in kinds.get("theory").columns.items() if column.type == "double" and name != "lr"
+]
 
 
 def _samples(x: Tensor) -> tuple[int, ...]:

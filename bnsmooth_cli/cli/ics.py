@@ -22,14 +22,7 @@ def ics(rows: Rows) -> None:
 
       bnsmooth ics runs/vgg-batch-lr0.1-seed0 --layers conv1,conv4,fc1 -o three.parquet
     """
-    table = (
-        rows[rows["layer"] > 1]
-        .groupby(["run", "step"], sort=False)
-        .agg(
-            ics_median=("ics", "median"),
-            ics_max=("ics", "max"),
-            cosine_median=("cosine", "median"),
-            cosine_min=("cosine", "min"),
-        )
-    )
+    later = rows[rows["layer"] > 1].groupby(["run", "step"], sort=False)
+    table = later.agg({"ics": ["median", "max"], "cosine": ["median", "min"]})
+    table.columns = table.columns.map("_".join)
     terminal.summary("internal covariate shift, over layers from the second", table.reset_index())

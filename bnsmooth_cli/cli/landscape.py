@@ -21,14 +21,7 @@ def landscape(rows: Rows) -> None:
 
       bnsmooth landscape runs/vgg-l1-lr0.1-seed0/checkpoints/000050.pt --points 16
     """
-    table = (
-        rows[rows["alpha"] > 0]
-        .groupby(["run", "step"], sort=False)
-        .agg(
-            loss_min=("loss", "min"),
-            loss_max=("loss", "max"),
-            grad_distance_min=("grad_distance", "min"),
-            grad_distance_max=("grad_distance", "max"),
-        )
-    )
+    line = rows[rows["alpha"] > 0].groupby(["run", "step"], sort=False)
+    table = line[["loss", "grad_distance"]].agg(["min", "max"])
+    table.columns = table.columns.map("_".join)
     terminal.summary("along the gradient", table.reset_index())

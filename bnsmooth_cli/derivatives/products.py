@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
-from bnsmooth_cli.networks.parameters import flatten
+from bnsmooth_cli.networks.parameters import flatten, unflatten
 
 #: Multiplies a vector (n,) by the Hessian.
 Product = Callable[[Tensor], Tensor]
@@ -96,7 +96,6 @@ def double_backward(
         keep_graph: Whether the graphs of the terms are kept for all products. Otherwise they are computed again for
             each product, so that memory holds the graph of a single term.
     """
-    sizes, shapes = [v.numel() for v in leaves], [v.shape for v in leaves]
 
     def slopes() -> Iterator[tuple[float, Sequence[Tensor]]]:
         with twice_differentiable():
@@ -106,7 +105,7 @@ def double_backward(
     kept = list(slopes()) if keep_graph else None
 
     def product(v: Tensor) -> Tensor:
-        pieces = [piece.view(shape) for piece, shape in zip(v.split(sizes), shapes, strict=True)]
+        pieces = unflatten(v, leaves)
         total = torch.zeros_like(v)
         for share, slope in kept or slopes():
             curved = [i for i, g in enumerate(slope) if g.requires_grad]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 
@@ -14,13 +14,23 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " n"]:
+def flatten(tensors: Iterable[Tensor]) -> Shaped[Tensor, " n"]:
     """Concatenate all elements of the tensors into one vector.
 
     >>> flatten([torch.ones(2, 2), torch.zeros(1)])
     tensor([1., 1., 1., 1., 0.])
     """
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unflatten(theta: Shaped[Tensor, " n"], like: Collection[Tensor]) -> list[Tensor]:
+    """Split a vector into views that have the shapes of tensors.
+
+    >>> unflatten(torch.arange(3.0), [torch.ones(1, 2), torch.ones(1)])
+    [tensor([[0., 1.]]), tensor([2.])]
+    """
+    pieces = theta.split([tensor.numel() for tensor in like])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
 def positions(model: nn.Module, names: Sequence[str]) -> Int[Tensor, " n"]:
@@ -30,7 +40,7 @@ def positions(model: nn.Module, names: Sequence[str]) -> Int[Tensor, " n"]:
     tensor([2])
     """
     parameters = trainable(model)
-    sizes = [p.numel() for p in parameters.values()]
-    every = torch.arange(sum(sizes), device=next(iter(parameters.values())).device)
-    pieces = dict(zip(parameters, every.split(sizes), strict=True))
-    return torch.cat([pieces[name] for name in names])
+    count = sum(p.numel() for p in parameters.values())
+    every = torch.arange(count, device=next(iter(parameters.values())).device)
+    places = dict(zip(parameters, unflatten(every, parameters.values()), strict=True))
+    return flatten(places[name] for name in names)

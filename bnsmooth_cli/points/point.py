@@ -19,7 +19,7 @@ from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.hooks import evaluating
-from bnsmooth_cli.networks.parameters import flatten, positions, trainable
+from bnsmooth_cli.networks.parameters import flatten, positions, trainable, unflatten
 from bnsmooth_cli.networks.structure import Names, Structure, structure
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.objective import Batch, Objective
@@ -219,12 +219,12 @@ class Point:
     def _gradient_at(self, theta: Tensor, gradient: Tensor) -> Tensor:
         """Return the loss, and add the gradient to `gradient`."""
         leaves = {name: value.requires_grad_() for name, value in self.values(theta).items()}
-        pieces = gradient.split([leaf.numel() for leaf in leaves.values()])
+        pieces = unflatten(gradient, leaves.values())
         total = theta.new_zeros(())
         for share, loss in self._terms(self.model, leaves):
             slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
             for piece, slope in zip(pieces, slopes, strict=True):
-                piece.view(slope.shape).add_(slope, alpha=share)
+                piece.add_(slope, alpha=share)
             total += share * loss.detach()
         return total
 
@@ -234,9 +234,9 @@ class Point:
         A convolution would otherwise convert its weights, and their gradient, in every pass.
         """
         parameters = trainable(self.model)
-        pieces = theta.split([p.numel() for p in parameters.values()])
+        pieces = unflatten(theta, parameters.values())
         return {
-            name: torch.empty_like(p, requires_grad=False).copy_(piece.view(p.shape))
+            name: torch.empty_like(p, requires_grad=False).copy_(piece)
             for (name, p), piece in zip(parameters.items(), pieces, strict=True)
         }
 
@@ -249,10 +249,9 @@ class Point:
         if (fast_path := self.fast_path) is not None:
             return torch.cat([fast_path.losses(theta[None]) for theta in thetas])
         values, losses = self.values(self.theta), []
-        sizes = [value.numel() for value in values.values()]
         for theta in thetas:
-            for value, piece in zip(values.values(), theta.split(sizes), strict=True):
-                value.copy_(piece.view(value.shape))
+            for value, piece in zip(values.values(), unflatten(theta, values.values()), strict=True):
+                value.copy_(piece)
             losses.append(self.loss_at(values))
         return torch.stack(losses)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.networks.parameters import trainable
+from bnsmooth_cli.networks.parameters import trainable, unflatten
 from bnsmooth_cli.norms.state import prepare, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs
@@ -128,6 +128,6 @@ def _join(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.empty(0)
     whole = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    for tensor, piece in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.data = piece.view(tensor.shape)
+    for tensor, piece in zip(tensors, unflatten(whole, tensors), strict=True):
+        tensor.data = piece
     return whole

@@ -104,26 +104,23 @@ def _measure(
     from bnsmooth_cli.storage.tables import check_target, read_table
     from bnsmooth_cli.training.devices import choose_device
 
-    arguments = data = None
     if sources:
         opened = [open_source(path) for path in sources]
         for source in opened:
             run.check_code(source.config, source.path)
-        data = run.given().get("data")
     elif weights is not None:
         opened = [open_weights(weights, run.config(problem))]
     else:
         config = run.config(problem)
-        # Wrong arguments are refused before the training, which takes longer.
+        # Wrong options are refused before the training, which takes longer.
         arguments = measurement(kind).plan(config, **options)
         checked = measurement(kind).confirm(arguments, lambda: problems.build(config, choose_device(machine.device)))
         if files.output is not None:
             check_target(files.output, kind, machine.force)
         # --force replaces this command's table. It never trains an existing run again.
         opened = [train_or_find(config, device=machine.device, problem=checked).source()]
-    requests = plan(
-        kind, opened, files.output, **where, options=options, arguments=arguments, device=machine.device, data=data
-    )
+    data = run.given().get("data")
+    requests = plan(kind, opened, files.output, **where, options=options, device=machine.device, data=data)
     columns = [name for name, column in kinds.get(kind).columns.items() if column.type != "list"]
     frames: dict[Path, list[pd.DataFrame]] = {request.path: [] for request in requests}
     with terminal.progress(kind) as update:

@@ -105,7 +105,6 @@ def plan(
     every: int | None = None,
     at: Sequence[int] | None = None,
     options: dict[str, Any] | None = None,
-    arguments: dict[str, Any] | None = None,
     device: str = "auto",
     data: str | None = None,
 ) -> list[Request]:
@@ -118,7 +117,6 @@ def plan(
         every: Measure every so many steps instead of the checkpoints.
         at: Measure these steps.
         options: The keyword arguments of the measurement's `plan`.
-        arguments: What that `plan` returned, if it was called before the run was trained.
         device: Where to compute.
         data: The present location of the images.
 
@@ -134,13 +132,11 @@ def plan(
         chosen: dict[str, dict[str, Any]] = {}
         opened: dict[str, Problem] = {}
         for source in group:
-            chosen[source.name] = arguments or {}
-            if arguments is None:
-                moved = source.with_data(data)
-                chosen[source.name] = what.plan(moved.config, **options or {})
-                problem = what.confirm(chosen[source.name], functools.partial(open_problem, moved, device))
-                if problem is not None:
-                    opened[source.name] = problem
+            moved = source.with_data(data)
+            chosen[source.name] = what.plan(moved.config, **options or {})
+            problem = what.confirm(chosen[source.name], functools.partial(open_problem, moved, device))
+            if problem is not None:
+                opened[source.name] = problem
         path = output or group[0].table_path(kind, chosen[group[0].name].get("objective", "batch"))
         names = [name for source in group for name in (source.config.problem, source.config.norm)]
         code = {name: state for name in names if (state := digest(name)) is not None}

@@ -77,10 +77,10 @@ def surface(
     (9, [0.0, 0.0])
     """
     check(points, extent, dimensions, directions)
-    point = point.at(objective)
+    point, path = point.at(objective), path or {}
     theta = point.theta
     if directions == "pca":
-        axes, projection, shares = principal(theta, path or {}, point.step)
+        axes, projection, shares = principal(theta, path, point.step)
         ranges = [_range(projection[:, i], extent) for i in range(2)]
     else:
         axes = random_directions(point, dimensions)
@@ -91,8 +91,8 @@ def surface(
     second = grid[:, 1] if len(axes) == 2 else math.nan
     frame = pd.DataFrame({"x": grid[:, 0], "y": second, "loss": losses, "path_step": math.nan})
     if directions == "pca":
-        steps = sorted(path or {})
-        losses = point.losses_at((path or {})[step].to(theta) for step in steps).cpu().double().numpy()
+        steps = sorted(path)
+        losses = point.losses_at(path[step].to(theta) for step in steps).cpu().double().numpy()
         columns = {"x": projection[:, 0], "y": projection[:, 1], "loss": losses, "path_step": np.array(steps, float)}
         frame = pd.concat([frame, pd.DataFrame(columns)], ignore_index=True)
     return label(point, frame.assign(x_share=shares[0], y_share=shares[1]))

@@ -63,11 +63,6 @@ class Objective(str):
         objective.kind, objective.steps = kind, count
         return objective
 
-    def check(self, problem: Problem) -> None:
-        """Raise InputError if the problem does not have this objective."""
-        if self.kind == "test" and not problem.test_size:
-            raise InputError(f"--objective test: the problem {problem.config.problem} has no test set")
-
     def batches(self, problem: Problem, batch: Batch) -> Iterator[Batch]:
         """The batches whose weighted losses add up to the objective, given the batch of the step itself."""
         if self.kind == "batch":

@@ -168,7 +168,8 @@ class Point:
         chosen = self.objective if objective is None else Objective(objective)
         if chosen != "batch" and isinstance(self.problem, ExternalLoop):
             raise InputError(f"--objective {objective}: a point of your own loop has the loss that it was made with")
-        chosen.check(self.problem)
+        if chosen == "test" and not self.problem.test_size:
+            raise InputError(f"--objective test: the problem {self.config.problem} has no test set")
         return self if chosen == self.objective else dataclasses.replace(self, objective=chosen)
 
     @property

@@ -130,9 +130,7 @@ class MachineOptions(Options):
         "auto (default), cpu, cuda or mps.", _MACHINE, default="auto", choices=("auto", "cpu", "cuda", "mps")
     )
     threads: int | None = option("CPU threads (default: torch's choice; 1 for each run of a study).", _MACHINE)
-    force: bool = option(
-        "Replace existing results; in a study, only its measurements.", _MACHINE, default=False, flags="--force"
-    )
+    force: bool = option("Replace existing results; in a study, only its measurements.", _MACHINE, default=False)
 
     def apply(self) -> None:
         """Set the number of threads."""
@@ -174,7 +172,7 @@ class ExecutionOptions(Options):
     dask: str | None = option(
         "Address of a Dask scheduler, or local for a cluster of --jobs workers.", _STUDY, metavar="ADDRESS"
     )
-    dry_run: bool = option("Print the runs and their cost, and stop.", _STUDY, default=False, flags="--dry-run")
+    dry_run: bool = option("Print the runs and their cost, and stop.", _STUDY, default=False)
 
 
 @dataclass(frozen=True)
@@ -299,7 +297,6 @@ class ExportOptions(Options):
         "Write TensorBoard scalars beside each table (pip install 'bnsmooth\\[tensorboard]').",
         _MACHINE,
         default=False,
-        flags="--tensorboard",
     )
 
     def check(self) -> None:

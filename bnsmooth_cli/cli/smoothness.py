@@ -15,9 +15,7 @@ from bnsmooth_cli.errors import InputError
 class ByLayerOptions(LayerOptions):
     """Whether smoothness is measured layer by layer, and of which layers."""
 
-    by_layer: bool = option(
-        "Measure each layer, with the parameters of all other layers held fixed.", default=False, flags="--by-layer"
-    )
+    by_layer: bool = option("Measure each layer, with the parameters of all other layers held fixed.", default=False)
 
     def given(self) -> dict[str, Any]:
         """The keyword arguments of the measurement's `plan`, and the kind of table."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Request:
         weights: Digests of the weight files, by the name of the source.
         device: Where to compute.
         data: The present location of the images; None if they have not moved.
-        problems: The problems that planning opened, by the name of the source. `execute` takes them out.
+        problem: The problem of the only source, if planning has opened it.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Request:
     weights: dict[str, str]
     device: str = "auto"
     data: str | None = None
-    problems: dict[str, Problem] = field(default_factory=dict)
+    problem: Problem | None = None
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """The entries of a table's provenance that decide whether it answers this request."""
@@ -130,18 +130,16 @@ def plan(
     for group in [sources] if output else [[source] for source in sources]:
         steps = {source.name: steps_of(source, every, at, what.last_only) for source in group}
         chosen: dict[str, dict[str, Any]] = {}
-        opened: dict[str, Problem] = {}
         for source in group:
             moved = source.with_data(data)
             chosen[source.name] = what.plan(moved.config, **options or {})
             problem = what.confirm(chosen[source.name], functools.partial(open_problem, moved, device))
-            if problem is not None:
-                opened[source.name] = problem
         path = output or group[0].table_path(kind, chosen[group[0].name].get("objective", "batch"))
         names = [name for source in group for name in (source.config.problem, source.config.norm)]
         code = {name: state for name in names if (state := digest(name)) is not None}
         weights = {source.name: checksum(source.path) for source in group if source.weights is not None}
-        requests.append(Request(kind, path, tuple(group), steps, chosen, code, weights, device, data, opened))
+        shared = problem if len(sources) == 1 else None  # those of many sources might not fit into memory together
+        requests.append(Request(kind, path, tuple(group), steps, chosen, code, weights, device, data, shared))
     return requests
 
 
@@ -174,7 +172,7 @@ def execute(
     def walk(request: Request, source: CheckpointSource) -> Iterator[pd.DataFrame]:
         what, moved = measurement(request.kind), source.with_data(request.data)
         rows: pd.DataFrame | None = None
-        problem = request.problems.pop(source.name, None) or open_problem(moved, request.device)
+        problem = request.problem or open_problem(moved, request.device)
         arguments = request.arguments[source.name]
         arguments = arguments | what.context(moved, arguments, problem)
         for point in visit(moved, request.steps[source.name], problem=problem):

@@ -62,13 +62,12 @@ def visit(
     Raises:
         InputError: If a step is out of reach, or the source's problem cannot be opened.
     """
-    trajectory: Trajectory | None = None
-    for step, nearest in nearest_checkpoints(source, steps).items():
-        first = trajectory is None
-        trajectory = trajectory or Trajectory(problem or open_problem(source, device))
-        if source.weights is None and (first or trajectory.step < nearest):
+    reached = nearest_checkpoints(source, steps)
+    trajectory = Trajectory(problem or open_problem(source, device))
+    for place, (step, nearest) in enumerate(reached.items()):
+        if source.weights is None and (place == 0 or trajectory.step < nearest):
             trajectory.load(source.checkpoints[nearest], nearest)
-        if first:
+        if place == 0:
             _check_record(source, _point(trajectory, source.name))
         while trajectory.step < step:
             trajectory.advance()

@@ -12,7 +12,7 @@ from typing import Any
 
 from bnsmooth_cli.cli.studying import Board
 from bnsmooth_cli.errors import IncompleteError
-from bnsmooth_cli.studies.run import Execution, plan, run
+from bnsmooth_cli.studies.run import plan, run
 from bnsmooth_cli.user_code import allow
 from reproduction import page
 from reproduction.gather import add_time, gather
@@ -26,7 +26,7 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
         1 if a run has failed, otherwise 0. The page shows what the other runs give.
     """
     work.mkdir(parents=True, exist_ok=True)
-    execution, status = Execution(jobs=facts["jobs"]), 0
+    status = 0
     for study in studies:
         print(f"{study.name}: {study.purpose}", flush=True)
         for grid in study.grids:
@@ -35,7 +35,7 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
             begun, before = time.time(), _changed(path)
             try:
                 with Board() as board:
-                    failed = bool(run(plan(grid, path, execution), execution, progress=board).failed)
+                    failed = bool(run(plan(grid, path, jobs=facts["jobs"]), progress=board).failed)
             except IncompleteError as error:
                 print(f"reproduction: {error}", file=sys.stderr)
                 failed = True

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import own_code
@@ -25,7 +24,7 @@ from bnsmooth_cli.studies import executors, progress
 from bnsmooth_cli.studies import run as execution
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, command, read_grid
-from bnsmooth_cli.studies.progress import Permit, Stopped
+from bnsmooth_cli.studies.progress import Stopped, reports
 
 DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 GRID = f"compare --norms none,batch --seeds 0,1 {DLN} --lrs 1e-4 --steps 20 --save-every 10 --measure smoothness"
@@ -244,7 +243,7 @@ def test_a_study_resumes_and_grows_without_doing_anything_twice(cli, tmp_path, m
     before = files(tmp_path / "study")
     done: list[str] = []
     work = execution.work
-    monkeypatch.setattr(execution, "work", lambda task: done.append(task.config.name) or work(task))
+    monkeypatch.setattr(execution, "work", lambda task, folder: done.append(task.name) or work(task, folder))
     assert cli(f"{GRID} -o study")[0] == 0
     assert done == []
     grown = GRID.replace("none,batch", "none,batch,l1").replace("0,1", "0-2").replace("smoothness", "smoothness,ics")
@@ -360,17 +359,16 @@ def test_an_interrupt_while_workers_start_stops_them_too(tmp_path, after):
     assert "004000" not in steps
 
 
-def test_a_run_without_a_permit_does_not_begin(tmp_path):
-    study = Study(tmp_path / "study")
-    (task, _) = execution.tasks(study, small_grid())
-    permit = Permit(study.path)
-    permit.grant()
-    permitted = replace(task, permit=permit.name)
-    permit.withdraw()
-    for one in (task, permitted):
-        with pytest.raises(Stopped):
-            execution.work(one)
-    assert not [*study.path.glob("runs/*")]
+def test_a_run_of_a_stopped_study_does_not_begin(tmp_path):
+    study = tmp_path / "study"
+    (task, _) = execution.plan(small_grid(), study).todo
+    with pytest.raises(Stopped):
+        execution.work(task, study / ".progress")
+    with reports(study) as folder:
+        pass
+    with pytest.raises(Stopped):
+        execution.work(task, folder)
+    assert not [*study.glob("runs/*")]
 
 
 def _never_begins(gpu):
@@ -381,22 +379,21 @@ def _never_begins(gpu):
 def test_workers_that_cannot_start_fail_their_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "_begin", _never_begins)
     with executors.local(2) as executor:
-        results = dict(execution.execute(executor, execution.tasks(Study(tmp_path), small_grid(seeds=(0, 1)))))
+        results = dict(execution.execute(executor, execution.plan(small_grid(seeds=(0, 1)), tmp_path).todo, tmp_path))
     assert len(results) == 4
     assert all("died 3 times" in str(reason) for reason in results.values())
 
 
-def _dies(task):
+def _dies(task, folder):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
 def test_a_run_that_kills_every_worker_fails(tmp_path, monkeypatch):
-    study = Study(tmp_path / "study")
-    todo = execution.tasks(study, small_grid())
+    todo = execution.plan(small_grid(), tmp_path).todo
     monkeypatch.setattr(execution, "work", _dies)
     with executors.local(2) as executor:
-        results = dict(execution.execute(executor, todo))
+        results = dict(execution.execute(executor, todo, tmp_path))
     assert len(results) == 2
     assert all("died 3 times" in str(reason) for reason in results.values())
 
@@ -619,7 +616,7 @@ def test_two_commands_on_one_study(cli, tmp_path):
 
 
 def test_a_worker_of_another_version_is_named(tmp_path, monkeypatch):
-    (task, _) = execution.tasks(Study(tmp_path), small_grid())
+    (task, _) = execution.plan(small_grid(), tmp_path).todo
     monkeypatch.setattr(executors, "__version__", "9.9")
     with pytest.raises(InputError, match=r"the worker .* has bnsmooth .*, this is 9\.9"):
         executors.check_version(task.version, "node7")

@@ -29,20 +29,19 @@ def run_study(
 ) -> Study | None:
     """Run the study of the options and the study file; None for a dry run."""
     from bnsmooth_cli.studies.grid import read_grid
-    from bnsmooth_cli.studies.run import Execution, plan, run
+    from bnsmooth_cli.studies.run import plan, run
 
     if machine.threads is not None:
         options = {**options, "threads": machine.threads}
     grid = read_grid(options, file)
     if not grid.norms:
         raise InputError("give RUN directories to compare, or a grid: --norms none,batch --seeds 0-4, or --study FILE")
-    where = Execution(execution.jobs, execution.dask, machine.device)
-    planned = plan(grid, folder, where, machine.force)
+    planned = plan(grid, folder, jobs=execution.jobs, dask=execution.dask, device=machine.device, force=machine.force)
     if execution.dry_run:
-        _print_plan(planned, execution.jobs or 1)
+        _print_plan(planned)
         return None
     with Board() as board:
-        return run(planned, where, target_loss=target_loss, target_accuracy=target_accuracy, progress=board)
+        return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=board)
 
 
 class Board(StudyProgress):
@@ -92,7 +91,7 @@ class Board(StudyProgress):
             self._bars.remove_task(self._runs.pop(run)[0])
 
 
-def _print_plan(planned: Plan, jobs: int) -> None:
+def _print_plan(planned: Plan) -> None:
     """Print what would be done, run by run, and about how much time and space it would take here."""
     from bnsmooth_cli.studies.cost import estimate
 
@@ -107,7 +106,7 @@ def _print_plan(planned: Plan, jobs: int) -> None:
         for reached, steps in zip(costs["reached"], costs["steps"], strict=True)
     ]
     costs["about"] = [duration(seconds) if seconds else "-" for seconds in costs["seconds"]]
-    jobs = min(jobs, len(costs))
+    jobs = min(planned.jobs or 1, len(costs))
     note = "nothing to do"
     if seconds := float(costs["seconds"].sum()):
         note = (

@@ -15,7 +15,7 @@ import torch
 from bnsmooth_cli import problems
 from bnsmooth_cli.measures.measuring import measurement
 from bnsmooth_cli.points.reaching import load_point
-from bnsmooth_cli.studies.work import Remaining, Task
+from bnsmooth_cli.studies.work import Task
 from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.run import train_config
 from bnsmooth_cli.training.trajectory import Trajectory
@@ -23,7 +23,7 @@ from bnsmooth_cli.training.trajectory import Trajectory
 _STEPS: Final = 5  # are timed, after as many that allocate memory
 
 
-def estimate(runs: Sequence[Remaining]) -> pd.DataFrame:
+def estimate(tasks: Sequence[Task]) -> pd.DataFrame:
     """What remains of each run and what it costs, as one row a run.
 
     The columns are `run`, the step that its training has `reached`, the `steps` to train, the `tables` and `points` to
@@ -31,31 +31,30 @@ def estimate(runs: Sequence[Remaining]) -> pd.DataFrame:
     """
     prices: dict[str, dict[str, float]] = {}  # by norm
     rows = []
-    for remaining in runs:
-        task, config = remaining.task, remaining.task.config
-        steps = config.steps - remaining.reached
-        row = {"run": task.name, "reached": remaining.reached, "steps": steps, "tables": len(remaining.tables)}
-        if not remaining:
+    for task in tasks:
+        config, steps = task.config, task.config.steps - task.reached
+        row = {"run": task.name, "reached": task.reached, "steps": steps, "tables": len(task.tables)}
+        if not task:
             rows.append({**row, "points": 0, "seconds": 0.0, "bytes": 0})
             continue
         price = prices.setdefault(config.norm, {})
-        if any(item not in price for item in ("step", *remaining.tables)):
-            price |= _timed(task, remaining.tables)
+        if any(item not in price for item in ("step", *task.tables)):
+            price |= _timed(task)
 
-        def marks(every: int, begin: int = remaining.reached, end: int = config.steps) -> int:
+        def marks(every: int, begin: int = task.reached, end: int = config.steps) -> int:
             return len({*range(-(-begin // every) * every, end + 1, every), end})
 
         points = len(task.at) if task.at else marks(task.every or config.save_every, 0)
-        seconds = sum(points * price[kind] for kind in remaining.tables)
+        seconds = sum(points * price[kind] for kind in task.tables)
         size = 0
         if steps:
             seconds += steps * price["step"] + marks(config.eval_every or config.steps) * price["evaluation"]
             size = marks(config.save_every) * int(price["bytes"])
-        rows.append({**row, "points": points * len(remaining.tables), "seconds": seconds, "bytes": size})
+        rows.append({**row, "points": points * len(task.tables), "seconds": seconds, "bytes": size})
     return pd.DataFrame(rows)
 
 
-def _timed(task: Task, tables: tuple[str, ...]) -> dict[str, float]:
+def _timed(task: Task) -> dict[str, float]:
     """Seconds of a step, of an evaluation and of a point of each table, and the bytes of a checkpoint."""
     device = choose_device(task.device)
     threads = torch.get_num_threads()
@@ -73,7 +72,7 @@ def _timed(task: Task, tables: tuple[str, ...]) -> dict[str, float]:
         short = task.config.changed(steps=2, save_every=2, eval_every=task.config.eval_every and 2)
         with tempfile.TemporaryDirectory() as folder:
             run = train_config(short, Path(folder) / "run", device=task.device)
-            for kind in tables:
+            for kind in task.tables:
                 point, what = load_point(run, device=task.device), measurement(kind)
                 prices[kind] = _seconds(lambda: what.rows(point, **what.plan(short)))  # noqa: B023 - called here
         return prices

@@ -8,8 +8,8 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -53,58 +53,38 @@ class Stopped(Exception):
     """Raised in a run whose study has been stopped."""
 
 
-class Permit:
-    """The permission of one command's runs to work on a study: a folder in which each run reports its progress.
+@contextmanager
+def reports(study: Path) -> Iterator[Path]:
+    """The folder in which the runs of one command report their progress. It is also their permission to work.
 
-    Files work wherever a run executes, as every worker sees the study's folder. Once the permit is withdrawn, runs that
+    Files work wherever a run executes, as every worker sees the study's folder. Once the block has ended, runs that
     have not begun end at once, and the others when they next report.
     """
+    _withdraw(study)
+    folder = study / ".progress" / uuid.uuid4().hex
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        _withdraw(study)
 
-    def __init__(self, study: Path, name: str = "") -> None:
-        self._study, self.name = study, name
 
-    @property
-    def _folder(self) -> Path:
-        return self._study / ".progress" / self.name
-
-    def grant(self) -> None:
-        """Permit runs to work, and withdraw what an earlier command has left."""
-        self.withdraw()
-        self.name = uuid.uuid4().hex
-        self._folder.mkdir(parents=True)
-
-    def withdraw(self) -> None:
-        """Stop all runs of the study."""
-        with suppress(FileNotFoundError):  # renamed, so that no run can write there from now on
-            (self._study / ".progress").rename(self._study / f".stopped-{uuid.uuid4().hex}")
-        for stopped in self._study.glob(".stopped-*"):
-            shutil.rmtree(stopped, ignore_errors=True) if stopped.is_dir() else stopped.unlink()
-
-    def file(self, run: str) -> Path:
-        """Where a run reports its progress."""
-        return self._folder / f"{run}.json"
-
-    def read(self) -> dict[str, tuple[str, int, int, str]]:
-        """Stage, points or steps done, their total, and a note: the reports of the runs at work, by their names."""
-        reports = {}
-        with suppress(FileNotFoundError):  # withdrawn at this moment
-            for path in sorted(self._folder.glob("*.json")):
-                with suppress(OSError, ValueError):  # removed, or being written, at this moment
-                    stage, done, total, note = json.loads(path.read_text())
-                    reports[path.stem] = stage, done, total, note
-        return reports
+def _withdraw(study: Path) -> None:
+    with suppress(FileNotFoundError):  # renamed, so that no run can write there from now on
+        (study / ".progress").rename(study / f".stopped-{uuid.uuid4().hex}")
+    for stopped in study.glob(".stopped-*"):
+        shutil.rmtree(stopped, ignore_errors=True) if stopped.is_dir() else stopped.unlink()
 
 
 class Reporter:
-    """Writes the progress of one run to its file.
+    """Writes the progress of one run to its file in the folder of `reports`.
 
     Raises:
-        Stopped: If the permit has been withdrawn.
+        Stopped: If the folder is gone.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._last = -INTERVAL
+    def __init__(self, folder: Path, run: str) -> None:
+        self._file, self._last = folder / f"{run}.json", -INTERVAL
         self("start", 0, 1)
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
@@ -128,8 +108,8 @@ class Reporter:
 class Watch:
     """Passes the reports of the runs to the caller's callbacks, from a thread, until the `with` block ends."""
 
-    def __init__(self, permit: Permit, progress: StudyProgress) -> None:
-        self._permit, self._progress = permit, progress
+    def __init__(self, folder: Path, progress: StudyProgress) -> None:
+        self._folder, self._progress = folder, progress
         self._started: set[str] = set()
         self._ended: set[str] = set()
         self._lock, self._over = threading.Lock(), threading.Event()
@@ -145,11 +125,15 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(INTERVAL):
-            for run, report in self._permit.read().items():
+            for path in sorted(self._folder.glob("*.json")):
+                try:
+                    report = json.loads(path.read_text())
+                except (OSError, ValueError):  # removed, or being written, at this moment
+                    continue
                 with self._lock:
-                    if run not in self._ended:
-                        self._start(run)
-                        self._progress.advanced(run, *report)
+                    if path.stem not in self._ended:
+                        self._start(path.stem)
+                        self._progress.advanced(path.stem, *report)
 
     def _start(self, run: str) -> None:
         if run not in self._started:

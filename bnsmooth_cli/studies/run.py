@@ -16,8 +16,8 @@ from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, read_grid
 from bnsmooth_cli.studies.outcome import conclude
-from bnsmooth_cli.studies.progress import INTERVAL, Permit, StudyProgress, Watch
-from bnsmooth_cli.studies.work import Remaining, Task, tasks, work
+from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, reports
+from bnsmooth_cli.studies.work import Task, remaining, work
 from bnsmooth_cli.user_code import name_of
 
 if TYPE_CHECKING:
@@ -34,49 +34,30 @@ _DIED: Final = (
 
 
 @dataclass(frozen=True)
-class Execution:
-    """Where runs execute: the arguments `jobs`, `dask` and `device` of `study`."""
+class Plan:
+    """What a study has to do and where: what remains of each run, and why runs cannot be read, by their names."""
 
+    study: Study
+    grid: Grid
+    runs: list[Task]
+    unreadable: dict[str, str]
     jobs: int | None = None
     dask: str | None = None
     device: str = "auto"
 
-    def __post_init__(self) -> None:
-        if self.jobs is not None and self.jobs < 1:
-            raise InputError(f"--jobs {self.jobs}: give a whole number of at least 1")
-        if self.jobs is not None and self.dask not in (None, "local"):
-            raise InputError("--jobs: with --dask ADDRESS the cluster has its own workers; leave it out")
+    @property
+    def todo(self) -> list[Task]:
+        """The runs that are not finished or lack a table."""
+        return [task for task in self.runs if task]
 
-    def check_device(self) -> None:
-        """Raise InputError for a device that this machine, if it executes the runs, does not have."""
-        if self.dask in (None, "local"):
-            from bnsmooth_cli.training.devices import choose_device
-
-            choose_device(self.device)
-
-    def executor(self, runs: int, message: Callable[[str], None]) -> AbstractContextManager[Executor]:
-        """The executor for a number of runs."""
+    def executor(self, message: Callable[[str], None]) -> AbstractContextManager[Executor]:
+        """The executor of the runs."""
         if self.dask is not None:
             return executors.dask(self.dask, self.jobs, message)
         import torch
 
         gpus = executors.gpus(torch.cuda.device_count()) if self.device in ("auto", "cuda") else None
-        return executors.local(min(self.jobs or 1, runs), gpus)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study has to do: what remains of each run, and why runs cannot be read, by their names."""
-
-    study: Study
-    grid: Grid
-    runs: list[Remaining]
-    unreadable: dict[str, str]
-
-    @property
-    def todo(self) -> list[Task]:
-        """The runs that are not finished or lack a table."""
-        return [remaining.task for remaining in self.runs if remaining]
+        return executors.local(min(self.jobs or 1, len(self.todo)), gpus)
 
 
 def study(
@@ -149,29 +130,42 @@ def study(
                "seeds": seeds, "measure": measure, "every": every, "at": at, "threads": threads,
                "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
     grid = read_grid({name: value for name, value in options.items() if value is not None})
-    execution = Execution(jobs, dask, device)
-    planned = plan(grid, Path(output), execution, force)
-    return run(planned, execution, target_loss=target_loss, target_accuracy=target_accuracy, progress=progress)
+    planned = plan(grid, Path(output), jobs=jobs, dask=dask, device=device, force=force)
+    return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=progress)
 
 
-def plan(grid: Grid, folder: Path, execution: Execution, force: bool = False) -> Plan:
-    """Plan a study and check all of it, writing nothing.
+def plan(
+    grid: Grid,
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    dask: str | None = None,
+    device: str = "auto",
+    force: bool = False,
+) -> Plan:
+    """Plan a study and check all of it, writing nothing; the arguments are those of `study`.
 
     Raises:
         InputError: For a grid that does not fit, or does not fit the runs in the folder, and for a missing device.
     """
-    study, runs, unreadable = Study(folder), [], {}
-    study.check(grid)
-    for task in tasks(study, grid, execution.device, force):
+    here = dask in (None, "local")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: give a whole number of at least 1")
+    if jobs is not None and not here:
+        raise InputError("--jobs: with --dask ADDRESS the cluster has its own workers; leave it out")
+    planned = Plan(Study(folder), grid, [], {}, jobs, dask, device)
+    planned.study.check(grid)
+    for config in grid.configs():
         try:
-            runs.append(task.remaining())
+            planned.runs.append(remaining(planned.study.run_of(config), grid, device, force))
         except DamagedError as error:
-            unreadable[task.name] = str(error)
-    planned = Plan(study, grid, runs, unreadable)
+            planned.unreadable[config.name] = str(error)
     if todo := planned.todo:
-        execution.check_device()
         from bnsmooth_cli import problems
+        from bnsmooth_cli.training.devices import choose_device
 
+        if here:
+            choose_device(device)
         with grid.named_in_errors():
             for config in {task.config.norm: task.config for task in todo}.values():
                 problems.build(config).build()
@@ -180,7 +174,6 @@ def plan(grid: Grid, folder: Path, execution: Execution, force: bool = False) ->
 
 def run(
     planned: Plan,
-    execution: Execution,
     *,
     target_loss: float | None = None,
     target_accuracy: float | None = None,
@@ -198,7 +191,15 @@ def run(
         study.record(planned.grid)
         if todo := planned.todo:
             progress.planned([task.name for task in todo])
-            failed |= _execute(study, todo, execution, progress)
+            with (
+                planned.executor(progress.message) as executor,
+                reports(study.path) as folder,  # after an interrupt, the runs end before their workers do
+                Watch(folder, progress) as watch,
+            ):
+                for task, result in execute(executor, todo, folder):
+                    if isinstance(result, str):
+                        failed[task.name] = result
+                    watch.end(task.name, result)
         runs, refused = study.inspect(skip=failed)
         for name, reason in refused.items():
             progress.failed(name, reason)
@@ -209,34 +210,18 @@ def run(
     return replace(study, failed=failed)
 
 
-def _execute(study: Study, todo: Sequence[Task], execution: Execution, progress: StudyProgress) -> dict[str, str]:
-    """Execute the tasks; why runs failed, by their names."""
-    failed: dict[str, str] = {}
-    permit = Permit(study.path)
-    permit.grant()
-    permitted = [replace(task, permit=permit.name) for task in todo]
-    with execution.executor(len(todo), progress.message) as executor, Watch(permit, progress) as watch:
-        try:
-            for task, result in execute(executor, permitted):
-                if isinstance(result, str):
-                    failed[task.name] = result
-                watch.end(task.name, result)
-        finally:
-            permit.withdraw()  # after an interrupt, the runs end before their workers do
-    return failed
-
-
-def execute(executor: Executor, todo: Sequence[Task]) -> Iterator[tuple[Task, float | str]]:
+def execute(executor: Executor, todo: Sequence[Task], folder: Path) -> Iterator[tuple[Task, float | str]]:
     """Execute tasks, each yielded when it ends with the seconds that it took or the reason why it failed.
 
-    A task whose worker process died is submitted again. A Dask cluster does so itself.
+    A task whose worker process died is submitted again. A Dask cluster does so itself. The tasks report in `folder`,
+    which is that of `progress.reports`.
     """
     waiting = deque((task, 1) for task in todo)
     running: dict[Future[float], tuple[Task, int]] = {}
     while waiting or running:
         if waiting:
             task, attempt = waiting.popleft()
-            running[executor.submit(work, task)] = task, attempt
+            running[executor.submit(work, task, folder)] = task, attempt
         # InProcess has finished by now. The others are given all tasks before their results are awaited, and not
         # awaited for long: a signal that another thread of this process receives does not end the wait.
         over, _ = wait(running, timeout=0 if waiting else INTERVAL, return_when=FIRST_COMPLETED)

@@ -12,38 +12,37 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies.executors import check_version
-from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid
-from bnsmooth_cli.studies.progress import Permit, Reporter
+from bnsmooth_cli.studies.progress import Reporter
 from bnsmooth_cli.user_code import allow
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a study and its measurements: everything that a worker is told.
+    """What remains of one run of a study: everything that a worker is told. It is false if nothing remains.
 
     Attributes:
-        study: The folder of the study.
+        path: The folder of the run.
         config: The configuration of the run.
-        measure: The kinds of tables to measure.
+        reached: The step that its training has reached: the last one if it has finished or diverged.
+        tables: The kinds of tables to measure.
         every, at: The steps to measure, as in `Grid`.
         threads: CPU threads.
         device: `auto`, `cpu`, `cuda` or `mps`.
         force: Whether existing tables are measured again.
-        permit: The name of the permit under which it works.
         version: The version of bnsmooth that the worker must have.
         modules: The folder in which the worker finds the user's own modules.
     """
 
-    study: Path
+    path: Path
     config: Config
-    measure: tuple[str, ...]
+    reached: int
+    tables: tuple[str, ...]
     every: int | None
     at: tuple[int, ...] | None
     threads: int
     device: str
     force: bool
-    permit: str = ""
     version: str = __version__
     modules: Path = field(default_factory=Path.cwd)
 
@@ -52,68 +51,41 @@ class Task:
         """The name of the run."""
         return self.config.name
 
-    @property
-    def run(self) -> Run:
-        """The run, which may not exist yet."""
-        return Study(self.study).run_of(self.config)
+    def __bool__(self) -> bool:
+        return bool(self.tables) or self.reached < self.config.steps
 
-    def remaining(self) -> Remaining:
-        """What remains to be done.
 
-        Raises:
-            InputError: If the run's folder holds a run of another configuration, or a table of other steps.
-            DamagedError: If a file of the run is damaged.
-        """
-        reached = self._reached()
-        return Remaining(self, reached, self._missing() if reached else self.measure)
+def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
+    """What remains of a run, which may not exist yet.
 
-    def _reached(self) -> int:
-        run = self.run
-        if not (run.path / "config.json").exists():
-            return 0
-        if differences := open_run(run.path).config.differences(run.config):
+    Raises:
+        InputError: If the run's folder holds a run of another configuration, or a table of other steps.
+        DamagedError: If a file of the run is damaged.
+    """
+    reached, tables, steps = 0, grid.measure, run.config.steps
+    if (run.path / "config.json").exists():
+        existing = open_run(run.path).config
+        if differences := existing.differences(run.config):
             raise InputError(f"{run.path}: a run of another configuration ({'; '.join(differences)}); move it away")
         if run.outcome() is not None:
-            return self.config.steps
-        saved = run.checkpoints() if run.train_path.is_file() else ()  # without its rows, training begins again
-        return min(max(saved, default=0), self.config.steps - 1)  # the last step's row is still to come
+            reached = steps
+        elif run.train_path.is_file():  # without its rows, training begins again
+            reached = min(max(run.checkpoints(), default=0), steps - 1)  # the last step's row is still to come
+        if reached and not force:
+            from bnsmooth_cli.measures.measuring import measured
 
-    def _missing(self) -> tuple[str, ...]:
-        if self.force:
-            return self.measure
-        from bnsmooth_cli.measures.measuring import measured
-
-        config = open_run(self.run.path).config.changed(steps=self.config.steps)
-        source = Run(self.run.path, config).source()
-        return tuple(kind for kind in self.measure if not measured(kind, source, self.every, self.at))
+            source = Run(run.path, existing.changed(steps=steps)).source()
+            tables = tuple(kind for kind in tables if not measured(kind, source, grid.every, grid.at))
+    path = run.path.absolute()  # a worker may have another working directory
+    return Task(path, run.config, reached, tables, grid.every, grid.at, grid.threads, device, force)
 
 
-@dataclass(frozen=True)
-class Remaining:
-    """What remains of a task: training from step `reached`, and the `tables` that are missing.
+def work(task: Task, reports: Path) -> float:
+    """Do what remains of a run, in the process that calls this, and return the seconds that it took.
 
-    A finished or diverged run has reached its last step.
+    Raises:
+        Stopped: If the folder of `progress.reports` is gone.
     """
-
-    task: Task
-    reached: int
-    tables: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.tables) or self.reached < self.task.config.steps
-
-
-def tasks(study: Study, grid: Grid, device: str = "auto", force: bool = False) -> list[Task]:
-    """One task for each run of the grid, finished or not."""
-    folder = study.path.resolve()  # a worker may have another working directory
-    return [
-        Task(folder, config, grid.measure, grid.every, grid.at, grid.threads, device, force)
-        for config in grid.configs()
-    ]
-
-
-def work(task: Task) -> float:
-    """Do what remains of a task, in the process that calls it; the seconds that it took."""
     check_version(task.version, platform.node())
     import torch
 
@@ -126,15 +98,15 @@ def work(task: Task) -> float:
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
-    report = Reporter(Permit(task.study, task.permit).file(task.name))
+    report = Reporter(reports, task.name)
     try:
         run = train_config(
             config,
-            task.run.path,
+            task.path,
             device=task.device,
             progress=lambda step, loss: report("train", step, config.steps, f"loss {loss:.4g}"),
         )
-        for kind in task.measure:
+        for kind in task.tables:
             measure(
                 kind,
                 [run.source()],

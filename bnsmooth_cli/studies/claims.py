@@ -248,7 +248,7 @@ CLAIMS: Final = (
 )  # fmt: skip
 
 
-def claims(comparison: pd.DataFrame, runs: Sequence[Run], remedy: Callable[..., str]) -> pd.DataFrame:
+def claims(comparison: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
     """Judge the claims: one row a part of a claim and learning rate.
 
     A part is reproduced if the whole interval of its median over at least SEEDS seeds obeys its rule, and not
@@ -258,16 +258,16 @@ def claims(comparison: pd.DataFrame, runs: Sequence[Run], remedy: Callable[..., 
     Args:
         comparison: The comparison of the runs.
         runs: The runs, which are of one problem.
-        remedy: Called with `norms`, `measure` and `lrs` that are missing; returns the command that adds them.
 
     Returns:
-        The columns of a table of kind `compare-claims`.
+        The columns of a table of kind `compare-claims`, but with what `command` has to add in its place: the `norms`,
+        `measure` and `lrs` that a request changes, or None.
     """
     rows = []
     more = pd.DataFrame([{"run": run.name, **of_claims(run)} for run in runs])
     of = Metrics(worst_where_diverged(comparison).merge(more, on="run"))
     for claim in CLAIMS:
-        parts = [row for part in claim.parts if part.problem in (None, of.problem) for row in _judge(part, of, remedy)]
+        parts = [row for part in claim.parts if part.problem in (None, of.problem) for row in _judge(part, of)]
         verdicts = [row["part_verdict"] for row in parts]
         order = (NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED)
         verdict = next((verdict for verdict in order if verdict in verdicts), INCONCLUSIVE)
@@ -282,28 +282,28 @@ def deciding(parts: pd.DataFrame) -> pd.Series[Any]:
     return (agreeing if len(agreeing) else parts).iloc[0]
 
 
-def _judge(part: Part, of: Metrics, remedy: Callable[..., str]) -> list[dict[str, object]]:
-    row: dict[str, object] = {"part": part.text, "rule": part.wanted, "lr": np.nan, "seeds": 0, "command": ""}
-
+def _judge(part: Part, of: Metrics) -> list[dict[str, object]]:
     def is_missing(lr: float | None = None) -> bool:
         return not all(of.has(norm, part.metric, lr) for norm in part.needs or ("",))
 
+    row: dict[str, object] = {"part": part.text, "rule": part.wanted, "lr": np.nan, "seeds": 0, "command": None}
+    needed = {"norms": list(part.needs), "measure": part.tables}
+    missing: dict[str, list[Any]] = {name: values for name, values in needed.items() if values}
     if is_missing():
-        return [{**row, "part_verdict": NOT_MEASURED, "command": remedy(norms=list(part.needs), measure=part.tables)}]
+        return [{**row, "part_verdict": NOT_MEASURED, "command": missing}]
     values = part.value(of)
     if values.empty:  # only for claim 2, if `none` trains at every learning rate
         further = float(f"{max(of.lrs) * (10 if of.problem == 'dln' else 5):.6g}")
-        return [{**row, "part_verdict": NOT_MEASURED, "command": remedy(norms=list(part.needs), lrs=[further])}]
+        return [{**row, "part_verdict": NOT_MEASURED, "command": {**missing, "lrs": [further]}}]
     rows = []
     for lr, at_lr in values.groupby("lr"):
         known = at_lr.dropna().to_numpy(np.float64)
         low, high = interval(known)
         statistics = {"lr": lr, "seeds": len(known), "median": median(known), "low": low, "high": high}
-        verdict, command = _verdict(part, known, (low, high)), ""
+        judged = {**row, **statistics, "part_verdict": _verdict(part, known, (low, high))}
         if not len(known) and is_missing(float(str(lr))):
-            verdict = NOT_MEASURED
-            command = remedy(norms=list(part.needs), measure=part.tables, lrs=[lr])
-        rows.append({**row, **statistics, "part_verdict": verdict, "command": command})
+            judged |= {"part_verdict": NOT_MEASURED, "command": {**missing, "lrs": [lr]}}
+        rows.append(judged)
     if part.lrs == "some" and any(row["part_verdict"] == REPRODUCED for row in rows):
         rows = [row if row["part_verdict"] == REPRODUCED else {**row, "part_verdict": UNDEFINED} for row in rows]
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,12 @@ def conclude(
     verdicts, missing = [pd.DataFrame(columns=list(kinds.get("compare-claims").columns))], []
     for problem in judged["problem"].unique():
         runs_of_problem = [run for run in runs if run.config.problem == problem]
-        remedy = _Remedy(runs_of_problem, study)
-        verdicts.append(claims(judged[judged["problem"] == problem], runs_of_problem, remedy))
-        missing += remedy.all_commands()
+        folder = Path(f"study-{problem}") if study is None else study.path
+        request = _request(runs_of_problem, study)
+        rows = claims(judged[judged["problem"] == problem], runs_of_problem)
+        missing += [command(request, folder, **change) for change in _merged(rows["command"])]
+        rows["command"] = [command(request, folder, **change) if change else "" for change in rows["command"]]
+        verdicts.append(rows)
     return Outcome(
         comparison,
         summarise(worst_where_diverged(judged)),
@@ -76,47 +79,31 @@ def conclude(
     )
 
 
-class _Remedy:
-    """Makes the commands that add norms, learning rates or tables to runs, and the fewest commands that add all."""
+def _request(runs: Sequence[Run], study: Study | None) -> dict[str, Any]:
+    """A request for these runs, with all of their norms, learning rates and seeds."""
+    first = runs[0].config
+    usual = resolve(first.problem, norm=first.norm).as_dict()
+    if study is None:
+        left_out = ("problem", "data_digest", *VARIED)
+        different = {k: v for k, v in first.as_dict().items() if k not in left_out and v != usual.get(k)}
+        request = {"norms": [], "problem": first.problem, **different}
+    else:
+        requests = study.read()["requests"]
+        request = next((request for request in reversed(requests) if "measure" in request), requests[-1])
+    norms = list(dict.fromkeys(run.config.norm for run in runs))
+    lrs, seeds = sorted({run.config.lr for run in runs}), sorted({run.config.seed for run in runs})
+    request = {**request, "norms": norms, "seeds": seeds}
+    return {**request, "lrs": lrs} if lrs != [usual["lr"]] or "lrs" in request else request
 
-    def __init__(self, runs: Sequence[Run], study: Study | None) -> None:
-        first = runs[0].config
-        usual = resolve(first.problem, norm=first.norm).as_dict()
-        self._folder = Path(f"study-{first.problem}") if study is None else study.path
-        if study is None:
-            different = {name: value for name, value in first.as_dict().items() if value != usual.get(name)}
-            named = {name: value for name, value in different.items() if name not in ("data_digest", *VARIED)}
-            self._request: dict[str, Any] = {"norms": [], "problem": first.problem, **named}
-        else:
-            requests = study.read()["requests"]
-            self._request = next((request for request in reversed(requests) if "measure" in request), requests[-1])
-        self._request = {**self._request, "seeds": sorted({run.config.seed for run in runs})}
-        lrs = sorted({run.config.lr for run in runs})
-        if lrs != [usual["lr"]] or "lrs" in self._request:
-            self._request["lrs"] = lrs
-        self._present = list(dict.fromkeys(run.config.norm for run in runs))
-        self._norms: dict[str, None] = {}
-        self._measures: dict[str, None] = {}
-        self._further: dict[str, None] = {}  # commands for other learning rates
 
-    def __call__(self, norms: Sequence[str], measure: Sequence[str] = (), lrs: Sequence[float] = ()) -> str:
-        line = self._command(norms, measure, lrs)
-        if lrs:
-            self._further[line] = None
-        else:
-            self._norms |= dict.fromkeys(norms)
-            self._measures |= dict.fromkeys(measure)
-        return line
-
-    def all_commands(self) -> list[str]:
-        """One command for everything at the present learning rates, and one for each further learning rate."""
-        at_present = [self._command([*self._norms], [*self._measures], [])] if self._norms or self._measures else []
-        return [*at_present, *self._further]
-
-    def _command(self, norms: Sequence[str], measure: Sequence[str], lrs: Sequence[float]) -> str:
-        changed: dict[str, object] = {"norms": list(norms) or self._present}
-        if measure:
-            changed["measure"] = list(measure)
-        if lrs:
-            changed["lrs"] = list(lrs)
-        return command(self._request, self._folder, **changed)
+def _merged(changes: Iterable[dict[str, list[Any]] | None]) -> list[dict[str, list[Any]]]:
+    """The fewest changes: one at the learning rates of the runs, and one for each further learning rate."""
+    merged: dict[str, list[Any]] = {}
+    further = []
+    for change in filter(None, changes):
+        if "lrs" in change:
+            further += [change] * (change not in further)
+            continue
+        for name, values in change.items():
+            merged[name] = list(dict.fromkeys([*merged.get(name, ()), *values]))
+    return [merged, *further] if merged else further

@@ -20,9 +20,9 @@ from helpers import holder
 import bnsmooth_cli as bns
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.runs import locked
 from bnsmooth_cli.studies import executors, progress
 from bnsmooth_cli.studies import run as execution
-from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, command, read_grid
 from bnsmooth_cli.studies.progress import Stopped, reports
 
@@ -608,8 +608,8 @@ def test_a_study_of_other_settings_is_refused(cli, tmp_path):
 
 
 def test_two_commands_on_one_study(cli, tmp_path):
-    study = Study(tmp_path / "study")
-    with study.locked():
+    (tmp_path / "study").mkdir()
+    with locked(tmp_path / "study", "study"):
         code, _, err = cli(f"{GRID} -o study")
     assert code == 2
     assert "is writing this study" in err

@@ -74,13 +74,12 @@ class Metrics:
 
     def has(self, norm: str, metric: str, lr: float | None = None) -> bool:
         """Whether any run of a norm (of any norm, for "") has the metric; at an lr also if it has no such run."""
-        values = self._table[metric]
+        table = self._table.reset_index()
         if norm:
-            values = values[values.index.get_level_values("norm") == norm]
+            table = table[table["norm"] == norm]
         if lr is not None:
-            values = values[values.index.get_level_values("lr") == lr]
-            return values.empty or bool(values.notna().any())
-        return bool(values.notna().any())
+            table = table[table["lr"] == lr]
+        return bool(table[metric].notna().any()) or (lr is not None and table.empty)
 
 
 @dataclass(frozen=True)

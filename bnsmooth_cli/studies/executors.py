@@ -6,10 +6,10 @@ process chooses its GPU before torch is imported.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
-import queue
 import signal
 import socket
 import sys
@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -48,15 +47,6 @@ class InProcess(Executor):
         return future
 
 
-@dataclass(frozen=True)
-class _Worker:
-    """A worker process: its pool, of which it is the only process, its process id and its GPU."""
-
-    pool: ProcessPoolExecutor
-    process: int
-    gpu: str | None
-
-
 class Processes(ThreadPoolExecutor):
     """`jobs` worker processes, each served by a thread of its own.
 
@@ -65,10 +55,11 @@ class Processes(ThreadPoolExecutor):
     """
 
     def __init__(self, jobs: int, gpus: list[str] | None = None) -> None:
-        self._gpus: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for i in range(jobs):
-            self._gpus.put(gpus[i % len(gpus)] if gpus else None)
-        self._workers: dict[int, _Worker] = {}  # by thread
+        self._next_gpus = itertools.cycle(gpus or [None])
+        # By thread: its GPU, its pool of one process, and the id of that process.
+        self._gpus: dict[int, str | None] = {}
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        self._processes: dict[int, int] = {}
         self._closing = False
         super().__init__(jobs, "bnsmooth-worker")
 
@@ -78,48 +69,39 @@ class Processes(ThreadPoolExecutor):
 
     def _hand_over(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
         me = threading.get_ident()
+        if me not in self._gpus:
+            self._gpus[me] = next(self._next_gpus)
         try:
-            worker = self._workers.get(me) or self._start()
+            if me not in self._pools:
+                # Spawned, not forked: torch's threads and CUDA do not survive a fork.
+                spawn = multiprocessing.get_context("spawn")
+                self._pools[me] = ProcessPoolExecutor(1, spawn, _begin, (self._gpus[me],))
+                with _interrupts_blocked():
+                    started = self._pools[me].submit(os.getpid)
+                self._processes[me] = started.result()
             if self._closing:
                 raise CancelledError
-            self._workers[me] = worker
-            return worker.pool.submit(fn, *args, **kwargs).result()
+            return self._pools[me].submit(fn, *args, **kwargs).result()
         except (BrokenExecutor, SystemExit) as error:  # SIGTERM becomes SystemExit
-            if dead := self._workers.pop(me, None):
-                self._drop(dead)
+            self._processes.pop(me, None)
+            self._pools.pop(me).shutdown(wait=False, cancel_futures=True)
             raise BrokenExecutor(f"a worker process died ({error})") from error
-
-    def _start(self) -> _Worker:
-        gpu = self._gpus.get()
-        # Spawned, not forked: torch's threads and CUDA do not survive a fork.
-        pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (gpu,))
-        try:
-            with _interrupts_blocked():
-                started = pool.submit(os.getpid)
-            return _Worker(pool, started.result(), gpu)
-        except BaseException:
-            self._drop(_Worker(pool, 0, gpu))
-            raise
-
-    def _drop(self, worker: _Worker) -> None:
-        self._gpus.put(worker.gpu)
-        worker.pool.shutdown(wait=False, cancel_futures=True)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers after their work, or with `cancel_futures` immediately."""
         self._closing = cancel_futures
         if cancel_futures:
-            for worker in list(self._workers.values()):
+            for process in list(self._processes.values()):
                 with suppress(ProcessLookupError):
-                    os.kill(worker.process, signal.SIGTERM)
+                    os.kill(process, signal.SIGTERM)
         super().shutdown(wait, cancel_futures=cancel_futures)
-        for worker in self._workers.values():
-            worker.pool.shutdown(wait, cancel_futures=True)
+        for pool in self._pools.values():
+            pool.shutdown(wait, cancel_futures=True)
 
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to every process, from the processes that this thread starts here."""
+    """Keep Ctrl-C, which a terminal sends to every process, from the processes and threads that start here."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -190,7 +172,7 @@ def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iter
         _check_listening(address)
     else:
         # One thread a worker, so that each run has a process to itself.
-        with _interrupts_ignored():
+        with _interrupts_blocked():
             cluster = distributed.LocalCluster(
                 n_workers=jobs or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0,
                 silence_logs=logging.ERROR,
@@ -218,19 +200,6 @@ def _check_listening(address: str) -> None:
         raise InputError(
             f"--dask {address}: no scheduler answers there ({error}); give its address, as in tcp://host:8786"
         ) from error
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to every process, from the processes that start here: this one ends them."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _version() -> str:

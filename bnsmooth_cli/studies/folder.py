@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from bnsmooth_cli.config import MAX_THREADS, Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import check_writable, load_json, save_json
-from bnsmooth_cli.storage.runs import Run, locked, open_run
+from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies.grid import VARIED, Grid
 
 FORMAT: Final = 1
@@ -27,11 +26,9 @@ def table_paths(path: Path) -> dict[str, Path]:
     >>> [str(path) for path in table_paths(Path("compare.parquet")).values()]
     ['compare.parquet', 'compare.summary.parquet', 'compare.claims.parquet']
     """
-    names = [kind.name for kind in kinds.KINDS if kind.compared]
-    endings = [name.removeprefix("compare").replace("-", ".") for name in names]
-    return {
-        name: path.with_name(f"{path.stem}{ending}{path.suffix}") for name, ending in zip(names, endings, strict=True)
-    }
+    compared = [kind.name for kind in kinds.KINDS if kind.compared]
+    endings = {name: name.removeprefix("compare").replace("-", ".") for name in compared}
+    return {name: path.with_name(f"{path.stem}{ending}{path.suffix}") for name, ending in endings.items()}
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,11 @@ class Study:
                 continue
             try:
                 run = open_run(folder)
-                if difference := _difference(run, shared, folder):
-                    refused[folder.name] = f"{folder}: no run of this study ({difference}); move it away"
+                differences = _of_study(run.config, shared, folder).differences(run.config)
+                if not differences and folder.name != run.config.name:
+                    differences = [f"it is {run.config.name}"]
+                if differences:
+                    refused[folder.name] = f"{folder}: no run of this study ({'; '.join(differences)}); move it away"
                 elif run.outcome() is not None:
                     for kind in kinds.measured(studied=True):
                         if (table := run.source().table_path(kind)).exists():
@@ -92,10 +92,6 @@ class Study:
             except DamagedError as error:
                 refused[folder.name] = str(error)
         return runs, refused
-
-    def run_of(self, config: Config) -> Run:
-        """The run of a configuration, which may not exist yet."""
-        return Run(self.path / "runs" / config.name, config)
 
     def read(self) -> dict[str, Any]:
         """The content of study.json: the settings that the runs share, and the requests, newest last.
@@ -128,11 +124,11 @@ class Study:
             if any(name != "runs" for name in others):  # runs may have been trained one by one
                 raise InputError(f"{self.path}: holds files but no study; choose a new folder with -o")
             return
-        content, file = self.read(), str(self.path / "study.json")
+        content = self.read()
         if not self._has_runs():
             return
-        first = configs[0]
-        mine = from_dict({**content["settings"], **{name: getattr(first, name) for name in VARIED}}, file)
+        first, file = configs[0], self.path / "study.json"
+        mine = _of_study(first, content["settings"], file)
         differences = mine.differences(first)
         if mine.steps != first.steps:  # the same trajectory continued, but not a fair comparison
             differences.append(f"steps {mine.steps}, now {first.steps}")
@@ -160,17 +156,7 @@ class Study:
     def _has_runs(self) -> bool:
         return any((self.path / "runs").glob("*/config.json"))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the folder and hold it, so that only one command works on it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path, "study"):
-            yield
 
-
-def _difference(run: Run, shared: Mapping[str, Any], folder: Path) -> str:
-    """Why a run does not belong to a study of these settings; empty if it does."""
-    expected = from_dict({**shared, **{name: getattr(run.config, name) for name in VARIED}}, str(folder))
-    if differences := expected.differences(run.config):
-        return "; ".join(differences)
-    return "" if folder.name == run.config.name else f"it is {run.config.name}"
+def _of_study(config: Config, shared: Mapping[str, Any], source: Path) -> Config:
+    """The configuration of a run of the study that has the norm, learning rate and seed of another run."""
+    return from_dict({**shared, **{name: getattr(config, name) for name in VARIED}}, str(source))

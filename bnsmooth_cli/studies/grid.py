@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import sys
@@ -71,10 +72,6 @@ class Grid:
         Raises:
             InputError: For an empty grid, a setting that does not fit, and two runs of the same name.
         """
-        with self.named_in_errors():
-            return self._configs()
-
-    def _configs(self) -> list[Config]:
         for name, values in (("norms", self.norms), ("seeds", self.seeds)):
             if not values:
                 raise InputError(f"--{name}: an empty grid; name at least one")
@@ -140,7 +137,8 @@ def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
     settings = {name: values.pop(name) for name in _SETTINGS if name in values}
     grid = Grid(**{"norms": (), **values}, settings=settings, file=file)
     if file is not None:
-        grid.configs()
+        with grid.named_in_errors():
+            grid.configs()
     return grid
 
 
@@ -149,20 +147,20 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
     known = (*_LISTS, "every", "threads", *_SETTINGS)
     checked: dict[str, Any] = {}
     for key, value in values.items():
-        name = key.replace("-", "_")
+        name, where = key.replace("-", "_"), f"{source}{key}"
         if name in _MACHINE:
-            raise InputError(f"{source}{key}: --{key} is an option of the command, not of the study; give it there")
+            raise InputError(f"{where}: --{key} is an option of the command, not of the study; give it there")
         if name not in known:
-            raise InputError(f"{source}{key}: {unknown('setting', key, known)}")
+            raise InputError(f"{where}: {unknown('setting', key, known)}")
         if name in _LISTS:
-            checked[name] = _list(value, _LISTS[name], f"{source}{key}")
-            continue
-        if name in ("every", "threads") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(f"{source}{key} {value}: give a whole number of at least 1")
-        if name == "preset" and not isinstance(value, str):
-            raise InputError(f"{source}{key} {value}: give quick or paper")
-        if name in _SETTINGS and name != "preset":
-            check_types({name: value}, source.rstrip(": ") or key)
+            value = _list(value, _LISTS[name], where)
+        elif name in ("every", "threads"):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{where} {value}: give a whole number of at least 1")
+        elif name != "preset":
+            check_types({name: value}, source.rstrip(": "))
+        elif not isinstance(value, str):
+            raise InputError(f"{where} {value}: give quick or paper")
         checked[name] = value
     return checked
 
@@ -229,10 +227,8 @@ def _plain(value: object) -> str:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """0, 1, 2, 5 as 0-2,5."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(a) if a == b else f"{a},{b}" if b == a + 1 else f"{a}-{b}" for a, b in parts)
+    parts: list[str] = []
+    for _, group in itertools.groupby(enumerate(sorted(numbers)), lambda item: item[1] - item[0]):
+        row = [str(number) for _, number in group]
+        parts += [f"{row[0]}-{row[-1]}"] if len(row) > 2 else row
+    return ",".join(parts)

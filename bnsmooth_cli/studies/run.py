@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
+from bnsmooth_cli.storage.runs import Run, locked
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, read_grid
@@ -157,7 +158,7 @@ def plan(
     planned.study.check(grid)
     for config in grid.configs():
         try:
-            planned.runs.append(remaining(planned.study.run_of(config), grid, device, force))
+            planned.runs.append(remaining(Run(folder / "runs" / config.name, config), grid, device, force))
         except DamagedError as error:
             planned.unreadable[config.name] = str(error)
     if todo := planned.todo:
@@ -187,7 +188,8 @@ def run(
     progress, study, failed = progress or StudyProgress(), planned.study, dict(planned.unreadable)
     for name, reason in failed.items():
         progress.failed(name, reason)
-    with study.locked():
+    study.path.mkdir(parents=True, exist_ok=True)
+    with locked(study.path, "study"):
         study.record(planned.grid)
         if todo := planned.todo:
             progress.planned([task.name for task in todo])

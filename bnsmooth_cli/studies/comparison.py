@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,25 +78,21 @@ def _row(run: Run, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _add_targets(
-    frame: pd.DataFrame,
-    curves: dict[str, pd.DataFrame],
-    target_loss: float | None,
-    target_accuracy: float | None,
+    frame: pd.DataFrame, curves: Mapping[str, pd.DataFrame], target_loss: float | None, target_accuracy: float | None
 ) -> pd.DataFrame:
     plain = _plain_runs(frame)
-    for row in frame.index:
-        group = tuple(frame.loc[row, _GROUP])
-        baseline = plain.loc[group] if group in plain.index else None
-        rows = curves[str(frame.loc[row, "run"])]
-        for column, target, default in (
-            ("loss", target_loss, "final_loss"),
-            ("accuracy", target_accuracy, "final_test_accuracy"),
-        ):
-            if target is None:  # a run that diverged has no last loss to reach
-                target = np.nan if baseline is None or pd.notna(baseline["diverged_at"]) else baseline[default]
-            reached = rows["loss"] <= target if column == "loss" else rows["test_accuracy"] >= target
-            frame.loc[row, f"target_{column}"] = target
-            frame.loc[row, f"steps_to_{column}"] = rows["step"][reached].min() if reached.any() else np.nan
+    ended = plain[plain["diverged_at"].isna()]  # a run that diverged has no last loss to reach
+    usual = ended.reindex(pd.MultiIndex.from_frame(frame[_GROUP]))
+    for name, column, reaches, target in (
+        ("loss", "loss", operator.le, target_loss),
+        ("accuracy", "test_accuracy", operator.ge, target_accuracy),
+    ):
+        targets = usual[f"final_{column}"].to_numpy(np.float64) if target is None else np.full(len(frame), target)
+        frame[f"target_{name}"] = targets
+        frame[f"steps_to_{name}"] = [
+            rows["step"][reaches(rows[column], target)].min()
+            for rows, target in zip((curves[run] for run in frame["run"]), targets, strict=True)
+        ]
     return frame
 
 

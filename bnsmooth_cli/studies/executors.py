@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing.connection import wait
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -101,7 +101,7 @@ class Processes(ThreadPoolExecutor):
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to every process, from the processes and threads that start here."""
+    """Keep Ctrl-C, which a terminal sends to every process, from the processes that this thread starts here."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -167,27 +167,24 @@ def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iter
     except ImportError as error:
         raise InputError("--dask: Dask is not installed; pip install 'bnsmooth[dask]'") from error
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is reported for each run
-    cluster = None
+    cluster: Any
     if address != "local":
         _check_listening(address)
+        cluster = nullcontext(address)
     else:
         # One thread a worker, so that each run has a process to itself.
-        with _interrupts_blocked():
+        with _interrupts_ignored():
             cluster = distributed.LocalCluster(
                 n_workers=jobs or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0,
                 silence_logs=logging.ERROR,
             )  # fmt: skip
-    try:
-        with distributed.Client(cluster or address, timeout=TIMEOUT, set_as_default=False) as client:
-            versions = client.run(_version, on_error="return")
-            for worker, version in versions.items():
-                check_version(version if isinstance(version, str) else None, worker)
-            if not versions:
-                message(f"--dask {address}: no worker has joined yet; the runs start when one does")
-            yield client.get_executor(pure=False)
-    finally:
-        if cluster is not None:
-            cluster.close()
+    with cluster as scheduler, distributed.Client(scheduler, timeout=TIMEOUT, set_as_default=False) as client:
+        versions = client.run(_version, on_error="return")
+        for worker, version in versions.items():
+            check_version(version if isinstance(version, str) else None, worker)
+        if not versions:
+            message(f"--dask {address}: no worker has joined yet; the runs start when one does")
+        yield client.get_executor(pure=False)
 
 
 def _check_listening(address: str) -> None:
@@ -200,6 +197,19 @@ def _check_listening(address: str) -> None:
         raise InputError(
             f"--dask {address}: no scheduler answers there ({error}); give its address, as in tcp://host:8786"
         ) from error
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that start here, also from those that other threads start, as Dask does."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _version() -> str:

@@ -61,7 +61,7 @@ def reports(study: Path) -> Iterator[Path]:
     have not begun end at once, and the others when they next report.
     """
     _withdraw(study)
-    folder = study / ".progress" / uuid.uuid4().hex
+    folder = study.absolute() / ".progress" / uuid.uuid4().hex  # a worker may have another working directory
     folder.mkdir(parents=True)
     try:
         yield folder

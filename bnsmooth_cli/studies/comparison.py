@@ -89,10 +89,11 @@ def _add_targets(
     ):
         targets = usual[f"final_{column}"].to_numpy(np.float64) if target is None else np.full(len(frame), target)
         frame[f"target_{name}"] = targets
-        frame[f"steps_to_{name}"] = [
+        steps = [
             rows["step"][reaches(rows[column], target)].min()
             for rows, target in zip((curves[run] for run in frame["run"]), targets, strict=True)
         ]
+        frame[f"steps_to_{name}"] = np.array(steps, np.float64)
     return frame
 
 

@@ -71,7 +71,7 @@ def test_two_processes_write_the_same_bytes(tmp_path, line):
     subprocess.run(
         [sys.executable, "-c", IN_ANOTHER, *lines],
         cwd=tmp_path / "second",
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=True,
     )
     first, second = contents(tmp_path / "first"), contents(tmp_path / "second")

@@ -7,10 +7,9 @@ when they are used.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from bnsmooth_cli.errors import unknown
 
@@ -222,7 +221,7 @@ KINDS: Final = (
             "curvature": _double("curvature along the layer's gradient"),
             "sharpness": _double("eigenvalue of the layer's block of the Hessian that is largest in magnitude"),
         },
-        measurement="by_layer:MEASUREMENT", figure="by_layer:panels", tensorboard=True),
+        measurement="by_layer:MEASUREMENT", figure="smoothness:by_layer", tensorboard=True),
     Kind("ics", "ics", "a layer at a measured step", {
             **_STEP, **_LAYER,
             "grad_norm": _double("||G_i||", nullable=False),
@@ -333,9 +332,3 @@ def get(name: str) -> Kind:
 def measured(*, studied: bool = False) -> list[str]:
     """The kinds that a measurement makes; with `studied`, only those that a study takes."""
     return [kind.name for kind in KINDS if kind.measurement and (kind.studied or not studied)]
-
-
-def load(reference: str, package: str) -> Any:
-    """Import what "module:attribute" refers to in a package of bnsmooth_cli."""
-    module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(f"bnsmooth_cli.{package}.{module}"), attribute)

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,10 +139,7 @@ def explaining(message: str) -> Iterator[None]:
 
 def _explain(error: BaseException) -> str:
     """An error of the user's code in one line: its type, its message, and the line of their file that raised it."""
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-        trace = trace.tb_next
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames = [(error.filename, error.lineno or 0)]
     ours = str(Path(__file__).parent)

@@ -30,7 +30,7 @@ from torch import Tensor
 from bnsmooth_cli.data import BUILT_IN, DOWNLOADED, NAMES
 from bnsmooth_cli.data.shapes import shapes
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.storage.files import check_regular, load_tensors, save_tensors
+from bnsmooth_cli.storage.files import check_regular, first_line, load_tensors, save_tensors
 
 SIZE: Final = 32  # pixels per side; images of other sizes are resized, and 28 x 28 digits padded
 _CACHE_FORMAT: Final = 1
@@ -212,7 +212,7 @@ def _read_parquet(files: list[Path]) -> Arrays:
         except InputError:
             raise
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
+            raise InputError(f"{path}: not a readable parquet file ({first_line(error)})") from error
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -259,7 +259,7 @@ def _decode(sources: list[tuple[str, Path | io.BytesIO]]) -> NDArray[np.uint8]:
                         rgb = rgb.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
                 images[i] = np.asarray(rgb).transpose(2, 0, 1)
         except Exception as error:  # a damaged image may raise anything
-            raise InputError(f"{name}: not a readable image ({_first_line(error)})") from error
+            raise InputError(f"{name}: not a readable image ({first_line(error)})") from error
 
     # Pillow decodes without holding the interpreter's lock. It warns of oddities in images that it can read.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
@@ -293,10 +293,6 @@ def _read_cifar(files: list[Path]) -> Arrays:
             )
     here: Any = type(kind.__name__, (kind,), {"base_folder": ""})  # torchvision would look in a subfolder
     return _arrays(here(folder, train=name not in ("test", "test_batch")))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
 _LAYOUTS: Final[tuple[tuple[Callable[[Path], dict[str, list[Path]]], Callable[[list[Path]], Arrays]], ...]] = (

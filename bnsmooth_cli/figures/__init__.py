@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.figures import ics, style
-from bnsmooth_cli.figures.panels import Panel, page
+from bnsmooth_cli.figures import style
+from bnsmooth_cli.figures.panels import page
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
 
@@ -51,18 +52,16 @@ def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None)
     table = table.assign(
         **{str(name): column.where(column.abs() < _MAX_DRAWN, column * np.inf) for name, column in numbers.items()}
     )
+    panels = pkgutil.resolve_name(f"{__name__}.{entry.figure}")
+    more = [training] if kind == "ics" else []
     with matplotlib.rc_context(style.RC):
-        return page([_block(entry, rows, training) for _, rows in table.groupby("problem", sort=False)])
+        return page([(_title(rows), panels(rows, *more)) for _, rows in table.groupby("problem", sort=False)])
 
 
-def _block(kind: kinds.Kind, table: pd.DataFrame, training: pd.DataFrame | None) -> tuple[str, list[list[Panel]]]:
-    """The title and the panels of one problem."""
-    assert kind.figure is not None
+def _title(table: pd.DataFrame) -> str:
+    """The problem, and the learning rate if there is only one."""
     lrs = style.lrs_of(table)
-    title = ", ".join([str(table["problem"].iloc[0]), *([style.lr_text(lrs[0])] if len(lrs) == 1 else [])])
-    if kind.name == "ics" and training is not None:
-        return title, ics.panels(table, training[training["run"].isin(table["run"])])
-    return title, kinds.load(kind.figure, "figures")(table)
+    return ", ".join([str(table["problem"].iloc[0]), *(style.lr_text(lr) for lr in lrs if len(lrs) == 1)])
 
 
 def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:

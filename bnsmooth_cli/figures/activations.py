@@ -58,8 +58,8 @@ class Ridges:
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
     """A column for each of up to five layers: distributions, a row a norm; then sigma^2 and the distances moved."""
-    layers = sorted(int(layer) for layer in table["layer"].unique())
-    shown = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, _MAX_LAYERS)})]
+    layers = np.unique(table["layer"])
+    shown = layers[_spread(len(layers), _MAX_LAYERS)]
     columns = [_column(table[table["layer"] == layer], first=layer == shown[0]) for layer in shown]
     return [list(row) for row in zip(*columns, strict=True)]
 
@@ -99,7 +99,12 @@ def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
 def _one_unit(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["run"] == rows["run"].iloc[0]].drop_duplicates(["unit", "step"], keep="last")
     rows = rows[rows["unit"] == rows["unit"].min()].sort_values("step")
-    return rows.iloc[sorted({round(i) for i in np.linspace(0, len(rows) - 1, _MAX_RIDGES)})]
+    return rows.iloc[_spread(len(rows), _MAX_RIDGES)]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` evenly spread places among `count`, the first and the last one included."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, most)})
 
 
 def _edges(pictured: Sequence[pd.DataFrame]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures import training as curves
-from bnsmooth_cli.figures.panels import Curves, Panel, series
+from bnsmooth_cli.figures.panels import Curves, Panel, layers_over_depth, series
 
 _COSINE: Final = style.Scale("linear", -1.05, 1.05)
 
@@ -18,20 +18,15 @@ def panels(table: pd.DataFrame, training: pd.DataFrame | None = None) -> list[li
     """Figure 3: a column for each shown layer, the distance above the cosine; first the training curves, if given."""
     shift: list[Panel] = []
     cosine: list[Panel] = []
-    for layer in _shown(table):
+    # The first layer is left out: nothing below it is updated, so its shift is 0.
+    above = table[table["layer"] > table["layer"].min()]
+    for layer in layers_over_depth(table if above.empty else above):
         rows = table[table["layer"] == layer]
         first = not shift
         title = f"layer {layer} ({rows['layer_name'].iloc[0]})"
         shift.append(Curves(title, "ICS  ‖G − G′‖" if first else "", series(rows, "ics"), upper=True))
         cosine.append(Curves("", "cos(G, G′)" if first else "", series(rows, "cosine"), scale=_COSINE))
-    if training is None or training.empty:
-        return [shift, cosine]
-    lead = curves.progress(training)
-    return [[lead, *shift], [lead, *cosine]]
-
-
-def _shown(table: pd.DataFrame) -> list[int]:
-    """Three layers over the depth. The first is left out: nothing below it is updated, so its shift is 0."""
-    layers = sorted(int(layer) for layer in table["layer"].unique())
-    layers = layers[1:] or layers
-    return sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    lead: list[Panel] = []
+    if training is not None and training["run"].isin(table["run"]).any():
+        lead = [curves.progress(training[training["run"].isin(table["run"])])]
+    return [[*lead, *shift], [*lead, *cosine]]

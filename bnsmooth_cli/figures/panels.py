@@ -57,6 +57,12 @@ def series(table: pd.DataFrame, column: str, x: str = "step", spread: str | None
     return result
 
 
+def layers_over_depth(table: pd.DataFrame) -> list[int]:
+    """The first, the middle and the last layer of a table."""
+    layers = sorted(int(layer) for layer in table["layer"].unique())
+    return sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+
+
 @dataclass(frozen=True, eq=False)
 class Curves:
     """A panel of curves: a line for each run, and the median in a wider line if a series has several runs.
@@ -155,18 +161,6 @@ def _draw_line(axes: Axes, look: style.Look, values: pd.Series[float], width: fl
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Blank:
-    """An empty place in a row."""
-
-    height: float = 0.0
-
-    def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Leave `axes` empty."""
-        axes.set_axis_off()
-        return {}
-
-
 def say_empty(axes: Axes) -> None:
     """Write into a panel that it has no finite data."""
     axes.text(0.5, 0.5, "no finite data", transform=axes.transAxes, ha="center", color="#666666")
@@ -174,9 +168,12 @@ def say_empty(axes: Axes) -> None:
 
 
 def page(blocks: Iterable[tuple[str, list[list[Panel]]]]) -> Figure:
-    """A figure of blocks, each a title and rows of panels, under one legend. A repeated panel spans its cells."""
+    """A figure of blocks, each a title and rows of panels, under one legend.
+
+    A repeated panel spans its cells. The end of a short row stays empty.
+    """
     blocks = list(blocks)
-    across = max(len(rows[0]) for _, rows in blocks)
+    across = max(len(row) for _, rows in blocks for row in rows)
     heights = [[max(panel.height for panel in row) for row in rows] for _, rows in blocks]
     totals = [sum(block) for block in heights]
     figure = Figure(figsize=(min(1 + 4 * across, MAX_WIDTH), 0.55 + sum(totals)), layout="constrained")
@@ -185,7 +182,9 @@ def page(blocks: Iterable[tuple[str, list[list[Panel]]]]) -> Figure:
     for part, (title, rows), ratios in zip(parts, blocks, heights, strict=True):
         part.suptitle(title, x=0.01, horizontalalignment="left")
         axes_kw = {panel: {"projection": getattr(panel, "projection", None)} for row in rows for panel in row}
-        for panel, axes in part.subplot_mosaic(rows, height_ratios=ratios, per_subplot_kw=axes_kw).items():
+        width = max(map(len, rows))
+        mosaic = [[*row, *["."] * (width - len(row))] for row in rows]
+        for panel, axes in part.subplot_mosaic(mosaic, height_ratios=ratios, per_subplot_kw=axes_kw).items():
             entries |= panel.draw(axes)
     if entries:
         _add_legend(figure, entries)

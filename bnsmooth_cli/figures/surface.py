@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import MAX_WIDTH, Blank, Curves, Panel, say_empty, series
+from bnsmooth_cli.figures.panels import MAX_WIDTH, Curves, Panel, say_empty, series
 
 _ACROSS: Final = 4  # surfaces in a row
 _CURVES_ACROSS: Final = 3  # panels of curves in a row: the label of their x axis is long
@@ -82,20 +82,16 @@ class Contours:
             say_empty(axes)
             return {}
         axes.grid(False)
-        self._set_axes(axes)
+        narrow = self.height < 2.5
+        xlabel, ylabel = self.surface.labels
+        axes.set_xlabel(xlabel, fontsize=7.5 if narrow else None)
+        axes.set_ylabel(ylabel if self.labelled else "", fontsize=7.5 if narrow else None)
+        _set_ticks(axes, 3 if narrow else 5)
         if self.surface.has_area:
             self._draw_area(axes, self.scale)
         else:
             _draw_points(axes, *self.surface.mesh(self.scale)[:2])
         return self._draw_marks(axes)
-
-    def _set_axes(self, axes: Axes) -> None:
-        narrow = self.height < 2.5
-        xlabel, ylabel = self.surface.labels
-        axes.set_xlabel(xlabel, fontsize=7.5 if narrow else None)
-        axes.set_ylabel(ylabel if self.labelled else "", fontsize=7.5 if narrow else None)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(3 if narrow else 5, steps=[1, 2, 5, 10]))
 
     def _draw_area(self, axes: Axes, scale: style.Scale) -> None:
         x, y, level = self.surface.mesh(scale)
@@ -144,19 +140,19 @@ class Relief:
             )  # fmt: skip
         else:
             _draw_points(axes, x, y, level)
-        _set_space(axes, self.scale)
+        norm, losses = self.scale.norm(), self.scale.levels(5)
+        axes.set_box_aspect(None, zoom=1.15)  # no room for axis labels: the panel above has them
+        axes.set(zlim=(0, 1))
+        axes.set_zticks([float(norm(loss)) for loss in losses], [style.number_text(loss) for loss in losses])
+        _set_ticks(axes, 4)
+        axes.tick_params(pad=-2, labelsize=7)
+        axes.tick_params("z", pad=2)
         return {}
 
 
-def _set_space(axes: Axes3D, scale: style.Scale) -> None:
-    norm, losses = scale.norm(), scale.levels(5)
-    axes.set_box_aspect(None, zoom=1.15)  # no room for axis labels: the panel above has them
-    axes.set_zlim(0, 1)
-    axes.set_zticks([float(norm(loss)) for loss in losses], [style.number_text(loss) for loss in losses])
+def _set_ticks(axes: Axes, most: int) -> None:
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.tick_params(pad=-2, labelsize=7)
-    axes.tick_params("z", pad=2)
+        axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
 
 
 def _draw_points(axes: Axes, *places: NDArray[np.float64]) -> None:
@@ -199,7 +195,7 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
     if pictures > _MAX_SURFACES:
         raise InputError(f"a figure shows at most {_MAX_SURFACES} surfaces of a problem; these are {pictures}")
     if flat.all():
-        return _padded(_wrapped([_curves(grid)], _CURVES_ACROSS))
+        return _wrapped([_curves(grid)], _CURVES_ACROSS)
     if flat.any():
         raise InputError("surfaces over one direction and over two; plot them apart")
     return _pictures(points, grid["loss"].to_numpy("float64"))
@@ -232,12 +228,7 @@ def _pictures(points: pd.DataFrame, losses: NDArray[np.float64]) -> list[list[Pa
         result.append([Relief(surface, scale, height) for surface in row])
     if scale is not None:
         result.append([Bar(scale, beyond=bool((losses > scale.high).any()))] * across)
-    return _padded(result)
-
-
-def _padded(rows: list[list[Panel]]) -> list[list[Panel]]:
-    across = max(map(len, rows))
-    return [[*row, *(Blank() for _ in range(across - len(row)))] for row in rows]
+    return result
 
 
 def _surfaces(points: pd.DataFrame) -> list[list[Surface]]:

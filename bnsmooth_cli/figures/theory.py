@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import Curves, Panel, say_empty, series
+from bnsmooth_cli.figures.panels import Curves, Panel, layers_over_depth, say_empty, series
 
 _STATEMENTS: Final = ("4.1", "4.1 at y", "4.2")
 _WIDTH: Final = 6  # cells in a row of panels, divisible by one, two or three layers
@@ -54,8 +54,7 @@ class Sides:
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
     """Both sides for three layers over the depth, a row a statement; then fractions and frequencies over training."""
-    layers = sorted(int(layer) for layer in table["layer"].unique())
-    shown = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    shown = layers_over_depth(table)
     rows: list[list[Panel]] = []
     for statement in _STATEMENTS:
         chosen = table[table["statement"] == statement]
@@ -72,16 +71,11 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
 def _fractions(table: pd.DataFrame) -> list[Panel]:
     """Sigma and the two reductions of 4.1, as medians over layers and units."""
     medians = _over_units(table[table["statement"] == "4.1"], ["sigma", "mean_fraction", "output_fraction"])
-    reductions = {
-        "mean_fraction": "reduction by the mean, ⟨1, g⟩² / m",
-        "output_fraction": "reduction by ŷ, ⟨g, ŷ⟩² / m",
-    }
+    of_gradient, mean, output = "of ‖g‖², median", series(medians, "mean_fraction"), series(medians, "output_fraction")
     return [
         Curves("deviation of the layers' outputs", "σ, median", series(medians, "sigma"), upper=True),
-        *(
-            Curves(title, "of ‖g‖², median", series(medians, name), upper=True, scale=_FRACTION)
-            for name, title in reductions.items()
-        ),
+        Curves("reduction by the mean, ⟨1, g⟩² / m", of_gradient, mean, upper=True, scale=_FRACTION),
+        Curves("reduction by ŷ, ⟨g, ŷ⟩² / m", of_gradient, output, upper=True, scale=_FRACTION),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -78,9 +79,7 @@ class Request:
 
 def measurement(kind: str) -> Measurement:
     """The measurement that produces tables of a kind."""
-    reference = kinds.get(kind).measurement
-    assert reference is not None
-    loaded: Measurement = kinds.load(reference, "measures")
+    loaded: Measurement = pkgutil.resolve_name(f"bnsmooth_cli.measures.{kinds.get(kind).measurement}")
     return loaded
 
 

@@ -6,7 +6,7 @@ N, H and W. This module imports no torch, so that help texts and figures can rea
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,8 +158,7 @@ def build(name: str, num_features: int) -> nn.Module:
 
 
 def _imported(builder: str) -> Any:
-    module, _, name = builder.partition(":")
-    return getattr(importlib.import_module(module if module.startswith("torch") else f"{__name__}.{module}"), name)
+    return pkgutil.resolve_name(builder if builder.startswith("torch") else f"{__name__}.{builder}")
 
 
 def _build_user_norm(name: str, num_features: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from pathlib import Path
 
 import torch
@@ -31,8 +31,8 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     >>> len(problem.build().layers)
     25
     """
-    module, _, name = find_problem(config.problem).implementation.partition(":")
-    problem: Problem = getattr(importlib.import_module(f"{__name__}.{module}"), name)(config, torch.device(device))
+    implementation = pkgutil.resolve_name(f"{__name__}.{find_problem(config.problem).implementation}")
+    problem: Problem = implementation(config, torch.device(device))
     if weights is not None:
         problem.start_from(_fitting(problem, weights))
     if is_code(config.problem) or is_code(config.norm):

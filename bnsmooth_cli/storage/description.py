@@ -61,11 +61,11 @@ def describe(path: Path | str) -> Description:
     measured = [name for name in varying if name not in labels]
     numbers = [name for name in measured if types[name] in ("int64", "double")]
     of_every_row = [f"{name} {_listed(table[name].iloc[:1].tolist())}" for name in constant if name not in labels]
-    makers = {name: key for name, key in _MADE_BY.items() if key in provenance}
+    makers = (f"{name} {_text(provenance[key])}" for name, key in _MADE_BY.items() if key in provenance)
     facts = [
         ("kind", kind),
         ("rows", _extent(table)),
-        ("made by", ", ".join(f"{name} {_text(provenance[key])}" for name, key in makers.items())),
+        ("made by", ", ".join(makers)),
         *run_facts,
         *([("outcome", _outcome(provenance, len(table)))] if kind == "train" and "runs" in provenance else []),
         *((key, _text(value)) for key, value in provenance.items()
@@ -125,7 +125,9 @@ def _runs(provenance: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.Data
     """Facts that all runs share, and a row a run with the settings that differ; no rows for a single run."""
     settings: dict[str, dict[tuple[str, str], str]] = {}
     for run, config in _mapping(provenance.get("runs")).items():
-        settings[run] = {("settings", key): _text(value) for key, value in _ordered(_mapping(config))}
+        config = _mapping(config)
+        ordered = dict.fromkeys(key for key in (*FIELDS, *config) if key in config)
+        settings[run] = {("settings", key): _text(config[key]) for key in ordered}
         for key in dict.fromkeys([*_FIRST, *provenance]):
             if key in provenance and key != "runs" and _is_by_run(provenance, key):
                 settings[run] |= _of_run(key, provenance[key][run])
@@ -180,12 +182,6 @@ def _reached(origins: Mapping[str, Any]) -> str:
         return "all at their checkpoints"
     at_checkpoints = len(origins) - len(forward)
     return f"{at_checkpoints} of {len(origins)} at their checkpoints; trained forward: {_listed(forward)}"
-
-
-def _ordered(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Settings in the order of configurations, unknown ones last."""
-    known = list(FIELDS)
-    return sorted(config.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known))
 
 
 def _mapping(value: object) -> dict[str, Any]:

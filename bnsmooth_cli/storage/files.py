@@ -134,6 +134,11 @@ def unicode(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, cut to 120 characters; the name of its type if it has none."""
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
 def read_text(path: Path) -> str:
     """The text of a file.
 

@@ -142,13 +142,6 @@ def locked(path: Path, what: str, name: str = "") -> Iterator[None]:
         lock.release()
 
 
-def read_config(path: Path) -> Config:
-    """The configuration in the config.json of a run directory."""
-    file = path / "config.json"
-    content = load_json(file, "run directory", FORMAT)
-    return from_dict(content.get("config"), str(file))
-
-
 def write_config(run: Run) -> None:
     """Write config.json."""
     content = {"format": FORMAT, "version": __version__, "config": run.config.as_dict()}
@@ -160,7 +153,8 @@ def open_run(path: Path | str) -> Run:
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such run directory")
-    return Run(path, read_config(path))
+    file = path / "config.json"
+    return Run(path, from_dict(load_json(file, "run directory", FORMAT).get("config"), str(file)))
 
 
 def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False) -> Run:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.storage.files import atomic, check_regular, check_writable
+from bnsmooth_cli.storage.files import atomic, check_regular, check_writable, first_line
 
 FORMAT: Final = 1
 #: The most values in a table of points, and a hundred times the most in a table of runs. Repeated values take no space
@@ -146,7 +146,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
-        raise DamagedError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+        raise DamagedError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
 
 
 def _provenance(path: Path, file: pq.ParquetFile, expected: str | None) -> dict[str, Any]:
@@ -204,7 +204,3 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     frame.attrs["bnsmooth"] = provenance
     return frame
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:100] if str(error) else type(error).__name__

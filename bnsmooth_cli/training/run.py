@@ -106,7 +106,7 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
     trajectory = Trajectory(problem)
     log = _Log(_resume(run, trajectory), problem.device)
     config = run.config
-    if runs.read_config(run.path) != config:  # more steps than before
+    if runs.open_run(run.path).config != config:  # more steps than before
         runs.write_config(run)
     for step in range(trajectory.step, config.steps + 1):
         last = step == config.steps

@@ -66,7 +66,9 @@ def smoothness_by_layer(
         curvature, sharpness = curvature_and_sharpness(point, gradient, product, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
         if etas and norm > 0:
-            moved = torch.stack([torch.linalg.vector_norm(g - gradient) for g in _along(point, names, gradient, etas)])
+            # The start again: Hessian products compute its gradient in other operations, which round otherwise.
+            start, *others = _along(point, names, gradient, [0.0, *etas])
+            moved = torch.stack([torch.linalg.vector_norm(g - start) for g in others])
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
             beta = float(np.max(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)))
         numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": curvature, "sharpness": sharpness}

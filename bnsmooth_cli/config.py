@@ -305,7 +305,6 @@ FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
     **_by_name(Config),
     **{name: f for entry in _ENTRIES for name, f in _by_name(entry.settings).items()},
 }
-_TYPES: Final[dict[str, type]] = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 def type_of(name: str) -> type:
@@ -314,7 +313,7 @@ def type_of(name: str) -> type:
     >>> type_of("width")
     <class 'float'>
     """
-    return _TYPES[str(FIELDS[name].type).split(" ")[0]]
+    return {"str": str, "int": int, "float": float, "bool": bool}[str(FIELDS[name].type).split(" ")[0]]
 
 
 def help_of(name: str) -> str:

@@ -81,9 +81,12 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
     groups = sorted(style.groups(table), key=lambda group: _worth(group[1][goal], accuracy))
     title = "final test accuracy (%)" if accuracy else "final training loss"
     first = Dots(title, goal, groups, labelled=True, percent=accuracy)
+    target, targets = "the target", table["target_accuracy" if accuracy else "target_loss"].dropna().unique()
+    if len(targets) == 1:
+        target = f"{100 * targets[0]:g}% accuracy" if accuracy else f"loss {targets[0]:.3g}"
     steps = "steps_to_accuracy" if accuracy else "steps_to_loss"
     rest = [
-        Dots(f"steps to {_target(table, accuracy)}", steps, groups, missing="not reached"),
+        Dots(f"steps to {target}", steps, groups, missing="not reached"),
         Dots("gradient predictiveness", "predictiveness", groups),
         Dots("effective β-smoothness", "beta", groups),
     ]
@@ -94,10 +97,3 @@ def _worth(values: pd.Series[float], higher_is_better: bool) -> float:
     """A sort key: the best group first, groups without a finite value last."""
     finite = values[np.isfinite(values)]
     return float(finite.median()) * (-1 if higher_is_better else 1) if len(finite) else np.inf
-
-
-def _target(table: pd.DataFrame, accuracy: bool) -> str:
-    targets = table["target_accuracy" if accuracy else "target_loss"].dropna().unique()
-    if len(targets) != 1:
-        return "the target"
-    return f"{100 * targets[0]:g}% accuracy" if accuracy else f"loss {targets[0]:.3g}"

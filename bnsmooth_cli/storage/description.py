@@ -55,7 +55,8 @@ def describe(path: Path | str) -> Description:
     types = {name: column.type for name, column in columns.items()}
     run_facts, runs = _runs(provenance)
     empty = [name for name in types if len(table) and columns[name].nullable and table[name].isna().all()]
-    constant = [name for name in types if _is_constant(table[name], types[name])]
+    several = [name for name in types if len(table) > 1 and types[name] != "list"]
+    constant = [name for name in several if table[name].notna().all() and table[name].nunique() == 1]
     labels = set(kinds.RUN) if "run" in types and "runs" in provenance else set()
     varying = [name for name in types if name not in {*empty, *constant}]
     measured = [name for name in varying if name not in labels]
@@ -91,10 +92,6 @@ _MADE_BY: Final = {"bnsmooth": "version", "torch": "torch"}
 #: The parts of the provenance that have their own facts, or none. `next` has commands, which a stranger's file must not
 #: suggest.
 _KNOWN: Final = ("kind", "format", *_MADE_BY.values(), "runs", "last_step", "diverged_at", "next")
-
-
-def _is_constant(column: pd.Series[Any], type_: str) -> bool:
-    return len(column) > 1 and type_ != "list" and bool(column.notna().all()) and column.nunique() == 1
 
 
 def _extent(table: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ import bnsmooth_cli as bns
 
 run = bns.train("vgg", "l1")                    # a Run, in the folder runs/vgg-l1-lr0.1-seed0
 point = bns.load_point(run, step=137)           # the network at a step, and the batch of that step
-bns.landscape(point), bns.smoothness(point), bns.ics(point)     # a pandas.DataFrame each; likewise
+bns.landscape(point), bns.smoothness(point), bns.ics(point)     # each returns a pandas.DataFrame, as do
 bns.activations(point), bns.theory(point), bns.surface(point), bns.smoothness_by_layer(point)
 bns.plot(bns.read_table(run.train_path))        # a matplotlib Figure
 bns.study(norms=["none", "batch"], seeds=range(5), measure=["smoothness"], problem="dln")
@@ -71,7 +71,7 @@ _HOMES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # of the installed package: pyproject.toml is the one place that states it
+    if name == "__version__":  # from the installed package, so that only pyproject.toml states it
         from importlib.metadata import version
 
         return version("bnsmooth")

@@ -22,9 +22,9 @@ class Column:
 
     Attributes:
         type: Its Arrow type; "list" is a list of doubles.
-        text: What it contains, for the documentation.
-        nullable: Whether NaN stands for null: not measured, or undefined in this row. In other columns NaN is a
-            measured value, an overflow.
+        text: Its description in the documentation.
+        nullable: Whether NaN means null: not measured, or undefined in this row. In other columns, NaN is a measured
+            value: an overflow.
     """
 
     type: Type
@@ -40,7 +40,7 @@ class Section:
         title: The section's title.
         reading: How to read the figure.
         metrics: The metrics that it quotes.
-        claims: The numbers of the claims that the figure bears on.
+        claims: The numbers of the claims that the figure illustrates.
     """
 
     title: str
@@ -56,16 +56,16 @@ class Kind:
     Attributes:
         name: The kind's name, in the metadata of its tables and in file names.
         command: The command that writes it.
-        row: What a row is, for the documentation.
+        row: What one row describes, for the documentation.
         columns: Its columns, by name and in order.
         measurement: "module:attribute" of the `Measurement` in `measures` that makes its rows; None if another command
             makes them.
         figure: "module:function" in `figures` that turns rows into panels; None if it is not drawn.
         draws: The paper's figures that this figure corresponds to, for the help of `plot`.
-        studied: Whether a study's `--measure` takes it.
+        studied: Whether `--measure` accepts it in a study.
         tensorboard: Whether its numbers can be shown over the training steps in TensorBoard.
         section: How the report shows it; None if it does not.
-        compared: Whether `compare` makes it from several runs.
+        compared: Whether `compare` computes it from several runs.
     """
 
     name: str
@@ -87,10 +87,10 @@ class Metric:
 
     Attributes:
         name: The column's name.
-        text: What it is.
+        text: Its description in the documentation.
         kind: The kind of table that it is computed from.
-        words: How the report quotes it; empty if it does not.
-        target: The text of a column `target_...` that precedes `steps_to_...`; empty for other metrics.
+        words: Its name in the report; empty if the report does not quote it.
+        target: For a metric `steps_to_...`, the description of the column `target_...` before it; otherwise empty.
         has_ratio: Whether its ratio to the `none` run is recorded too.
     """
 
@@ -103,9 +103,9 @@ class Metric:
 
 
 METRICS: Final = (
-    Metric("final_loss", "last training loss, a mean of 50 steps where batches are small", "train",
+    Metric("final_loss", "last training loss; with minibatches, a mean over 50 steps", "train",
            "Last training loss"),
-    Metric("best_loss", "smallest training loss, averaged likewise", "train"),
+    Metric("best_loss", "smallest training loss, averaged in the same way", "train"),
     Metric("final_test_accuracy", "last test accuracy", "train", "Last test accuracy"),
     Metric("best_test_accuracy", "best test accuracy", "train"),
     Metric("steps_to_loss", "first step at or below `target_loss`; null if never", "train",
@@ -123,7 +123,7 @@ METRICS: Final = (
     Metric("ics", "median over the run and over layers from the second on", "ics", "Distance of the gradients"),
     Metric("movement", "`wasserstein` / `std`, median over the run and units", "activations",
            "Movement between measured steps, in deviations"),
-    Metric("kurtosis", "size of the excess kurtosis, median over the run and units", "activations",
+    Metric("kurtosis", "absolute excess kurtosis, median over the run and units", "activations",
            "Excess kurtosis"),
     Metric("cosine", "median over the run and over layers from the second on", "ics", "Their cosine", has_ratio=False),
 )  # fmt: skip
@@ -133,7 +133,7 @@ def _double(text: str, nullable: bool = True) -> Column:
     return Column("double", text, nullable)
 
 
-#: The columns that say which run a row is of.
+#: The columns that identify the run of a row.
 RUN: Final = {
     "run": Column("string", "name of the run's folder", nullable=False),
     "problem": Column("string", "`--problem`", nullable=False),
@@ -170,7 +170,7 @@ KINDS: Final = (
             "test_accuracy": _double("test accuracy, where evaluated"),
         },
         figure="training:panels", draws="1a-b, 12a, 13", tensorboard=True,
-        section=Section("Training", "A thin line is a run, a wide one the median; a cross marks a run that diverged.",
+        section=Section("Training", "Thin lines are runs, wide lines medians. A cross marks a run that diverged.",
                         ("final_test_accuracy", "final_loss"), (1, 2, 3, 8))),
     Kind("landscape", "landscape", "a step length at a measured step", {
             **_STEP,
@@ -184,8 +184,8 @@ KINDS: Final = (
         },
         measurement="landscape:MEASUREMENT", figure="landscape:panels", draws="4a-b, 9, 11b-c, 12", studied=True,
         tensorboard=True,
-        section=Section("Landscape along the gradient", "Bands reach from the smallest to the largest value on the "
-                        "line. In a narrow band the loss, or the gradient, changes little along a step.",
+        section=Section("Landscape along the gradient", "Each band spans the values on the line, from the smallest "
+                        "to the largest. In a narrow band, the loss or the gradient changes little along a step.",
                         ("loss_range", "predictiveness"), (5, 6))),
     Kind("smoothness", "smoothness", "a measured step", {
             **_STEP,
@@ -199,7 +199,7 @@ KINDS: Final = (
             "beta": _double("effective beta: largest grad_distance / distance"),
             "curvature": _double("g'Hg / g'g, H the Hessian"),
             "sharpness": _double("eigenvalue of H that is largest in magnitude, signed"),
-            "critical_alpha": _double("smallest probed alpha whose loss exceeds the point's"),
+            "critical_alpha": _double("smallest probed alpha with a loss above the point's; null if none"),
         },
         measurement="smoothness:MEASUREMENT", figure="smoothness:panels", draws="4c", studied=True, tensorboard=True,
         section=Section("Smoothness", "The largest change of the gradient on the line per unit of distance: lower is "
@@ -208,7 +208,7 @@ KINDS: Final = (
             **_STEP,
             "x": _double("coordinate along the first direction"),
             "y": _double("coordinate along the second direction; null on a line"),
-            "loss": _double("loss there; on the path, at the step's own parameters", nullable=False),
+            "loss": _double("loss here; for a step of the path, at its own parameters", nullable=False),
             "path_step": _double("step of the path; null on the grid"),
             "x_share": _double("share of the path's variance along x; null for random directions"),
             "y_share": _double("share of the path's variance along y"),
@@ -231,26 +231,26 @@ KINDS: Final = (
         },
         measurement="ics:MEASUREMENT", figure="ics:panels",
         draws="3", studied=True, tensorboard=True,
-        section=Section("Internal covariate shift", "How far a layer's gradient turns when the layers before it have "
-                        "taken their step. A distance of 0 and a cosine of 1 mean no shift.", ("ics", "cosine"), (4,))),
+        section=Section("Internal covariate shift", "How much a layer's gradient changes when the layers before it "
+                        "are updated. A distance of 0 and a cosine of 1 mean no shift.", ("ics", "cosine"), (4,))),
     Kind("activations", "activations", "a unit at a measured step", {
             **_STEP, **_UNIT,
             "mean": _double("mean of the norm's output over the batch"),
-            "std": _double("standard deviation, divided by m"),
+            "std": _double("standard deviation, with divisor m"),
             "skewness": _double("skewness"),
             "kurtosis": _double("excess kurtosis: 0 for a Gaussian"),
             **_QUANTILES,
             "sigma": _double("standard deviation of the linear map's output, before the norm"),
-            "wasserstein": _double("Wasserstein-1 distance to the measured step before"),
-            "quantiles": Column("list", "the quantiles of 0.005, 0.015, ..., 0.995"),
+            "wasserstein": _double("Wasserstein-1 distance from the previous measured step"),
+            "quantiles": Column("list", "the quantiles at 0.005, 0.015, ..., 0.995"),
         },
         measurement="activations:MEASUREMENT", figure="activations:panels", draws="1c, 2, 7, 8, 14", studied=True,
         tensorboard=True,
         section=Section("Distributions of the layers' inputs", "Quantiles of single units over training. Bands that "
                         "wander mean unstable inputs.", ("movement", "kurtosis"), (3, 9))),
-    Kind("theory", "theory", "a statement for a unit at a measured step", {
+    Kind("theory", "theory", "a statement about a unit at a measured step", {
             **_STEP,
-            "statement": Column("string", "`4.1` to `4.5`; `4.1 at y`: the plain gradient taken at y, not proved"),
+            "statement": Column("string", "`4.1` to `4.5`, or `4.1 at y`: the plain gradient at y, not proved"),
             **_UNIT,
             "affine": Column("string", "`identity`: gamma = sigma, beta = mu; `standard`: gamma = 1, beta = 0"),
             "lhs": _double("left side"),
@@ -263,30 +263,30 @@ KINDS: Final = (
             "grad_norm": _double("||g||"),
             "mean_fraction": _double("<1, g>^2 / m as a fraction of ||g||^2"),
             "output_fraction": _double("<g, y_hat>^2 / m as a fraction of ||g||^2"),
-            "alignment": _double("cosine of g and y_hat; 4.5: of the first and the present weights"),
+            "alignment": _double("cosine of g and y_hat; 4.5: of the initial and the current weights"),
             "curvature": _double("v'Hv / v'v"),
             "input_norm": _double("lambda of 4.4: spectral norm of the layer's inputs"),
         },
         measurement="theory:MEASUREMENT", figure="theory:panels", draws="5", studied=True, tensorboard=True,
-        section=Section("The theorems, both sides", "Points on the diagonal are equalities; below it the left side is "
-                        "the smaller one.", (), (10, 11, 12, 13, 14))),
+        section=Section("The theorems, both sides", "Points on the diagonal are equalities. Below it, the left side is "
+                        "smaller.", (), (10, 11, 12, 13, 14))),
     Kind("compare", "compare", "a run", {
             **RUN,
             "steps": Column("int64", "last step of the run", nullable=False),
-            "diverged_at": _double("step at which the loss was not finite; null if it never was"),
+            "diverged_at": _double("step at which the loss became infinite or NaN; null if it stayed finite"),
             "initial_loss": _double("training loss of the first step"),
             **_metric_columns(),
         },
         figure="compare:panels", compared=True,
-        section=Section("Comparison", "A dot is a run, a bar the median; best first.",
+        section=Section("Comparison", "Dots are runs, bars medians. The best come first.",
                         ("steps_to_accuracy", "steps_to_loss"), (1, 8))),
     Kind("compare-summary", "compare", "a metric of a problem, norm and learning rate, over seeds", {
             "problem": Column("string", "`--problem`"),
             "norm": Column("string", "`--norm`"),
             "lr": _double("learning rate"),
             "figure": Column("string", "the metric: a column of the compare table"),
-            "seeds": Column("int64", "seeds that have the metric", nullable=False),
-            "diverged": Column("int64", "how many of the runs diverged", nullable=False),
+            "seeds": Column("int64", "number of seeds with this metric", nullable=False),
+            "diverged": Column("int64", "number of runs that diverged", nullable=False),
             "median": _double("median over seeds"),
             "low": _double("lower end of its 95% interval"),
             "high": _double("upper end of its 95% interval"),
@@ -300,9 +300,9 @@ KINDS: Final = (
             "title": Column("string", "the claim"),
             "verdict": Column("string", "verdict on the claim"),
             "part": Column("string", "the statistic that the part rests on"),
-            "rule": Column("string", "where its interval has to lie"),
+            "rule": Column("string", "where the interval must lie"),
             "lr": _double("learning rate"),
-            "seeds": Column("int64", "seeds that have the statistic", nullable=False),
+            "seeds": Column("int64", "number of seeds with this statistic", nullable=False),
             "median": _double("median over seeds"),
             "low": _double("lower end of its interval"),
             "high": _double("upper end of its interval"),
@@ -318,7 +318,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Kind:
-    """The kind of that name. Raises InputError if there is none.
+    """The kind with this name. Raises InputError for an unknown name.
 
     >>> get("ics").command
     'ics'
@@ -330,5 +330,5 @@ def get(name: str) -> Kind:
 
 
 def measured(*, studied: bool = False) -> list[str]:
-    """The kinds that a measurement makes; with `studied`, only those that a study takes."""
+    """The names of the kinds that measurements produce; with `studied`, only those that a study accepts."""
     return [kind.name for kind in KINDS if kind.measurement and (kind.studied or not studied)]

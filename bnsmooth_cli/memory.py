@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Let the C library reuse freed memory instead of returning it to the system.
 
     Otherwise glibc maps the activations of a wide network anew in every step, and the system zeroes them page by page;
-    `python -m benchmarks allocator` shows the cost. The process keeps the most memory that it has used. The command
-    line calls this function; a script or a notebook may call it before its first step.
+    `python -m benchmarks allocator` shows the cost. In exchange, the process never shrinks below its peak memory. The
+    command line calls this function; a script or a notebook may call it before its first step.
 
     Returns:
         Whether it took effect: False if the C library is not glibc.

@@ -1,4 +1,4 @@
-"""Randomness as a function of seed, purpose and step, so that any step can be visited again from anywhere."""
+"""Random generators that depend only on seed, purpose and step, so that any training step can be repeated exactly."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def generator(
         stream: What the randomness is for, one of `_STREAMS`.
         step: The training step or epoch.
         place: Distinguishes several draws of one step.
-        device: Where the draws are made. Draws on the CPU are the same whichever device uses them; every other device
-            has draws of its own.
+        device: Where the numbers are drawn. Different devices draw different numbers.
 
     >>> torch.rand(1, generator=generator(0, "order", 7)) == torch.rand(1, generator=generator(0, "order", 7))
     tensor([True])

@@ -1,7 +1,6 @@
-"""The user's own code, named `module:attribute`: a norm or a problem. It runs only where the user names it.
+"""The user's own norms and problems, named `module:attribute`. They are imported only if the user names them.
 
-A configuration may come in a file from anybody, so a name in a file imports nothing by itself. This module imports no
-torch.
+A configuration file may come from anybody, so a name in a file imports nothing. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from typing import Any, Final
 from bnsmooth_cli.errors import InputError
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-MAX_NAME: Final = 200  # characters, as the name is part of a run's folder
-#: The names that the user has given -> the folder that may hold the module, "" if it is imported already.
+MAX_NAME: Final = 200  # characters, because the name becomes part of a run's folder
+#: Allowed name -> the folder that may hold its module; "" if the module is already imported.
 _allowed: dict[str, str] = {}
 
 
 def is_code(name: str) -> bool:
-    """Whether a norm or a problem has a name of the user's code.
+    """Whether the name of a norm or a problem refers to the user's code.
 
     >>> is_code("mymodule:MyNorm"), is_code("lp:3"), is_code("batch")
     (True, False, False)
@@ -35,21 +34,21 @@ def is_code(name: str) -> bool:
 
 
 def allow(*names: object, folder: Path | None = None) -> None:
-    """Let names that the user has given be imported.
+    """Allow the code that the user names to be imported.
 
     Args:
-        names: Values of options or arguments; those that do not name code are ignored.
-        folder: Where their modules may be, besides where Python finds modules (default: the working directory).
+        names: Values of options or arguments. Values that do not name code are ignored.
+        folder: A folder to search for the modules, besides Python's own path (default: the working directory).
     """
     code = [name for name in names if isinstance(name, str) and is_code(name)]
     _allowed.update(dict.fromkeys(code, str(Path.cwd() if folder is None else folder)))
 
 
 def name_of(thing: object) -> str:
-    """The name of a class or function, which counts as given by the user; a name is returned as it is.
+    """The name of a class or function, which is thereby allowed. A string is allowed and returned unchanged.
 
     Raises:
-        InputError: For a class or function that its module does not hold by its own name, such as a lambda.
+        InputError: If the class or function cannot be imported by its own name, like a lambda.
 
     >>> from torch import nn
     >>> name_of(nn.Softsign), name_of("batch")
@@ -62,7 +61,7 @@ def name_of(thing: object) -> str:
     if is_code(name):
         _allowed[name] = ""
     if not is_code(name) or load(name, "norm") is not thing:
-        raise InputError(f"{name}: give a class or function that its module holds by this name")
+        raise InputError(f"{name}: give a class or function that can be imported by this name")
     return name
 
 
@@ -71,15 +70,15 @@ def load(name: str, option: str) -> Any:
 
     Args:
         name: As `module:attribute`.
-        option: The option by which users name it, `norm` or `problem`.
+        option: The option that names it: `norm` or `problem`.
 
     Raises:
-        InputError: If the user has not given the name, or it cannot be imported.
+        InputError: If the user has not named this code, or it cannot be imported.
     """
     if name not in _allowed:
-        raise InputError(f"{name}: is code, which runs only where you name it: if you trust it, give --{option} {name}")
+        raise InputError(f"{name}: this code runs only if you name it; if you trust it, give --{option} {name}")
     module, _, path = name.partition(":")
-    with explaining(f"--{option} {name}: its module does not import"), _searching(_allowed[name]):
+    with explaining(f"--{option} {name}: its module cannot be imported"), _searching(_allowed[name]):
         try:
             target: Any = importlib.import_module(module)
         except ModuleNotFoundError as error:
@@ -98,9 +97,9 @@ def load(name: str, option: str) -> Any:
 
 @contextmanager
 def _searching(folder: str) -> Iterator[None]:
-    """Put a folder of modules first in the search path, as `python script.py` does, and last afterwards.
+    """Put a folder first on the import path, as `python script.py` does, and move it to the end afterwards.
 
-    Its modules are still found then, and none of its files takes the place of a library.
+    At the end, its modules are still found, but none of its files replaces a library.
     """
     if not folder or folder in sys.path:
         yield
@@ -116,7 +115,7 @@ def _searching(folder: str) -> Iterator[None]:
 
 
 def digest(name: str) -> str | None:
-    """A digest of the module that a name refers to; None if the user has not given the name, or it has no file."""
+    """A digest of the module that a name refers to; None if the name is not allowed or the module has no file."""
     if not is_code(name) or name not in _allowed:
         return None
     with suppress(Exception), _searching(_allowed[name]):
@@ -128,7 +127,7 @@ def digest(name: str) -> str | None:
 
 @contextmanager
 def explaining(message: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into an InputError that begins with the message."""
+    """Turn any exception of the user's code into an InputError that begins with `message`."""
     try:
         yield
     except InputError:
@@ -142,8 +141,8 @@ def _explain(error: BaseException) -> str:
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         frames = [(error.filename, error.lineno or 0)]
-    ours = str(Path(__file__).parent)
-    theirs = [(file, line) for file, line in frames if not re.search(r"site-packages|<frozen|importlib", file)]
-    where = [f", {Path(file).name} line {line}" for file, line in theirs if not file.startswith(ours)][-1:]
+    package = str(Path(__file__).parent)
+    frames = [frame for frame in frames if not re.search(r"site-packages|<frozen|importlib", frame[0])]
+    where = [f", {Path(file).name} line {line}" for file, line in frames if not file.startswith(package)][-1:]
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}{''.join(where)}"

@@ -155,10 +155,10 @@ BAD = [
     ("--norm own_parts:Broken", "its model does not take a batch"),
     ("--norm own_parts:Random", "(Random) gives another output each time"),
     ("--norm own_parts:Counts", "buffer 'layers.conv1.norm.calls' changes while it is measured"),
-    ("--norm syntax:X", "does not import (SyntaxError: "),
-    ("--norm fails:X", "does not import (RuntimeError: at import, fails.py line 1)"),
-    ("--norm leaves:X", "does not import (SystemExit: 3"),
-    ("--norm needs:X", "does not import (ModuleNotFoundError: No module named 'nowhere', needs.py line 1)"),
+    ("--norm syntax:X", "cannot be imported (SyntaxError: "),
+    ("--norm fails:X", "cannot be imported (RuntimeError: at import, fails.py line 1)"),
+    ("--norm leaves:X", "cannot be imported (SystemExit: 3"),
+    ("--norm needs:X", "cannot be imported (ModuleNotFoundError: No module named 'nowhere', needs.py line 1)"),
     ("--norm own_parts:", "unknown norm"),
     ("-p own_parts:small", "makes no use of the norm that it is called with; give --norm none"),
     ("-p own_parts:arrays", "its train data are no tensors"),
@@ -264,7 +264,7 @@ def test_a_class_or_function_is_recorded_by_its_module_and_name(tmp_path):
     with pytest.raises(InputError, match="give --problem own_code:residual"):
         bns.load_point(run)
     assert bns.load_point(run, code=[residual, "own_code:Scaled"]).step == 2
-    with pytest.raises(InputError, match="holds by this name"):
+    with pytest.raises(InputError, match="can be imported by this name"):
         bns.train("vgg", lambda units: nn.Identity())
 
 

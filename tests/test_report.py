@@ -138,7 +138,7 @@ def test_names_are_text_and_never_markup(cli, tmp_path, study):
         ("absent", "no study.json"),
         ("STUDY -o report.pdf", ".html"),
         ("STUDY --format pdf", "known: html, md"),
-        ("STUDY --format md -o report.html", "is named .md"),
+        ("STUDY --format md -o report.html", "ends in .md"),
         ("damaged", "compare.parquet"),
         ("uncompared", "bnsmooth compare"),
         ("other", "study.json"),

@@ -555,7 +555,7 @@ samples = 30
         ("--study typed.toml", "wrong type"),
         ("--norms none -o full", "holds files but no study"),
         ("--norms none -o broken.toml", "broken.toml"),
-        ("--norms none --at 1 --every 2", "one of the two"),
+        ("--norms none --at 1 --every 2", "only one of them"),
         ("--norms none --at 99999 --measure ics --problem dln", "beyond"),
         ("--norms none --device nonsense", "--device nonsense"),
         ("--norms none --measure ics --at ,", "name at least one step"),

@@ -77,14 +77,14 @@ for _name in COMMANDS:
 
 
 _INTERRUPTED: Final = 130
-_MAX_MESSAGE: Final = 10_000  # characters; a file may name a path of any length
+_MAX_MESSAGE: Final = 10_000  # characters; a file can contain a path of any length
 
 
 def main() -> NoReturn:
     """Run the command line.
 
-    An error is one line on stderr. The exit status is 0 for success, 1 for a failure, 2 for wrong use or input, and 130
-    for an interruption.
+    An error is one line on stderr. The exit status is 0 for success, 1 for a failure, 2 for wrong usage or input, and
+    130 for an interruption.
     """
     keep_freed_memory()
     for name in ("stdout", "stderr"):
@@ -111,7 +111,7 @@ def _explain(error: BaseException) -> int:
         message, code = str(error), 2
     elif isinstance(error, IncompleteError):
         message, code = str(error), 1
-    elif hasattr(error, "format_message"):  # wrong use, in typer's words
+    elif hasattr(error, "format_message"):  # wrong usage, with typer's message
         message, code = error.format_message(), 2
     elif isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it again at exit

@@ -62,13 +62,13 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Compare runs and judge the paper's claims by them, or first train and measure a whole grid of runs.
+    """Compare runs and judge the paper's claims. With a grid, train and measure its runs first.
 
-    The comparison has metrics of training and smoothness, the steps to a target, and the ratios to the run without a
-    norm. With several seeds, it has medians and intervals over them.
+    The comparison lists each run's training and smoothness metrics, its steps to a target, and its ratios to the run
+    without a norm. With several seeds, it adds medians and intervals.
 
-    A grid is a study in a folder. The same command resumes it, and one with more norms or seeds extends it.
-    `bnsmooth report` makes a page of it.
+    A grid is run as a study, in a folder of its own. The same command resumes the study, and a command with more norms
+    or seeds extends it. `bnsmooth report` turns it into a page.
 
     [bold]Examples[/]
 
@@ -121,20 +121,20 @@ def _show(outcome: Outcome) -> None:
     for problem, rows in outcome.comparison.groupby("problem", sort=False):
         summary = outcome.summary[outcome.summary["problem"] == problem]
         if rows["seed"].nunique() > 1 and len(summary):
-            title = f"{problem}, medians over seeds [95% interval]; x: the ratio to none, seed by seed"
+            title = f"{problem}, medians over seeds [95% interval]; x: the median ratio to none of the same seed"
             terminal.summary(title, *_statistics(summary))
         else:
             note = "" if len(summary) else "no statistics and no verdicts: two runs share norm, lr and seed"
             terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows), note)
     for problem, rows in outcome.claims.groupby("problem", sort=False):
-        note = f"a verdict takes {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if rows["seeds"].max() < SEEDS else ""
+        note = f"a verdict needs {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if rows["seeds"].max() < SEEDS else ""
         terminal.summary(f"{problem}, the paper's claims (rules: docs/claims.md)", *_verdicts(rows), note)
     for command in outcome.next:
         terminal.say(f"to measure more: {command}")
 
 
 def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The part of a comparison that fits a terminal: what the runs differ in, and their main metrics."""
+    """A comparison reduced to fit a terminal: the settings that differ between runs, and the main metrics."""
     varying = [name for name in ("lr", "seed") if frame[name].nunique() > 1]
     table = frame[["norm", *varying]].astype(str)
     table.loc[frame["diverged_at"].notna(), "norm"] += " (diverged)"
@@ -155,7 +155,7 @@ def _with_ratio(value: float, ratio: float) -> str:
 
 
 def _statistics(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """One row a norm and learning rate, with medians and intervals of accuracy, or else of loss, and of beta."""
+    """One row per norm and learning rate: medians and intervals of beta, and of accuracy or (without it) loss."""
     import pandas as pd
 
     accuracy = "final_test_accuracy" in set(summary["figure"])
@@ -182,7 +182,7 @@ def _with_interval(row: pd.Series[float]) -> str:
 
 
 def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """One row a claim, with its verdict and the part that decides it."""
+    """One row per claim: its verdict and the part that decides it."""
     import pandas as pd
 
     from bnsmooth_cli.studies.claims import CLAIMS, deciding

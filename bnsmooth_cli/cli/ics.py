@@ -11,7 +11,7 @@ from bnsmooth_cli.cli.options import LayerOptions
 def ics(rows: Rows) -> None:
     """Measure internal covariate shift: how each layer's gradient changes when the layers before it step (figure 3).
 
-    The table has one row per measured step and layer: the distance and the cosine of the two gradients of
+    The table has one row per measured step and layer, with the distance and the cosine between the two gradients of
     definition 2.1.
 
     [bold]Examples[/]

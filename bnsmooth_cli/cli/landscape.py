@@ -11,7 +11,8 @@ from bnsmooth_cli.cli.options import LineOptions, ObjectiveOptions
 def landscape(rows: Rows) -> None:
     """Probe the loss and its gradient along the gradient's direction (figures 4a-b, 9, 11, 12).
 
-    At several step lengths, it records the loss and the distance of the gradient from the one at the measured step.
+    At each of several step lengths, it records the loss, and the distance between the gradient there and the gradient
+    at the measured step.
 
     [bold]Examples[/]
 

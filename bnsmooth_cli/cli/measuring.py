@@ -1,7 +1,7 @@
-"""The measuring commands: the options that all of them take, and how a command is made from its own part.
+"""The measuring commands: the options that all of them share, and the work that all of them do.
 
-A command module declares the groups of options that its measurement takes, its help text, and how its rows are
-summarised. Everything else is done here.
+A command module declares its own groups of options, its help text, and a function that prints a summary of the rows.
+`measuring` makes a command of these.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ def measuring(*groups: type[MeasureOptions], problem: str | None = None) -> Call
     The name of the function is the kind of table, and its docstring is the help text of the command.
 
     Args:
-        groups: The groups of options whose `given` are keyword arguments of the measurement's `plan`.
+        groups: The groups of options that become keyword arguments of the measurement's `plan`.
         problem: The problem that is trained if neither a run nor `--problem` is given; None for the usual default.
     """
 
     def decorate(summarise: Summarise) -> Callable[..., None]:
         name = summarise.__name__
-        own = {f"group{number}": group for number, group in enumerate(groups)}
+        groups_by_key = {f"group{number}": group for number, group in enumerate(groups)}
 
         @functools.wraps(summarise)
         def command(**values: Any) -> None:
-            chosen: list[MeasureOptions] = [values.pop(key) for key in own]
+            chosen: list[MeasureOptions] = [values.pop(key) for key in groups_by_key]
             options = {key: value for group in chosen for key, value in group.given().items()}
             _measure(summarise, options.pop("kind", name), options, problem, **values)
 
         steps, *others = [*inspect.signature(_measure, eval_str=True).parameters.values()][4:]
         if not kinds.get(name).tensorboard:
             others = [parameter for parameter in others if parameter.annotation is not ExportOptions]
-        groups_own = [inspect.Parameter(key, steps.kind, annotation=group) for key, group in own.items()]
-        command.__signature__ = inspect.Signature([steps, *groups_own, *others])  # type: ignore[attr-defined]
+        own = [inspect.Parameter(key, steps.kind, annotation=group) for key, group in groups_by_key.items()]
+        command.__signature__ = inspect.Signature([steps, *own, *others])  # type: ignore[attr-defined]
         return grouped(command)
 
     return decorate
@@ -112,7 +112,7 @@ def _measure(
         opened = [open_weights(weights, run.config(problem))]
     else:
         config = run.config(problem)
-        # Wrong options are refused before the training, which takes longer.
+        # Refuse wrong options before training, which takes longer.
         arguments = measurement(kind).plan(config, **options)
         checked = measurement(kind).confirm(arguments, lambda: problems.build(config, choose_device(machine.device)))
         if files.output is not None:
@@ -132,6 +132,6 @@ def _measure(
     for path, rows in frames.items():
         terminal.say(path)
         export.write(path)
-        if not rows:  # the table answered the request before
+        if not rows:  # the existing table already answers the request
             rows.append(read_table(path, kind, columns))
     summarise(pd.concat(chain.from_iterable(frames.values()), ignore_index=True))

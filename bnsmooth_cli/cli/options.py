@@ -31,14 +31,14 @@ _STUDY = "A study"
 def option(
     help: str, panel: str | None = _MEASURED, *, default: Any = None, choices: tuple[str, ...] = (), **more: Any
 ) -> Any:
-    """A field of a group, which is an option of the command line.
+    """Declare a field of a group as an option of the command line.
 
     Args:
         help: Its help text.
         panel: Its panel in the help.
         default: The field's value if the option is left out.
-        choices: Values that a shell completes.
-        **more: `flags`, separated by spaces, if they are not the field's name; other arguments of `typer.Option`.
+        choices: Values that the shell completes.
+        **more: Arguments of `typer.Option`. `flags`, separated by spaces, replaces the flag made from the field's name.
     """
     if choices:
         more["autocompletion"] = lambda incomplete: [name for name in choices if name.startswith(incomplete)]
@@ -49,7 +49,7 @@ class Options:
     """A group of options: a dataclass whose fields are made by `option`."""
 
     def given(self) -> dict[str, Any]:
-        """The options that were given, by name."""
+        """The options that the user gave, by name."""
         values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))  # type: ignore[arg-type]
         return {name: value for name, value in values if value is not None}
 
@@ -72,7 +72,7 @@ _PRESETS = tuple(dict.fromkeys(name for problem in PROBLEMS.values() for name in
 
 
 def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
-    """Give a group an option for the preset, and one for each setting in `config.FIELDS` but the omitted ones."""
+    """Add options to a group: one for the preset, and one for each setting in `config.FIELDS` that is not omitted."""
 
     def decorate(group: type[Group]) -> type[Group]:
         fields: dict[str, tuple[type, Any]] = {}
@@ -82,7 +82,7 @@ def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
                 flags = f"{flag(name)}/--no-{name}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
                 about = option(help_of(name), _SETTINGS, flags=flags, choices=setting.choices)
                 fields[name] = type_of(name), about
-        text = "quick (default), or paper: what the paper states, and our choice of the rest."
+        text = "quick (default), or paper: the paper's settings, and our choice where it states none."
         fields["preset"] = str, option(text, _SETTINGS, choices=_PRESETS)
         group.__annotations__ = {name: kind | None for name, (kind, _) in fields.items()}
         for name, (_, about) in fields.items():
@@ -107,7 +107,7 @@ class RunOptions(_Settings):
         return resolve(**(default | self.given()))
 
     def described(self) -> list[str]:
-        """The flags that contradict a RUN. `--data` does not, nor does naming the user's code, which permits it."""
+        """The given flags that contradict a RUN. `--data` and the names of the user's code do not contradict it."""
         return [
             flag(name)
             for name, value in self.given().items()
@@ -115,7 +115,7 @@ class RunOptions(_Settings):
         ]
 
     def check_code(self, config: Config, path: Path) -> None:
-        """Raise InputError if the code that was named is not that of the run at `path`."""
+        """Raise InputError if the options name other code than the run at `path` uses."""
         for name in ("norm", "problem"):
             named, actual = getattr(self, name), getattr(config, name)
             if named is not None and named != actual:
@@ -130,7 +130,7 @@ class MachineOptions(Options):
         "auto (default), cpu, cuda or mps.", _MACHINE, default="auto", choices=("auto", "cpu", "cuda", "mps")
     )
     threads: int | None = option("CPU threads (default: torch's choice; 1 for each run of a study).", _MACHINE)
-    force: bool = option("Replace existing results; in a study, only its measurements.", _MACHINE, default=False)
+    force: bool = option("Replace existing results; in a study, only the measurements.", _MACHINE, default=False)
 
     def apply(self) -> None:
         """Set the number of threads."""
@@ -154,7 +154,7 @@ class GridOptions(Options):
     measure: str | None = option(
         f"Measurements to take: {', '.join(_STUDIED)}.", _STUDY, choices=_STUDIED, metavar="A,B"
     )
-    study: Path | None = option("Read the options from a TOML file. The command line wins.", _STUDY, metavar="FILE")
+    study: Path | None = option("Read options from a TOML file; the command line overrides it.", _STUDY, metavar="FILE")
 
     def given(self) -> dict[str, str]:
         """The lists that were given, as text."""
@@ -187,7 +187,7 @@ class StepOptions(Options):
         if self.every is not None and self.every < 1:
             raise InputError(f"--every {self.every}: give a whole number of at least 1")
         if self.every is not None and self.at is not None:
-            raise InputError("--every and --at: give one of the two")
+            raise InputError("--every and --at: give only one of them")
         return {"every": self.every, "at": None if self.at is None else _integers("--at", self.at, "0,100,250")}
 
 
@@ -202,9 +202,9 @@ def _integers(flag: str, text: str, example: str) -> list[int]:
 
 
 class MeasureOptions(Options):
-    """A group of options of some measurements, whose fields are arguments of their `plan`.
+    """Options of a measurement. The fields are keyword arguments of its `plan`.
 
-    An option `kind` selects another kind of table than the one that the command is named after.
+    If `given` returns a key `kind`, it selects a kind of table other than the one that the command is named after.
     """
 
     def given(self) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class LineOptions(MeasureOptions):
 
 @dataclass(frozen=True)
 class ObjectiveOptions(MeasureOptions):
-    """Whose loss is measured."""
+    """Which loss is measured."""
 
     objective: str = option(
         "Which mean loss to measure: batch (default: the step's own batch), train:K (K fixed training batches) or "
@@ -271,13 +271,13 @@ class SurfaceOptions(MeasureOptions):
     dimensions: int | None = option("1 for a line, 2 (default) for a plane.")
     points: int | None = option("Points per axis (default: 21).")
     extent: float | None = option(
-        "Reach of the grid (default: 1). random: in lengths of the weights; pca: in widths of the path."
+        "Reach of the grid (default: 1), in norms of the weights (random) or widths of the path (pca)."
     )
 
 
 @dataclass(frozen=True)
 class FileOptions(Options):
-    """The files that a measuring command reads in place of a run and writes."""
+    """The weights that a measuring command reads, and the table that it writes."""
 
     weights: Path | None = option(
         "Measure these weights instead of training: a file with a state dict that fits the problem's network.",
@@ -307,7 +307,7 @@ class ExportOptions(Options):
             check_tensorboard()
 
     def write(self, table: Path) -> None:
-        """Write the TensorBoard files of a table, if they are asked for, and print their path."""
+        """Write the TensorBoard files of a table, if they were requested, and print their path."""
         if self.tensorboard:
             from bnsmooth_cli.storage.exports import tensorboard
 

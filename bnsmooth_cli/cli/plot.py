@@ -14,14 +14,14 @@ from bnsmooth_cli.cli import terminal
 def plot(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="TABLE", help="Tables of one kind; with ics tables also the runs' train tables."),
+        typer.Argument(metavar="TABLE", help="Tables of one kind; ics tables also with the runs' train tables."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FIGURE", help="The figure: .png, .svg or .pdf.")],
 ) -> None:
     """Plot one or more tables of the same kind, with runs overlaid.
 
-    The kind decides the figure. In parentheses are the figures of the paper that it corresponds to: FIGURES.
-    Tables of ics may be given with the train tables of their runs, whose curves become the first panel.
+    The kind determines the figure. These kinds can be plotted; parentheses name the matching figures of the paper:
+    FIGURES. If ics tables are accompanied by train tables of the same runs, the training curves become the first panel.
 
     [bold]Examples[/]
 

@@ -21,12 +21,14 @@ def report(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="html|md", show_default=False, help="Default: the suffix of the page."),
+        typer.Option(
+            "--format", metavar="html|md", show_default=False, help="The format (default: the page's suffix)."
+        ),
     ] = None,
 ) -> None:
     """Write the report of a study: claims, figures, a sortable comparison, settings and commands.
 
-    HTML is one file that needs no network. Markdown has its figures in a folder beside it.
+    An HTML report is one file that works offline. A Markdown report keeps its figures in a folder beside it.
 
     [bold]Examples[/]
 
@@ -42,7 +44,7 @@ def report(
     if chosen not in report.FORMATS:
         raise unknown("format", chosen, report.FORMATS)
     if output is not None and suffix != chosen:
-        raise InputError(f"-o {output}: a page of format {chosen} is named .{chosen}")
+        raise InputError(f"-o {output}: the name of a page in format {chosen} ends in .{chosen}")
     page = output or study / f"report.{chosen}"
     report.write(Study(study), page, chosen)
     terminal.say(page)

@@ -30,7 +30,7 @@ def show(
 ) -> None:
     """Show where a table comes from, a summary of each column, and the first and last rows; or write it as CSV.
 
-    The CSV keeps every digit. A null is empty, and a list is written as numbers with spaces between them.
+    The CSV keeps every digit. A null becomes an empty cell, and a list becomes numbers separated by spaces.
 
     [bold]Examples[/]
 
@@ -52,7 +52,7 @@ def show(
 
 
 def _print_csv(table: Path) -> None:
-    """Write CSV to stdout. A terminal obeys control characters, so it gets them as escapes."""
+    """Write CSV to stdout. For a terminal, which would obey them, control characters are escaped."""
     from bnsmooth_cli.storage.exports import stream_csv
 
     if sys.stdout.isatty():

@@ -13,7 +13,7 @@ from bnsmooth_cli.errors import InputError
 
 @dataclass(frozen=True)
 class ByLayerOptions(LayerOptions):
-    """Whether smoothness is measured layer by layer, and of which layers."""
+    """Whether smoothness is measured layer by layer, and for which layers."""
 
     by_layer: bool = option("Measure each layer, with the parameters of all other layers held fixed.", default=False)
 
@@ -23,7 +23,7 @@ class ByLayerOptions(LayerOptions):
         if values.pop("by_layer"):
             values["kind"] = "smoothness-by-layer"
         elif self.layers is not None:
-            raise InputError(f"--layers {self.layers}: goes with --by-layer")
+            raise InputError(f"--layers {self.layers}: needs --by-layer")
         return values
 
 
@@ -32,8 +32,8 @@ def smoothness(rows: Rows) -> None:
     """Measure how smooth the loss is: effective beta (figure 4c), Lipschitzness, curvature, sharpness.
 
     The table has one row per measured step. Sharpness is the Hessian's eigenvalue of largest magnitude, by Lanczos'
-    iteration to a relative accuracy of 0.005. With --by-layer there is one row per layer, for the loss as a function of
-    that layer's parameters alone, in smoothness-by-layer.parquet.
+    iteration to a relative accuracy of 0.005. With --by-layer, the loss is taken as a function of one layer's
+    parameters at a time, and smoothness-by-layer.parquet has one row per measured step and layer.
 
     [bold]Examples[/]
 

@@ -1,4 +1,4 @@
-"""What `compare` does with a grid: read it, plan it, print the plan or run it behind a board of progress bars."""
+"""Studies on the command line: read the grid, plan the study, and print the plan or execute it with progress bars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_study(
     target_loss: float | None,
     target_accuracy: float | None,
 ) -> Study | None:
-    """Run the study of the options and the study file; None for a dry run."""
+    """Run the study that the options and the study file define. A dry run returns None."""
     from bnsmooth_cli.studies.grid import read_grid
     from bnsmooth_cli.studies.run import plan, run
 
@@ -45,7 +45,7 @@ def run_study(
 
 
 class Board(StudyProgress):
-    """Progress bars: one for the study, and one for each run that is being worked on."""
+    """Progress bars: one for the study, and one for each run in progress."""
 
     def __init__(self) -> None:
         columns = (
@@ -68,7 +68,7 @@ class Board(StudyProgress):
         self._study = self._bars.add_task("study", total=len(runs), note="runs")
 
     def advanced(self, run: str, stage: str, done: int, total: int, note: str) -> None:
-        if run in self._runs and self._runs[run][1] != stage:  # another stage has another rate
+        if run in self._runs and self._runs[run][1] != stage:  # each stage has its own rate
             self._remove(run)
         if run not in self._runs:
             self._runs[run] = self._bars.add_task(f"{run} {stage}", total=None, note=""), stage
@@ -92,7 +92,7 @@ class Board(StudyProgress):
 
 
 def _print_plan(planned: Plan) -> None:
-    """Print what would be done, run by run, and about how much time and space it would take here."""
+    """Print the work that each run still needs, and an estimate of the time and disk space on this machine."""
     from bnsmooth_cli.studies.cost import estimate
 
     for name, reason in planned.unreadable.items():

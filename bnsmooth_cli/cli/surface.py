@@ -14,7 +14,7 @@ def surface(rows: Rows) -> None:
     By default it takes the last checkpoint, random filter-normalised directions, 21 x 21 points, and the batch and
     noise of that step.
 
-    With --directions pca, it takes the plane that holds most of the run's path, and adds the path itself.
+    With --directions pca, it takes the plane that captures most of the run's path, and records the path too.
 
     [bold]Examples[/]
 

@@ -36,7 +36,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar with rate, remaining time and a note, and yield its update: a function of (done, total, note)."""
     if not err.is_terminal:
         yield lambda done, total, note: None
@@ -50,7 +50,7 @@ def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(what, total=None, note="")
+        task = bar.add_task(label, total=None, note="")
         yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
 
@@ -87,7 +87,7 @@ def summary(
         frame: The table.
         columns: The columns to print; None prints all of them.
         note: The line below the table.
-        max_rows: The most rows to print; of a longer table, evenly spaced ones from the first to the last.
+        max_rows: The largest number of rows. A longer table is thinned evenly, keeping the first and the last row.
     """
     columns = list(frame.columns) if columns is None else columns
     if "run" in columns and len(columns) > 1 and frame["run"].nunique() == 1:

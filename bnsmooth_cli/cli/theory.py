@@ -11,11 +11,11 @@ from bnsmooth_cli.cli.options import UnitOptions
 def theory(rows: Rows) -> None:
     """Verify theorems 4.1, 4.2, 4.4, observation 4.3 and lemma 4.5, unit by unit in float64 (section 4, figure 5).
 
-    The table has one row per measured step, statement, layer and unit: both sides, and the sizes of the reductions.
+    The table has one row per measured step, statement, layer and unit, with both sides and the sizes of the reductions.
 
     Without a run it trains the deep linear network. For convolutions, give --problem vgg.
 
-    All units of a VGG take about a minute per step. Choose some with --at and --units.
+    Measuring all units of a VGG takes about a minute per step. Choose fewer with --at and --units.
 
     [bold]Examples[/]
 
@@ -34,7 +34,7 @@ def theory(rows: Rows) -> None:
 
 
 def verdict(rows: Rows) -> str:
-    """In how many cases the proved statements hold, as a sentence."""
+    """A sentence that says in how many cases the proved statements hold."""
     from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
 
     proved = rows[rows["statement"].isin(PROVED)]

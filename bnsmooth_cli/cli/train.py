@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderOptions(Options):
-    """The run's folder, and what happens to the run in it."""
+    """The run's folder, and whether an unfinished run in it is resumed."""
 
     output: Path | None = option(
         "Directory of the run (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
@@ -63,7 +63,7 @@ def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folde
 
 
 def train_or_find(config: Config, **arguments: Any) -> Run:
-    """Train a run behind a progress bar, or find the finished one; `arguments` are those of `train_config`."""
+    """Train a run with a progress bar, or return the finished one. `arguments` are passed to `train_config`."""
     from bnsmooth_cli.training.run import train_config
 
     with terminal.progress(f"train {config.name}") as update:

@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric operator that is known by its products alone."""
+"""The eigenvalue of largest magnitude of a symmetric operator, computed from products with vectors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_PRODUCTS: Final = 200
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"]) -> float:
     """The eigenvalue of largest magnitude of a symmetric operator, by Lanczos' iteration.
 
-    The iteration keeps three vectors (Golub & Van Loan 2013, algorithm 10.1.1). The orthogonality that it loses repeats
-    eigenvalues that are found already and spoils none. A Ritz value is within its residual norm of an eigenvalue
-    (Parlett 1998, theorem 4.5.1). The iteration ends when, at both ends of the spectrum, this bound leaves no room for
-    an eigenvalue that exceeds the result by more than SHARPNESS_TOLERANCE.
+    The iteration keeps three vectors (Golub & Van Loan 2013, algorithm 10.1.1). As the vectors lose orthogonality,
+    eigenvalues that have converged appear again, but no wrong ones appear. A Ritz value is within its residual norm of
+    an eigenvalue (Parlett 1998, theorem 4.5.1). The iteration ends when, at both ends of the spectrum, this bound
+    leaves no room for an eigenvalue that exceeds the result by more than SHARPNESS_TOLERANCE.
 
     Args:
         product: Multiplies a vector (n,) by the operator.

@@ -1,7 +1,7 @@
 r"""Products with the Hessian of any loss: by a complex step along a fast path, or by PyTorch's double backward.
 
 The gradient $g(\theta)$ is computed with a graph; $H v$ is the gradient of $\langle g, v \rangle$ (Pearlmutter 1994,
-"Fast exact multiplication by the Hessian"). The graph serves all products. `twice_differentiable` replaces the
+"Fast exact multiplication by the Hessian"). All products share the graph. `twice_differentiable` replaces the
 operations whose second derivative is missing, wrong or slow in PyTorch.
 """
 
@@ -31,10 +31,10 @@ _STEP: Final = 1e-12  # of the complex step, whose error is proportional to its 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """A context in which every operation that is recorded has a right second derivative.
+    """A context in which every recorded operation has a correct second derivative.
 
-    Fused attention has none. The second derivative of fused weight normalisation takes the norms for constants. That of
-    BatchNorm over batch statistics is right and slow. All three are computed in elementary operations.
+    PyTorch's fused attention has no second derivative. That of its fused weight normalisation treats the norms as
+    constants. That of BatchNorm over batch statistics is correct but slow. Elementary operations replace all three.
     """
     with sdpa_kernel(SDPBackend.MATH), _Replaced():
         yield
@@ -60,7 +60,7 @@ def _batch_norm(
 
 
 def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
-    """g v / ||v||, with the norm over all dimensions but one; over all for dim -1."""
+    """g v / ||v||, with the norm over all dimensions except `dim`; over all of them for dim -1."""
     others = [d for d in range(direction.dim()) if d != dim]
     return length * direction / torch.linalg.vector_norm(direction, dim=others, keepdim=True)
 

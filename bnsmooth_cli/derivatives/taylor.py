@@ -2,8 +2,8 @@ r"""Second derivatives of a network along many directions at once, by propagatin
 
 Along the curve $x(t) = x_0 + t x_1 + \frac{t^2}{2} x_2 + \dots$ every module maps the value and its first two
 derivatives at t = 0, the jet $(x_0, x_1, x_2)$, to that of its output (Griewank & Walther 2008, "Evaluating
-Derivatives", chapter 13). $x_0$ is computed once for all directions and nothing is recorded. A direction costs two
-forward passes, or one as long as the network is piecewise linear: several times less than a Hessian product.
+Derivatives", chapter 13). $x_0$ is computed once for all directions, and no graph is recorded. A direction costs two
+forward passes, or one as long as the modules are piecewise linear: several times less than a Hessian product.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bnsmooth_cli.norms.derivatives import as_matrix, lp_scale, scale_derivative
 from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.norms.noise import Noise
 
-#: The largest number of elements of an x1: so many directions are taken together.
+#: The largest number of elements of x1, which limits how many directions are propagated together.
 CHUNK: Final = 2**22
 
 #: The value x0 (batch, ...) and its derivatives x1 and x2 (K, batch, ...) along K directions; an x2 of None is zero.
@@ -47,9 +47,9 @@ def second_derivatives(
 
     Args:
         modules: The modules that f applies in turn.
-        objective: The scalar of their output that f is.
+        objective: Maps their output to the scalar f.
         z: The activations at which f is differentiated.
-        direction: Of $v_j$, the values in unit j; the other units of $v_j$ are 0.
+        direction: The values of each $v_j$ in unit j. Its other units are 0.
         units: The units j.
 
     >>> z, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
@@ -83,7 +83,7 @@ def _end(objective: Callable[[Tensor], Tensor], jet: Jet) -> Tensor:
 
 
 def has_rule(module: nn.Module) -> bool:
-    """Whether a module, and all that it consists of, has a rule below.
+    """Whether a module and all modules inside it have rules below.
 
     >>> has_rule(nn.Sequential(nn.ReLU(), BatchNorm(3))), has_rule(nn.Sequential(nn.ReLU(), nn.GroupNorm(1, 3)))
     (True, False)

@@ -17,9 +17,9 @@ from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 
-LAYERS: Final = 5  # selected over the depth, by default
-UNITS: Final = 5  # selected per layer, by default
-#: The probabilities of the column `quantiles`, which represents a distribution by points of equal weight.
+LAYERS: Final = 5  # default number of layers, spread over the depth
+UNITS: Final = 5  # default number of units per layer
+#: The probabilities of the column `quantiles`, whose values represent a distribution with equal weights.
 PROBABILITIES: Final = (np.arange(100) + 0.5) / 100
 Values = Float64[np.ndarray, "units m"]
 _NAMED: Final = {f"q{percent:02d}": percent / 100 for percent in (1, 5, 25, 50, 75, 95, 99)}
@@ -28,25 +28,25 @@ _NAMED: Final = {f"q{percent:02d}": percent / 100 for percent in (1, 5, 25, 50, 
 def activations(point: Point, layers: Sequence[str] | None = None, units: Sequence[int] | None = None) -> pd.DataFrame:
     r"""Measure how the inputs to the non-linearities are distributed: Santurkar et al. (2018), figures 1c, 2, 7, 8.
 
-    The distribution of a unit is that of the m outputs z of its norm over the batch (over samples, and the height and
-    width of a convolution), with the noise of the step. Its moments are
+    A unit's distribution consists of the m outputs z of its norm over the batch (over samples and, in convolutions,
+    height and width), with the noise of the step. Its moments are
     $$\mu = E[z], \quad \sigma^2 = E[(z - \mu)^2], \quad
     E[(z - \mu)^3] / \sigma^3, \quad E[(z - \mu)^4] / \sigma^4 - 3,$$
-    where E is the mean over the m values; the last one, the excess kurtosis, is 0 for a Gaussian.
+    where E is the mean over the m values. The last one, the excess kurtosis, is 0 for a Gaussian.
 
     Args:
         point: Where to measure.
-        layers: Layers by name or number; by default LAYERS of them, spread over the depth.
-        units: Units of each layer; by default a sample of UNITS of them, which is a function of the run's seed.
+        layers: Layers by name or number; by default LAYERS layers, spread over the depth.
+        units: Units of each layer; by default UNITS units, sampled by the run's seed.
 
     Returns:
         One row per layer and unit. Columns: `layer`, `layer_name`, `unit`, `mean`, `std`, `skewness`, `kurtosis`, the
-        quantiles `q01` to `q99`, `sigma`, the standard deviation of the linear map's output before the norm (which
-        BatchNorm divides by), `wasserstein`, null until `moved` compares two steps, and `quantiles`, those at
-        PROBABILITIES. A constant unit has neither skewness nor kurtosis.
+        quantiles `q01` to `q99`, `sigma` (the standard deviation of the linear map's output, by which BatchNorm
+        divides), `wasserstein` (null until `moved` compares two steps) and `quantiles` (at PROBABILITIES). The
+        skewness and kurtosis of a constant unit are null.
 
     Raises:
-        InputError: For a layer or a unit that the network does not have.
+        InputError: If the network does not have a layer or unit.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
 
 
 def _values(activations: Float[Tensor, "batch all ..."], units: Int[Tensor, " units"]) -> Values:
-    """The values of some units, in float64: in float32 the moments would lose the digits that a far mean takes."""
+    """The values of the selected units, in float64: in float32, a large mean would cost the moments their digits."""
     chosen = activations.index_select(1, units.to(activations.device)).movedim(1, 0).flatten(1)
     return chosen.cpu().double().numpy()
 
@@ -106,7 +106,7 @@ def _values(activations: Float[Tensor, "batch all ..."], units: Int[Tensor, " un
 def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     r"""Fill in the column `wasserstein`: how far each unit's distribution moved between two steps of a run.
 
-    $W_1(P, Q) = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)| du$, of two distributions that are given by their `quantiles`.
+    The distance is $W_1(P, Q) = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)| du$, computed from the column `quantiles`.
 
     Args:
         before: The rows of the earlier step.

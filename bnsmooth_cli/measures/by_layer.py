@@ -66,7 +66,7 @@ def smoothness_by_layer(
         curvature, sharpness = curvature_and_sharpness(point, gradient, product, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
         if etas and norm > 0:
-            # The start again: Hessian products compute its gradient in other operations, which round otherwise.
+            # Compute the gradient at the start again, because the one from Hessian products rounds differently.
             start, *others = _along(point, names, gradient, [0.0, *etas])
             moved = torch.stack([torch.linalg.vector_norm(g - start) for g in others])
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
@@ -84,7 +84,7 @@ def plan(config: Config, layers: Sequence[str] | None = None, **line: Any) -> di
 def _along(
     point: Point, names: Sequence[str], gradient: Float[Tensor, " n"], etas: Sequence[float]
 ) -> Iterator[Float[Tensor, " n"]]:
-    """The gradients in the named parameters after only these have moved along theirs, one per step length."""
+    """The gradient in the named parameters at each step length, when only these parameters move along it."""
     theta, where = point.theta, positions(point.model, names)
     if point.fast_path is not None:  # takes all step lengths at once
         thetas = theta.repeat(len(etas), 1)

@@ -36,12 +36,12 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
 
     Args:
         point: Where to measure.
-        layers: What $W_1, \dots, W_k$ are, in order: layers by name or number, or other modules of the network; all
-            layers by default. Parameters in none of them do not step.
+        layers: The layers $W_1, \dots, W_k$ in order, by name or number, or other modules of the network; all layers by
+            default. Parameters outside these layers do not step.
 
     Returns:
         One row per layer. Columns: `layer`, `layer_name`, `grad_norm` $\|G_i\|$, `grad_norm_updated` $\|G'_i\|$, `ics`
-        and `cosine`, that of $G_i$ and $G'_i$. For layer 1, which has no layer before it, they are exactly 0 and 1.
+        and `cosine` (of $G_i$ and $G'_i$). For layer 1, which has no layer before it, these are exactly 0 and 1.
 
     Raises:
         InputError: If the network does not have a layer.
@@ -59,21 +59,21 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     updated, velocity = theta.clone(), [flatten(point.velocity)] if point.velocity else []
     sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
 
-    slopes, then = point.values(gradient), point.values(updated)
+    slopes, updated_values = point.values(gradient), point.values(updated)
     before = [flatten(slopes[name] for name in names) for _, names in chosen]
     shifted: Iterable[Tensor]  # G' of every layer from the second on
     if layers is None and point.fast_path is not None:
         shifted = _at_once(point, before, theta, updated)
     elif isinstance(point.model, Chain) and chosen == point.layers:
-        shifted = _of_chain(point, chosen, then)
+        shifted = _of_chain(point, chosen, updated_values)
     else:
-        shifted = _of_any(point, chosen, point.values(theta), then)
-    # No layer moves before layer 1, so that its G' is its G.
+        shifted = _of_any(point, chosen, point.values(theta), updated_values)
+    # No layer precedes layer 1, so its G' equals its G.
     records = [_compare(g, after) for g, after in zip(before, itertools.chain(before[:1], shifted), strict=True)]
     sizes, sizes_updated, distances, products = torch.stack(records).cpu().double().numpy().T
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = products / (sizes * sizes_updated)
-    cosines[0] = 1.0 if sizes[0] > 0 else np.nan  # exactly, where the division would round
+    cosines[0] = 1.0 if sizes[0] > 0 else np.nan  # exact, whereas the division would round
     frame = pd.DataFrame(
         {
             "layer": np.arange(1, len(records) + 1),
@@ -88,10 +88,10 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def _at_once(point: Point, before: list[Tensor], theta: Theta, updated: Theta) -> Iterable[Tensor]:
-    """By a fast path, which takes one parameter vector per layer, updated up to the layer."""
+    """G' by a fast path, from one parameter vector per layer in which all earlier layers are updated."""
     sizes = [len(gradient) for gradient in before]
     starts = np.cumsum(sizes)[:-1].tolist()
-    if not starts:  # there is one layer
+    if not starts:  # a single layer
         return []
     thetas = theta.repeat(len(starts), 1)
     for mixed, start in zip(thetas, starts, strict=True):
@@ -100,23 +100,23 @@ def _at_once(point: Point, before: list[Tensor], theta: Theta, updated: Theta) -
     return [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
 
 
-def _of_any(point: Point, layers: Names, now: dict[str, Tensor], then: dict[str, Tensor]) -> Iterator[Tensor]:
-    """One pass through the network per layer, differentiated down to the layer."""
-    values = dict(now)
+def _of_any(point: Point, layers: Names, current: dict[str, Tensor], updated: dict[str, Tensor]) -> Iterator[Tensor]:
+    """G' in any network: one pass per layer, differentiated only down to that layer."""
+    values = dict(current)
     for (_, moved), (_, names) in itertools.pairwise(layers):
-        values.update({name: then[name] for name in moved})
-        wanted = {name: now[name].clone().requires_grad_() for name in names}
+        values.update({name: updated[name] for name in moved})
+        wanted = {name: current[name].clone().requires_grad_() for name in names}
         loss = point.loss_at({**values, **wanted})
         yield flatten(torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True))
 
 
-def _of_chain(point: Point, layers: Names, then: dict[str, Tensor]) -> Iterator[Tensor]:
-    """The updated layers run once, and only the layers after them are differentiated."""
+def _of_chain(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterator[Tensor]:
+    """G' in a chain: each updated layer runs once, and only the layers after it are differentiated."""
     modules = list(cast(Chain, point.model).layers.values())
     activations = point.inputs
     with prepared(point.norms, point.config.seed, point.step):
         for place, ((name, names), module) in enumerate(zip(layers[:-1], modules, strict=False)):
-            moved = {parameter.removeprefix(f"layers.{name}."): then[parameter] for parameter in names}
+            moved = {parameter.removeprefix(f"layers.{name}."): updated[parameter] for parameter in names}
             with torch.no_grad():
                 activations = functional_call(module, moved, (activations,))
             outputs = activations

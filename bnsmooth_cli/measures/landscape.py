@@ -18,7 +18,7 @@ from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 
-POINTS: Final = 8  # step lengths by default; in VGG's range they are 0.5, 1, ..., 4
+POINTS: Final = 8  # default number of step lengths; over VGG's range, they are 0.5, 1, ..., 4
 
 
 def line_alphas(
@@ -27,13 +27,13 @@ def line_alphas(
     """The step lengths of the line probe, evenly spaced.
 
     Args:
-        problem: The problem, whose range is the paper's (appendix A) and the default.
+        problem: The problem. Its default range is the paper's (appendix A).
         min_alpha: The shortest step, in learning rates.
         max_alpha: The longest step, in learning rates.
         points: The number of steps.
 
     Raises:
-        InputError: For a range that is empty or not positive.
+        InputError: If the range is empty or not positive.
 
     >>> line_alphas("vgg")
     [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
@@ -56,7 +56,7 @@ def plan(config: Config, objective: str = "batch", **line: Any) -> dict[str, Any
 
 
 def plan_objective(config: Config, objective: str) -> dict[str, str]:
-    """The keyword argument `objective` of a measurement; none for the batch of the step, the default."""
+    """The keyword argument `objective` of a measurement; empty for the default, the batch of the step."""
     objective = Objective(objective)
     if objective == "test" and config.eval_every is None:
         raise InputError(f"--objective test: the problem {config.problem} has no test set")
@@ -67,7 +67,7 @@ def landscape(point: Point, alphas: Sequence[float] | None = None, objective: st
     r"""Measure the loss and its gradient along the gradient: Santurkar et al. (2018), section 3.1, figures 4a and 4b.
 
     With $g = \nabla L(\theta)$ and $\eta = \alpha \cdot \mathrm{lr}$, the probe evaluates $L$ and its gradient $g_\eta$
-    at $\theta - \eta g$. What overflows is recorded as inf or NaN.
+    at $\theta - \eta g$. Overflows are recorded as inf or NaN.
 
     Args:
         point: Where to measure.
@@ -99,7 +99,7 @@ def probe(point: Point, alphas: Sequence[float] | None) -> pd.DataFrame:
     loss, gradient = point.gradients_at(theta)
     norm = torch.linalg.vector_norm(gradient, dim=1)
     records = [torch.stack((loss, norm, torch.zeros_like(norm), norm * norm))]
-    # A fast path takes the whole line at once. A network takes one step length after another, in the same memory.
+    # A fast path takes the whole line at once. A network evaluates one step length after another, in the same memory.
     at_once = len(alphas) if point.fast_path is not None else 1
     moved = theta.new_empty(at_once, theta.shape[1])
     for etas in theta.new_tensor([[-alpha * lr] for alpha in alphas]).split(at_once) if alphas else ():
@@ -126,7 +126,7 @@ def probe(point: Point, alphas: Sequence[float] | None) -> pd.DataFrame:
 def _compare(
     losses: Float[Tensor, " points"], gradients: Float[Tensor, "points n"], start: Float[Tensor, "1 n"]
 ) -> Float[Tensor, "4 points"]:
-    """Losses, norms, distances to the gradient at the start, inner products with it. Overwrites `gradients`."""
+    """Losses, gradient norms, and distances and inner products with the start's gradient. Overwrites `gradients`."""
     norm, product = torch.linalg.vector_norm(gradients, dim=1), gradients @ start[0]
     return torch.stack((losses, norm, torch.linalg.vector_norm(gradients.sub_(start), dim=1), product))
 

@@ -1,4 +1,4 @@
-"""What every measurement provides, and the columns that all rows start with."""
+"""The interface of a measurement, and the columns that all rows start with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Measurement:
     Attributes:
         rows: Computes the rows at a point, as a function of the point and of keyword arguments.
         plan: Validates the options of a command against a run's configuration and returns those keyword arguments.
-        check: Raises InputError for the arguments `layers` and `units` that a network's structure does not have.
+        check: Raises InputError if a network does not have the layers or units in the arguments.
         since: Completes the rows of a measured step, given the rows of the measured step before it.
         context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
             the planned arguments and the source's problem.
@@ -36,10 +36,10 @@ class Measurement:
     last_only: bool = False
 
     def confirm(self, arguments: dict[str, Any], open_problem: Callable[[], Problem]) -> Problem | None:
-        """Check planned arguments that name layers or units, and return the problem that is opened for it.
+        """Check planned arguments that name layers or units.
 
         Returns:
-            The problem; None if the arguments need no network to be checked.
+            The problem that was opened for the check; None if no check needs the network.
 
         Raises:
             InputError: If the network does not have a layer or unit.

@@ -1,4 +1,4 @@
-"""From points to tables: a `Request` says what one table holds; measuring computes and writes it."""
+"""From points to tables: a `Request` describes one table, and `execute` computes and writes it."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, 
 
 @dataclass(frozen=True)
 class Request:
-    """What one table is the answer to. `plan` makes requests and `execute` answers them.
+    """A description of the contents of one table. `plan` makes requests and `execute` answers them.
 
     Attributes:
         kind: The kind of table.
         path: Where the table is written.
         sources: The runs, checkpoints or weights to measure.
-        steps: The steps to measure in rising order, by the name of the source.
+        steps: The steps to measure in ascending order, by the name of the source.
         arguments: The keyword arguments of the measurement's `rows`, by the name of the source.
         code: Digests of the user's own modules, by the name of the norm or problem.
         weights: Digests of the weight files, by the name of the source.
         device: Where to compute.
-        data: The present location of the images; None if they have not moved.
-        problem: The problem of the only source, if planning has opened it.
+        data: The current folder of the images; None if they have not moved.
+        problem: The problem, if there is one source and planning has opened it.
     """
 
     kind: str
@@ -71,8 +71,8 @@ class Request:
         written = tables.read_provenance(self.path, self.kind)
         if different := [key for key, value in self.provenance().items() if written.get(key) != value]:
             raise InputError(
-                f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; --force, or -o "
-                "another file"
+                f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it "
+                "with --force, or write another file with -o"
             )
         return True
 
@@ -86,12 +86,12 @@ def measurement(kind: str) -> Measurement:
 def steps_of(
     source: CheckpointSource, every: int | None = None, at: Sequence[int] | None = None, last_only: bool = False
 ) -> list[int]:
-    """The steps to measure: those in `at`, or every `every`-th one, or the checkpoints (`last_only`: the last one)."""
+    """The steps to measure: `at`, or every `every`-th step, or the checkpoints (with `last_only`, the last one)."""
     if at is not None or every is None:
         usual = sorted(source.checkpoints)[-1:] if last_only else source.checkpoints
         return reachable(source, usual if at is None else at)
     if not source.path.is_dir():
-        raise InputError(f"--every: goes with a run; {source.path} is one checkpoint (--at chooses steps after it)")
+        raise InputError(f"--every: needs a run; {source.path} is one checkpoint (choose steps after it with --at)")
     first, last = min(source.checkpoints, default=0), max(source.checkpoints, default=0)
     return reachable(source, range(first, last + 1, every))
 
@@ -112,32 +112,32 @@ def plan(
     Args:
         kind: The kind of table.
         sources: What to measure.
-        output: The path of the one table; None writes each table beside its source.
-        every: Measure every so many steps instead of the checkpoints.
-        at: Measure these steps.
+        output: The path of one table for all sources; None writes each table beside its source.
+        every: The interval of the measured steps; None measures the checkpoints.
+        at: The steps to measure.
         options: The keyword arguments of the measurement's `plan`.
         device: Where to compute.
-        data: The present location of the images.
+        data: The current folder of the images, if they have moved.
 
     Raises:
-        InputError: For steps or options that do not fit a source, and for a source that is given twice.
+        InputError: If steps or options do not fit a source, or a source is given twice.
     """
     if len({source.name if output else source.path.resolve() for source in sources}) < len(sources):
-        raise InputError(f"{sources[0].path}: given twice, or two runs of one name in one table; give each once")
-    what = measurement(kind)
+        raise InputError(f"{sources[0].path}: given twice, or two runs with the same name in one table; give each once")
+    definition = measurement(kind)
     requests = []
     for group in [sources] if output else [[source] for source in sources]:
-        steps = {source.name: steps_of(source, every, at, what.last_only) for source in group}
+        steps = {source.name: steps_of(source, every, at, definition.last_only) for source in group}
         chosen: dict[str, dict[str, Any]] = {}
         for source in group:
             moved = source.with_data(data)
-            chosen[source.name] = what.plan(moved.config, **options or {})
-            problem = what.confirm(chosen[source.name], functools.partial(open_problem, moved, device))
+            chosen[source.name] = definition.plan(moved.config, **options or {})
+            problem = definition.confirm(chosen[source.name], functools.partial(open_problem, moved, device))
         path = output or group[0].table_path(kind, chosen[group[0].name].get("objective", "batch"))
         names = [name for source in group for name in (source.config.problem, source.config.norm)]
         code = {name: state for name in names if (state := digest(name)) is not None}
         weights = {source.name: checksum(source.path) for source in group if source.weights is not None}
-        shared = problem if len(sources) == 1 else None  # those of many sources might not fit into memory together
+        shared = problem if len(sources) == 1 else None  # the problems of many sources may not fit in memory
         requests.append(Request(kind, path, tuple(group), steps, chosen, code, weights, device, data, shared))
     return requests
 
@@ -146,7 +146,7 @@ def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:
     """The requests that no table answers yet; with `force`, all of them.
 
     Raises:
-        InputError: For a path that cannot be written, or that holds anything but the answer to its request.
+        InputError: If a path cannot be written, or holds something other than the answer to its request.
     """
     for request in requests:
         tables.check_target(request.path, request.kind, force)
@@ -163,24 +163,24 @@ def execute(
 
     Args:
         requests: What to measure.
-        progress: Called before each point with the run, the step, the points measured and the points in all.
+        progress: Called before each point with the run, the step, the number of points measured so far, and the total.
         keep: Called with the rows of each point once they are computed.
     """
     total, done = sum(len(steps) for request in requests for steps in request.steps.values()), count()
 
     def walk(request: Request, source: CheckpointSource) -> Iterator[pd.DataFrame]:
-        what, moved = measurement(request.kind), source.with_data(request.data)
+        definition, moved = measurement(request.kind), source.with_data(request.data)
         rows: pd.DataFrame | None = None
         problem = request.problem or open_problem(moved, request.device)
         arguments = request.arguments[source.name]
-        arguments = arguments | what.context(moved, arguments, problem)
+        arguments = arguments | definition.context(moved, arguments, problem)
         for point in visit(moved, request.steps[source.name], problem=problem):
             if progress is not None:
                 progress(source.name, point.step, next(done), total)
-            now = what.rows(point, **arguments)
-            rows = now if rows is None else what.since(rows, now)
+            current = definition.rows(point, **arguments)
+            rows = current if rows is None else definition.since(rows, current)
             if request.path.parent == source.path and not source.path.is_dir():
-                raise InputError(f"{source.path}: was removed, or moved, while it was measured; choose a table with -o")
+                raise InputError(f"{source.path}: was removed or moved while it was measured; choose a table with -o")
             keep(request, rows)
             yield rows
 
@@ -217,7 +217,7 @@ def measured(kind: str, source: CheckpointSource, every: int | None = None, at: 
     """Whether a source's table of a kind exists and has these steps.
 
     Raises:
-        InputError: If it has others.
+        InputError: If it has other steps.
     """
     (request,) = plan(kind, [source], every=every, at=at)
     return request.answered()

@@ -40,11 +40,11 @@ def select(
         The selected sites, in the order of the network.
 
     Raises:
-        InputError: For a layer or a unit that the network does not have, and for a network without sites.
+        InputError: If the network does not have a layer or unit, or has no sites.
     """
     sites = structure.sites
     if not sites:
-        raise InputError("no layer of this network takes a norm: there is nothing to measure")
+        raise InputError("no layer of this network takes a norm, so nothing can be measured")
     for name in layers or ():
         if not any(name in (str(site.number), site.name) for site in sites):
             raise unknown("layer", name, [site.name for site in sites])

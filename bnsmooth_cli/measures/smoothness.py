@@ -33,11 +33,11 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
         objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
 
     Returns:
-        One row. Columns: `loss` and `grad_norm` at the point; over the step lengths, `loss_min`, `loss_max`,
-        `predictiveness_min` and `predictiveness_max` of $\|g - g_\eta\|$, `beta`, `lipschitz`, the largest
-        $\|g_\eta\|$ (alpha = 0 included), and `critical_alpha`, the smallest step length with a loss above that of the
-        point (null if there is none); `curvature` and `sharpness`. The maximum over a line that overflows is inf.
-        Curvature and sharpness are null if the gradient is not finite, or 0.
+        One row. Columns: `loss` and `grad_norm` at the point; `loss_min` and `loss_max` over the step lengths;
+        `predictiveness_min` and `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`; `lipschitz`, the
+        largest $\|g_\eta\|$ (alpha = 0 included); `critical_alpha`, the smallest step length with a loss above that
+        of the point (null if there is none); `curvature` and `sharpness`. If the line overflows, its maxima are inf.
+        If the gradient is 0 or not finite, curvature and sharpness are null.
 
     Raises:
         InputError: If the problem does not have the objective.
@@ -82,7 +82,7 @@ def curvature_and_sharpness(
         point: The point, whose seed and step determine the start of Lanczos' iteration.
         gradient: The gradient.
         product: Multiplies a vector (n,) by the Hessian.
-        place: A number that tells apart several Hessians of one point, such as those of its layers.
+        place: A number that distinguishes several Hessians at one point, such as those of its layers.
 
     Returns:
         Both numbers; NaN if the gradient is not finite, or 0.
@@ -93,7 +93,7 @@ def curvature_and_sharpness(
     curvature = torch.dot(gradient, product(gradient)) / squared
     random = generator(point.config.seed, "lanczos", point.step, place)
     start = torch.randn(len(gradient), generator=random).to(gradient)
-    # The gradient leans towards the sharp directions, which saves products. The random part supplies all others.
+    # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
     start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
     start.add_(gradient / squared.sqrt())
     return curvature.item(), largest_eigenvalue(product, start)

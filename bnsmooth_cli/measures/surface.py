@@ -42,11 +42,11 @@ def surface(
 ) -> pd.DataFrame:
     r"""Measure the loss $L(\theta + x d_1 + y d_2)$ on a grid around a point: Li et al. (2018), section 4.
 
-    Random directions are Gaussian, a function of the run's seed and the step, and filter-normalised: a filter is all
-    weights of one output, and is scaled to the norm of the network's own,
-    $d_{ij} \leftarrow \|\theta_{ij}\| \, d_{ij} / \|d_{ij}\|$. Biases and the parameters of norms stay as they are, as
-    in the authors' code. Principal directions (section 7.2) have unit length. They are those of the path of training,
-    from the covariance of its steps' distances $\theta_i - \theta$ to the point.
+    Random directions are Gaussian, and depend only on the run's seed and the step. They are filter-normalised: each
+    filter (all weights of one output) is scaled to the norm of the same filter of the network,
+    $d_{ij} \leftarrow \|\theta_{ij}\| \, d_{ij} / \|d_{ij}\|$. Biases and the parameters of norms do not move, as in
+    the authors' code. Principal directions (section 7.2) have unit length. They are the principal components of the
+    differences $\theta_i - \theta$ between the steps of the training path and the point.
 
     A loss that overflows is recorded as inf or NaN.
 
@@ -66,8 +66,8 @@ def surface(
         own parameters), and `x_share` and `y_share`, the share of the path's variance along each principal direction.
 
     Raises:
-        InputError: For an impossible grid, a path of fewer than three points, or an objective that the problem does not
-            have.
+        InputError: If the grid is impossible, the path has fewer than three points, or the problem does not have the
+            objective.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def surface(
 
 
 def check(points: int, extent: float, dimensions: int, directions: str) -> None:
-    """Raise InputError, naming the option, for an impossible grid."""
+    """Raise InputError, naming the option, if the grid is impossible."""
     if not 1 <= points <= MAX_POINTS:
         raise InputError(f"--points {points}: give a whole number from 1 to {MAX_POINTS}")
     if not 0 < extent < math.inf:
@@ -109,7 +109,7 @@ def check(points: int, extent: float, dimensions: int, directions: str) -> None:
     if directions not in DIRECTIONS:
         raise unknown("directions", directions, DIRECTIONS)
     if directions == "pca" and dimensions == 1:
-        raise InputError("--directions pca: gives two of them; leave out --dimensions 1")
+        raise InputError("--directions pca: spans a plane; leave out --dimensions 1")
 
 
 def plan(config: Config, objective: str = "batch", **grid: Any) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def principal(
     apart = torch.stack([path[step].to(theta) - theta for step in steps])
     others = apart[[step != center for step in steps]]
     centred = others - others.mean(0)
-    # n is in the millions and the steps are few. The matrix of their products has the same eigenvalues.
+    # Parameters are many and steps are few. The matrix of inner products has the same nonzero eigenvalues.
     values, vectors = torch.linalg.eigh((centred @ centred.T).cpu().double())
     top = values.clamp_min(0).flip(0)[:2]
     axes = [torch.nn.functional.normalize(centred.T @ vector.to(theta), dim=0) for vector in vectors.flip(1).T[:2]]
@@ -187,7 +187,7 @@ def _range(coordinates: Float64[np.ndarray, " steps"], extent: float) -> tuple[f
 def _walk(
     theta: Float[Tensor, " n"], axes: list[Float[Tensor, " n"]], grid: Float64[np.ndarray, "points axes"]
 ) -> Iterator[Tensor]:
-    """theta + x d_1 + y d_2 at each grid point, in the same memory."""
+    """Yield theta + x d_1 + y d_2 for each grid point, always in the same memory."""
     moved = torch.empty_like(theta)
     for place in grid.tolist():
         moved.copy_(theta)

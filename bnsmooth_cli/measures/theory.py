@@ -1,8 +1,8 @@
 r"""The theorems of section 4, with both sides of every statement measured. Santurkar et al. (2018).
 
 The two networks of figure 5 have the same weights. After a layer y = W x (+ b), the plain network passes y to the rest
-of the network, and the other one passes BatchNorm's output. Neither has the norm that the run has at this layer; the
-norms of the other layers belong to the rest. For one unit j, with m activations y over the batch (over samples, height
+of the network, and the other one passes BatchNorm's output. Both leave out the run's own norm at this layer; the norms
+of the other layers belong to the rest. For one unit j, with m activations y over the batch (over samples, height
 and width),
 $$\mu = \tfrac1m \langle 1, y \rangle, \quad \sigma^2 = \tfrac1m \|y - \mu\|^2, \quad \hat y = (y - \mu) / \sigma, \quad
 z = \gamma \hat y + \beta, \quad \langle 1, \hat y \rangle = 0, \quad \|\hat y\|^2 = m,$$
@@ -70,9 +70,9 @@ from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
 
 PROVED: Final = ("4.1", "4.2", "4.3", "4.4", "4.5")
-TOLERANCE: Final = 1e-9  # of the residual of a proved statement, which is an equality here
-#: A unit whose standard deviation is below this share of the size of its activations counts as constant: the difference
-#: y - mu has no digits left.
+TOLERANCE: Final = 1e-9  # of the residual of a proved statement; each is an equality
+#: A unit counts as constant if its standard deviation is below this fraction of its activations' size: the difference
+#: y - mu then has no correct digits.
 _CONSTANT: Final = 1e-10
 
 Activations = Float[Tensor, "batch units ..."]
@@ -103,10 +103,10 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
           $\frac1m \langle g, \hat y \rangle^2 / \|g\|^2$: the sizes of the two reductions.
         - `alignment`: the cosine of g and $\hat y$; for 4.5, of $W_0$ and $W^*$.
 
-        A unit that is constant over the batch, and an overflow, give null.
+        Values are null for units that are constant over the batch, and where a computation overflows.
 
     Raises:
-        InputError: For a layer or a unit that the network does not have.
+        InputError: If the network does not have a layer or unit.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +149,7 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
 
 
 def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) -> list[pd.DataFrame]:
-    """Statements 4.1 to 4.4 of a site with inputs x, for both choices of gamma and beta."""
+    """Statements 4.1 to 4.4 at a site with inputs x, for both choices of gamma and beta."""
     linear, units = chosen.site.linear, chosen.units.to(x.device)
     rest, objective = _rest(point, chosen)
     with torch.no_grad():
@@ -170,7 +170,7 @@ def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) 
         z, g, slope = _gradients(norm, rest, objective, y)
         velocity, acceleration = curve(norm, y, slope)
         # Along the curve z(y + t v), the second derivative of the loss is z'Hz' + <g, z''>. As z' = gamma / sigma v,
-        # both sides of 4.2 have z'Hz', and it is measured once.
+        # both sides of 4.2 contain z'Hz', which is computed once.
         bend = second_derivatives(rest, objective, z, velocity, chosen.units)
 
         ratio, squared = (gamma / sigma).square().flatten()[units], dot(slope, slope)
@@ -201,7 +201,7 @@ def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) 
 def _gradients(
     norm: Callable[[Tensor], Tensor], rest: Sequence[nn.Module], objective: Callable[[Tensor], Tensor], y: Activations
 ) -> tuple[Activations, Activations, Activations]:
-    """z, g and the gradient with BatchNorm, by backpropagation: the left side of 4.1 must not use its formula."""
+    """z, g and the gradient with BatchNorm, by backpropagation: the left side of 4.1 must not use the formula."""
     y = y.detach().requires_grad_()
     z = norm(y)
     fed = z.detach().requires_grad_()
@@ -225,13 +225,13 @@ def _nearest_optimum(chosen: Selected, first: Float[Tensor, "units ..."]) -> pd.
     units = chosen.units.to(first.device)
     with torch.no_grad():
         start, optimum = (w.flatten(1)[units] for w in (first, chosen.site.linear.weight))
-        way = start - optimum
-        squared, along = optimum.square().sum(1), (optimum * way).sum(1)
-        # a W* with a = 1 + t >= 0, computed from the difference, which keeps its digits while W* is near W_0.
+        difference = start - optimum
+        squared, along = optimum.square().sum(1), (optimum * difference).sum(1)
+        # The nearest point is a W* with a = 1 + t >= 0. Using W_0 - W* keeps digits if W* is near W_0.
         t = (along / squared).clamp_min(-1)
-        nearest = (way - t[:, None] * optimum).square().sum(1)
+        nearest = (difference - t[:, None] * optimum).square().sum(1)
         alignment = (start * optimum).sum(1) / (start.square().sum(1) * squared).sqrt()
-        terms = [way.square().sum(1), along.square() / squared]
+        terms = [difference.square().sum(1), along.square() / squared]
     return _rows(chosen, "4.5", nearest, terms, {"alignment": alignment}, condition=alignment > 0)
 
 

@@ -1,1 +1,1 @@
-"""What a layer is, and where norms act: found by running a module."""
+"""The structure of networks: layers, the sites where norms act, and parameters."""

@@ -13,7 +13,7 @@ class Layer(nn.Module):
 
     Args:
         linear: The linear map.
-        norm: The norm; nn.Identity for a layer that could take one, None for one that never does (a classifier's last).
+        norm: The norm; nn.Identity if the layer has none but could, None if it never has one (a classifier's last).
         rest: The modules after the norm, such as the non-linearity.
     """
 
@@ -30,7 +30,7 @@ class Layer(nn.Module):
 
 
 class Chain(nn.Module):
-    """A network that is a sequence of layers; `layers` has them in order, by name."""
+    """A network that is a sequence of layers. `layers` maps their names to them, in order."""
 
     def __init__(self, layers: dict[str, Layer]) -> None:
         super().__init__()

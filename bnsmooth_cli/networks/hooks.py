@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def hooked(handles: Sequence[Any]) -> Iterator[None]:
-    """Remove the hooks afterwards."""
+    """Remove the hooks when the context ends."""
     try:
         yield
     finally:
@@ -21,7 +21,7 @@ def hooked(handles: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set the network to eval mode, and afterwards each module to its former mode."""
+    """Set the network to eval mode, and restore each module's mode when the context ends."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -32,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
-    """Run the network by `forward`; the first input and the output of each module, in its first call."""
+    """Run the network by `forward`. Returns the first input and the output of each module in its first call."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:

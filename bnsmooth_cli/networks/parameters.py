@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training updates, by name, in the order that they have in theta."""
+    """The parameters that training updates, by name, in their order in theta."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -24,7 +24,7 @@ def flatten(tensors: Iterable[Tensor]) -> Shaped[Tensor, " n"]:
 
 
 def unflatten(theta: Shaped[Tensor, " n"], like: Collection[Tensor]) -> list[Tensor]:
-    """Split a vector into views that have the shapes of tensors.
+    """Split a vector into views with the shapes of the tensors in `like`.
 
     >>> unflatten(torch.arange(3.0), [torch.ones(1, 2), torch.ones(1)])
     [tensor([[0., 1.]]), tensor([2.])]

@@ -1,4 +1,4 @@
-"""The layers of a network and the sites where norms act: those of a chain, or found by running any module."""
+"""Find the layers of a network, and the sites where norms act or could act."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from bnsmooth_cli.networks.hooks import hooked
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.norms.noise import Noise
 
-#: Layers in order: the name of each, and the names of its parameters.
+#: Layers in order, each as its name and the names of its parameters.
 Names = list[tuple[str, list[str]]]
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a network where norms act, or could: a linear map, and the norms that take its output.
+    """A place in a network where norms act or could act: a linear map and the norms applied to its output.
 
     Attributes:
         number: The number of the layer in the network, from 1.
@@ -73,12 +73,12 @@ class Structure(NamedTuple):
 
 
 def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
-    """Find the layers of a network and the sites where norms act, or could.
+    """Find the layers of a network, and the sites where norms act or could act.
 
-    A chain has its own layers, and a site wherever the problem lets a norm follow. The layers of any other module are
+    A chain defines its own layers, and a site for each layer that can have a norm. The layers of any other module are
     the modules with parameters of their own, in the order in which they are first called. A module that only scales,
     shifts or normalises the output of the module before it, and is called once, belongs to that module's layer. The
-    parameters of modules that are not called (as in nn.MultiheadAttention) belong to the module that holds them. The
+    parameters of modules that are not called (as in nn.MultiheadAttention) belong to the module that contains them. The
     sites are the linear maps and convolutions that are called once.
 
     Args:
@@ -100,7 +100,7 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
 
 
 def chosen_layers(structure: Structure, layers: Sequence[str] | None) -> Names:
-    """The layers that a user asks for, in that order; by default all layers.
+    """The layers that the user selects, in the user's order; all layers by default.
 
     Args:
         structure: The structure of the network.
@@ -120,10 +120,10 @@ def chosen_layers(structure: Structure, layers: Sequence[str] | None) -> Names:
             raise unknown("layer", text, known)
         parameters = known.get(name) or _within(structure.model, name)
         if not parameters:
-            raise InputError(f"--layers {text}: has no parameters that are trained")
+            raise InputError(f"--layers {text}: has no trained parameters")
         for other, others in chosen:
             if not set(others).isdisjoint(parameters):
-                raise InputError(f"--layers {text}: shares parameters with {other}; a parameter is in one layer")
+                raise InputError(f"--layers {text}: shares parameters with {other}; give each parameter once")
         chosen.append((name, parameters))
     return chosen
 
@@ -134,7 +134,7 @@ def _within(model: nn.Module, module: str) -> list[str]:
 
 @dataclass
 class _Group:
-    """A layer that is being found: its first module, the norms after it, and the parameters of all of them."""
+    """A layer under construction: its first module, the norms after it, and the parameters of all of them."""
 
     name: str
     module: nn.Module
@@ -147,7 +147,8 @@ class _Group:
 class _Trace:
     """Runs a network and groups the modules that it calls into layers.
 
-    It runs the network twice, because a norm is recognised by being called once in all.
+    It runs the network twice. The first pass counts the calls of each module, because only a module that is called once
+    counts as a norm.
     """
 
     def __init__(self, model: nn.Module, forward: Callable[[], object]) -> None:
@@ -156,11 +157,11 @@ class _Trace:
         modules = list(model.named_modules())
         with hooked([m.register_forward_pre_hook(lambda m, _, n=n: self.calls.update([n])) for n, m in modules]):
             forward()
-        self.parameters: dict[str, list[str]] = {}  # by the called module that they belong to
+        self.parameters: dict[str, list[str]] = {}  # by the called module that contains them
         for name in trainable(model):
             self.parameters.setdefault(self._owner(name), []).append(name)
         self.groups: dict[str, _Group] = {}
-        #: The layer that ended last, its output, and how often that had been changed in place by then.
+        #: The layer that ended last, its output, and the output's version, which counts changes in place.
         self.last: tuple[_Group, Tensor, int] | None = None
         self.norm: str | None = None  # the norm that is running; the modules inside it are not layers
         handles: list[Any] = []
@@ -178,7 +179,7 @@ class _Trace:
         return groups
 
     def _owner(self, parameter: str) -> str:
-        """The called module that holds a parameter most closely."""
+        """The innermost called module that contains a parameter."""
         name = parameter.rpartition(".")[0].partition(".parametrizations")[0]
         name = "" if name.startswith("parametrizations") else name
         while name and name not in self.calls:
@@ -207,10 +208,10 @@ class _Trace:
     def _end_norm(self, name: str, module: nn.Module, output: object) -> _Group:
         assert self.last is not None
         self.norm = None
-        group, taken, _ = self.last
+        group, layer_output, _ = self.last
         holders = [holder for holder in self.parameters if holder == name or holder.startswith(f"{name}.")]
         parameters = [parameter for holder in holders for parameter in self.parameters[holder]]
-        if not isinstance(output, Tensor) or output.shape != taken.shape:  # it does more than a norm
+        if not isinstance(output, Tensor) or output.shape != layer_output.shape:  # more than a norm
             group = self.groups[name] = _Group(name, module, [])
         else:
             group.norms.append(module)
@@ -219,8 +220,10 @@ class _Trace:
 
 
 def _rescales(module: nn.Module) -> bool:
-    """Whether a module's kind only scales, shifts or normalises each unit: a norm, or at most a number per unit."""
-    if isinstance(module, nn.PReLU | nn.Sequential):  # a non-linearity; modules that are looked at one by one
+    """Whether a module only scales, shifts or normalises units: a norm, or one with at most a value per unit."""
+    if isinstance(
+        module, nn.PReLU | nn.Sequential
+    ):  # a non-linearity; a container, whose modules are examined one by one
         return False
     known = (Noise, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     ranks = [p.dim() for p in module.parameters()]

@@ -1,7 +1,7 @@
 """The registry of norms: an entry says how a norm is built, what it normalises over and how figures draw it.
 
 Every norm is a module over activations of shape (N, C) or (N, C, H, W). A unit is a channel; its m activations run over
-N, H and W. This module imports no torch, so that help texts and figures can read the registry; `build` does.
+N, H and W. Only `build` imports torch, so that help texts and figures can read the registry without it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Norm:
     Attributes:
         name: What the user types. A parameter is a capital letter after a colon, as in `lp:P`.
         builder: "module:class" within this package, called with the number of units and further arguments.
-        text: What it is, for help texts and documentation.
+        text: Its description in help texts and documentation.
         over: What its statistics are taken over.
         arguments: The further arguments of a norm without a parameter.
         parse: Reads the parameter, which is the further argument; ValueError if it does not fit.
-        parameter: What the parameter has to be, for the error message.
+        parameter: The requirement on the parameter, for the error message.
         example: A name with a parameter that can be typed as it is.
         fast_path: Whether the deep linear network's fast path can compute it: it shifts and scales a unit by the same
             amounts for every sample, and `derivatives/fast_path.py` knows its scale.
         needs_positions: Whether it is undefined for activations (N, C), which have no positions.
-        colour, dash: How figures draw it; a norm without a colour gets one that its name determines.
+        colour, dash: How figures draw it; a norm without a colour gets one derived from its name.
     """
 
     name: str
@@ -79,7 +79,7 @@ NORMS: Final = (
          colour="#009E73", dash=(0, (1.5, 1))),
     Norm("linf", "lp:LpNorm", "mean subtracted, divided by the largest absolute value", "batch", (float("inf"),),
          fast_path=True, colour="#CC79A7", dash=(0, (4, 1, 1, 1, 1, 1))),
-    Norm("lp:P", "lp:LpNorm", "the same for any P of at least 1", "batch", parse=_power,
+    Norm("lp:P", "lp:LpNorm", "mean subtracted, divided by the l_P scale, with P at least 1", "batch", parse=_power,
          parameter="P is a number of at least 1, as in lp:3 (for the maximum use linf)", example="lp:3",
          fast_path=True),
     Norm("noisy-batch", "noise:noisy_batch", "BatchNorm, then the paper's noise", "batch",
@@ -142,7 +142,7 @@ def build(name: str, num_features: int) -> nn.Module:
         A module that keeps the shape of activations (N, C) and (N, C, H, W).
 
     Raises:
-        InputError: For an unknown name, a parameter that does not fit, and a number of units that the norm cannot have.
+        InputError: If the name is unknown, or the parameter or the number of units does not fit.
 
     >>> import torch
     >>> build("l1", 3)(torch.randn(8, 3, 4, 4)).shape
@@ -166,12 +166,12 @@ def _build_user_norm(name: str, num_features: int) -> nn.Module:
 
     kind = user_code.load(name, "norm")
     if not callable(kind):
-        raise InputError(f"--norm {name}: is a {type(kind).__name__}; a class of norms is needed")
+        raise InputError(f"--norm {name}: is a {type(kind).__name__}; give a class that builds norms")
     call = f"{name.partition(':')[2]}({num_features})"
     with user_code.explaining(f"--norm {name}: cannot be built from the number of units alone, as by {call}"):
         norm = kind(num_features)
     if not isinstance(norm, nn.Module):
-        raise InputError(f"--norm {name}: builds a {type(norm).__name__}; a torch.nn.Module is needed")
+        raise InputError(f"--norm {name}: builds a {type(norm).__name__}; it must build a torch.nn.Module")
     return norm
 
 

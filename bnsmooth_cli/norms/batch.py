@@ -41,7 +41,7 @@ class UnitNorm(nn.Module):
         centre: Float[Tensor, " channels"],
         scale: Float[Tensor, " channels"],
     ) -> Float[Tensor, "batch channels *positions"]:
-        """The affine map of every unit, with the module's own gamma and beta."""
+        """Subtract the centre, divide by the scale, and apply the module's gamma and beta."""
         return (y - per_unit(centre, y)) * per_unit(self.gamma / scale, y) + per_unit(self.beta, y)
 
     def extra_repr(self) -> str:

@@ -37,14 +37,14 @@ def lp_scale(u: Float[Tensor, "m units"], p: float) -> Float[Tensor, " units"]:
 def slope(
     u: Float[Tensor, "rows columns"], s: Float[Tensor, " units"], p: float, repeat: int = 1, out: Tensor | None = None
 ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " units"]]:
-    """q as a matrix and a factor of each unit, whose product it is.
+    """q, as the product of a matrix and one factor per unit.
 
     Args:
         u: The activations; each unit has `repeat` adjacent columns.
         s: The scale of each unit.
         p: The norm's exponent.
         repeat: The number of columns of a unit.
-        out: Memory for the matrix, which may otherwise be u itself.
+        out: Memory for the matrix. Without it, the matrix may be u itself.
     """
     if p == 1:
         return torch.sign(u, out=out), torch.ones_like(s)
@@ -58,7 +58,7 @@ def slope(
 
 
 def spread(values: Float[Tensor, " units"], repeat: int) -> Float[Tensor, " columns"]:
-    """A value of each unit, for all of the unit's columns."""
+    """Repeat the value of each unit for all of the unit's columns."""
     return values if repeat == 1 else values.repeat_interleave(repeat)
 
 
@@ -68,8 +68,8 @@ def scale_derivatives(
     """The derivatives of a norm's scale at its activations z with mean `mean` and scale s.
 
     Returns:
-        c; the matrix and the factor of q; b as a matrix (m, units) or, for p = 2, a value of each unit, and None where
-        it is zero.
+        c; the matrix and the factors of q; and b, as a matrix (m, units), as one value per unit for p = 2, or as None
+        if it is zero.
     """
     c = z - mean
     u = c if centred else z
@@ -77,7 +77,7 @@ def scale_derivatives(
     b: Tensor | None = None
     if p not in (1, math.inf):
         b = 1 / s if p == 2 else (u.abs() / s).pow_(p - 2).mul_((p - 1) / s)
-    if not centred:  # a scale that is held at EPSILON does not move
+    if not centred:  # a scale clamped at EPSILON is constant
         alive = (s > EPSILON).to(s.dtype)
         factor, b = factor * alive, None if b is None else b * alive
     return c, direction, factor, b

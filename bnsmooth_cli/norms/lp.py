@@ -15,7 +15,7 @@ from bnsmooth_cli.norms.derivatives import as_matrix, lp_scale, slope, spread
 class LpNorm(UnitNorm):
     r"""The l_p normalisation (Santurkar et al. 2018, section 3.3): $\gamma (y - \mu) / s_p + \beta$.
 
-    $s_p = (\frac1m \sum |y|^p)^{1/p}$ of the activations before the mean is subtracted ($s_\infty = \max |y|$). A unit
+    The scale $s_p = (\frac1m \sum |y|^p)^{1/p}$ includes the mean of the activations ($s_\infty = \max |y|$). A unit
     whose activations are all below EPSILON is divided by EPSILON, so that a dead unit stays finite.
 
     >>> y = torch.randn(64, 3)
@@ -46,10 +46,11 @@ class LpNorm(UnitNorm):
 
 
 class _FusedLpNorm(torch.autograd.Function):
-    r"""LpNorm's forward and backward by few passes through memory, which cost more than the arithmetic.
+    r"""LpNorm's forward and backward with few passes over memory, which cost more than the arithmetic.
 
     With $r = \gamma / s$ and $g$ the gradient at the output, $\dot s = -\frac{r}{s} \sum g (y - \mu)$ and the gradient
-    at y is $r g - \frac{r}{m} \sum g + \dot s \, \partial s / \partial y$; `slope` has $m \, \partial s / \partial y$.
+    at y is $r g - \frac{r}{m} \sum g + \dot s \, \partial s / \partial y$, where `slope` computes
+    $m \, \partial s / \partial y$.
     """
 
     @staticmethod
@@ -59,7 +60,7 @@ class _FusedLpNorm(torch.autograd.Function):
         out = torch.empty_like(dense)
         (rows, repeat), (result, _) = _rows(dense), _rows(out)
         mean, scale = _statistics(rows, repeat, norm.p, result)
-        # A unit's scale is never below its mean's size, so that no digits are lost between the two products.
+        # The scale is at least |mean|, so no digits are lost between the two products.
         ratio = gamma / scale
         constant = torch.addcmul(beta, ratio, mean, value=-1)
         torch.addcmul(spread(constant, repeat), rows, spread(ratio, repeat), out=result)
@@ -71,7 +72,7 @@ class _FusedLpNorm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         y, gamma, mean, scale = ctx.saved_tensors
         norm: LpNorm = ctx.norm
-        if torch.is_grad_enabled():  # the gradient is to be differentiated itself: in elementary operations
+        if torch.is_grad_enabled():  # the gradient will be differentiated, so use elementary operations
             beta = torch.zeros_like(gamma, requires_grad=True)
             z = as_matrix(y)
             out = (z - z.mean(0)) * (gamma / lp_scale(z, norm.p)) + beta
@@ -81,39 +82,40 @@ class _FusedLpNorm(torch.autograd.Function):
         y = _dense(y)
         g = _dense(g, like=y)
         count = y.numel() // y.shape[1]
-        # Both sums at once, of g (y - mean) and of g, are BatchNorm's backward with given statistics. It adds up number
-        # by number, so that the sums of blocks are more exact than one of all.
-        given = None, mean, torch.ones_like(mean), None, None, False, 0.0, [False, True, True]
+        # BatchNorm's backward with fixed statistics computes the sums of g (y - mean) and of g. It adds numbers
+        # one by one, so that sums over blocks are more accurate than one sum over all rows.
+        options = None, mean, torch.ones_like(mean), None, None, False, 0.0, [False, True, True]
         pairs = zip(_blocks(g), _blocks(y), strict=True)
-        sums = [torch.ops.aten.native_batch_norm_backward(*pair, *given) for pair in pairs]
-        along, total = (torch.stack(found).sum(0) for found in list(zip(*sums, strict=True))[1:])
+        sums = [torch.ops.aten.native_batch_norm_backward(*pair, *options) for pair in pairs]
+        grad_gamma, grad_beta = (torch.stack(parts).sum(0) for parts in list(zip(*sums, strict=True))[1:])
         ratio = gamma / scale
-        along /= scale  # gamma's gradient
-        even = ratio / -count
-        # A scale that is held at EPSILON does not move.
-        pull = (even * along).masked_fill_(scale <= EPSILON, 0)
+        grad_gamma /= scale
+        mean_factor = ratio / -count
+        # A scale clamped at EPSILON is constant.
+        scale_factor = (mean_factor * grad_gamma).masked_fill_(scale <= EPSILON, 0)
         out = torch.empty_like(y)
-        (rows, repeat), (arriving, _), (result, _) = _rows(y), _rows(g), _rows(out)
-        turned, factor = slope(rows, scale, norm.p, repeat, out=result)
-        torch.addcmul(spread(even * total, repeat), turned, spread(pull * factor, repeat), out=result)
-        result.addcmul_(arriving, spread(ratio, repeat))
-        return out, along, total, None
+        (rows, repeat), (grad_rows, _), (result, _) = _rows(y), _rows(g), _rows(out)
+        direction, factor = slope(rows, scale, norm.p, repeat, out=result)
+        constant = spread(mean_factor * grad_beta, repeat)
+        torch.addcmul(constant, direction, spread(scale_factor * factor, repeat), out=result)
+        result.addcmul_(grad_rows, spread(ratio, repeat))
+        return out, grad_gamma, grad_beta, None
 
 
-#: Numbers that stay in a CPU's cache from one operation on them to the next.
+#: The number of elements that stay in a CPU's cache between two operations.
 _BLOCK: Final = 2**20
 
 
 def _blocks(values: Tensor) -> tuple[Tensor, ...]:
-    """Split along the first dimension so that the cache holds a block; whole where no block would stay there."""
+    """Split along the first dimension into blocks that fit a CPU's cache. Other devices get a single block."""
     return values.split(max(1, _BLOCK // values[0].numel()) if values.device.type == "cpu" else len(values))
 
 
 def _statistics(rows: Tensor, repeat: int, p: float, scratch: Tensor) -> tuple[Tensor, Tensor]:
-    """The units' means and their scales s_p, (C,) each, reading a block of rows at a time; `scratch` is overwritten."""
+    """The means and scales s_p of the units, (C,) each, computed block by block. Overwrites `scratch`."""
     blocks = _blocks(rows)
-    found = rows.new_empty(3, len(blocks), rows.shape[1])
-    for block, total, power, peak in zip(blocks, *found, strict=True):
+    sums = rows.new_empty(3, len(blocks), rows.shape[1])
+    for block, total, power, peak in zip(blocks, *sums, strict=True):
         work = scratch[: len(block)]
         torch.sum(block, 0, out=total)
         if p == 2:
@@ -127,7 +129,7 @@ def _statistics(rows: Tensor, repeat: int, p: float, scratch: Tensor) -> tuple[T
             work.div_(peak.clamp_min_(EPSILON)).pow_(p)  # divided by the largest: |y|^p of a large p would overflow
         torch.sum(work, 0, out=power)
 
-    totals, powers, peaks = found.view(3, len(blocks), -1, repeat)
+    totals, powers, peaks = sums.view(3, len(blocks), -1, repeat)
     count = rows.numel() // totals.shape[1]
     mean = totals.sum((0, 2)) / count
     if p == 1:
@@ -143,7 +145,7 @@ def _statistics(rows: Tensor, repeat: int, p: float, scratch: Tensor) -> tuple[T
 
 
 def _dense(y: Tensor, like: Tensor | None = None) -> Tensor:
-    """y in the layout of `like`, or in the one of the two below that it is in already."""
+    """y as a dense tensor, in the layout of `like` or, by default, in its own: channels last or contiguous."""
     layout = torch.contiguous_format
     if y.dim() == 4 and (y if like is None else like).is_contiguous(memory_format=torch.channels_last):
         layout = torch.channels_last
@@ -151,10 +153,11 @@ def _dense(y: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def _rows(y: Tensor) -> tuple[Tensor, int]:
-    """Activations as a matrix whose columns belong to one unit each, and how often a unit comes in a row.
+    """View dense activations as a matrix with each column in a single unit.
 
-    A view that operations run through as one stretch of memory: (N H W, C) and 1 where the channels come last, else
-    (N, C H W) and H W.
+    Returns:
+        The matrix and the number of adjacent columns of a unit: (N H W, C) and 1 if the channels come last in memory,
+        otherwise (N, C H W) and H W.
     """
     if y.dim() == 2 or y.is_contiguous():
         return y.flatten(1), y[0, 0].numel()

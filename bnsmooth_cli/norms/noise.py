@@ -27,7 +27,7 @@ class Noise(nn.Module):
     of a step is the same function wherever it is evaluated. In eval mode s and m take their means.
 
     Attributes:
-        key: The seed, the step, and the place of the module among those of its kind in the network.
+        key: The seed, the step, and the number of the module among the network's noise modules.
 
     >>> noise, a = Noise(), torch.randn(4, 3)
     >>> torch.equal(noise(a), noise(a))
@@ -37,7 +37,7 @@ class Noise(nn.Module):
     key: tuple[int, int, int] = (0, 0, 0)
 
     def __init__(self, num_features: int | None = None) -> None:
-        super().__init__()  # the draw takes the number of units from the activations
+        super().__init__()  # the number of units is taken from the activations
 
     def forward(self, a: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
         if not self.training:
@@ -47,7 +47,7 @@ class Noise(nn.Module):
         per_unit = torch.rand(2, a.shape[1], generator=random, device=a.device)
         centre = (2 * per_unit[0] - 1) * NOISE_MEAN
         spread = 1 + per_unit[1] * (NOISE_SCALE - 1)
-        # Drawn with the channels last in any memory layout of a, as the draw may depend only on the shape.
+        # Drawn with the channels last whatever the layout of a, because the draw may depend only on the shape.
         shift = torch.empty(a.movedim(1, -1).shape, device=a.device)
         scale = torch.empty_like(shift).normal_(0.0, NOISE_SPREAD, generator=random).add_(spread)
         shift.uniform_(-NOISE_SPREAD, NOISE_SPREAD, generator=random).add_(centre)

@@ -53,7 +53,7 @@ class InstanceNorm(nn.InstanceNorm2d):
 class RmsNorm(nn.Module):
     r"""RMSNorm (Zhang & Sennrich 2019, equation 4): $\gamma y / \sqrt{\frac1n \sum y^2 + \epsilon}$.
 
-    The sum is over the n activations of a sample, all units and positions, as for LayerNorm here. Nothing is
+    The sum runs over the n activations of a sample, units and positions, as for LayerNorm here. No mean is
     subtracted.
 
     >>> y = torch.randn(2, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""Set the norms of a network to a training step: its noise, and whether running statistics follow."""
+"""Set the norms of a network to a training step: the noise to draw, and whether running statistics are updated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from bnsmooth_cli.norms.noise import Noise
 
-#: Attributes that let a forward pass in train mode move running statistics: of our norms and users', of PyTorch's.
+#: Attributes that switch the update of running statistics, of our norms and users' norms, and of PyTorch's.
 _SWITCHES: Final = ("update_statistics", "track_running_stats")
 
 
@@ -27,10 +27,10 @@ def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statis
     """Set norms to a step.
 
     Args:
-        modules: Modules of a network in its order; those that are no norms are left alone.
+        modules: Modules of a network in its order. Modules other than norms are left alone.
         seed: The run's seed, for the noise.
         step: The training step, for the noise.
-        update_statistics: Whether forward passes in train mode move running statistics.
+        update_statistics: Whether forward passes in train mode update running statistics.
     """
     place = 0
     for module in modules:
@@ -45,7 +45,7 @@ def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statis
 
 @contextmanager
 def prepared(modules: tuple[nn.Module, ...], seed: int, step: int) -> Iterator[None]:
-    """Set norms to a step for a measurement, which moves no statistics, and restore their settings afterwards."""
+    """Set norms to a step for a measurement, without updating statistics, and restore their settings afterwards."""
     names = ("key", *_SWITCHES)
     before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
     prepare(modules, seed, step)

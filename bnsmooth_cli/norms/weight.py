@@ -8,8 +8,8 @@ from torch import nn
 class WeightNorm(nn.Identity):
     r"""Weight normalisation (Salimans & Kingma 2016, equation 2): $w = g \, v / \|v\|$, with g and v learned.
 
-    w are the weights of one unit. The module lets activations through: it marks the layer before it, to which `attach`
-    is applied once the layer's weights are initialised.
+    Here w is the weight vector of one unit. The module passes activations through. It marks the layer before it, to
+    which `attach` is applied once the layer's weights are initialised.
 
     >>> linear = nn.Linear(3, 2)
     >>> WeightNorm.attach(linear)
@@ -19,5 +19,5 @@ class WeightNorm(nn.Identity):
 
     @staticmethod
     def attach(linear: nn.Module) -> None:
-        """Compute the layer's weight from g and v from now on, starting from its present value."""
+        """Reparametrise the layer's weight by g and v, which keeps its current value."""
         nn.utils.parametrizations.weight_norm(linear)

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: The samples.
-        targets: What the network should predict for them.
+        targets: The targets of the inputs.
         step: The training step whose noise the norms draw.
         share: The weight of the batch's loss in the objective.
     """

@@ -35,8 +35,8 @@ Values = Mapping[str, Tensor]
 class Point:
     r"""The network at $\theta_t$ with the batch $(x_t, y_t)$ that training uses at step t.
 
-    The loss is a function of the flat vector `theta`. The network runs with batch statistics, the running statistics
-    stay as they are, and the noise is that of the step. A measurement reads a point and leaves it bit-identical.
+    The loss is a function of the flat vector `theta`. The network runs with batch statistics and the noise of the
+    step, and its running statistics do not change. A measurement reads a point and leaves it bit-identical.
 
     Attributes:
         problem: The run's problem.
@@ -76,8 +76,8 @@ class Point:
 
         Args:
             model: The network that is being trained.
-            loss: Computes the scalar loss of the model as it is now. It calls the model, and neither `backward` nor an
-                optimiser.
+            loss: A function that computes the scalar loss of the model's current state. It must call the model, and
+                must call neither `backward` nor an optimiser.
             lr: The learning rate: the unit of step length of the line probes, and the length of ICS's SGD step.
             step: The training step.
             run: The name of the run in the rows of a measurement.
@@ -132,12 +132,12 @@ class Point:
         return self.structure.layers
 
     def to(self, dtype: torch.dtype) -> Point:
-        """The point in another precision: a copy of the network and its batch, or itself if nothing changes.
+        """The point in another precision: a copy of the network and its batch, or the point itself if nothing changes.
 
-        Devices without float64 (MPS) hand such a point to the CPU.
+        On a device without float64 (MPS), a float64 point moves to the CPU.
 
         Raises:
-            InputError: For a point of your own training loop.
+            InputError: If the point belongs to your own training loop.
         """
         if next(self.model.parameters()).dtype == dtype:
             return self
@@ -167,7 +167,7 @@ class Point:
         """
         chosen = self.objective if objective is None else Objective(objective)
         if chosen != "batch" and isinstance(self.problem, ExternalLoop):
-            raise InputError(f"--objective {objective}: a point of your own loop has the loss that it was made with")
+            raise InputError(f"--objective {objective}: a point of your own loop always measures its own loss")
         if chosen == "test" and not self.problem.test_size:
             raise InputError(f"--objective test: the problem {self.config.problem} has no test set")
         return self if chosen == self.objective else dataclasses.replace(self, objective=chosen)
@@ -203,7 +203,7 @@ class Point:
 
     @property
     def fast_path(self) -> FastPath | None:
-        """A faster way to losses and gradients at many parameter vectors, where the problem has one."""
+        """The problem's fast path to losses and gradients at many parameter vectors; None if it has none."""
         return self.problem.fast_path(self.inputs.dtype, self.inputs.device) if self.objective == "batch" else None
 
     def gradients_at(
@@ -230,9 +230,9 @@ class Point:
         return total
 
     def values(self, theta: Float[Tensor, " n"]) -> dict[str, Tensor]:
-        """The parameters in a vector, by name, copied into the memory layouts of the network's own.
+        """Split a parameter vector into tensors by name, in the memory layouts of the network's parameters.
 
-        A convolution would otherwise convert its weights, and their gradient, in every pass.
+        In another layout, a convolution would convert its weights and their gradient in every pass.
         """
         parameters = trainable(self.model)
         pieces = unflatten(theta, parameters.values())
@@ -245,7 +245,7 @@ class Point:
     def losses_at(self, thetas: Iterable[Float[Tensor, " n"]]) -> Float[Tensor, " points"]:
         """The losses at parameter vectors, by forward passes alone.
 
-        The iterable may yield the same tensor each time, with new values: a vector is read before the next one.
+        Each vector is read before the next one is requested, so the iterable may reuse the same tensor.
         """
         if (fast_path := self.fast_path) is not None:
             return torch.cat([fast_path.losses(theta[None]) for theta in thetas])
@@ -267,7 +267,7 @@ class Point:
 
     def hessian_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[Curvature]:
         """`hessian` of the loss as a function of some parameters alone, for each block of parameter names."""
-        if not self._has_complex_step:  # the graph of a block reaches no further down than the block
+        if not self._has_complex_step:  # the graph of a block ends at the block
             yield from map(self._double_backward, blocks)
             return
         curvature = self.hessian()
@@ -275,7 +275,7 @@ class Point:
 
     @property
     def _has_complex_step(self) -> bool:
-        return self.fast_path is not None and self.inputs.device.type != "mps"  # which lacks complex operations
+        return self.fast_path is not None and self.inputs.device.type != "mps"  # MPS lacks complex operations
 
     def _double_backward(self, names: Sequence[str]) -> Curvature:
         values = self.values(self.theta)
@@ -290,5 +290,5 @@ def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
 
 
 def _cast(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The values on a device; floating-point ones in a precision."""
+    """Move values to a device, and convert floating-point values to a precision."""
     return values.to(device, dtype if values.is_floating_point() else None)

@@ -20,8 +20,7 @@ from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.trajectory import Trajectory
 from bnsmooth_cli.user_code import is_code, name_of
 
-#: A recomputed loss may differ this much, relatively, from the recorded one: other devices and versions round
-#: differently.
+#: The largest relative difference between a recomputed and a recorded loss. Devices and versions round differently.
 _LOSS_TOLERANCE: Final = 0.02
 
 
@@ -102,7 +101,7 @@ def nearest_checkpoints(source: CheckpointSource, steps: Iterable[int]) -> dict[
 
 
 def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
-    """The steps in ascending order.
+    """Sort the steps, and check that each can be reached.
 
     Raises:
         InputError: If a step is before the first checkpoint or after the end of training, or there is no checkpoint.
@@ -113,7 +112,7 @@ def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
     wanted = sorted(set(steps))
     for step in wanted:
         if not first <= step <= last:
-            raise InputError(f"{source.path}: step {step} is out of reach; its points are steps {first} to {last}")
+            raise InputError(f"{source.path}: step {step} is out of reach; give steps from {first} to {last}")
     return wanted
 
 
@@ -131,7 +130,8 @@ def load_point(
 
     Args:
         path: A run, its folder, or a checkpoint file.
-        step: The training step; the last checkpoint's by default. A step between checkpoints is trained forward to.
+        step: The training step; the last checkpoint's by default. Between checkpoints, the run is trained forward from
+            the checkpoint before the step.
         device: "auto", "cpu", "cuda" or "mps".
         data: The folder of the images, if they have moved since training.
         dtype: The precision to convert the point to. Training up to the point uses the run's own precision.
@@ -156,7 +156,7 @@ def load_point(
         name_of(thing)
     source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
     wanted = max(source.checkpoints, default=0) if step is None else step
-    return _only(source.with_data(data), wanted, device, dtype, objective)
+    return _single_point(source.with_data(data), wanted, device, dtype, objective)
 
 
 def load_weights(
@@ -198,9 +198,9 @@ def load_weights(
     True
     """
     config = resolve(name_of(problem), norm=name_of(norm), seed=seed, **settings)
-    return _only(runs.open_weights(Path(path), config), 0, device, dtype, objective)
+    return _single_point(runs.open_weights(Path(path), config), 0, device, dtype, objective)
 
 
-def _only(source: CheckpointSource, step: int, device: str, dtype: torch.dtype | None, objective: str) -> Point:
+def _single_point(source: CheckpointSource, step: int, device: str, dtype: torch.dtype | None, objective: str) -> Point:
     (point,) = visit(source, [step], device)
     return (point if dtype is None else point.to(dtype)).at(objective)

@@ -8,10 +8,10 @@ from bnsmooth_cli.errors import InputError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of a name.
+    """The device that a name selects.
 
     Args:
-        name: "cpu", "cuda" or "mps"; "auto" is the fastest one of this machine.
+        name: "cpu", "cuda" or "mps"; "auto" selects the fastest one of this machine.
 
     Raises:
         InputError: If this machine does not have the device.

@@ -52,16 +52,16 @@ def train(
         seed: The seed of the initialisation, the data order, the noise and the augmentation.
         output: The folder of the run; `runs/<name of the run>` by default.
         device: "auto", "cpu", "cuda" or "mps".
-        resume: Whether an unfinished run in the folder is continued; otherwise it is started again.
+        resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
         force: Whether any run in the folder is replaced.
         progress: Called with the step and the loss, every 25 steps and at each checkpoint.
-        **settings: Other settings than the preset's, by the names of `Config`'s fields, such as `lr` and `steps`.
+        **settings: Settings that override the preset's, named like the fields of `Config`, such as `lr` and `steps`.
 
     Returns:
         The run.
 
     Raises:
-        InputError: If the settings do not fit, or the folder holds another configuration.
+        InputError: If a setting is invalid, or the folder holds a run with another configuration.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -83,10 +83,10 @@ def train_config(
     progress: Progress | None = None,
     problem: Problem | None = None,
 ) -> Run:
-    """`train` for a configuration, and for its problem if that is open already."""
+    """`train` for a configuration. `problem` is the configuration's problem, if it is open already."""
     path = Path("runs") / config.name if output is None else Path(output)
     problem = problem or problems.build(config, choose_device(device))
-    _ = problem.initial  # a norm or a size that does not fit is found before anything is written
+    _ = problem.initial  # reports a norm or size that does not fit before anything is written
     run = runs.prepare(path, problem.config, resume=resume, force=force)
     with run.locked():
         if run.outcome() is None:
@@ -98,10 +98,10 @@ def train_config(
 def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
     """Train from the last checkpoint, or the start, and write checkpoints and train.parquet.
 
-    Row t of the table has what training sees at theta_t. At the last step nothing more is trained. A loss that is not
-    finite ends the run as diverged: its row is the last one, and the provenance has its step.
+    Row t of the table records the loss, accuracy and gradient norm at theta_t; no step follows the last row. A loss
+    that is not finite ends the run as diverged: its row is the last one, and the provenance records its step.
     """
-    # Made once, here: a run whose folder is moved away during training must not make another.
+    # Made only here: if the run's folder is moved away during training, it must not appear again.
     run.checkpoint_path(0).parent.mkdir(exist_ok=True)
     trajectory = Trajectory(problem)
     log = _Log(_resume(run, trajectory), problem.device)
@@ -130,7 +130,7 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
 
 
 def _resume(run: Run, trajectory: Trajectory) -> pd.DataFrame:
-    """Move the trajectory to the run's last usable checkpoint; the rows of the train table before it."""
+    """Load the run's last usable checkpoint into the trajectory, and return the train table's rows before it."""
     empty = pd.DataFrame(columns=list(kinds.get("train").columns))
     if not run.train_path.is_file():
         return empty
@@ -147,7 +147,7 @@ class _Log:
 
     Attributes:
         tests: The test loss and accuracy by step.
-        count: The number of records that have not been read.
+        count: The number of unread records.
     """
 
     def __init__(self, rows: pd.DataFrame, device: torch.device) -> None:
@@ -163,7 +163,7 @@ class _Log:
         self.count += 1
 
     def read(self) -> int | None:
-        """Read the pending records. The first step whose loss is not finite, if any, ends the table."""
+        """Read the pending records up to the first loss that is not finite. Returns the step of that loss, or None."""
         new = self._pending[: self.count].cpu().numpy().astype(np.float64)
         bad = np.flatnonzero(~np.isfinite(new[:, 0]))
         if len(bad):
@@ -192,7 +192,7 @@ class _Log:
 
 def _write(run: Run, log: _Log, **outcome: int | None) -> None:
     if not (run.path / "config.json").is_file():
-        raise InputError(f"{run.path}: was removed, or moved, while it was trained; train it again")
+        raise InputError(f"{run.path}: was removed or moved while it was trained; train it again")
     provenance = {
         "version": __version__,
         "torch": torch.__version__,

@@ -19,7 +19,7 @@ from bnsmooth_cli.training.optimisers import Tensors, sgd_step
 
 
 class Trajectory:
-    r"""The states $\theta_0, \theta_1, \dots$ that training passes: the current one, and the step to the next one.
+    r"""The trajectory $\theta_0, \theta_1, \dots$ of training: its current state, and the step to the next one.
 
     Attributes:
         problem: The problem that is trained.
@@ -37,7 +37,7 @@ class Trajectory:
         self.parameters: list[Tensor] = list(trainable(self.model).values())
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if problem.config.momentum else []
         self.step = 0
-        # What the optimiser updates. A fast path takes the parameters as one vector, and so do its steps.
+        # The tensors that the optimiser updates. With a fast path, one vector holds all parameters and one all momenta.
         self._moving, self._pushing = self.parameters, self.velocity
         self._fast_path = problem.fast_path(self.parameters[0].dtype, problem.device)
         if self._fast_path is not None:
@@ -49,7 +49,7 @@ class Trajectory:
         return {"model": self.model.state_dict(), "velocity": self.velocity}
 
     def load(self, checkpoint: Path, step: int) -> None:
-        """Move to a step by its checkpoint.
+        """Load the state at a step from its checkpoint.
 
         Raises:
             DamagedError: If the checkpoint is not of this step, or its tensors do not fit the network.
@@ -64,12 +64,12 @@ class Trajectory:
         if not isinstance(model, dict) or not isinstance(velocity, list | tuple):
             raise DamagedError(f"{checkpoint}: holds no tensors of a network")
         saved = model | _numbered(velocity)
-        own = self.model.state_dict() | _numbered(self.velocity)
-        for name in (*own, *saved):
-            if not _fits(saved.get(name), own.get(name)):
+        current = self.model.state_dict() | _numbered(self.velocity)
+        for name in (*current, *saved):
+            if not _fits(saved.get(name), current.get(name)):
                 raise DamagedError(f"{checkpoint}: its tensors do not fit its configuration ({str(name)[:80]})")
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in current.items():
                 tensor.copy_(saved[name])
         self.step = step
 
@@ -101,7 +101,7 @@ class Trajectory:
         return torch.stack((loss, torch.full_like(loss, torch.nan), torch.linalg.vector_norm(gradient))), [gradient]
 
     def advance(self) -> Tensor:
-        r"""Take the step to $\theta_{t+1}$; the loss, accuracy and gradient norm at $\theta_t$ as one tensor (3,)."""
+        r"""Take the step to $\theta_{t+1}$. Returns the loss, accuracy and gradient norm at $\theta_t$ (3,)."""
         record, gradients = self.gradients(update_statistics=True)
         config = self.problem.config
         sgd_step(self._moving, gradients, self._pushing, config.lr, config.momentum)
@@ -113,18 +113,18 @@ def _numbered(velocity: Sequence[Any]) -> dict[str, Any]:
     return {f"velocity {i}": v for i, v in enumerate(velocity)}
 
 
-def _fits(saved: object, own: Tensor | None) -> bool:
-    """Whether a tensor of a file can be copied into one of the network."""
+def _fits(saved: object, target: Tensor | None) -> bool:
+    """Whether a tensor from a file can be copied into a tensor of the network."""
     return (
-        own is not None
+        target is not None
         and isinstance(saved, Tensor)
-        and (saved.shape, saved.dtype, saved.layout) == (own.shape, own.dtype, torch.strided)
+        and (saved.shape, saved.dtype, saved.layout) == (target.shape, target.dtype, torch.strided)
         and saved.device.type == "cpu"
     )
 
 
 def _join(tensors: list[Tensor]) -> Tensor:
-    """Move the tensors into one vector, of which they become views."""
+    """Concatenate the tensors into one vector, and turn them into views of it."""
     if not tensors:
         return torch.empty(0)
     whole = torch.cat([tensor.detach().flatten() for tensor in tensors])

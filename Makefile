@@ -1,4 +1,4 @@
-# Every target runs in the virtual environment .venv, which `make setup` creates and every target that needs it builds.
+# All targets use the virtual environment .venv. `make setup` creates it, as does every target that needs it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml
 # threads. One command measures all runs of a problem, because starting Python and torch takes as long as a measurement.
 VGG := $(foreach norm,none batch l1,runs/vgg-$(norm)-lr0.1-seed0)
 DLN := $(foreach norm,none batch l1,runs/dln-$(norm)-lr1e-06-seed0)
-# What takes longest comes first, so that both jobs end at about the same time.
+# The slowest figures come first, so that both jobs end at about the same time.
 DEMO_FIGURES := $(addprefix demo/,training.png linear-theory.png smoothness.png surface.png landscape.png ics.png \
 	activations.png compare.png linear-ics.png linear-training.png)
 
@@ -74,7 +74,7 @@ docs/images/surface.png: demo/surface.png
 # make norms DATA=path/to/cifar10. An hour and a half on one core.
 NORMS := none,batch,l1,l2,linf,layer,group:4,instance,weight,rms,dyt:DyT
 norms: setup
-	@test -e "$(DATA)" || { echo "make norms: say where CIFAR-10 is, DATA=path/to/cifar10" >&2; exit 2; }
+	@test -e "$(DATA)" || { echo "make norms: give the path of CIFAR-10, as in DATA=path/to/cifar10" >&2; exit 2; }
 	PYTHONPATH=docs/examples $(BNSMOOTH) compare --norms $(NORMS) --seeds 0-4 --save-every 100 --measure smoothness -o norms/shapes
 	PYTHONPATH=docs/examples $(BNSMOOTH) compare --norms $(NORMS) --seeds 0-2 --steps 600 --save-every 200 --eval-every 200 \
 		--data "$(DATA)" --measure smoothness -o norms/cifar
@@ -84,14 +84,14 @@ norms: setup
 			f'docs/norms/$$data.{a}parquet') for a in ('', 'summary.')]"; \
 		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png; done
 
-# docs/reproduction/: every figure and claim of the paper. The same command resumes what was interrupted.
+# docs/reproduction/: the paper's figures and claims. After an interruption, the same command resumes.
 #   SCALE=quick    minutes, on the built-in images; the page is written to docs/reproduction/quick/
 #   SCALE=quarter  two hours on two cores: a quarter of the channels, on CIFAR-10
 #   SCALE=paper    every setting of the paper; needs a GPU
 #   DATA=PATH      where CIFAR-10 is (default: it is downloaded)
 #   STEPS=N        ends runs after N steps
 #   JOBS=N         runs at a time
-#   NOTE=TEXT      what a reader has to know about the data
+#   NOTE=TEXT      a note about the data, for the page
 SCALE ?= quick
 JOBS ?= 2
 paper: setup
@@ -114,8 +114,8 @@ runs/%/activations.parquet: runs/%/train.parquet
 runs/%/theory.parquet: runs/%/train.parquet
 	$(BNSMOOTH) theory runs/$* $(THEORY) --force
 
-# The fast tests cover every command, norm, problem and measurement; those marked slow are left out. About four minutes.
-# With worksteal a process runs whole files while it can, so that the tests of a file share their small runs.
+# The fast tests cover every command, norm, problem and measurement; tests marked slow are left out. About four minutes.
+# With worksteal, a process runs whole files where possible, so that the tests in a file share their small runs.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
@@ -123,8 +123,8 @@ test: setup
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Many attempts to break every command: killed, given damaged files, given odd options. An hour and a half; an interrupted
-# one resumes. Ends in a table (docs/reliability.md).
+# Many attempts to break every command by kills, damaged files and odd options. Takes an hour and a half, resumes after an
+# interruption, and prints a table at the end (docs/reliability.md).
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py
 
@@ -133,8 +133,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Every speed against plain PyTorch, about six minutes; writes docs/speed.md. For a single row:
-# python -m benchmarks ROW
+# Time bnsmooth against plain PyTorch and write docs/speed.md. About six minutes. `python -m benchmarks ROW` runs one row.
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks -o docs/speed.json

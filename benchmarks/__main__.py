@@ -22,7 +22,7 @@ __all__ = ["command_line", "growth", "linear", "memory", "norms", "vgg"]  # impo
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"one of {', '.join(ROWS)} (default: all)")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks.json"))
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - set(ROWS):
@@ -59,4 +59,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; no results are written")
+        sys.exit("interrupted; no results were written")

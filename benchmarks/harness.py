@@ -1,4 +1,4 @@
-"""Rows of the benchmark: our work and its reference are checked to agree, then timed in turns and written as a page."""
+"""Rows of the benchmark: check that our work and its reference agree, time them in turns, and write the page."""
 
 from __future__ import annotations
 
@@ -69,25 +69,25 @@ def medians(*works: Work, repeats: int = 9) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
-def faster(row: str, case: str, reference: str, ours: float, theirs: float, goal: float) -> Result:
+def faster(row: str, case: str, reference: str, ours_s: float, reference_s: float, goal: float) -> Result:
     """A result whose ratio is the time of the reference over ours."""
-    ratio = theirs / ours
-    return Result(row, case, reference, ours, theirs, ratio, f"at least {goal:g}x faster", ratio >= goal)
+    ratio = reference_s / ours_s
+    return Result(row, case, reference, ours_s, reference_s, ratio, f"at least {goal:g}x faster", ratio >= goal)
 
 
-def within(row: str, case: str, reference: str, ours: float, theirs: float, goal: float) -> Result:
+def within(row: str, case: str, reference: str, ours_s: float, reference_s: float, goal: float) -> Result:
     """A result whose ratio is our time over that of the reference."""
-    ratio = ours / theirs
-    return Result(row, case, reference, ours, theirs, ratio, f"at most {goal:g}x", ratio <= goal)
+    ratio = ours_s / reference_s
+    return Result(row, case, reference, ours_s, reference_s, ratio, f"at most {goal:g}x", ratio <= goal)
 
 
-def agree(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
+def agree(ours: torch.Tensor, reference: torch.Tensor, tolerance: float) -> None:
     """Check that two results differ by at most the tolerance, relative to the norm of the reference.
 
     Raises:
         AssertionError: If they differ by more.
     """
-    error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
+    error = float(torch.linalg.vector_norm(ours - reference) / torch.linalg.vector_norm(reference))
     if not error <= tolerance:
         raise AssertionError(f"a relative difference of {error:.2g}, above {tolerance:g}: nothing to time")
 
@@ -119,8 +119,8 @@ PAGE: Final = """# Speed
 
 `make bench` times each piece of bnsmooth's work against a reference, usually the same work in plain PyTorch, and writes
 this page. The two must agree before they are timed. They run in turns in one process, and the times are medians. The
-goal says what the ratio is: how many times faster bnsmooth is, the share of the reference's time that it takes, or how
-many seconds longer. {met} of {all} goals are met.
+goal defines the ratio: how many times faster bnsmooth is, its time divided by the reference's, or how many seconds more
+it takes. {met} of {all} goals are met.
 
 {machine}; GPU: {gpu}; {versions}.
 

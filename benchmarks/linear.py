@@ -18,7 +18,7 @@ from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.measures.measuring import measure
 from bnsmooth_cli.training.trajectory import Trajectory
 
-GROUPS = {"none": 1, "batch": 3, "l1": 3, "linf": 3}  # parameters a layer
+GROUPS = {"none": 1, "batch": 3, "l1": 3, "linf": 3}  # parameters per layer
 
 
 def _point(norm: str) -> bns.Point:
@@ -44,9 +44,9 @@ def step() -> Iterator[Result]:
         trajectory.advance()
         ours = torch.cat([p.detach().flatten() for p in trajectory.parameters])
         agree(ours, torch.cat([p.detach().flatten() for p in model.parameters()]), 1e-4)
-        # From here on the two walks part by rounding; the work stays the same.
-        mine, theirs = medians(trajectory.advance, plain, repeats=60)
-        yield faster("dln-step", norm, "module chain in a plain loop", mine, theirs, 3)
+        # From here on, rounding separates the two trajectories; the work stays the same.
+        ours_s, reference_s = medians(trajectory.advance, plain, repeats=60)
+        yield faster("dln-step", norm, "module chain in a plain loop", ours_s, reference_s, 3)
 
 
 @row("dln-measure", threads=1)
@@ -59,21 +59,21 @@ def measures() -> Iterator[Result]:
         table = bns.landscape(point, alphas).iloc[1:]
         expected = torch.stack(references.line(model, loss, alphas, lr))
         agree(torch.tensor(table["loss"].to_numpy()), expected[:, 0], 1e-3)
-        mine, theirs = medians(
+        ours_s, reference_s = medians(
             lambda: bns.landscape(point, alphas), lambda: references.line(model, loss, alphas, lr), repeats=7
         )
-        yield faster("dln-measure", f"{norm}, line of 16", "plain loop", mine, theirs, 10)
+        yield faster("dln-measure", f"{norm}, line of 16", "plain loop", ours_s, reference_s, 10)
         distances = torch.tensor(bns.ics(point)["ics"].to_numpy())
         agree(distances, torch.stack(references.ics(model, loss, [groups] * 25, lr)), 1e-2)
-        mine, theirs = medians(
+        ours_s, reference_s = medians(
             lambda: bns.ics(point), lambda: references.ics(model, loss, [groups] * 25, lr), repeats=7
         )
-        yield faster("dln-measure", f"{norm}, ICS", "plain loop", mine, theirs, 10)
+        yield faster("dln-measure", f"{norm}, ICS", "plain loop", ours_s, reference_s, 10)
 
 
 @row("dln-paper", threads=1)
 def paper() -> Iterator[Result]:
-    """The paper's run, measured every 10 steps: 120 s are the goal, there is no reference to time."""
+    """The paper's run, measured every 10 steps: The goal is 120 s; there is no reference to time."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = bns.train("dln", "batch", preset="paper", output=Path(folder) / "run", device="cpu")

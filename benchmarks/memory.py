@@ -1,4 +1,4 @@
-"""Memory: the allocator's part of a step, and what the line probe needs beyond training. In new processes."""
+"""Memory, in new processes: the allocator's share of a step, and the line probe's needs beyond training."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def _step(keep: bool) -> float:
 def allocator() -> Iterator[Result]:
     """A step of VGG-A at full width with freed memory kept, as the command line runs it, and without."""
     kept, plain = zip(*((_afresh(_step, True), _afresh(_step, False)) for _ in range(2)), strict=True)
-    mine, theirs = statistics.median(kept), statistics.median(plain)
-    yield faster("allocator", "VGG step, width 1", "freed memory handed back", mine, theirs, 1.05)
+    ours_s, reference_s = statistics.median(kept), statistics.median(plain)
+    yield faster("allocator", "VGG step, width 1", "freed memory handed back", ours_s, reference_s, 1.05)
 
 
 def _peaks(folder: str) -> tuple[float, float, int]:
-    """The process's largest size in bytes after training and after a line probe, and that of the parameters."""
+    """The peak memory of the process in bytes after training and after a line probe, and the parameters' size."""
     keep_freed_memory()
     run = bns.train("vgg", "batch", width=1.0, steps=3, save_every=3, output=f"{folder}/run", device="cpu")
     (point,) = visit(run.source(), [3], "cpu")
@@ -62,7 +62,7 @@ def _peaks(folder: str) -> tuple[float, float, int]:
 
 @row("line-memory")
 def line() -> Iterator[Result]:
-    """The line probe's memory at full width beyond what training took, in copies of the parameters."""
+    """The memory of the line probe at full width beyond that of training, in copies of the parameters."""
     with tempfile.TemporaryDirectory() as folder:
         trained, probed, parameters = _afresh(_peaks, folder)
     copies = (probed - trained) / parameters

@@ -21,8 +21,8 @@ def norms() -> Iterator[Result]:
         x, g = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
         x.requires_grad_()
         for name in NAMES:
-            mine = build(name, shape[1])
-            modules = (mine, PlainLpNorm(shape[1], mine.p), nn.BatchNorm2d(shape[1]))
+            ours_s = build(name, shape[1])
+            modules = (ours_s, PlainLpNorm(shape[1], ours_s.p), nn.BatchNorm2d(shape[1]))
 
             def both(module: nn.Module) -> tuple[Tensor, ...]:
                 return torch.autograd.grad(module(x), [x, *module.parameters()], g)

@@ -63,7 +63,7 @@ def gradient(model: nn.Module, loss: Loss) -> Tensor:
 
 
 def line(model: nn.Module, loss: Loss, alphas: Sequence[float], lr: float) -> list[Tensor]:
-    """The loss and the distance of the gradients at every step length. The parameters are moved and moved back."""
+    """The loss and the distance between gradients at each step length. The parameters are moved and moved back."""
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     first = torch.autograd.grad(loss(), parameters)
@@ -83,7 +83,7 @@ def line(model: nn.Module, loss: Loss, alphas: Sequence[float], lr: float) -> li
 
 
 def ics(model: nn.Module, loss: Loss, groups: Sequence[int], lr: float) -> list[Tensor]:
-    """The distance of the gradients of each layer, by a full gradient per layer; `groups`: parameters per layer."""
+    """The distance between each layer's gradients, by a full gradient per layer. `groups`: parameters per layer."""
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     first = torch.autograd.grad(loss(), parameters)

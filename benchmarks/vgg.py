@@ -39,7 +39,7 @@ def _point(norm: str = "batch", **settings: Any) -> bns.Point:
 
 
 def _flops(model: nn.Module, inputs: Tensor) -> float:
-    """Of the convolutions in a training step: twice the multiplications, three times (the first layer's twice)."""
+    """Operations of the convolutions in a training step: 2 per multiplication, in 3 passes (2 in the first layer)."""
     total, x = 0.0, inputs
     for place, layer in enumerate(model.layers.values()):
         y = layer.linear(x)
@@ -51,7 +51,7 @@ def _flops(model: nn.Module, inputs: Tensor) -> float:
 
 @row("vgg-step")
 def step() -> Iterator[Result]:
-    """VGG-A at full width, batch 128, data included, against a bare loop on a fixed batch; and the machine's sgemm."""
+    """VGG-A at full width with batch 128, data included, against a bare loop on a fixed batch and against sgemm."""
     problem = problems.build(resolve("vgg", norm="batch", width=1.0))
     trajectory = Trajectory(problem)
     inputs, targets = problem.batch(0)
@@ -67,17 +67,17 @@ def step() -> Iterator[Result]:
 
     agree(trajectory.advance()[0], bare(), 1e-5)
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    mine, theirs, product = medians(trajectory.advance, bare, lambda: a @ b, repeats=5)
-    yield within("vgg-step", "width 1, batch 128", "bare loop, fixed batch", mine, theirs, 1.03)
-    rate, peak = _flops(trajectory.model, inputs) / mine, 2 * 2048**3 / product
+    ours_s, reference_s, product = medians(trajectory.advance, bare, lambda: a @ b, repeats=5)
+    yield within("vgg-step", "width 1, batch 128", "bare loop, fixed batch", ours_s, reference_s, 1.03)
+    rate, peak = _flops(trajectory.model, inputs) / ours_s, 2 * 2048**3 / product
     share = rate / peak
     yield Result(
-        "vgg-step", f"{rate / 1e9:.0f} GFLOP/s", "sgemm 2048", mine, product, share, "at least 0.85", share >= 0.85
+        "vgg-step", f"{rate / 1e9:.0f} GFLOP/s", "sgemm 2048", ours_s, product, share, "at least 0.85", share >= 0.85
     )
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    """One image at a time through transforms, the usual script."""
+    """A data set that transforms one image at a time, as scripts usually do."""
 
     def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> None:
         self.images, self.labels = [v2.functional.to_pil_image(image) for image in images[:2000]], labels
@@ -112,8 +112,8 @@ def loader() -> Iterator[Result]:
             optimiser.step()
             loss.item()
 
-    mine, theirs = medians(lambda: [trajectory.advance() for _ in range(10)], usual, repeats=5)
-    yield faster("vgg-loader", "width 0.25, 10 steps", "DataLoader, transforms a sample", mine, theirs, 1.5)
+    ours_s, reference_s = medians(lambda: [trajectory.advance() for _ in range(10)], usual, repeats=5)
+    yield faster("vgg-loader", "width 0.25, 10 steps", "DataLoader, transforms per sample", ours_s, reference_s, 1.5)
 
 
 @row("vgg-measure")
@@ -125,19 +125,19 @@ def measures() -> Iterator[Result]:
     expected = torch.stack(references.line(model, loss, alphas, 0.1))
     agree(torch.tensor(bns.landscape(point).iloc[1:]["grad_distance"].to_numpy()), expected[:, 1], 2e-2)
     gradients = len(alphas) + 1
-    mine, theirs = medians(
+    ours_s, reference_s = medians(
         lambda: bns.landscape(point), lambda: [references.gradient(model, loss) for _ in range(gradients)], repeats=7
     )
-    yield within("vgg-measure", "line of 8 and its start", "nine bare forward-backwards", mine, theirs, 1.05)
+    yield within("vgg-measure", "line of 8 and its start", "nine bare forward-backwards", ours_s, reference_s, 1.05)
     groups = [len(names) for _, names in point.layers]
     agree(torch.tensor(bns.ics(point)["ics"].to_numpy()), torch.stack(references.ics(model, loss, groups, 0.1)), 2e-2)
-    mine, theirs = medians(lambda: bns.ics(point), lambda: references.ics(model, loss, groups, 0.1), repeats=5)
-    yield faster("vgg-measure", "ICS, 11 layers", "a full gradient a layer", mine, theirs, 3)
+    ours_s, reference_s = medians(lambda: bns.ics(point), lambda: references.ics(model, loss, groups, 0.1), repeats=5)
+    yield faster("vgg-measure", "ICS, 11 layers", "a full gradient per layer", ours_s, reference_s, 3)
 
 
 @row("surface")
 def surface() -> Iterator[Result]:
-    """A surface of 5 x 5 points at width 0.25, against its forward passes alone, and with parameters set one by one."""
+    """A surface of 5 x 5 points at width 0.25, against bare forward passes and setting parameters one by one."""
     point = _point()
     axes = random_directions(point, 2)
     model, loss = references.plain_loss(point)
@@ -162,14 +162,14 @@ def surface() -> Iterator[Result]:
         return torch.stack(losses)
 
     agree(torch.tensor(bns.surface(point, 5)["loss"].to_numpy()), usual().double(), 1e-4)
-    mine, theirs, scripts = medians(lambda: bns.surface(point, 5), bare, usual, repeats=7)
-    yield within("surface", "25 points", "bare forward passes", mine, theirs, 1.1)
-    yield within("surface", "25 points", "parameters set one by one", mine, scripts, 1.05)
+    ours_s, reference_s, scripts = medians(lambda: bns.surface(point, 5), bare, usual, repeats=7)
+    yield within("surface", "25 points", "bare forward passes", ours_s, reference_s, 1.1)
+    yield within("surface", "25 points", "parameters set one by one", ours_s, scripts, 1.05)
 
 
 @row("hessian")
 def hessian() -> Iterator[Result]:
-    """Products with the Hessian at width 0.25: the first at a point, with what prepares it, and those that follow."""
+    """Products with the Hessian at width 0.25: the first one at a point, including its preparation, and the next."""
     point = _point()
     model, loss = references.plain_loss(point)
     torch.manual_seed(0)
@@ -192,10 +192,10 @@ def hessian() -> Iterator[Result]:
 
 @row("engines")
 def engines() -> Iterator[Result]:
-    """What PyTorch offers for the same products: forward over reverse, for three kinds of networks at width 0.25 or so.
+    """The same products by PyTorch's forward-over-reverse differentiation, in three kinds of narrow networks.
 
-    `torch.func.linearize` has following products of our speed and takes seconds to set up; a jvp of a jvp through
-    F.batch_norm is silently wrong.
+    `torch.func.linearize` takes seconds to set up, and its following products are as fast as ours. A jvp of a jvp
+    through F.batch_norm is silently wrong.
     """
     yield from _engines("VGG, batch", _point())
     examples = runpy.run_path(str(Path(__file__).parents[1] / "docs/examples/digits.py"))
@@ -223,13 +223,13 @@ def _engines(case: str, point: bns.Point) -> Iterator[Result]:
         return flatten(slopes.values())
 
     agree(ours(vector), forward_over_reverse(), 1e-3)
-    mine, theirs = medians(lambda: ours(vector), forward_over_reverse, repeats=5)
-    yield within("engines", f"{case}, a following product", "torch.func jvp of grad", mine, theirs, 1.1)
+    ours_s, reference_s = medians(lambda: ours(vector), forward_over_reverse, repeats=5)
+    yield within("engines", f"{case}, a following product", "torch.func jvp of grad", ours_s, reference_s, 1.1)
 
 
 @row("sharpness")
 def sharpness() -> Iterator[Result]:
-    """The Hessian's largest eigenvalue at three points, with the curvature along the gradient in our time alone."""
+    """The Hessian's largest eigenvalue at three points. Only our time includes the curvature along the gradient."""
     spent = []
     with tempfile.TemporaryDirectory() as folder:
         run = bns.train("vgg", "batch", steps=150, output=f"{folder}/run", device="cpu")
@@ -245,13 +245,13 @@ def sharpness() -> Iterator[Result]:
             for work in [*works.values()][1:]:
                 agree(torch.tensor(work()), torch.tensor(value), 2e-2)
             spent.append(medians(*works.values(), repeats=1))
-    mine, *others = (sum(times) for times in zip(*spent, strict=True))
-    for name, theirs in zip([*works][1:], others, strict=True):
-        yield faster("sharpness", "three points", name, mine, theirs, 4)
+    ours_s, *others = (sum(times) for times in zip(*spent, strict=True))
+    for name, reference_s in zip([*works][1:], others, strict=True):
+        yield faster("sharpness", "three points", name, ours_s, reference_s, 4)
 
 
 def _pyhessian(model: nn.Module, point: bns.Point) -> Callable[[], float]:
-    """PyHessian's way to the same eigenvalue: it sets eval mode, where BatchNorm is to take the batch's figures too."""
+    """The same eigenvalue by PyHessian. It sets eval mode, so BatchNorm is made to use batch statistics there too."""
     hessian = importlib.import_module("pyhessian").hessian
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
@@ -268,7 +268,7 @@ def _pyhessian(model: nn.Module, point: bns.Point) -> Callable[[], float]:
 
 @row("theory")
 def theory() -> Iterator[Result]:
-    """The second derivatives of conv5's units, float64, against a double backward a unit."""
+    """The second derivatives of conv5's units, float64, against one double backward per unit."""
     point = _point().to(torch.float64)
     prepare(point.norms, point.config.seed, point.step)
     layers = list(point.model.layers.values())
@@ -307,6 +307,6 @@ def theory() -> Iterator[Result]:
 
     agree(ours(), plain(), 1e-9)
     agree(forward_over_reverse(), plain(), 1e-9)
-    mine, theirs, functional = medians(ours, plain, forward_over_reverse, repeats=3)
-    yield faster("theory", "8 units of conv5", "double backward a unit", mine, theirs, 1.5)
-    yield faster("theory", "8 units of conv5", "torch.func vmap of jvp of grad", mine, functional, 1.5)
+    ours_s, reference_s, functional = medians(ours, plain, forward_over_reverse, repeats=3)
+    yield faster("theory", "8 units of conv5", "double backward per unit", ours_s, reference_s, 1.5)
+    yield faster("theory", "8 units of conv5", "torch.func vmap of jvp of grad", ours_s, functional, 1.5)

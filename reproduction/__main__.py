@@ -1,4 +1,4 @@
-"""Run the studies of a scale, resuming what exists, and write the page; `page` writes it from the tables alone."""
+"""Run the studies of a scale, or resume them, and write the page; `page` writes it from the tables alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
     """Run the studies in `work` one after the other, and write the tables, figures and page in `folder`.
 
     Returns:
-        1 if a run has failed, otherwise 0. The page shows what the other runs give.
+        1 if a run has failed, otherwise 0. The page shows the results of the other runs.
     """
     work.mkdir(parents=True, exist_ok=True)
     status = 0
@@ -40,7 +40,7 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
                 print(f"reproduction: {error}", file=sys.stderr)
                 failed = True
             finally:
-                if _changed(path) != before:  # to find that everything is finished is not part of the study's time
+                if _changed(path) != before:  # finding everything finished does not count as the study's time
                     add_time(work, study.name, time.time() - begun)
             status = max(status, int(failed))
     gather(studies, work, folder, facts)
@@ -57,7 +57,7 @@ def _changed(study: Path) -> float:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
-    parser.add_argument("scale", choices=[*SCALES, "page"], help="how much to train; page: nothing")
+    parser.add_argument("scale", choices=[*SCALES, "page"], help="how much to train; page trains nothing")
     parser.add_argument(
         "--data", type=Path, help="the folder of CIFAR-10, for quarter and paper (default: download it)"
     )
@@ -88,7 +88,7 @@ def main() -> int:
     data = str(options.data.resolve()) if options.data else None
     if data:
         os.environ["CIFAR10"] = data  # for variants.py, in this process and its workers
-    # All runs of a study have the same length, so that another length is another study.
+    # All runs of a study have the same length, so another length makes another study.
     work = options.work / (f"{options.scale}-{options.steps}" if options.steps else options.scale)
     return reproduce(plans(options.scale, data, options.steps), work, output, facts)
 
@@ -99,6 +99,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("reproduction: interrupted; the same command resumes it", file=sys.stderr)
         sys.exit(130)
-    except (OSError, ValueError) as error:  # an input that does not fit, or a table or page that cannot be used
+    except (OSError, ValueError) as error:  # an unusable input, table or page
         print(f"reproduction: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The paper's figures: what the paper says, and the pictures and numbers that this page sets beside it."""
+"""The paper's figures: what the paper states, and our pictures and numbers to compare with it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NOISY: Final = ("none", "batch", "noisy-batch", "noisy-none")
 EARLY: Final = "vgg-early"
 
 
-def source(study: str, there: Container[str]) -> str:
-    """The study that a figure is taken from. `vgg` has every norm at scales without `vgg-early`.
+def source(study: str, available: Container[str]) -> str:
+    """The study that provides a figure: `vgg` takes the place of `vgg-early` at scales without it.
 
     >>> source("vgg-early", ["dln", "vgg"]), source("vgg-early", ["dln", "vgg-early", "vgg"])
     ('vgg', 'vgg-early')
     """
-    return "vgg" if study == EARLY and EARLY not in there else study
+    return "vgg" if study == EARLY and EARLY not in available else study
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Picture:
     kind: str
     study: str
     norms: tuple[str, ...]
-    #: One run a norm, of the smallest learning rate and seed. The tables of distributions are large.
+    #: Whether to show one run per norm, with the smallest learning rate and seed: tables of distributions are large.
     single: bool = False
     #: The picture whose train table has the training curves of this one.
     beside: str = ""
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A table of medians over the seeds of a study: one row a norm and learning rate, one column a metric.
+    """A table of medians over the seeds of a study: one row per norm and learning rate, one column per metric.
 
     `metrics` maps the metrics to their headings.
     """
@@ -54,7 +54,7 @@ class Numbers:
 class Section:
     """A section of the page: one figure of the paper.
 
-    `paper` is what the text states or the figure shows. `claims` are the claims that judge it.
+    `paper` says what the text states or the figure shows. `claims` are the numbers of the claims that judge it.
     """
 
     title: str
@@ -64,7 +64,7 @@ class Section:
     claims: tuple[int, ...] = ()
     #: Pictures of activations whose sigma^2 is quoted at the first and the last measured step.
     sigma: tuple[str, ...] = ()
-    #: Whether the lines of the pictures, which are landscapes, are quoted step by step.
+    #: Whether the numbers of the pictures, which are landscapes, are quoted step by step.
     by_step: bool = False
     floors: bool = False  # whether last losses of the linear network are compared with the best maps of each rank
     theory: bool = False  # whether the statements' cases are counted
@@ -90,8 +90,8 @@ _INPUTS: Final = {"movement": "movement between measured steps, in deviations", 
 SECTIONS: Final = (
     Section(
         "Figure 1: training with and without BatchNorm",
-        "The paper's text: BatchNorm trains faster; the test accuracy is 83% with it and 80% without; how stable "
-        "the inputs of the layers are hardly differs. Its figure: 82.9% and 80.0% at learning rate 0.1; at 0.5, "
+        "The paper's text: BatchNorm trains faster; the test accuracy is 83% with it and 80% without; the "
+        "stability of layer inputs hardly differs. Its figure: 82.9% and 80.0% at learning rate 0.1; at 0.5, "
         "80.2% with BatchNorm, and without it 10.0% at every evaluation after step 0.",
         (Picture("figure-1", "train", "vgg", PLAIN), Picture("figure-1c", "activations", "vgg", PLAIN, single=True)),
         (Numbers("vgg", PLAIN, _ACCURACY), Numbers("vgg", PLAIN, _INPUTS)),
@@ -99,8 +99,8 @@ SECTIONS: Final = (
     ),
     Section(
         "Figure 2: noisy BatchNorm",
-        "The paper's text: With noise after each BatchNorm, of a new distribution at each step, the inputs of the "
-        "layers are less stable than the plain network's, and yet it trains about as well as with BatchNorm, and "
+        "The paper's text: With noise after each BatchNorm, drawn from a new distribution at each step, layer inputs "
+        "are less stable than the plain network's. The network still trains about as well as with BatchNorm, and "
         "far better than the plain network. The same noise without BatchNorm stops training.",
         (Picture("figure-2", "train", EARLY, NOISY),),
         (Numbers(EARLY, NOISY, {**_ACCURACY, **_INPUTS}),),
@@ -109,10 +109,10 @@ SECTIONS: Final = (
     Section(
         "Figure 3: internal covariate shift",
         "The paper's text: The shift is not smaller with BatchNorm; the plain deep linear network has almost none. "
-        "Its figure, of the deep linear network: at learning rate 1e-07 the plain network's cosine is 1 for the "
+        "Its figure for the deep linear network: at learning rate 1e-07 the plain network's cosine is 1 for the "
         "whole run, and BatchNorm's scatters between -1 and 1; at 1e-06 both networks' median cosines are near 0.9 "
-        "in layer 9 and near -0.9 in layer 17. Of VGG it shows learning rates 0.1 and 0.01, of which 0.01 was not "
-        "run here.",
+        "in layer 9 and near -0.9 in layer 17. For VGG, it shows learning rates 0.1 and 0.01; 0.01 was not run "
+        "here.",
         (Picture("figure-3-vgg", "ics", "vgg", PLAIN, beside="figure-1"),
          Picture("figure-3-dln", "ics", "dln", PLAIN, beside="figure-13-dln")),
         (Numbers("vgg", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),
@@ -121,8 +121,8 @@ SECTIONS: Final = (
     ),
     Section(
         "Figure 3 at learning rate 1e-07: the deep linear network",
-        "The paper's figure 3 shows this learning rate beside 1e-06. Figures 9 and 13 are at 1e-06 only, so what "
-        "resembles them below was measured at a learning rate other than the paper's.",
+        "The paper's figure 3 shows this learning rate beside 1e-06. Figures 9 and 13 are at 1e-06 only; the "
+        "similar results below are at a learning rate other than the paper's.",
         (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, beside="figure-13-slow"),
          Picture("figure-13-slow", "train", "dln-slow", LP)),
         (Numbers("dln-slow", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),
@@ -143,7 +143,7 @@ SECTIONS: Final = (
     Section(
         "Beside figure 4: the first 300 steps of other networks",
         "The paper has no such runs. The plain network's first steps are flat here, as they are at steps 0 and 100 "
-        "of the paper's figure 4. What could make them flat is varied: the initialisation and the number of linear "
+        "of the paper's figure 4. These runs vary two possible causes: the initialisation and the number of linear "
         "layers.",
         tuple(Picture(f"figure-4-{name}", "landscape", f"vgg-{name}", PLAIN) for name in _FIRST),
         by_step=True,
@@ -153,7 +153,7 @@ SECTIONS: Final = (
         "The paper's figure: how far the mean and the variance of an activation move between measured steps, 100 "
         "apart, and from step 0, in layers 2, 9 and 13; they move most with noisy BatchNorm.",
         (Picture("figure-7", "activations", EARLY, ("none", "batch", "noisy-batch"), single=True),),
-        note="The picture shows distributions, from which those moments are not computed here.",
+        note="The picture shows distributions. The moments are not computed here.",
     ),
     Section(
         "Figure 8: the deviation that BatchNorm divides by",
@@ -201,9 +201,9 @@ SECTIONS: Final = (
     ),
     Section(
         "Section 4: the theorems, both sides",
-        "The paper's text: Theorems 4.1, 4.2 and 4.4 bound what BatchNorm leaves of gradient, curvature and "
-        "worst-case gradient; 4.3 says that minima are preserved, 4.5 that the nearest one is closer (figure 5 has "
-        "the two networks).",
+        "The paper's text: Theorems 4.1, 4.2 and 4.4 bound the gradient, the curvature and the worst-case gradient "
+        "with BatchNorm. Observation 4.3 says that minima are preserved, and lemma 4.5 that the nearest minimum is "
+        "closer. Figure 5 shows the two networks.",
         (Picture("theory", "theory", "dln", PLAIN, single=True),),
         claims=tuple(range(10, 15)),
         theory=True,

@@ -1,4 +1,4 @@
-"""Gathers from the studies' tables the rows that the figures need, so that a repository can hold them."""
+"""Gather the rows that the figures need from the tables of the studies, small enough for a repository."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bnsmooth_cli.studies.metrics import measured_rows
 from reproduction.figures import Picture, pictures, source
 from reproduction.scales import Plan
 
-_STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # of a run, at most, where all would be megabytes
+_STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
 
 
 def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         plans: The studies.
         work: The folder that holds them.
         folder: The folder of the page.
-        facts: What `make paper` was asked for, for the page.
+        facts: The options of `make paper`, for the page.
     """
     studies = {plan.name: Study(work / plan.name) for plan in plans}
     runs = {name: study.runs() for name, study in studies.items()}
@@ -87,12 +87,12 @@ def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _measured(picture: Picture, runs: Sequence[Run]) -> int:
-    """The number of measured steps, of which the picture may show fewer."""
+    """The number of measured steps. The picture may show fewer."""
     return max(measured_rows(run, picture.kind, ["step"])["step"].nunique() for run in _chosen(picture, runs))
 
 
 def _fewer(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of fewer steps, and of the theory's layers three. Minibatch accuracies stay, as figures average them."""
+    """Keep fewer steps, and three layers of the theory. Minibatch accuracies stay, because figures average them."""
     if kind not in _STEPS or rows["step"].nunique() <= _STEPS[kind]:
         return rows
     if kind == "train" and rows["accuracy"].notna().any():
@@ -128,7 +128,7 @@ def _known(value: float) -> float | None:
 
 
 def floors(run: Run) -> list[float]:
-    r"""The least losses of affine maps of rank 1, 2, ... on the data of a linear network: those of its saddles.
+    r"""The least losses of affine maps of rank 1, 2, ... on a linear network's data: the losses of its saddles.
 
     min ||Y - X B - 1 c'||^2 over B of rank r is ||Y_c - P||^2 plus the squares of the singular values of P from the
     (r+1)-th on, where P is the projection of the centred Y_c on the centred X (reduced-rank regression, Izenman 1975).

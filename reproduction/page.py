@@ -1,4 +1,4 @@
-"""The page: figures from the gathered tables, and numbers and verdicts beside what the paper says."""
+"""Write the page: figures from the gathered tables, and numbers and verdicts beside the paper's statements."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ class Results:
         return headings
 
     def verdicts(self) -> Iterator[list[str]]:
-        """One row a claim, with the verdict of each study and the statistic that it rests on."""
+        """One row per claim, with the verdict of each study and the statistic that it rests on."""
         for claim, parts in self._claims["dln"].groupby("claim"):
             cells = [_verdict(claims[claims["claim"] == claim]) for claims in self._claims.values()]
             yield [f"{claim}. {parts['title'].iloc[0]}", *cells]
 
     def accuracies(self) -> Iterator[list[str]]:
-        """One row a study, learning rate and norm: the paper's test accuracy, and the last and the best here."""
+        """One row per study, learning rate and norm: the paper's test accuracy, and the last and the best here."""
         for study, stated in ACCURACIES.items():
             summary = self._summaries[study]
             for norm, lr, metrics in _groups(summary, tuple(stated)):
@@ -196,7 +196,7 @@ class Results:
         return _table(headings, rows)
 
     def parts(self, section: Section) -> Iterator[list[str]]:
-        """One row a study and part of the claims that a section bears on."""
+        """One row per study and part, for the claims of a section."""
         for claim in section.claims:
             for study, claims in self._claims.items():
                 for row in claims[claims["claim"] == claim].to_dict("records"):
@@ -247,8 +247,8 @@ def _known(value: float | None) -> str:
     return "–" if value is None else number(value)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

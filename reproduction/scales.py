@@ -12,7 +12,7 @@ from bnsmooth_cli.studies.grid import Grid, command
 NORMS: Final = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
 PLAIN: Final = ("none", "batch")
 LP: Final = ("none", "batch", "l1", "l2", "linf")
-FIVE: Final = (0, 1, 2, 3, 4)  # seeds, as many as a verdict takes
+FIVE: Final = (0, 1, 2, 3, 4)  # seeds, as many as a verdict needs
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Plan:
     grids: tuple[Grid, ...]
 
     def commands(self, folder: Path) -> list[str]:
-        """The commands that do the same, for readers, who have the data elsewhere."""
+        """The equivalent commands for readers, whose data is in another folder."""
         lines = []
         for request in (grid.request() for grid in self.grids):
             line = command({**request, **({"data": "path/to/cifar10"} if "data" in request else {})}, folder)

@@ -1,4 +1,4 @@
-"""The quarter-width VGG-A on CIFAR-10 changed in one thing, for docs/reproduction/differences.md.
+"""Variants of the quarter-width VGG-A on CIFAR-10, each with one change, for docs/reproduction/differences.md.
 
 `CIFAR10=path/to/cifar10 bnsmooth compare --problem reproduction.variants:he ...`; without CIFAR10 it is downloaded.
 """
@@ -20,7 +20,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class Standardised(nn.Sequential):
-    """A network behind the standardisation of its images, which come as they are stored."""
+    """A network that first standardises its images, which are passed to it as stored."""
 
     mean: Tensor
     std: Tensor
@@ -37,7 +37,7 @@ class Standardised(nn.Sequential):
 
 
 def glorot(norm: Norm) -> bns.Workload:
-    """As bnsmooth's own: Glorot's uniform weights, zero biases."""
+    """Initialised like bnsmooth's VGG: Glorot's uniform weights, zero biases."""
     return _workload(norm, nn.init.xavier_uniform_)
 
 
@@ -47,12 +47,12 @@ def he(norm: Norm) -> bns.Workload:
 
 
 def default(norm: Norm) -> bns.Workload:
-    """PyTorch's own: uniform weights and biases within 1 / sqrt(fan_in)."""
+    """PyTorch's default: uniform weights and biases within 1 / sqrt(fan_in)."""
     return _workload(norm, None)
 
 
 def shallow(norm: Norm) -> bns.Workload:
-    """One linear layer behind the convolutions in place of three; initialised as bnsmooth's own."""
+    """One linear layer after the convolutions instead of three; initialised like bnsmooth's VGG."""
     return _workload(norm, nn.init.xavier_uniform_, hidden=0)
 
 

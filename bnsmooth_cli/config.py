@@ -41,7 +41,7 @@ def whole(high: int, low: int = 1) -> Bounds:
     >>> whole(10).text, whole(10).accepts(0)
     ('a whole number from 1 to 10', False)
     """
-    text = f"a whole number from {low} to {high}"
+    text = f"a whole number from {low} to {'2^63 - 1' if high == 2**63 - 1 else high}"
     return Bounds(text, high, lambda value: isinstance(value, int) and low <= value <= high)
 
 
@@ -367,6 +367,9 @@ def resolve(problem: str = "vgg", preset: str = "quick", norm: str = "batch", se
         raise unknown("preset", preset, entry.presets)
     values = {"problem": problem, "norm": norm, "seed": seed, **entry.presets[preset]}
     values |= {name: value for name, value in given.items() if value is not None}
+    for name, value in values.items():
+        if name in FIELDS:
+            check_types({name: value}, flag(name))
     values.setdefault("batch_size", values.get("samples"))  # all of them, where no preset has a number
     return _build(values)
 

@@ -47,6 +47,13 @@ def test_a_configuration_that_does_not_fit_is_refused_by_file_and_setting(change
     assert str(error.value).startswith(why)
 
 
+@pytest.mark.parametrize("change", [{"steps": True}, {"lr": "x"}, {"depth": 2.0}, {"seed": "1"}])
+def test_a_setting_of_the_wrong_type_is_refused_by_name_before_anything_is_written(change):
+    (name,) = change
+    with pytest.raises(InputError, match=f"^--{name}: the setting '{name}' has the wrong type"):
+        resolve("dln", **change)
+
+
 def test_the_linear_network_trains_on_all_samples_unless_told_otherwise():
     assert resolve("dln", samples=30).batch_size == 30
     assert resolve("dln", samples=30, batch_size=7).batch_size == 7

@@ -158,7 +158,7 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{where} {value}: give a whole number of at least 1")
         elif name != "preset":
-            check_types({name: value}, source.rstrip(": "))
+            check_types({name: value}, source.rstrip(": ") if source != "--" else where)
         elif not isinstance(value, str):
             raise InputError(f"{where} {value}: give quick or paper")
         checked[name] = value

@@ -190,12 +190,14 @@ def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     rows_shown, short = [], {claim.number: claim.short for claim in CLAIMS}
     for number, parts in rows.groupby("claim", sort=False):
         part = deciding(parts)
-        known = part["median"] == part["median"]
+        statistic = f"{part['median']:.2g}" if part["median"] == part["median"] else "-"
+        if part["low"] == part["low"]:
+            statistic += f" [{part['low']:.2g}, {part['high']:.2g}]"
         rows_shown.append({
             "#": str(number),
             "claim": short[int(str(number))],
             "verdict": part["verdict"],
-            "deciding statistic": f"{part['median']:.2g} [{part['low']:.2g}, {part['high']:.2g}]" if known else "-",
+            "deciding statistic": statistic,
             "rule": part["rule"],
             "seeds": str(part["seeds"]),
         })  # fmt: skip

@@ -91,9 +91,10 @@ def _measure(
     """Measure the sources, or the weights or the run that the options describe, and summarise the rows."""
     weights = files.weights
     where = steps.chosen()
-    for flag in [*run.described(), *([f"--weights {weights}"] if weights else [])]:
-        if sources:
-            raise InputError(f"{flag}: describes what to measure; leave it out, or leave out {sources[0]}")
+    described = [f"{flag}: describes a run to train" for flag in run.described()]
+    if sources and (described or weights):
+        reason = described[0] if described else f"--weights {weights}: names what to measure"
+        raise InputError(f"{reason}; leave it out, or leave out {sources[0]}")
     machine.apply()
     export.check()
     import pandas as pd

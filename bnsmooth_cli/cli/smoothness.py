@@ -43,7 +43,7 @@ def smoothness(rows: Rows) -> None:
 
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0,300 --by-layer
 
-      bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0,300 --objective train:4
+      bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0 --objective train:4
     """
     title, columns = "smoothness", ["beta", "lipschitz", "curvature", "sharpness"]
     if "layer_name" in rows:

@@ -293,7 +293,7 @@ def test_csv_replaces_a_file_only_by_force_and_never_the_table(cli):
     Path("t.csv").write_text("precious")
     code, out, err = cli("show t.parquet --csv t.csv")
     assert (code, out) == (2, "")
-    assert err == "bnsmooth: t.csv: is there already; --force replaces it, or give --csv another name\n"
+    assert err == "bnsmooth: t.csv: already exists; replace it with --force, or give --csv another name\n"
     assert Path("t.csv").read_text() == "precious"
     assert cli("show t.parquet --csv t.csv --force")[0] == 0
     assert Path("t.csv").read_text().startswith('"run","problem",')

@@ -1,4 +1,4 @@
-"""Image data sets: the built-in shapes, torchvision's, and a folder of the user's. Only their names are here."""
+"""Image data sets: the built-in shapes, torchvision's, and a user's folder. This module lists only their names."""
 
 from typing import Final
 

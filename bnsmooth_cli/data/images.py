@@ -65,7 +65,7 @@ class Images:
 
 @functools.lru_cache(maxsize=1)
 def load(data: str) -> Images:
-    """The data set of that name or in that folder.
+    """Load a data set by its name or from a folder.
 
     Args:
         data: A name of `data.NAMES`, or a folder with the original CIFAR files, Hugging Face Parquet files, or a folder
@@ -100,7 +100,7 @@ def load(data: str) -> Images:
 
 
 def canonical(data: str) -> str:
-    """What a configuration holds: the name itself, or a folder's absolute path."""
+    """The data set as configurations record it: by its name, or by the absolute path of its folder."""
     return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
 
 
@@ -110,7 +110,7 @@ def _cached(data: str, key: Sequence[object], read: Callable[[], dict[str, Array
     with suppress(InputError, TypeError, OSError):  # a missing or unreadable cache is made again
         return Images(**load_tensors(path))
     images = _finish(read(), data)
-    with suppress(InputError, OSError):  # without a cache the next command is slower, and gives the same
+    with suppress(InputError, OSError):  # without a cache, the next command is slower but gives the same images
         save_tensors(path, dict(vars(images)))
     return images
 
@@ -179,8 +179,8 @@ def _arrays(dataset: Any) -> Arrays:
     return images, np.asarray(dataset.labels if hasattr(dataset, "labels") else dataset.targets, np.int64)
 
 
-# A pair of functions for each layout: one finds a folder's files of each split, or none if it has another layout; the
-# other one reads those of a split.
+# Each layout has two functions. One finds the files of each split in a folder, or none if the layout differs. The other
+# one reads the files of a split.
 
 
 def _splits(train: Iterable[Path], test: Iterable[Path]) -> dict[str, list[Path]]:

@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-SIZE: Final = 32  # pixels a side
+SIZE: Final = 32  # pixels per side
 TRAIN: Final = 10_000
 TEST: Final = 2_000
 _CHUNK: Final = 1_000  # images drawn at once, which bounds the memory; another value draws other images
-_CHECK: Final = 4  # pixels a side of the background's checks
+_CHECK: Final = 4  # pixels per side of the background's checks
 
 Floats = NDArray[np.float64]
 

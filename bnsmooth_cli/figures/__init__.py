@@ -19,9 +19,9 @@ from bnsmooth_cli.figures.panels import page
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
 
-#: The most values of a column that a figure has room for.
+#: The largest number of values of a column that fits in a figure.
 MAX_SHOWN: Final = {"problem": 12, "norm": 40, "lr": 40}
-#: Larger numbers are drawn as overflows: matplotlib squares numbers on its way to an axis.
+#: Larger numbers are drawn as overflows, because matplotlib squares numbers internally.
 _MAX_DRAWN: Final = 1e200
 #: Suffix -> metadata that leaves out the date, so that equal figures are equal bytes.
 _METADATA: Final[dict[str, dict[str, None]]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
@@ -65,10 +65,10 @@ def _title(table: pd.DataFrame) -> str:
 
 
 def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
-    """The figure of rows, whatever kind of table they belong to.
+    """Draw the rows of a table of any kind.
 
     Args:
-        table: What a measurement, `read_table` or `compare` returned, or several results of it concatenated.
+        table: Rows from a measurement, `read_table` or `compare`, or several such results concatenated.
         training: As in `render`.
 
     Raises:
@@ -92,7 +92,7 @@ def plot_tables(sources: Sequence[Path], output: Path) -> None:
         output: The figure.
 
     Raises:
-        InputError: If the tables are of several kinds, one cannot be read or is empty, or the suffix is another one.
+        InputError: If the tables are of several kinds, one cannot be read or is empty, or the suffix is not supported.
     """
     metadata = _METADATA.get(output.suffix.lower())
     if metadata is None:

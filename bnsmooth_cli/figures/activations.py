@@ -21,7 +21,7 @@ _MAX_RIDGES: Final = 12  # steps
 _BINS: Final = 40
 _OVERLAP: Final = 1.9  # the height of a ridge, in distances between ridges
 _HEADROOM: Final = 1e9  # sigma^2 of a deep plain network is that much smaller than of one with norms; both are shown
-_MAX_WIDTH: Final = 6.0  # an axis shows at most so many times the range of the median run
+_MAX_WIDTH: Final = 6.0  # an axis shows at most this many times the range of the median run
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class Ridges:
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """A column for each of up to five layers: distributions, a row a norm; then sigma^2 and the distances moved."""
+    """A column for each of up to five layers: distributions, one row per norm; then sigma^2 and the distances moved."""
     layers = np.unique(table["layer"])
     shown = layers[_spread(len(layers), _MAX_LAYERS)]
     columns = [_column(table[table["layer"] == layer], first=layer == shown[0]) for layer in shown]

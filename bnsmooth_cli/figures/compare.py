@@ -20,7 +20,7 @@ _GREY = "#666666"
 
 @dataclass(frozen=True, eq=False)
 class Dots:
-    """A panel of one metric: a dot a run, a bar at the median of several runs, a word where there is no value."""
+    """A panel of one metric: a dot for each run, a bar at the median of several runs, a word for a missing value."""
 
     title: str
     column: str

@@ -1,4 +1,4 @@
-"""The look of all figures: a colour, a dash and a place in the order for each norm, a marker for each learning rate,
+"""The look of all figures: a colour, a dash and a rank for each norm, a marker for each learning rate,
 and scales of axes that overflowing runs do not flatten."""
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ RC: Final[dict[Any, Any]] = {
 SAVE: Final[dict[Any, Any]] = {"svg.hashsalt": "bnsmooth", "savefig.dpi": 150, "pdf.fonttype": 42}
 
 DECADES: Final = 100.0  # a larger ratio of values makes an axis logarithmic
-_HEADROOM: Final = 1e3  # an axis reaches at most so many times above the calmer series
-_DEPTH: Final = 1e12  # a logarithmic axis reaches at most so many times below its top
+_HEADROOM: Final = 1e3  # an axis reaches at most this many times above the calmer series
+_DEPTH: Final = 1e12  # a logarithmic axis reaches at most this many times below its top
 #: Round numbers in a decade, from many to few.
 _ROUND: Final = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
 
@@ -182,10 +182,10 @@ class Scale:
 
 
 def fit(series: Sequence[NDArray[np.float64]], decades: float = DECADES, headroom: float = _HEADROOM) -> Scale | None:
-    """The scale that shows the calmer series in full, and of the others as much as keeps these readable.
+    """The scale that shows the calmer series in full, and as much of the others as keeps the calmer ones readable.
 
     Args:
-        series: The values of each series. Those above the scale (overflows, diverged runs) are for the caller to mark.
+        series: The values of each series. The caller marks those above the scale (overflows, diverged runs).
         decades: The ratio of values from which the scale is logarithmic, or symmetric-logarithmic if the sign changes.
         headroom: How many times above the calmer series the scale may reach.
 

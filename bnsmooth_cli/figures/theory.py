@@ -24,7 +24,7 @@ _PERCENT: Final = style.Scale("linear", -4, 104)
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Left side over right side, a dot for each unit and step, with the line of equality."""
+    """The left side against the right side: a dot for each unit and step, and the line of equality."""
 
     title: str
     ylabel: str
@@ -53,7 +53,7 @@ class Sides:
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """Both sides for three layers over the depth, a row a statement; then fractions and frequencies over training."""
+    """Both sides for three layers over the depth, one row per statement; then values over training."""
     shown = layers_over_depth(table)
     rows: list[list[Panel]] = []
     for statement in _STATEMENTS:

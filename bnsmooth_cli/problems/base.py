@@ -37,11 +37,11 @@ class Problem(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """A network in its initial state and in train mode. PyTorch's default generator is seeded when it is called."""
+        """A network in its initial state and in train mode. The caller seeds PyTorch's default generator."""
 
     @property
     def initial(self) -> nn.Module:
-        """The network at step 0 on the problem's device. It is for reading only, as the next `build` returns it."""
+        """The network at step 0 on the problem's device. Do not change it: the next `build` returns it."""
         if self._initial is None:
             with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the user's generator
                 torch.default_generator.manual_seed(self.config.seed)
@@ -57,7 +57,7 @@ class Problem(ABC):
         return model
 
     def start_from(self, state: State) -> None:
-        """Let training start from these parameters and buffers, those of already-trained weights."""
+        """Start training from these parameters and buffers of already-trained weights."""
         self.initial.load_state_dict(state)
         self._start = state
 
@@ -68,7 +68,7 @@ class Problem(ABC):
 
     @abstractmethod
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The inputs and targets that take theta_step to theta_{step+1}."""
+        """The inputs and targets of the training step from theta_step to theta_{step+1}."""
 
     @abstractmethod
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ def check(problem: Problem) -> None:
 def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> list[Tensor]:
     """Check that a loss is a differentiable function of the model's parameters alone; the model is left as it was.
 
-    The loss is a scalar with a graph. A second evaluation gives the same output of every module and the same loss, and
-    changes no buffer. The backward pass does not run the network again: by then a measurement has restored parameters
-    and norms.
+    The loss must be a scalar with a graph. A second evaluation must give the same outputs of all modules and the same
+    loss, and change no buffer. The backward pass must not run the network again, because a measurement has restored
+    parameters and norms by then.
 
     Args:
         model: The network.
@@ -58,7 +58,7 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> list[T
         The gradients in the model's trained parameters.
 
     Raises:
-        InputError: If one of the above does not hold.
+        InputError: If a condition is violated.
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:

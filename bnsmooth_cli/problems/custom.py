@@ -33,8 +33,8 @@ class Workload(NamedTuple):
     """What the function of a custom problem returns. A plain tuple of the same values will do.
 
     Attributes:
-        model: The network, in the mode in which it is trained. Its outputs depend on its parameters and inputs alone:
-            it has no dropout.
+        model: The network, in the mode in which it is trained. Its outputs must depend only on its parameters and
+            inputs, so it must not use dropout.
         loss: Maps outputs and targets to a scalar tensor, as torch.nn.functional.cross_entropy does.
         train: The training data: a pair (inputs, targets) of tensors whose first dimension runs over samples, or a
             map-style data set. If targets are integers, they are classes, and the accuracy is reported.
@@ -131,7 +131,7 @@ class CustomProblem(Problem):
         return copy.deepcopy(self.workload.model)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The next samples of the epoch. What a data set draws at random depends on the seed and the step."""
+        """The next samples of the epoch. Random draws of a data set depend only on the seed and the step."""
         return self._samples(self.workload.train, self.indices(step), "train", step)
 
     def _samples(self, data: Any, indices: Tensor, split: str, step: int = 0) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ class CustomProblem(Problem):
         return self.workload.loss(outputs, targets)
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of samples whose largest output is that of the target class; NaN if targets are no classes."""
+        """The share of samples whose largest output is that of the target class; NaN if the targets are not classes."""
         if targets.is_floating_point() or outputs.dim() != targets.dim() + 1:
             return torch.full((), torch.nan, device=outputs.device)
         return super().accuracy(outputs, targets)

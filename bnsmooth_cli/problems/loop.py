@@ -1,4 +1,4 @@
-"""A user's own training loop, at the step where it is."""
+"""A user's own training loop at its current step."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bnsmooth_cli.problems.base import Problem
 
 
 class ExternalLoop(Problem):
-    """A model of the user's training loop, and a function that computes its loss there.
+    """The model of a user's training loop, and the function that computes its loss.
 
     Args:
-        model: The model, which stays the user's.
+        model: The user's model, which is not copied.
         loss: Computes the loss, a scalar; it calls the model.
         device: The model's device.
         lr: The learning rate.

@@ -43,7 +43,7 @@ def write(study: Study, output: Path, form: str) -> None:
         form: A member of `FORMATS`.
 
     Raises:
-        InputError: For a folder that is no study or that has not been compared yet, and for a damaged or empty table.
+        InputError: If the folder is not a study or has not been compared yet, or a table is damaged or empty.
     """
     check_writable(output)
     outcome = _read(study)
@@ -96,15 +96,15 @@ def _read(study: Study) -> Outcome:
         raise InputError(f"{study.path}: nothing is compared there yet; {command(request, study.path)}")
     outcome = Outcome.read(study.table)
     if outcome.comparison.empty:
-        raise InputError(f"{study.table}: no run is in it; {command(request, study.path)}")
+        raise InputError(f"{study.table}: contains no runs; {command(request, study.path)}")
     known = {path.parent.name for path in (study.path / "runs").glob("*/config.json")}
     if strangers := [name for name in outcome.comparison["run"] if name not in known]:
-        raise DamagedError(f"{study.table}: compares a run that is not there, {strangers[0][:80]}; compare again")
+        raise DamagedError(f"{study.table}: compares a run that does not exist, {strangers[0][:80]}; compare again")
     return outcome
 
 
 def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, Any]:
-    """What the templates show besides the figures."""
+    """The content of the templates, except the figures."""
     content, comparison = study.read(), outcome.comparison
     columns = [name for name in _COLUMNS if comparison[name].notna().any()]
     return {
@@ -160,7 +160,7 @@ def _rows(kind: str, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _quotes(section: Section, outcome: Outcome) -> Iterator[str]:
-    """The numbers of a figure, one sentence a metric, and the verdicts on the claims that it bears on."""
+    """The numbers of a figure, one sentence per metric, and the verdicts on its claims."""
     for metric in (metric for metric in kinds.METRICS if metric.name in section.metrics):
         rows = outcome.summary[outcome.summary["figure"] == metric.name]
         if len(rows):
@@ -183,7 +183,7 @@ def _by_norm(rows: pd.DataFrame, metric: str) -> Iterator[str]:
 
 
 def _medians(summary: pd.DataFrame) -> dict[str, Any]:
-    """The summary with one row a norm and learning rate, and one cell a metric."""
+    """The summary with one row per norm and learning rate, and one cell per metric."""
     names = [metric.name for metric in kinds.METRICS if metric.name in set(summary["figure"])]
     rows = []
     for (norm, lr), of_norm in summary.groupby(["norm", "lr"], sort=False):

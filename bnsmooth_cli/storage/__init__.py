@@ -1,1 +1,1 @@
-"""What is kept in files: tables, runs, checkpoints, exports, and how files are written and read."""
+"""Storage: tables, runs, checkpoints and exports, and how files are written and read."""

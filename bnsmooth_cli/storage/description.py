@@ -31,7 +31,7 @@ class Description:
 
     Attributes:
         facts: Pairs of a label and a text.
-        runs: The settings that differ between the runs, a row a run; empty for a single run.
+        runs: The settings that differ between the runs, one row per run; empty for a single run.
         numbers: A summary of each column of numbers that varies.
         others: A summary of each other column that varies.
         rows: The table's first and last rows, of the columns that vary.
@@ -112,14 +112,14 @@ def _outcome(provenance: Mapping[str, Any], rows: int) -> str:
         return f"finished at step {_text(provenance['last_step'])}"
     totals = [_mapping(config).get("steps") for config in _mapping(provenance.get("runs")).values()]
     of_total = f" of {_text(totals[0])}" if len(totals) == 1 else ""
-    return f"unfinished: {rows:,}{of_total} steps are recorded; the same train command continues"
+    return f"unfinished: {rows:,}{of_total} steps are recorded; the same train command resumes it"
 
 
 # The provenance of each run
 
 
 def _runs(provenance: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.DataFrame]:
-    """Facts that all runs share, and a row a run with the settings that differ; no rows for a single run."""
+    """Facts that all runs share, and one row per run with the settings that differ; no rows for a single run."""
     settings: dict[str, dict[tuple[str, str], str]] = {}
     for run, config in _mapping(provenance.get("runs")).items():
         config = _mapping(config)

@@ -41,7 +41,7 @@ def write_csv(path: Path | str, target: Path | str, force: bool = False) -> None
     if target.exists() and path.exists() and target.samefile(path):
         raise InputError(f"{target}: is the table itself; give --csv another name")
     if os.path.lexists(target) and not force:
-        raise InputError(f"{target}: is there already; --force replaces it, or give --csv another name")
+        raise InputError(f"{target}: already exists; replace it with --force, or give --csv another name")
     table = read_table(path)
     with atomic(target) as temporary, temporary.open("wb") as stream:
         _write_rows(table, stream)
@@ -51,7 +51,8 @@ def stream_csv(path: Path | str, stream: IO[bytes]) -> None:
     """Write the rows of a table as CSV to a stream.
 
     The first line has the columns' names. Texts stand in quotes. A number has as many digits as it takes to read the
-    same double back; an overflow is `inf`, `-inf` or `nan`. A null is empty. A list is its numbers with spaces between.
+    same double back; an overflow is `inf`, `-inf` or `nan`. A null is an empty cell. A list is written as
+    numbers separated by spaces.
     """
     _write_rows(read_table(path), stream)
 
@@ -145,7 +146,7 @@ def _folder(path: Path, run: str) -> str:
 
 
 def _over_steps(kind: str, table: pd.DataFrame) -> pd.DataFrame:
-    """A row a step and tag, by step: `step`, `tag`, then the numbers, NaN where they are null."""
+    """One row per step and tag, in order of steps: `step`, `tag`, and the numbers, with NaN for nulls."""
     if kind == "landscape":
         line = table[table["alpha"] > 0].fillna({"loss": math.inf, "grad_distance": math.inf})  # NaN is an overflow
         ends = {"loss_min": ("loss", "min"), "loss_max": ("loss", "max"), "grad_distance_max": ("grad_distance", "max")}
@@ -163,7 +164,7 @@ def _over_steps(kind: str, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _events(kind: str, over_steps: pd.DataFrame) -> bytes:
-    """A file of TensorBoard with one event a step; equal numbers give equal bytes.
+    """A file of TensorBoard with one event per step; equal numbers give equal bytes.
 
     The time of an event is its step, in seconds, because a table records no times. TensorBoard sorts runs by their
     first time, and then by name.

@@ -67,7 +67,7 @@ def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
 
 
 def _prefix(path: Path) -> str:
-    """How the names of `path`'s temporary files begin; cut, so that a long name still fits with its ending."""
+    """The prefix of the names of `path`'s temporary files, cut so that a long name still fits with its ending."""
     return f".{os.fsdecode(os.fsencode(path.stem)[:100])}."
 
 
@@ -82,11 +82,11 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _remove_abandoned(path: Path, mine: Path) -> None:
-    """Remove the temporary files of `path` that no running process holds."""
+def _remove_abandoned(path: Path, current: Path) -> None:
+    """Remove the temporary files of `path` that no running process holds, except `current`."""
     pattern = re.compile(rf"{re.escape(_prefix(path))}[a-z0-9_]{{8}}\.tmp{re.escape(path.suffix)}")
     for other in path.parent.iterdir():
-        if other != mine and pattern.fullmatch(other.name):
+        if other != current and pattern.fullmatch(other.name):
             with suppress(OSError):  # removed or replaced in the meantime
                 handle = os.open(other, os.O_RDWR)
                 try:
@@ -122,7 +122,7 @@ def check_writable(path: Path) -> None:
 def check_regular(path: Path) -> None:
     """Raise InputError if `path` exists and is not a regular file: reading a pipe would wait for ever."""
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is no file")
+        raise InputError(f"{path}: is not a file")
 
 
 def unicode(name: str) -> str:
@@ -173,7 +173,7 @@ def load_json(path: Path, folder_is: str, format: int) -> dict[str, Any]:
 
     Args:
         path: The file.
-        folder_is: What the folder is if it has this file, for the messages: "run directory".
+        folder_is: The type of folder that has this file, for the messages, such as "run directory".
         format: The format number that the file must have.
 
     Raises:
@@ -278,9 +278,9 @@ class _KeyCheck(pickle._Unpickler):
     """Walks through a pickle of a state dict and refuses tuples as keys. Creates no objects.
 
     `torch.load(weights_only=True)` executes nothing, but it hashes the keys of dicts and the elements of sets and
-    counters. A tuple of two references to a tuple of two references, and so on, takes 5 bytes a level and 2^levels
+    counters. A tuple of two references to a tuple of two references, and so on, takes 5 bytes per level and 2^levels
     steps to hash, in C, where Ctrl-C cannot interrupt it: a pickle of 210 bytes did not load in 15 s (torch 2.14).
-    Here tuples are lists, which are no keys, and classes that a state dict does not need are refused.
+    Here, tuples become lists, which cannot be keys, and classes that a state dict does not need are refused.
     """
 
     dispatch: ClassVar = {

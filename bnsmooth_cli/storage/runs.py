@@ -40,7 +40,7 @@ class CheckpointSource:
     weights: Path | None = None
 
     def with_data(self, data: str | None) -> CheckpointSource:
-        """The same source with its images in another place; None keeps the place."""
+        """The same source with its images in another folder; None keeps the folder."""
         return replace(self, config=self.config.changed(data=data))
 
     def table_path(self, kind: str, objective: str = "batch") -> Path:
@@ -116,13 +116,13 @@ class Run:
 
 
 @contextmanager
-def locked(path: Path, what: str, name: str = "") -> Iterator[None]:
+def locked(path: Path, protected: str, name: str = "") -> Iterator[None]:
     """Hold a lock in a folder. The system releases it if the process dies.
 
     Args:
         path: The folder.
-        what: What the lock protects, for the message.
-        name: The lock's name, to tell several locks of a folder apart.
+        protected: What the lock protects, for the message.
+        name: The lock's name, if the folder has several locks.
 
     Raises:
         InputError: If another process holds it, or the folder cannot be written.
@@ -132,7 +132,7 @@ def locked(path: Path, what: str, name: str = "") -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise InputError(
-            f"{path}: another process is writing this {what}; wait for it, or choose another place with -o"
+            f"{path}: another process is writing this {protected}; wait for it, or choose another place with -o"
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder with -o") from error
@@ -158,13 +158,13 @@ def open_run(path: Path | str) -> Run:
 
 
 def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False) -> Run:
-    """The run directory for a configuration: a new one, or an existing one to continue or to begin again.
+    """The run directory for a configuration: a new one, or an existing one to resume or restart.
 
     Args:
         path: The directory.
         config: The configuration to train.
-        resume: Whether to continue an unfinished run; otherwise it begins again.
-        force: Whether to begin again whatever run is there.
+        resume: Whether to resume an unfinished run; otherwise it is restarted.
+        force: Whether to restart any run in the directory.
 
     Raises:
         InputError: If the directory holds other files, a run of another configuration, or a longer run.
@@ -183,11 +183,11 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
     existing = open_run(path)
     if differences := existing.config.differences(config):
         raise InputError(
-            f"{path}: a run of another configuration ({'; '.join(differences)}); -o another folder, or --force"
+            f"{path}: a run of another configuration ({'; '.join(differences)}); choose another -o, or --force"
         )
     if config.steps < existing.config.steps:
         raise InputError(
-            f"{path}: already a run of {existing.config.steps} steps; "
+            f"{path}: already has a run of {existing.config.steps} steps; give "
             f"--steps {existing.config.steps}, or --force to shorten it"
         )
     if not resume and existing.outcome() is None:
@@ -226,7 +226,7 @@ def read_checkpoint(path: Path) -> tuple[CheckpointSource, dict[str, Any]]:
     content = load_tensors(path)
     step, run, format = content.get("step"), content.get("run"), content.get("format")
     if not isinstance(step, int) or not isinstance(run, str) or not isinstance(format, int):
-        raise InputError(f"{path}: a torch file, but no checkpoint of bnsmooth's")
+        raise InputError(f"{path}: a torch file, but not a checkpoint of bnsmooth")
     if format != FORMAT:
         raise InputError(f"{path}: a checkpoint of format {format}, this bnsmooth reads {FORMAT}; upgrade it")
     config = from_dict(content.get("config"), str(path))

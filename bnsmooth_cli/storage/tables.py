@@ -19,12 +19,12 @@ from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.storage.files import atomic, check_regular, check_writable, first_line
 
 FORMAT: Final = 1
-#: The most values in a table of points, and a hundred times the most in a table of runs. Repeated values take no space
-#: in a file, but all memory when they are read.
+#: The largest number of values in a table of points; tables of runs may have a hundredth of it. Repeated values take no
+#: space in a file, but full memory when they are read.
 MAX_VALUES: Final = 10**8
 #: The length of a list, for the bound: the number of quantiles in `activations`.
 _LIST_LENGTH: Final = 100
-#: Rows that wait in memory to be written together.
+#: The number of rows that are buffered and written together.
 GROUP: Final = 10_000
 METADATA_KEY: Final = b"bnsmooth"
 _LIST: Final = pa.list_(pa.float64())
@@ -34,7 +34,7 @@ def check_target(path: Path, kind: str, force: bool) -> None:
     """Check before the work that a table can be written to `path`.
 
     Raises:
-        InputError: If it cannot be written, or holds something else than a table of this kind and `force` is false.
+        InputError: If it cannot be written, or holds something other than a table of this kind and `force` is false.
     """
     check_writable(path)
     if path.exists() and not force:
@@ -172,7 +172,7 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
 
     Args:
         path: The Parquet file.
-        kind: The kind that it has to be; any by default.
+        kind: The required kind; any kind by default.
         columns: The columns to read; all by default.
 
     Returns:

@@ -24,10 +24,10 @@ REPRODUCED: Final = "reproduced"
 NOT_REPRODUCED: Final = "not reproduced"
 INCONCLUSIVE: Final = "inconclusive"
 NOT_MEASURED: Final = "not measured"
-#: The verdict on a part at a learning rate at which no seed has the value, for instance because both runs diverged.
+#: The verdict on a part at a learning rate where no seed has the value, for example because both runs diverged.
 UNDEFINED: Final = "undefined"
 
-#: The fewest seeds for a verdict. That many agree by chance with a probability of 1/32, which is below 5%.
+#: The smallest number of seeds for a verdict. All of them agree by chance with a probability of 1/32, below 5%.
 SEEDS: Final = 5
 #: The share of BatchNorm's advantage over the plain network that counts as "about as well".
 SHARE: Final = 0.75
@@ -52,15 +52,15 @@ class Metrics:
         return self(norm, metric) / self(to, metric)
 
     def share(self, metric: str, norm: str, log: bool) -> pd.Series[float]:
-        """The share of BatchNorm's advantage over none that a norm has; NaN if BatchNorm has none.
+        """The share of BatchNorm's advantage over none that a norm achieves; NaN if BatchNorm has no advantage.
 
-        If only `none` diverged, a norm that did not has all of the advantage, and one that did has nothing of it.
+        If `none` diverged and BatchNorm did not, a norm has the whole advantage unless it diverged too.
         """
         plain, batch, other = (self(name, metric) for name in ("none", "batch", norm))
         if log:
             plain, batch, other = (pd.Series(np.log(v), index=v.index) for v in (plain, batch, other))
         advantage = batch - plain
-        better = advantage < 0 if log else advantage > 0  # of losses and beta, in logarithms, less is better
+        better = advantage < 0 if log else advantage > 0  # less of a loss or beta is better
         share = (other - plain) / advantage.where(better)
         return share.mask(np.isinf(plain) & np.isfinite(batch), np.isfinite(other).astype("float64"))
 
@@ -73,7 +73,7 @@ class Metrics:
         return self._table[metric].astype("float64").groupby(["lr", "seed"]).min()
 
     def has(self, norm: str, metric: str, lr: float | None = None) -> bool:
-        """Whether any run of a norm (of any norm, for "") has the metric; at an lr also if it has no such run."""
+        """Whether any run of a norm (of any norm, for "") has the metric; an lr without runs counts too."""
         table = self._table.reset_index()
         if norm:
             table = table[table["norm"] == norm]
@@ -89,12 +89,12 @@ class Part:
     Attributes:
         text: The statistic in words.
         value: Computes it.
-        needs: The norms whose runs it needs; none for all of them.
+        needs: The norms whose runs it needs; empty for all norms.
         metric: A metric that runs have if and only if the statistic was measured.
-        rule: Where the interval has to lie; None for a statistic that is reported and not judged.
-        problem: The only problem that the part applies to; None for all of them.
-        lrs: Whether the claim is about "every" learning rate, or about "some": then others decide nothing.
-        always: Whether every seed has to obey the rule, not only the median.
+        rule: Where the interval must lie; None if the statistic is reported but not judged.
+        problem: The only problem that the part applies to; None for all problems.
+        lrs: "every" if the claim is about each learning rate; "some" if one suffices, so that others decide nothing.
+        always: Whether every seed must obey the rule, not only the median.
     """
 
     text: str
@@ -108,7 +108,7 @@ class Part:
 
     @property
     def tables(self) -> list[str]:
-        """The kinds of tables to measure for it; none if the train table is enough."""
+        """The kinds of tables to measure for it; empty if the train table is enough."""
         return [kind for kind in (KIND_OF[self.metric],) if kind != "train"]
 
     @property
@@ -248,7 +248,7 @@ CLAIMS: Final = (
 
 
 def claims(comparison: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
-    """Judge the claims: one row a part of a claim and learning rate.
+    """Judge the claims: one row per part of a claim and learning rate.
 
     A part is reproduced if the whole interval of its median over at least SEEDS seeds obeys its rule, and not
     reproduced if no value of it does. A claim is not reproduced if any part is not; otherwise it is not measured,
@@ -256,11 +256,11 @@ def claims(comparison: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
 
     Args:
         comparison: The comparison of the runs.
-        runs: The runs, which are of one problem.
+        runs: The runs, all of the same problem.
 
     Returns:
-        The columns of a table of kind `compare-claims`, but with what `command` has to add in its place: the `norms`,
-        `measure` and `lrs` that a request changes, or None.
+        The columns of a table of kind `compare-claims`. In place of a command, the column `command` has the changes to
+        a request that would measure what is missing (`norms`, `measure` and `lrs`), or None.
     """
     rows = []
     more = pd.DataFrame([{"run": run.name, **of_claims(run)} for run in runs])

@@ -1,4 +1,4 @@
-"""The comparison of runs: one row a run, with its metrics, the steps to a target, and the ratios to the plain run."""
+"""The comparison of runs: one row per run, with its metrics, the steps to a target, and the ratios to the plain run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies.metrics import of_measurements, of_training, train_rows
 
-#: The run without a norm that shares these is the one that a run is compared with.
+#: A run is compared with the run without a norm that shares these columns.
 _GROUP: Final = ["problem", "lr", "seed"]
 #: The metrics whose ratios to the `none` run are recorded.
 _RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio]
@@ -24,7 +24,7 @@ _RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio]
 def compare(
     sources: Sequence[Path | str], *, target_loss: float | None = None, target_accuracy: float | None = None
 ) -> pd.DataFrame:
-    """Compare runs: one row a run, best first.
+    """Compare runs: one row per run, best first.
 
     Metrics of measurements are medians over training (`statistics.over_steps`), and over layers or units where there
     are several; `ratio_...` is a metric divided by that of the `none` run of the same problem, learning rate and seed.
@@ -38,7 +38,7 @@ def compare(
         The columns of a table of kind `compare`.
 
     Raises:
-        InputError: For a folder that is no run, that has no train table, or that is given twice.
+        InputError: If a folder is not a run, has no train table, or is given twice.
 
     >>> import tempfile
     >>> from bnsmooth_cli.training.run import train
@@ -51,7 +51,7 @@ def compare(
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise InputError(
-            f"{max(names, key=names.count)}: given twice, or two runs of that name; each row is to be one run"
+            f"{max(names, key=names.count)}: given twice, or two runs with the same name; give each run once"
         )
     curves = {run.name: train_rows(run) for run in runs}
     frame = pd.DataFrame([_row(run, curves[run.name]) for run in runs])
@@ -103,7 +103,7 @@ def _plain_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_ratios(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `ratio_...` of each metric: the ratio to the `none` run of its group."""
+    """Add a column `ratio_...` for each metric: the ratio to the `none` run of the same group."""
     baseline = _plain_runs(frame)[_RATIOS].reindex(pd.MultiIndex.from_frame(frame[_GROUP]))
     metrics = frame[_RATIOS].astype("float64")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -113,7 +113,7 @@ def with_ratios(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def worst_where_diverged(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The comparison with the worst value where a run has none, so that medians are not those of the survivors.
+    """Replace missing results by the worst value, so that medians do not cover only the successful runs.
 
     A diverged run has an infinite last loss and an accuracy of 0. A target that is never reached takes infinitely many
     steps.

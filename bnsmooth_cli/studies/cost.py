@@ -1,4 +1,4 @@
-"""An estimate of what a study costs: a few steps and one point of each measurement are timed on this machine."""
+"""Estimate the cost of a study by timing a few steps and one point of each measurement on this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.run import train_config
 from bnsmooth_cli.training.trajectory import Trajectory
 
-_STEPS: Final = 5  # are timed, after as many that allocate memory
+_STEPS: Final = 5  # timed steps, after as many untimed ones that allocate memory
 
 
 def estimate(tasks: Sequence[Task]) -> pd.DataFrame:
-    """What remains of each run and what it costs, as one row a run.
+    """The remaining work of each run and its cost, one row per run.
 
     The columns are `run`, the step that its training has `reached`, the `steps` to train, the `tables` and `points` to
     measure, the `seconds` that all of it takes in one process, and the `bytes` of its checkpoints.
@@ -73,8 +73,8 @@ def _timed(task: Task) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             run = train_config(short, Path(folder) / "run", device=task.device)
             for kind in task.tables:
-                point, what = load_point(run, device=task.device), measurement(kind)
-                prices[kind] = _seconds(lambda: what.rows(point, **what.plan(short)))  # noqa: B023 - called here
+                point, measure = load_point(run, device=task.device), measurement(kind)
+                prices[kind] = _seconds(lambda: measure.rows(point, **measure.plan(short)))  # noqa: B023 - called here
         return prices
     finally:
         torch.set_num_threads(threads)

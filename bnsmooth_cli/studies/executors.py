@@ -1,7 +1,7 @@
 """Where the runs of a study execute: this process, worker processes on this machine, or a Dask cluster.
 
-Each is a `concurrent.futures.Executor`, so that the rest of the code need not know which. No torch here: a worker
-process chooses its GPU before torch is imported.
+Each of them is a `concurrent.futures.Executor`. This module does not import torch, because a worker process chooses its
+GPU before torch is imported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class InProcess(Executor):
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call fn(*args, **kwargs); its finished future."""
+        """Call fn(*args, **kwargs) and return the finished future."""
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -48,7 +48,7 @@ class InProcess(Executor):
 
 
 class Processes(ThreadPoolExecutor):
-    """`jobs` worker processes, each served by a thread of its own.
+    """`jobs` worker processes, each served by its own thread.
 
     When a worker dies, its own call raises BrokenExecutor and a new worker takes its place; the others are not
     affected, unlike in a ProcessPoolExecutor of several processes. With `gpus`, each worker sees one GPU.
@@ -64,7 +64,7 @@ class Processes(ThreadPoolExecutor):
         super().__init__(jobs, "bnsmooth-worker")
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call fn(*args, **kwargs) in a worker; its future."""
+        """Call fn(*args, **kwargs) in a worker and return the future."""
         return super().submit(self._hand_over, fn, args, kwargs)
 
     def _hand_over(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
@@ -101,7 +101,7 @@ class Processes(ThreadPoolExecutor):
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Keep Ctrl-C, which a terminal sends to every process, from the processes that this thread starts here."""
+    """Shield the processes that this thread starts from Ctrl-C, which a terminal sends to every process."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -157,7 +157,7 @@ def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iter
     Args:
         address: The address of its scheduler, or `local` for a cluster on this machine.
         jobs: The number of workers of a local cluster; None for one for each CPU.
-        message: Is told when the cluster has no workers yet.
+        message: Called with a text if the cluster has no workers yet.
 
     Raises:
         InputError: If Dask is not installed, no scheduler answers, or a worker has another version of bnsmooth.
@@ -172,7 +172,7 @@ def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iter
         _check_listening(address)
         cluster = nullcontext(address)
     else:
-        # One thread a worker, so that each run has a process to itself.
+        # One thread per worker, so that each run has its own process.
         with _interrupts_ignored():
             cluster = distributed.LocalCluster(
                 n_workers=jobs or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0,
@@ -188,7 +188,7 @@ def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iter
 
 
 def _check_listening(address: str) -> None:
-    # Before there is a client: one that never reaches a scheduler prints errors for a long time.
+    # Before a client exists: a client that never reaches a scheduler prints errors for a long time.
     from distributed.comm.addressing import get_address_host_port
 
     try:
@@ -201,7 +201,7 @@ def _check_listening(address: str) -> None:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Keep Ctrl-C from the processes that start here, also from those that other threads start, as Dask does."""
+    """Shield the processes that start here from Ctrl-C, even if other threads start them, as Dask does."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
@@ -217,7 +217,7 @@ def _version() -> str:
 
 
 def check_version(version: str | None, worker: str) -> None:
-    """Raise InputError for a worker that has another version of bnsmooth, or none."""
+    """Raise InputError if a worker has another version of bnsmooth, or none."""
     if version != __version__:
         has = "no bnsmooth" if version is None else f"bnsmooth {version}"
         raise InputError(f"the worker {worker} has {has}, this is {__version__}; install the same on all")

@@ -1,4 +1,4 @@
-"""A study's folder: what it was asked for, its runs, and the tables that compare them. No torch here."""
+"""The folder of a study: its requests, its runs, and the tables that compare them. It does not import torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT: Final = 1
 
 
 def table_paths(path: Path) -> dict[str, Path]:
-    """Where the three tables of a comparison are, by kind: `compare.parquet` and, beside it, its summary and claims.
+    """The paths of a comparison's three tables by kind: `compare.parquet`, with its summary and claims beside it.
 
     >>> [str(path) for path in table_paths(Path("compare.parquet")).values()]
     ['compare.parquet', 'compare.summary.parquet', 'compare.claims.parquet']
@@ -45,12 +45,12 @@ class Study:
 
     @property
     def table(self) -> Path:
-        """The table of the comparison; summary and claims stand beside it."""
+        """The table of the comparison. Its summary and claims are beside it."""
         return self.path / "compare.parquet"
 
     @property
     def comparison(self) -> pd.DataFrame:
-        """One row a run: the table of kind `compare`."""
+        """One row per run: the table of kind `compare`."""
         return self._table("compare")
 
     @property
@@ -60,7 +60,7 @@ class Study:
 
     @property
     def claims(self) -> pd.DataFrame:
-        """The verdicts on the paper's claims, one row a part: the table of kind `compare-claims`."""
+        """The verdicts on the paper's claims, one row per part: the table of kind `compare-claims`."""
         return self._table("compare-claims")
 
     def _table(self, kind: str) -> pd.DataFrame:
@@ -71,7 +71,7 @@ class Study:
         return self.inspect()[0]
 
     def inspect(self, skip: Collection[str] = ()) -> tuple[list[Run], dict[str, str]]:
-        """The runs that can be compared, and why others cannot, by name; without the runs named in `skip`."""
+        """The runs that can be compared, and the reasons why others cannot, by name. Runs in `skip` are left out."""
         runs, refused = [], {}
         shared = self.read()["settings"]
         for folder in sorted(path.parent for path in (self.path / "runs").glob("*/config.json")):
@@ -114,7 +114,7 @@ class Study:
         """Check that the runs of a grid may join those in the folder, which share all settings but norm, lr and seed.
 
         Raises:
-            InputError: If they may not, if the folder cannot be written, and if it holds something else.
+            InputError: If they may not, the folder cannot be written, or it holds something else.
         """
         for target in (self.path / "study.json", self.table):
             check_writable(target)
@@ -128,10 +128,10 @@ class Study:
         if not self._has_runs():
             return
         first, file = configs[0], self.path / "study.json"
-        mine = _of_study(first, content["settings"], file)
-        differences = mine.differences(first)
-        if mine.steps != first.steps:  # the same trajectory continued, but not a fair comparison
-            differences.append(f"steps {mine.steps}, now {first.steps}")
+        recorded = _of_study(first, content["settings"], file)
+        differences = recorded.differences(first)
+        if recorded.steps != first.steps:  # the same trajectory continued, but not a fair comparison
+            differences.append(f"steps {recorded.steps}, now {first.steps}")
         if grid.threads != content["threads"]:
             differences.append(f"threads {content['threads']}, now {grid.threads}")
         if differences:

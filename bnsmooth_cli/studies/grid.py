@@ -46,8 +46,8 @@ class Grid:
         seeds: The seeds.
         settings: The other arguments of `config.resolve`, shared by all runs.
         measure: The kinds of tables to measure.
-        every: Measure every so many steps instead of at the checkpoints.
-        at: Measure at these steps instead.
+        every: The interval of the measured steps; None measures at the checkpoints.
+        at: The steps to measure instead.
         threads: CPU threads of each run. They are part of the study, because the last bits of a result depend on them.
         file: The study file that the grid was read from, which errors then name.
 
@@ -77,7 +77,7 @@ class Grid:
                 raise InputError(f"--{name}: an empty grid; name at least one")
         check_threads(self.threads)
         if self.every is not None and self.at is not None:
-            raise InputError("--every and --at: give one of the two")
+            raise InputError("--every and --at: give only one of them")
         for kind in self.measure:
             if kind not in kinds.measured(studied=True):
                 raise unknown("measurement", kind, kinds.measured(studied=True))

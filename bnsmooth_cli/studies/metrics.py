@@ -53,7 +53,7 @@ _COLUMNS: Final[dict[str, tuple[Sequence[str] | None, Callable[[pd.DataFrame], p
 
 
 def train_rows(run: Run) -> pd.DataFrame:
-    """The rows of a run's train table, with the loss smoothed as it is compared."""
+    """The rows of a run's train table, with the loss smoothed for comparison."""
     rows = _read(run, run.train_path, "train")
     if rows.empty:
         raise DamagedError(f"{run.train_path}: a finished run without rows")

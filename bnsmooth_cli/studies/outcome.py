@@ -1,4 +1,4 @@
-"""What a set of runs shows: the comparison, its summary over seeds and the claims, written as three tables."""
+"""The outcome of a set of runs: the comparison, its summary over seeds and the claims, written as three tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bnsmooth_cli.studies.statistics import summarise
 class Outcome:
     """The rows of the tables of kind compare, compare-summary and compare-claims.
 
-    `next` holds the commands that would measure what the claims lack.
+    `next` holds commands that make the measurements that the claims lack.
     """
 
     comparison: pd.DataFrame
@@ -57,7 +57,7 @@ def conclude(
 ) -> Outcome:
     """Compare runs and judge the claims by them; `study` is the study that they belong to.
 
-    If two runs share problem, norm, learning rate and seed, there are no statistics, as no seed may count twice.
+    If two runs share problem, norm, learning rate and seed, there are no statistics, because no seed may count twice.
     """
     comparison = compare([run.path for run in runs], target_loss=target_loss, target_accuracy=target_accuracy)
     twice = comparison.duplicated(["problem", "norm", "lr", "seed"]).any()

@@ -20,8 +20,8 @@ INTERVAL: Final = 0.5
 class StudyProgress:
     """Callbacks for the progress of `bns.study`. Subclass it and override the methods that you need.
 
-    Calls never overlap. `started` and `advanced` come from a thread that looks at the runs twice a second, so that a
-    short run may not advance. By default failures and messages become warnings, and the rest is ignored.
+    Calls never overlap. `started` and `advanced` are called from a thread that checks the runs twice a second, so a
+    short run may never advance. By default, failures and messages become warnings, and other calls do nothing.
 
     >>> class Printed(StudyProgress):
     ...     def finished(self, run, seconds):
@@ -29,13 +29,13 @@ class StudyProgress:
     """
 
     def planned(self, runs: Sequence[str]) -> None:
-        """These runs will be trained or measured; finished ones are not among them."""
+        """The study will train or measure these runs. Finished runs are left out."""
 
     def started(self, run: str) -> None:
         """A run has started."""
 
     def advanced(self, run: str, stage: str, done: int, total: int, note: str) -> None:
-        """A run has come this far: `done` of `total` steps of `train`, or of points of a measurement."""
+        """A run has completed `done` of `total` steps of `train`, or points of a measurement."""
 
     def finished(self, run: str, seconds: float) -> None:
         """A run has been trained and measured."""
@@ -45,7 +45,7 @@ class StudyProgress:
         warnings.warn(f"{run} failed, the other runs continue: {reason}", stacklevel=2)
 
     def message(self, text: str) -> None:
-        """Something that the user should know, such as that a cluster has no workers yet."""
+        """Information for the user, such as that a cluster has no workers yet."""
         warnings.warn(text, stacklevel=2)
 
 
@@ -55,10 +55,10 @@ class Stopped(Exception):
 
 @contextmanager
 def reports(study: Path) -> Iterator[Path]:
-    """The folder in which the runs of one command report their progress. It is also their permission to work.
+    """A folder in which the runs of one command report their progress. Runs may work only while it exists.
 
-    Files work wherever a run executes, as every worker sees the study's folder. Once the block has ended, runs that
-    have not begun end at once, and the others when they next report.
+    Reports are files because every worker sees the study's folder. The folder is removed when the block ends. Runs that
+    have not begun then end at once, and the others end at their next report.
     """
     _withdraw(study)
     folder = study.absolute() / ".progress" / uuid.uuid4().hex  # a worker may have another working directory

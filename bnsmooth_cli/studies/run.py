@@ -1,4 +1,4 @@
-"""Running a study: plan the runs that are missing, execute them, and compare all runs. No torch until then."""
+"""Run a study: plan the missing runs, execute them, and compare all runs. Planning does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from bnsmooth_cli.problems.custom import Builder
 
-#: A run whose worker dies is given to another one, which resumes it. After this many deaths it has failed.
+#: A run whose worker dies is resumed by another worker. After this many deaths, the run has failed.
 MAX_DEATHS: Final = 3
 _DIED: Final = (
     f"its worker process died {MAX_DEATHS} times; there may be too little memory, or a script may call bns.study "
@@ -36,7 +36,7 @@ _DIED: Final = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study has to do and where: what remains of each run, and why runs cannot be read, by their names."""
+    """The remaining work of a study, where it executes, and the reasons why runs cannot be read, by name."""
 
     study: Study
     grid: Grid
@@ -81,19 +81,19 @@ def study(
     progress: StudyProgress | None = None,
     **settings: Any,
 ) -> Study:
-    """Train and measure a grid of runs, compare them, and judge the paper's claims; as `bnsmooth compare --norms ...`.
+    """Train and measure a grid of runs, compare them, and judge the paper's claims, like `bnsmooth compare`.
 
-    What the folder already has is kept: the same call resumes a study, and one with more norms, learning rates, seeds
-    or measurements extends it. With `jobs`, worker processes are spawned: a script then has to call this function under
+    Existing results are kept: the same call resumes a study, and a call with more norms, learning rates, seeds or
+    measurements extends it. With `jobs`, worker processes are spawned: a script then has to call this function under
     `if __name__ == "__main__":`, and a notebook has to import its own norms and problems from a file.
 
     Args:
         norms: The norms, by name or as classes.
         lrs: The learning rates; by default the preset's.
-        seeds: The seeds. A verdict on a claim takes five.
+        seeds: The seeds. A verdict on a claim needs five.
         measure: The kinds of tables to measure, such as `smoothness` and `ics`.
-        every: Measure every so many steps instead of at the checkpoints.
-        at: Measure at these steps instead.
+        every: The interval of the measured steps; None measures at the checkpoints.
+        at: The steps to measure instead.
         problem: The problem, by name or as a function; by default `vgg`.
         output: The folder of the study.
         threads: CPU threads of each run. The last bits of the results depend on them.
@@ -102,7 +102,7 @@ def study(
         device: `auto`, `cpu`, `cuda` or `mps`.
         force: Replace existing measurements. Runs are never trained again.
         target_loss: Count the steps to this training loss; by default the last one of the run without a norm.
-        target_accuracy: Count the steps to this test accuracy, with the corresponding default.
+        target_accuracy: Count the steps to this test accuracy; by default the last one of the run without a norm.
         progress: Callbacks for the progress.
         **settings: The preset and other settings of `bns.train`, shared by all runs.
 
@@ -110,7 +110,7 @@ def study(
         The study, with its tables and, in `failed`, the runs that failed.
 
     Raises:
-        InputError: Before any work, for a grid, a setting or a folder that does not fit.
+        InputError: If the grid, a setting or the folder does not fit. It is raised before any work.
         IncompleteError: If no run has finished.
 
     >>> import tempfile
@@ -147,7 +147,7 @@ def plan(
     """Plan a study and check all of it, writing nothing; the arguments are those of `study`.
 
     Raises:
-        InputError: For a grid that does not fit, or does not fit the runs in the folder, and for a missing device.
+        InputError: If the grid is invalid or does not fit the runs in the folder, or the device is missing.
     """
     here = dask in (None, "local")
     if jobs is not None and jobs < 1:
@@ -180,7 +180,7 @@ def run(
     target_accuracy: float | None = None,
     progress: StudyProgress | None = None,
 ) -> Study:
-    """Do what a plan has found missing, compare all runs of the study and write the three tables.
+    """Execute the plan of a study, compare all of its runs and write the three tables.
 
     Raises:
         IncompleteError: If no run has finished.
@@ -224,8 +224,8 @@ def execute(executor: Executor, todo: Sequence[Task], folder: Path) -> Iterator[
         if waiting:
             task, attempt = waiting.popleft()
             running[executor.submit(work, task, folder)] = task, attempt
-        # InProcess has finished by now. The others are given all tasks before their results are awaited, and not
-        # awaited for long: a signal that another thread of this process receives does not end the wait.
+        # InProcess has finished by now. The others get all tasks before any result is awaited. Waits are short, because
+        # a signal that another thread of this process receives does not end a wait.
         over, _ = wait(running, timeout=0 if waiting else INTERVAL, return_when=FIRST_COMPLETED)
         for future in over:
             task, attempt = running.pop(future)

@@ -20,7 +20,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """The percentile bootstrap interval of the median (Efron & Tibshirani 1993, chapter 13), with a fixed seed.
 
     Args:
-        values: One value a seed. Infinite values, as of a target that is never reached, lie beyond all others.
+        values: One value per seed. Infinite values, such as the steps to a target never reached, exceed all others.
 
     Returns:
         The ends of the interval, which may be infinite; NaN for fewer than two values.
@@ -53,19 +53,19 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def median(values: NDArray[np.float64]) -> float:
-    """The median; NaN of no values."""
+    """The median; NaN if there are no values."""
     return float(np.median(values)) if len(values) else math.nan
 
 
 def over_steps(steps: pd.Series[int], values: pd.Series[float]) -> float:
-    """The median over training of values that were measured at some steps; NaN of no values.
+    """The median over training of values that were measured at some steps; NaN without values.
 
-    Each measured step has the weight of the training steps that are nearer to it than to any other; the first and the
-    last have that of the gap beside them. At evenly spaced steps this is the plain median, and densely measured first
+    Each measured step is weighted by the number of training steps that are nearest to it; the first and the last step
+    are weighted by the gap beside them. At evenly spaced steps this is the plain median, and densely measured first
     steps do not dominate a run.
 
     Args:
-        steps: The steps; several rows may be of the same one.
+        steps: The steps; several rows may share a step.
         values: Their values, NaN where there is none.
 
     >>> over_steps(pd.Series([0, 1, 2, 3, 1000]), pd.Series([0.0, 0.0, 0.0, 0.0, 7.0]))
@@ -88,13 +88,13 @@ def over_steps(steps: pd.Series[int], values: pd.Series[float]) -> float:
 
 
 def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Summarise a comparison over seeds: one row a norm, learning rate and metric.
+    """Summarise a comparison over seeds: one row per norm, learning rate and metric.
 
-    `median`, `low` and `high` are over the seeds that have the metric; `ratio`, `ratio_low` and `ratio_high` are the
-    same of each seed's ratio to the `none` run of that seed.
+    `median`, `low` and `high` describe the seeds that have the metric. `ratio`, `ratio_low` and `ratio_high` describe
+    the ratios to the `none` run of the same seed.
 
     Args:
-        comparison: What `worst_where_diverged` returns.
+        comparison: A comparison as `worst_where_diverged` returns it.
 
     Returns:
         The columns of a table of kind `compare-summary`.

@@ -1,4 +1,4 @@
-"""The work on one run of a study: what remains of it, and doing it. No torch until a run is worked on."""
+"""The remaining work on one run of a study, and its execution. Only the execution imports torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bnsmooth_cli.user_code import allow
 
 @dataclass(frozen=True)
 class Task:
-    """What remains of one run of a study: everything that a worker is told. It is false if nothing remains.
+    """The remaining work on one run of a study, as a worker receives it. It is false if nothing remains.
 
     Attributes:
         path: The folder of the run.
@@ -56,7 +56,7 @@ class Task:
 
 
 def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
-    """What remains of a run, which may not exist yet.
+    """The remaining work on a run, which may not exist yet.
 
     Raises:
         InputError: If the run's folder holds a run of another configuration, or a table of other steps.
@@ -81,7 +81,7 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
 
 
 def work(task: Task, reports: Path) -> float:
-    """Do what remains of a run, in the process that calls this, and return the seconds that it took.
+    """Execute a task in this process, and return the seconds that it took.
 
     Raises:
         Stopped: If the folder of `progress.reports` is gone.
@@ -94,7 +94,7 @@ def work(task: Task, reports: Path) -> float:
     from bnsmooth_cli.training.run import train_config
 
     begun, config = time.monotonic(), task.config
-    allow(config.norm, config.problem, folder=task.modules)  # whoever made the task has named them
+    allow(config.norm, config.problem, folder=task.modules)  # the user named them where the task was made
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)

@@ -121,7 +121,7 @@ def test_a_pipe_is_not_waited_for(copied, path, line):
     (copied / path).unlink(missing_ok=True)
     (copied / path).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(copied / path)
-    refused(line, copied, path, "is no file")
+    refused(line, copied, path, "is not a file")
 
 
 @pytest.mark.parametrize("kind", ["train", "smoothness"])

@@ -143,8 +143,8 @@ def test_names_are_text_and_never_markup(cli, tmp_path, study):
         ("uncompared", "bnsmooth compare"),
         ("other", "study.json"),
         ("half", "smoothness.parquet"),
-        ("empty", "empty/compare.parquet: no run"),
-        ("STUDY -o STUDY", "is named"),
+        ("empty", "empty/compare.parquet: contains no runs"),
+        ("STUDY -o STUDY", "ends in .html"),
     ],
 )
 def test_bad_input_is_one_line(cli, tmp_path, study, line, said):

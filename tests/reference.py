@@ -1,4 +1,4 @@
-"""Brute force: every measurement again in plain autograd and float64, by its formula, with nothing shared."""
+"""Brute force: every measurement by its formula, in plain autograd and float64, sharing no code with the package."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ _grads = functools.partial(torch.autograd.grad, retain_graph=True)
 
 
 def ics(point: Point) -> list[dict[str, float]]:
-    """Definition 2.1, a whole network a layer; the step by torch.optim.SGD."""
+    """Definition 2.1, with one pass of the whole network per layer and a step of torch.optim.SGD."""
     model = double_copy(point)
     g = dict(zip(dict(model.named_parameters()), gradient(point, model), strict=True))
     optimiser = torch.optim.SGD(model.parameters(), lr=point.config.lr, momentum=point.config.momentum)
@@ -134,7 +134,7 @@ def ics(point: Point) -> list[dict[str, float]]:
 
 
 def feeding(point: Point, name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A float64 network at the point's step; of the layer its inputs, its linear map's output and its norm's."""
+    """A float64 network at the point's step, and the layer's inputs, linear outputs and norm outputs."""
     model = double_copy(point)
     prepare(model.modules(), point.config.seed, point.step)
     x = point.inputs.double()

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: results, one-line errors, exit statuses, nothing touched in vain."""
+"""The command line as users see it: results, one-line errors, exit statuses, and files that must not change."""
 
 from __future__ import annotations
 

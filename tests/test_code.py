@@ -1,4 +1,4 @@
-"""Code of the user's on the command line: named, run, refused in a line; never run because a file names it."""
+"""The user's own code on the command line: it is named, run or refused in one line, and a file never runs it."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_user_code_that_does_not_fit_is_refused_before_anything_is_written(cli, 
 
 
 def test_a_file_that_names_code_runs_none_of_it(cli, here, tmp_path):
-    """A checkpoint of somebody else's, beside a module of theirs; whoever wants it run has to say so."""
+    """A stranger's checkpoint beside a stranger's module: the module runs only if the user names it."""
     assert cli(f"train --norm dyt:DyT {VGG} -o theirs")[0] == 0
     code._allowed.clear()
     sys.modules.pop("dyt")

@@ -1,4 +1,4 @@
-"""The documentation holds: its commands run, its options and columns are the real ones."""
+"""The documentation is true: its commands run, and its options and columns exist."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def done(cli):
 
 @pytest.fixture
 def own_files(tmp_path):
-    """What users have in their folder: the examples of a norm and problems, and weights."""
+    """The files of a user's folder: the examples of a norm and of problems, and weights."""
     for path in (ROOT / "docs/examples").glob("*.py"):
         shutil.copy(path, tmp_path)
     torch.save(resnet18(num_classes=10, norm_layer=BatchNorm).state_dict(), tmp_path / "model.pt")
@@ -142,7 +142,7 @@ def test_the_python_of_the_notebook_page_runs(tmp_path):
 
 
 def norm_table(summary):
-    """Medians and intervals of the four figures, a row a norm, the most accurate first."""
+    """Medians and intervals of the four metrics, one row per norm, the most accurate first."""
     figures = {"final_test_accuracy": "{:.3f}", "beta": "{:.3g}", "predictiveness": "{:.3g}", "sharpness": "{:.3g}"}
     found = summary.set_index(["norm", "figure"])
     best = summary[summary["figure"] == "final_test_accuracy"].sort_values(["median", "norm"], ascending=[False, True])

@@ -397,7 +397,7 @@ def reliefs(figure: Figure) -> list[Axes3D]:
 
 
 def colour_at(figure: Figure, axes: Axes, x: float, y: float) -> NDArray[np.float64]:
-    """What a reader sees in a panel at a place of its own axes."""
+    """The colour that a reader sees at a position in a panel's axes."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     column, row = axes.transData.transform((x, y)).round().astype(int)

@@ -1,4 +1,4 @@
-"""The normalisations against their formulas."""
+"""The norms against their formulas."""
 
 from __future__ import annotations
 

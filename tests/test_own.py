@@ -123,7 +123,7 @@ def test_ics_takes_the_layers_that_the_user_names_in_that_order(point_of):
     for layers, why in (
         (["conv9"], "did you mean 'conv"),
         (["norm1", "2"], "shares parameters"),
-        (["act"], "no param"),
+        (["act"], "no trained parameters"),
     ):
         with pytest.raises(InputError, match=why):
             bns.ics(point, layers)
@@ -165,7 +165,7 @@ def test_smoothness_by_layer_agrees_with_the_blocks_of_the_hessian(point_of, sma
 
 
 def _beta(point, names, mine):
-    """The line restricted to the named parameters, by a copy of the network a step length."""
+    """The line restricted to the named parameters, with one copy of the network per step length."""
     found = []
     for eta in (alpha * point.config.lr for alpha in ALPHAS):
         model = reference.double_copy(point)

@@ -1,4 +1,4 @@
-"""make paper: what it trains, what it leaves, and that the published page is what its tables say."""
+"""`make paper`: what it trains and writes, and the published page against its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies: a grid trained, measured and concluded, wherever it executes, through deaths, stops and bad input."""
+"""Studies: a grid is trained, measured and compared by every executor, through deaths, stops and bad input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def files(study: Path) -> dict[str, bytes]:
-    """What a study has made: every table and checkpoint, but for the claims, whose commands name the folder."""
+    """The files of a study: every table and checkpoint, except the claims, whose commands name the folder."""
     return {
         str(path.relative_to(study)): path.read_bytes()
         for path in study.rglob("*")
@@ -51,7 +51,7 @@ def start(line: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
-    """A run that is at work and has checkpoints enough, and the process that has it, as soon as there is one."""
+    """Wait for a running run with enough checkpoints. Returns the run and its process."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for lock in study.glob("runs/*/.lock"):

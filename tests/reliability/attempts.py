@@ -88,7 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def judge(ended: Ended, named: str, more_memory: int = 0) -> str:
-    """The fault in how a command ended that was given something broken; empty if there is none."""
+    """The fault in how a command ended after broken input; empty if there is none."""
     if ended.timed_out:
         return "hung"
     if ended.code not in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""Commands in forked processes, which can be killed and measured and need not import everything again."""
+"""Commands in forked processes, which can be killed and measured, and which share the parent's imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files from strangers that are made to do harm or do not belong together, and places that take no output."""
+"""Malicious or mismatched files from strangers, and places that accept no output."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_output_streams_that_are_closed_or_full(copied, redirected, code):
 
 
 def without_privileges(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command that permissions hold for, also where the tests are root's."""
+    """A command that file permissions apply to, even if root runs the tests."""
     words = [sys.executable, "-m", "bnsmooth_cli", *line.split()]
     if os.geteuid() == 0:
         words = ["setpriv", "--inh-caps=-all", "--bounding-set=-dac_override,-dac_read_search", *words]

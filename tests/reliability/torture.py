@@ -1,4 +1,4 @@
-"""Run many tries of all trials: `python tests/reliability/torture.py`. It can be interrupted and continued.
+"""Run many tries of all trials: `python tests/reliability/torture.py`. It resumes after an interruption.
 
 The outcome of each try is a line of `torture/<trial>.jsonl`; a table at the end has the sums.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +61,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
                 "purpose": plan.purpose,
                 "commands": plan.commands(Path("paper", work.name, plan.name)),
                 "runs": len(runs[plan.name]),
-                "seconds": round(times.get(plan.name, 0)),
+                "seconds": math.ceil(times.get(plan.name, 0)),
                 "settings": {k: v for k, v in studies[plan.name].read()["settings"].items() if k != "data"},
             }
             for plan in plans

@@ -25,11 +25,13 @@ class Column:
         text: Its description in the documentation.
         nullable: Whether NaN means null: not measured, or undefined in this row. In other columns, NaN is a measured
             value: an overflow.
+        added: Whether tables of earlier versions lack it; there, it reads as null.
     """
 
     type: Type
     text: str
     nullable: bool = True
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ METRICS: Final = (
 )  # fmt: skip
 
 
-def _double(text: str, nullable: bool = True) -> Column:
-    return Column("double", text, nullable)
+def _double(text: str, nullable: bool = True, added: bool = False) -> Column:
+    return Column("double", text, nullable, added)
 
 
 #: The columns that identify the run of a row.

@@ -72,8 +72,9 @@ def write_table(
 
 def kind_of(frame: pd.DataFrame) -> str:
     """The kind of table that has these columns. Raises InputError if none has."""
+    names = set(frame.columns)
     for kind in kinds.KINDS:
-        if set(kind.columns) == set(frame.columns):
+        if names.issuperset(_written(kind)) and names <= set(kind.columns):
             return kind.name
     raise InputError(f"no kind of table has the columns {', '.join(map(str, frame.columns))[:200]}")
 
@@ -117,8 +118,18 @@ def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Ite
 def to_arrow(kind: str, rows: pd.DataFrame, schema: pa.Schema | None = None) -> pa.Table:
     """Rows as an Arrow table; NaN becomes null in the columns where it stands for null."""
     schema, columns = schema or _schema(kind), kinds.get(kind).columns
-    arrays = [pa.array(rows[field.name], field.type, from_pandas=columns[field.name].nullable) for field in schema]
+    arrays = [
+        pa.nulls(len(rows), field.type)
+        if columns[field.name].added and field.name not in rows
+        else pa.array(rows[field.name], field.type, from_pandas=columns[field.name].nullable)
+        for field in schema
+    ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _written(kind: kinds.Kind) -> list[str]:
+    """The columns that tables of every version have."""
+    return [name for name, column in kind.columns.items() if not column.added]
 
 
 def _schema(kind: str) -> pa.Schema:
@@ -162,7 +173,7 @@ def _provenance(path: Path, file: pq.ParquetFile, expected: str | None) -> dict[
     kind = provenance["kind"]
     if expected is not None and kind != expected:
         raise InputError(f"{path}: a table of kind {kind}; one of kind {expected} is needed here")
-    if missing := [name for name in kinds.get(kind).columns if name not in schema.names]:
+    if missing := [name for name in _written(kinds.get(kind)) if name not in schema.names]:
         raise InputError(f"{path}: the column '{missing[0]}' of a table of kind {kind} is missing")
     return provenance
 
@@ -196,7 +207,10 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
         schema = _schema(entry.name)
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        table = file.read(columns=schema.names).select(schema.names).cast(schema)
+        table = file.read(columns=schema.names)
+        for name in set(schema.names) - set(table.column_names):  # written before the kind had the column
+            table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+        table = table.select(schema.names).cast(schema)
         table.validate(full=True)  # checks that texts are UTF-8: 30 ms for a million rows
     for name in schema.names:
         if not entry.columns[name].nullable and table.column(name).null_count:

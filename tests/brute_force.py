@@ -42,9 +42,13 @@ def check_smoothness(point):
         "lipschitz": max(r["grad_norm"] for r in line),
         "beta": max(r["grad_distance"] / r["distance"] for r in line[1:]),
         "curvature": float(g @ h @ g / (g @ g)),
+        "beta_alpha": max(line[1:], key=lambda r: r["grad_distance"] / r["distance"])["alpha"],
     }
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, rel=1e-8), name
+    shortest = min(line[1:], key=lambda r: r["alpha"])
+    near = 0.98 <= expected["beta"] * shortest["step_size"] <= 1.02
+    assert row["saturated"] == (near and shortest["grad_norm"] <= 0.1 * line[0]["grad_norm"])
     values = torch.linalg.eigvalsh(h)
     assert row["sharpness"] == pytest.approx(float(values[values.abs().argmax()]), rel=SHARPNESS_TOLERANCE)
     rising = [r["alpha"] for r in line[1:] if r["loss"] > losses[0]]

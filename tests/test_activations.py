@@ -78,6 +78,35 @@ def test_the_distance_is_scipys_of_the_quantiles(small_run):
     np.testing.assert_allclose(found.iloc[1:], list(expected)[1:], rtol=1e-12)
 
 
+def test_the_moments_move_as_in_figure_7(small_run, tmp_path):
+    """From every value of the batches at the measured steps, with the noise of each step."""
+    run = small_run("dln", "noisy-batch", lr=1e-2)
+    steps = [1, 4, 6]
+    (path,) = measure("activations", [run.source()], tmp_path / "t.parquet", at=steps)
+    table = bns.read_table(path, "activations").set_index(["step", "layer_name", "unit"]).sort_index()
+    points = {step: bns.load_point(run, step, dtype=torch.float64) for step in steps}
+    for name, unit in {key[1:] for key in table.index}:
+        found = [reference.moments(reference.feeding(points[step], name)[3][:, unit]) for step in steps]
+        moments = {"mean": [m["mean"] for m in found], "var": [m["std"] ** 2 for m in found]}
+        for i, step in enumerate(steps):
+            row = table.loc[step, name, unit]
+            for moment, values in moments.items():
+                change = abs(values[i] - values[i - 1]) if i else np.nan
+                assert row[f"{moment}_change"] == pytest.approx(change, rel=1e-3, abs=1e-5, nan_ok=True)
+                assert row[f"{moment}_drift"] == pytest.approx(values[i] - values[0], rel=1e-3, abs=1e-5)
+    assert (table.loc[6, "mean_change"] > 0.01).any()  # the tolerance is far below what is measured
+
+
+def test_a_moment_that_overflows_is_null(small_run):
+    before, rows = (bns.activations(bns.load_point(small_run("dln", "none"), step)) for step in (0, 4))
+    rows.loc[0, ["mean", "std"]] = np.inf
+    found = moved(before, rows)
+    names = [f"{moment}_{what}" for moment in ("mean", "var") for what in ("change", "drift")]
+    assert found.loc[0, names].isna().all()
+    assert found.loc[1:, names].notna().all(axis=None)
+    assert (before[["mean_drift", "var_drift"]] == 0).all(axis=None)
+
+
 def test_a_network_that_overflowed_gives_rows_without_finite_numbers(small_run):
     point = bns.load_point(small_run("dln", "none"), step=3)
     with torch.no_grad():

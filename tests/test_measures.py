@@ -107,6 +107,45 @@ def test_a_line_that_overflows_is_data(small_run):
     assert row["loss_max"] == row["beta"] == row["lipschitz"] == np.inf
     assert np.isfinite(row["loss_min"])
     assert row["critical_alpha"] == 1e30
+    assert np.isnan(row["beta_alpha"])
+    assert row["saturated"] is None
+
+
+@pytest.mark.parametrize(
+    ("curvatures", "saturated"),
+    [
+        ((1.0, 1.0), True),  # the gradient is 0 after the shortest step
+        ((1.015, 1.015), True),
+        ((0.97, 0.97), False),  # almost, but 3% from the value
+        ((0.5, 0.5), False),
+        ((2.0, 2.0), False),  # beta is that of the edge of stability, and the gradient is as long as before
+        ((2**0.5, 0.0), False),  # the value, by a gradient that turned
+    ],
+)
+def test_a_point_is_saturated_if_the_gradient_vanishes_within_the_shortest_step(curvatures, saturated):
+    """Of a quadratic loss, whose beta is the same at every step length; the curvatures are in units of 1 / 0.05."""
+    model = torch.nn.Linear(2, 1, bias=False).double()
+    torch.nn.init.ones_(model.weight)
+    with torch.no_grad():
+        model.weight /= torch.tensor([c or 1.0 for c in curvatures])
+    bends = torch.tensor(curvatures).double() / 0.05
+    flat = torch.tensor([float(c == 0) for c in curvatures]).double() / 0.05  # a slope without curvature
+
+    def loss():
+        w = model(torch.eye(2).double())[:, 0]
+        return (bends * w.square() / 2 + flat * w).sum()
+
+    row = bns.smoothness(bns.Point.of(model, loss, lr=0.1), [2.0, 0.5, 4.0]).iloc[0]
+    assert row["beta"] == pytest.approx(float(bends.norm() / 2**0.5))
+    assert row["saturated"] == saturated
+
+
+def test_beta_alpha_is_the_step_length_at_which_beta_is_attained(small_run):
+    point = bns.load_point(small_run("vgg", "batch"), step=3, dtype=torch.float64)
+    lengths = [4.0, 0.5, 1.0]
+    row = bns.smoothness(point, lengths).iloc[0]
+    alone = {alpha: bns.smoothness(point, [alpha])["beta"][0] for alpha in lengths}
+    assert row["beta_alpha"] == max(alone, key=alone.get)
 
 
 def test_the_papers_step_lengths_are_the_defaults():

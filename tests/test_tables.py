@@ -12,7 +12,8 @@ import pytest
 from helpers import SCHEMAS
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import InputError
+from bnsmooth_cli import InputError, kinds
+from bnsmooth_cli.measures.measuring import measure
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.tables import METADATA_KEY, read_table, write_table
 
@@ -20,7 +21,7 @@ DESIGN = {
     "train": "run problem norm lr seed step loss accuracy grad_norm test_loss test_accuracy",
     "landscape": "run problem norm lr seed step alpha step_size distance loss grad_norm grad_distance grad_cosine",
     "smoothness": "run problem norm lr seed step loss grad_norm loss_min loss_max predictiveness_min "
-    "predictiveness_max lipschitz beta curvature sharpness critical_alpha",
+    "predictiveness_max lipschitz beta beta_alpha saturated curvature sharpness critical_alpha",
     "ics": "run problem norm lr seed step layer layer_name grad_norm grad_norm_updated ics cosine",
 }
 
@@ -76,6 +77,30 @@ def test_tables_that_cannot_be_used_say_why(small_run, tmp_path):
         read_table(good, "landscape")
 
 
+def test_a_table_of_an_earlier_version_reads_with_nulls_in_the_columns_that_it_lacks(cli, small_run, tmp_path):
+    run = small_run("dln", "l1", steps=4)
+    (path,) = measure("smoothness", [run.source()], device="cpu")
+    today = read_table(path)
+    lacking = [name for name, column in kinds.get("smoothness").columns.items() if column.added]
+    assert {"beta_alpha", "saturated"} <= set(lacking)
+    pq.write_table(pq.read_table(path).drop_columns(lacking), path)
+    old = read_table(path, "smoothness")
+    assert list(old) == list(today)
+    assert old[lacking].isna().all(axis=None)
+    pd.testing.assert_frame_equal(old.drop(columns=lacking), today.drop(columns=lacking))
+    assert read_table(path, columns=["step", "saturated"])["saturated"].isna().all()
+    tables.save_table(old.drop(columns=lacking), tmp_path / "again.parquet")
+    for line in (
+        f"smoothness {run.path}",
+        "show again.parquet --csv -",
+        "plot again.parquet -o f.png",
+        f"compare {run.path}",
+    ):
+        code, _, err = cli(line)
+        assert (code, err) == (0, ""), line
+    assert "saturated" not in cli(f"smoothness {run.path}")[1]
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(small_run, tmp_path):
     frame = read_table(small_run("dln", "l1").train_path)
     target = tmp_path / "t.parquet"
@@ -100,8 +125,6 @@ def test_rows_that_come_in_parts_are_one_table(small_run, tmp_path, monkeypatch)
 @pytest.fixture(scope="module")
 def compared(small_run):
     runs = [small_run("dln", norm) for norm in ("none", "batch", "l1")]
-    from bnsmooth_cli.measures.measuring import measure
-
     measure("smoothness", [runs[1].source()], device="cpu")
     return runs, bns.compare([run.path for run in runs])
 

@@ -20,7 +20,7 @@ def activations(rows: Rows) -> None:
 
       bnsmooth activations runs/vgg-batch-lr0.1-seed0 --layers conv3,fc1 --units 0,1,2
     """
-    rows = rows.assign(moved=rows["wasserstein"], moved_in_std=rows["wasserstein"] / rows["std"])
-    columns = ["sigma", "std", "skewness", "kurtosis", "moved", "moved_in_std"]
+    rows = rows.assign(moved_in_std=rows["wasserstein"] / rows["std"])
+    columns = ["sigma", "std", "skewness", "kurtosis", "mean_change", "var_change", "moved_in_std"]
     table = rows.groupby(["run", "layer_name"], sort=False)[columns].median()
     terminal.summary("medians over steps and units", table.reset_index())

@@ -32,8 +32,11 @@ def smoothness(rows: Rows) -> None:
     """Measure how smooth the loss is: effective beta (figure 4c), Lipschitzness, curvature, sharpness.
 
     The table has one row per measured step. Sharpness is the Hessian's eigenvalue of largest magnitude, by Lanczos'
-    iteration to a relative accuracy of 0.005. With --by-layer, the loss is taken as a function of one layer's
-    parameters at a time, and smoothness-by-layer.parquet has one row per measured step and layer.
+    iteration to a relative accuracy of 0.005. At a saturated point, the gradient vanishes within the shortest step, and
+    beta is 1 / (shortest step * lr), whatever the network.
+
+    With --by-layer, the loss is taken as a function of one layer's parameters at a time, and
+    smoothness-by-layer.parquet has one row per measured step and layer.
 
     [bold]Examples[/]
 
@@ -45,7 +48,10 @@ def smoothness(rows: Rows) -> None:
 
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0 --objective train:4
     """
-    title, columns = "smoothness", ["beta", "lipschitz", "curvature", "sharpness"]
+    title, columns, note = "smoothness", ["beta", "lipschitz", "curvature", "sharpness"], ""
     if "layer_name" in rows:
         title, columns = "smoothness by layer", ["layer_name", "grad_norm", "beta", "curvature", "sharpness"]
-    terminal.summary(title, rows[["run", "step", *columns]])
+    elif known := rows["saturated"].count():
+        saturated = int(rows["saturated"].sum())
+        note = f"saturated: {saturated} of {known} points (there, the shortest step sets beta, not the network)"
+    terminal.summary(title, rows[["run", "step", *columns]], note=note)

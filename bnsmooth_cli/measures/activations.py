@@ -42,8 +42,9 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
     Returns:
         One row per layer and unit. Columns: `layer`, `layer_name`, `unit`, `mean`, `std`, `skewness`, `kurtosis`, the
         quantiles `q01` to `q99`, `sigma` (the standard deviation of the linear map's output, by which BatchNorm
-        divides), `wasserstein` (null until `moved` compares two steps) and `quantiles` (at PROBABILITIES). The
-        skewness and kurtosis of a constant unit are null.
+        divides) and `quantiles` (at PROBABILITIES). `moved` compares steps: until then, `wasserstein`, `mean_change`
+        and `var_change` are null, and `mean_drift` and `var_drift` are 0. The skewness and kurtosis of a constant unit
+        are null.
 
     Raises:
         InputError: If the network does not have a layer or unit.
@@ -81,17 +82,20 @@ def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
     with np.errstate(invalid="ignore"):
         named, evenly = np.quantile(after, [*_NAMED.values()], axis=1), np.quantile(after, PROBABILITIES, axis=1)
         shape = {"skewness": stats.skew(after, axis=1), "kurtosis": stats.kurtosis(after, axis=1)}
+        mean, std = after.mean(1), after.std(1)
         return pd.DataFrame(
             {
                 "layer": selected.site.number,
                 "layer_name": selected.site.name,
                 "unit": selected.units.numpy(),
-                "mean": after.mean(1),
-                "std": after.std(1),
+                "mean": mean,
+                "std": std,
                 **shape,
                 **dict(zip(_NAMED, named, strict=True)),
                 "sigma": before.std(1),
-                "wasserstein": np.nan,
+                **dict.fromkeys(("wasserstein", "mean_change", "var_change"), np.nan),
+                "mean_drift": mean - mean,  # 0, or NaN after an overflow
+                "var_drift": std - std,
                 "quantiles": list(evenly.T),
             }
         )
@@ -104,21 +108,39 @@ def _values(activations: Float[Tensor, "batch all ..."], units: Int[Tensor, " un
 
 
 def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    r"""Fill in the column `wasserstein`: how far each unit's distribution moved between two steps of a run.
+    r"""Compare each unit's distribution at two steps of a run: Santurkar et al. (2018), figure 7.
 
-    The distance is $W_1(P, Q) = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)| du$, computed from the column `quantiles`.
+    The changes are $|\mu_t - \mu_s|$ and $|\sigma_t^2 - \sigma_s^2|$ from the earlier step s to the later step t, and
+    the drifts $\mu_t - \mu_0$ and $\sigma_t^2 - \sigma_0^2$ from the first step. The distance is
+    $W_1(P, Q) = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)| du$, computed from the column `quantiles`.
 
     Args:
-        before: The rows of the earlier step.
-        rows: The rows of the later step.
+        before: The rows of the earlier step: as `activations` returns them if it is the first step, and otherwise
+            completed by this function.
+        rows: The rows of the later step, of the same units.
 
     Returns:
-        The later rows with the distance, in the unit of the activations; null where a quantile is infinite.
+        The later rows with the columns `wasserstein`, `mean_change`, `var_change`, `mean_drift` and `var_drift`; null
+        where a moment or a quantile is not finite.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "batch", steps=4, save_every=2, output=f"{folder}/run")
+    ...     steps = [bns.activations(bns.load_point(run, step), layers=["fc1"]) for step in (0, 2, 4)]
+    >>> rows = moved(moved(steps[0], steps[1]), steps[2])
+    >>> bool(np.allclose(rows["mean_drift"], steps[2]["mean"] - steps[0]["mean"]))
+    True
     """
     earlier, later = (np.stack(list(frame["quantiles"])) for frame in (before, rows))
     with np.errstate(invalid="ignore"):
-        distance = np.abs(later - earlier).mean(1)
-    return rows.assign(wasserstein=np.where(np.isfinite(distance), distance, np.nan))
+        columns = {"wasserstein": np.abs(later - earlier).mean(1)}
+        here, there = (
+            {"mean": frame["mean"].to_numpy(), "var": np.square(frame["std"].to_numpy())} for frame in (rows, before)
+        )
+        for name in here:
+            change = here[name] - there[name]
+            columns |= {f"{name}_change": np.abs(change), f"{name}_drift": before[f"{name}_drift"].to_numpy() + change}
+    return rows.assign(**{name: np.where(np.isfinite(value), value, np.nan) for name, value in columns.items()})
 
 
 MEASUREMENT: Final = Measurement(activations, plan, select, since=moved)

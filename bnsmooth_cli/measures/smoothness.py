@@ -17,6 +17,10 @@ from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 
+#: A beta within this share of 1 / (alpha_min lr), at a step that leaves at most LEFT of the gradient, is saturated.
+NEAR: Final = 0.02
+LEFT: Final = 0.1
+
 
 def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
     r"""Measure how smooth the loss is: Santurkar et al. (2018), section 3.1 and figure 4c.
@@ -27,6 +31,11 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
     $g^T H g / g^T g$, and the sharpness is the eigenvalue of H of largest magnitude, with its sign, by Lanczos'
     iteration to a relative accuracy of 0.005.
 
+    The gradient of a minibatch that is nearly fitted vanishes within the shortest step, of length
+    $\eta = \alpha_{\min} \mathrm{lr}$. Then $\|g - g_\eta\| = \|g\|$, and $\beta = 1 / (\alpha_{\min} \mathrm{lr})$
+    whatever the network: the probe sets beta. Such a point is *saturated*: beta is within NEAR of this value, and
+    $\|g_\eta\| \le$ LEFT $\|g\|$ after the shortest step.
+
     Args:
         point: Where to measure.
         alphas: The step lengths in learning rates; those of `line_alphas` by default.
@@ -34,10 +43,11 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
 
     Returns:
         One row. Columns: `loss` and `grad_norm` at the point; `loss_min` and `loss_max` over the step lengths;
-        `predictiveness_min` and `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`; `lipschitz`, the
-        largest $\|g_\eta\|$ (alpha = 0 included); `critical_alpha`, the smallest step length with a loss above that
-        of the point (null if there is none); `curvature` and `sharpness`. If the line overflows, its maxima are inf.
-        If the gradient is 0 or not finite, curvature and sharpness are null.
+        `predictiveness_min` and `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`, `beta_alpha`, the
+        step length at which beta is attained, and `saturated`; `lipschitz`, the largest $\|g_\eta\|$ (alpha = 0
+        included); `critical_alpha`, the smallest step length with a loss above that of the point (null if there is
+        none); `curvature` and `sharpness`. If the line overflows, its maxima are inf, and `beta_alpha` and `saturated`
+        are null. If the gradient is 0 or not finite, curvature and sharpness are null.
 
     Raises:
         InputError: If the problem does not have the objective.
@@ -52,8 +62,6 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
     point = point.at(objective)
     line = probe(point, alphas)
     start, moved = line.iloc[0], line.iloc[1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        beta = (moved["grad_distance"] / moved["distance"]).to_numpy()
     losses, distances = moved["loss"].fillna(np.inf), moved["grad_distance"].fillna(np.inf)
     rising = moved["alpha"][losses > start["loss"]]
     curvature, sharpness = curvature_and_sharpness(point, *point.hessian())
@@ -65,12 +73,26 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
         "predictiveness_min": distances.min(),
         "predictiveness_max": distances.max(),
         "lipschitz": line["grad_norm"].fillna(np.inf).max(),
-        "beta": np.max(np.nan_to_num(beta, nan=np.inf, posinf=np.inf)) if start["grad_norm"] > 0 else np.nan,
+        **_effective_beta(start, moved),
         "curvature": curvature,
         "sharpness": sharpness,
         "critical_alpha": rising.min() if len(rising) else np.nan,
     }
     return label(point, pd.DataFrame([row]))
+
+
+def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, object]:
+    """The columns `beta`, `beta_alpha` and `saturated`, from the rows of the line probe."""
+    if not start["grad_norm"] > 0 or moved.empty:
+        return {"beta": np.nan, "beta_alpha": np.nan, "saturated": None}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.nan_to_num((moved["grad_distance"] / moved["distance"]).to_numpy(), nan=np.inf, posinf=np.inf)
+    beta, shortest = ratios.max(), moved.iloc[moved["alpha"].to_numpy().argmin()]
+    if np.isinf(beta):
+        return {"beta": beta, "beta_alpha": np.nan, "saturated": None}
+    lost = shortest["grad_norm"] <= LEFT * start["grad_norm"]
+    near = abs(beta * shortest["step_size"] - 1) <= NEAR
+    return {"beta": beta, "beta_alpha": moved["alpha"].iloc[ratios.argmax()], "saturated": bool(lost and near)}
 
 
 def curvature_and_sharpness(

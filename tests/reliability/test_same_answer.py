@@ -108,7 +108,8 @@ def test_samples_are_what_is_written_today(tmp_path):
     assert [name for name in contents(tmp_path) if ".claims." not in name] == [n for n in names if ".claims." not in n]
     for name in names:
         if name.endswith(".parquet"):
-            assert pq.read_schema(tmp_path / name).equals(pq.read_schema(SAMPLES / name)), name
+            sample = pq.read_schema(SAMPLES / name)
+            assert [field for field in pq.read_schema(tmp_path / name) if field.name in sample.names] == [*sample], name
         elif name.endswith(".json"):
             today, sample = (json.loads((folder / name).read_text()) for folder in (tmp_path, SAMPLES))
             assert today.keys() == sample.keys()
@@ -138,7 +139,9 @@ def test_samples_are_read_plotted_reported_compared_and_resumed(samples):
 def test_a_samples_points_measure_as_they_did(samples, norm, kind):
     here = samples / f"study/runs/dln-{norm}-lr0.0001-seed0"
     done(f"{kind} {here} --at 0,2 -o again.parquet", samples)
-    close(tables.read_table(samples / "again.parquet"), tables.read_table(here / f"{kind}.parquet"), MACHINES)
+    names = pq.read_schema(here / f"{kind}.parquet").names  # without the columns that were added later
+    again, sample = (tables.read_table(path)[names] for path in (samples / "again.parquet", here / f"{kind}.parquet"))
+    close(again, sample, MACHINES)
 
 
 def test_a_resumed_sample_ends_like_a_run_without_a_break(samples):

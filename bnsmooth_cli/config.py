@@ -7,6 +7,7 @@ quickly.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Final
@@ -24,6 +25,8 @@ MAX_LR: Final = 1e30  # still a float32 after a multiplication by any step lengt
 MAX_WIDTH: Final = 4.0
 MAX_NUMBERS: Final = 2**26  # in the deep linear network, or in its samples
 MAX_THREADS: Final = 1024
+#: How images enter a network: `standard`, or `centred`.
+INPUTS: Final = ("standard", "centred")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def positive(high: float) -> Bounds:
     return Bounds(f"a number above 0, at most {high:g}", high, lambda value: 0 < value <= high)
 
 
+_PENALTY: Final = Bounds("a number from 0 to 1000", 1000, lambda value: 0 <= value <= 1000)
 _FRACTION: Final = Bounds("a number from 0 up to, not including, 1", 1, lambda value: 0 <= value < 1)
 
 
@@ -113,8 +117,40 @@ class VggSettings(Settings):
         choices=data_sets.NAMES,
     )
     data_digest: str | None = None
-    width: float = setting("scale of the number of channels", positive(MAX_WIDTH))
+    width: float = setting("scale of the number of channels and of the classifier's widths", positive(MAX_WIDTH))
     augment: bool = setting("random crops and horizontal flips")
+    classifier: str = setting(
+        "widths of the hidden linear layers, as in 4096,4096, or none", default="512,512",
+        choices=("512,512", "4096,4096", "none"),
+    )  # fmt: skip
+    inputs: str = setting(
+        "how pixels are scaled: standard (mean 0 and deviation 1 in each channel) or centred (0 to 255, less each "
+        "channel's mean)", default="standard", choices=INPUTS,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inputs not in INPUTS:
+            raise InputError(f"--inputs {self.inputs[:40]}: give {' or '.join(INPUTS)}")
+        _ = self.classifier_widths
+
+    @property
+    def classifier_widths(self) -> tuple[int, ...]:
+        """The widths of the hidden linear layers, before `width` scales them.
+
+        Raises:
+            InputError: If `classifier` is no list of widths.
+
+        >>> resolve("vgg", classifier="4096,10").settings.classifier_widths
+        (4096, 10)
+        """
+        names = [] if self.classifier == "none" else self.classifier.split(",")
+        if len(names) > MAX_DEPTH or not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,3}\s*", name) for name in names):
+            raise InputError(
+                f"--classifier {self.classifier[:60]}: give the widths of the hidden linear layers, from 1 to 9999, "
+                "as in 4096,4096, or none"
+            )
+        return tuple(map(int, names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,40 +192,47 @@ class ProblemEntry:
         implementation: "module:class" within `bnsmooth_cli.problems`, imported on use.
         settings: The class of its settings.
         presets: The values of each preset.
-        line_range: The shortest and the longest step of the line probe, in learning rates.
+        alphas: The step lengths of the line probe, in learning rates.
     """
 
     name: str
     implementation: str
     settings: type[Settings]
     presets: Mapping[str, Mapping[str, Any]]
-    line_range: tuple[float, float]
+    alphas: tuple[float, ...]
 
 
-_VGG: Final = {"depth": 11, "augment": False, "lr": 0.1, "momentum": 0.0, "batch_size": 128}
+_SGD: Final = {"lr": 0.1, "momentum": 0.0, "batch_size": 128}
 _DLN: Final = {"depth": 25, "dimension": 10, "samples": 1_000, "lr": 1e-6, "momentum": 0.0}
 #: The built-in problems. The preset `paper` has what Santurkar et al. 2018, appendix A, states: for `vgg` CIFAR-10
 #: without augmentation, SGD with lr 0.1 and 15,000 steps of 128 images; for `dln` 25 layers of 10 x 10, 1,000 Gaussian
-#: samples in one batch, lr 1e-6 and 10,000 steps; and the ranges of the line probe, [1/2, 4] and [1/100, 30]. The rest
-#: is our choice: the paper gives neither the depth of its "VGG-like" network (at least 13 normalised layers) nor its
-#: width. The preset `quick` trains a quarter-width VGG on the built-in images in half a minute on a laptop.
+#: samples in one batch, lr 1e-6 and 10,000 steps. The step lengths of the line are those that its figures show. The
+#: paper gives neither the depth of its "VGG-like" network nor its classifier, inputs or penalty; docs/paper.md has the
+#: experiments that the preset's values are inferred from. The preset `quick` trains a quarter-width VGG-11 on the
+#: built-in images in half a minute on a laptop.
 PROBLEMS: Final = {
     entry.name: entry
     for entry in (
         ProblemEntry("vgg", "vgg:Vgg", VggSettings, {
-            "quick": {**_VGG, "data": "shapes", "width": 0.25, "steps": 300, "save_every": 50, "eval_every": 25},
-            "paper": {**_VGG, "data": "cifar10", "width": 1.0, "steps": 15_000, "save_every": 500, "eval_every": 500},
-        }, (0.5, 4.0)),
+            "quick": {
+                **_SGD, "data": "shapes", "augment": False, "depth": 11, "width": 0.25,
+                "steps": 300, "save_every": 50, "eval_every": 25,
+            },
+            "paper": {
+                **_SGD, "data": "cifar10", "augment": False, "depth": 16, "width": 1.0, "classifier": "4096,4096",
+                "inputs": "centred", "weight_decay": 4.5e-4, "steps": 15_000, "save_every": 500, "eval_every": 500,
+            },
+        }, (0.5, 1.0, 2.0, 4.0)),
         ProblemEntry("dln", "linear:DeepLinear", LinearSettings, {
             "quick": {**_DLN, "steps": 1_000, "save_every": 50},
             "paper": {**_DLN, "steps": 10_000, "save_every": 200},
-        }, (0.01, 30.0)),
+        }, (0.01, 0.1, 1.0, 10.0, 30.0)),
     )
 }  # fmt: skip
 #: Any custom problem; its name says how users name theirs.
 CUSTOM: Final = ProblemEntry("MODULE:FUNCTION", "custom:CustomProblem", CustomSettings, {
-    "quick": {"lr": 0.1, "momentum": 0.0, "batch_size": 128, "steps": 300, "save_every": 50, "eval_every": 50},
-}, PROBLEMS["vgg"].line_range)  # fmt: skip
+    "quick": {**_SGD, "steps": 300, "save_every": 50, "eval_every": 50},
+}, PROBLEMS["vgg"].alphas)  # fmt: skip
 
 
 def find_problem(name: str) -> ProblemEntry:
@@ -198,8 +241,8 @@ def find_problem(name: str) -> ProblemEntry:
     Raises:
         InputError: For an unknown name.
 
-    >>> find_problem("dln").line_range, find_problem("mymodule:myproblem").name
-    ((0.01, 30.0), 'MODULE:FUNCTION')
+    >>> find_problem("dln").alphas, find_problem("mymodule:myproblem").name
+    ((0.01, 0.1, 1.0, 10.0, 30.0), 'MODULE:FUNCTION')
     """
     if is_code(name):
         return CUSTOM
@@ -230,6 +273,11 @@ class Config:
         "Seed of the initialisation, data order, noise and augmentation (default: 0).", whole(2**63 - 1, low=0)
     )
     save_every: int = setting("Steps between checkpoints.", whole(MAX_STEPS))
+    weight_decay: float = setting(
+        "c of the L2 penalty c ||W||^2 / 2 of the weights, which is part of the loss. It leaves out biases and the "
+        "parameters of norms (default: 0).",
+        _PENALTY, default=0.0,
+    )  # fmt: skip
     settings: Settings
 
     def __post_init__(self) -> None:

@@ -165,10 +165,11 @@ def _metric_columns() -> dict[str, Column]:
 KINDS: Final = (
     Kind("train", "train", "a training step", {
             **_STEP,
-            "loss": _double("loss of the step's batch", nullable=False),
+            "loss": _double("loss of the step's batch, the penalty included", nullable=False),
+            "penalty": _double("the loss's L2 penalty of the weights, c ||W||^2 / 2 (`--weight-decay`)", added=True),
             "accuracy": _double("accuracy on the step's batch"),
             "grad_norm": _double("norm of the gradient", nullable=False),
-            "test_loss": _double("test loss, where evaluated"),
+            "test_loss": _double("test loss, where evaluated, without the penalty"),
             "test_accuracy": _double("test accuracy, where evaluated"),
         },
         figure="training:panels", draws="1a-b, 12a, 13", tensorboard=True,
@@ -191,7 +192,8 @@ KINDS: Final = (
                         ("loss_range", "predictiveness"), (5, 6))),
     Kind("smoothness", "smoothness", "a measured step", {
             **_STEP,
-            "loss": _double("loss at the point", nullable=False),
+            "loss": _double("loss at the point, the penalty included", nullable=False),
+            "penalty": _double("the loss's L2 penalty of the weights there", added=True),
             "grad_norm": _double("norm of the gradient there", nullable=False),
             "loss_min": _double("smallest loss on the line, alpha > 0"),
             "loss_max": _double("largest loss on the line, alpha > 0"),

@@ -149,12 +149,31 @@ def test_beta_alpha_is_the_step_length_at_which_beta_is_attained(small_run):
 
 
 def test_the_papers_step_lengths_are_the_defaults():
-    assert line_alphas("vgg") == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
-    assert (line_alphas("dln")[0], line_alphas("dln")[-1]) == (0.01, 30)
+    assert line_alphas("vgg") == [0.5, 1, 2, 4]
+    assert line_alphas("dln") == [0.01, 0.1, 1, 10, 30]
+
+
+def test_step_lengths_are_listed_or_evenly_spaced():
+    assert line_alphas("vgg", alphas=[0.1, 3]) == [0.1, 3]
+    assert line_alphas("vgg", points=3) == [0.5, 2.25, 4]
+    assert line_alphas("dln", max_alpha=7.01) == pytest.approx([0.01, 1.01, 2.01, 3.01, 4.01, 5.01, 6.01, 7.01])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "option"), [((0, 1, 2), "--min-alpha"), ((2, 1, 2), "--max-alpha"), ((1, 2, 0), "--points")]
+    ("arguments", "option"),
+    [
+        ((0, 1, 2), "--min-alpha"),
+        ((2, 1, 2), "--max-alpha"),
+        ((1, 2, 0), "--points"),
+        ((None, None, None, []), "--alphas"),
+        ((None, None, None, [1, 0.5]), "--alphas 1,0.5: give step lengths above 0 in ascending order"),
+        ((None, None, None, [1, 1]), "--alphas"),
+        ((None, None, None, [0, 1]), "--alphas"),
+        ((None, None, None, [-1, 1]), "--alphas"),
+        ((None, None, None, [1, np.nan]), "--alphas"),
+        ((None, None, None, [1, np.inf]), "--alphas"),
+        ((None, None, 3, [1]), "--alphas and --points: give only one of them"),
+    ],
 )
 def test_an_impossible_line_is_refused(arguments, option):
     with pytest.raises(InputError, match=option):

@@ -18,9 +18,9 @@ from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.tables import METADATA_KEY, read_table, write_table
 
 DESIGN = {
-    "train": "run problem norm lr seed step loss accuracy grad_norm test_loss test_accuracy",
+    "train": "run problem norm lr seed step loss penalty accuracy grad_norm test_loss test_accuracy",
     "landscape": "run problem norm lr seed step alpha step_size distance loss grad_norm grad_distance grad_cosine",
-    "smoothness": "run problem norm lr seed step loss grad_norm loss_min loss_max predictiveness_min "
+    "smoothness": "run problem norm lr seed step loss penalty grad_norm loss_min loss_max predictiveness_min "
     "predictiveness_max lipschitz beta beta_alpha saturated curvature sharpness critical_alpha",
     "ics": "run problem norm lr seed step layer layer_name grad_norm grad_norm_updated ics cosine",
 }

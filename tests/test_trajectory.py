@@ -15,7 +15,7 @@ from helpers import NORMS, SMALL
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, problems
-from bnsmooth_cli.config import resolve
+from bnsmooth_cli.config import INPUTS, resolve
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import open_problem, structure_of, visit
 from bnsmooth_cli.problems.custom import CustomProblem
@@ -169,8 +169,43 @@ def test_vgg_has_its_depth_and_the_papers_norm_placement(depth):
     assert len(model.layers) == depth
     normed = [any(p.startswith("norm.") for p, _ in layer.named_parameters()) for layer in model.layers.values()]
     assert normed == [True] * (depth - 1) + [False]
-    paper = problems.build(resolve("vgg", "paper", norm="batch", data="shapes")).build()
-    assert paper.layers["conv8"].linear.weight.shape == (512, 512, 3, 3)
+    if depth == 16:
+        paper = problems.build(resolve("vgg", "paper", norm="batch", data="shapes", width=0.125)).build()
+        assert len(paper.layers) == depth
+        assert paper.layers["conv13"].linear.weight.shape == (64, 64, 3, 3)
+        assert paper.layers["fc2"].linear.weight.shape == (512, 512)
+
+
+@pytest.mark.parametrize(("classifier", "shapes"), [
+    ("none", [(10, 32)]), ("512,512", [(32, 32), (32, 32), (10, 32)]), (" 64, 1", [(4, 32), (1, 4), (10, 1)]),
+])  # fmt: skip
+def test_the_classifier_has_the_widths_that_are_named(classifier, shapes):
+    model = problems.build(resolve("vgg", width=0.0625, classifier=classifier)).build()
+    linear = {name: layer.linear for name, layer in model.layers.items() if name.startswith("fc")}
+    assert list(linear) == [f"fc{i + 1}" for i in range(len(shapes))]
+    assert [tuple(layer.weight.shape) for layer in linear.values()] == shapes
+
+
+@pytest.mark.parametrize("classifier", ["", "0", "12,", "1.5", "-3", "many", "512;512", "10000", "1," * 2000 + "1"])
+def test_a_classifier_of_another_kind_is_refused(classifier):
+    with pytest.raises(InputError, match=r"--classifier .{0,60}: give the widths of the hidden linear layers"):
+        resolve("vgg", classifier=classifier)
+
+
+def test_inputs_are_standardised_or_only_centred():
+    standard, centred = (problems.build(resolve("vgg", inputs=inputs, batch_size=2000)) for inputs in INPUTS)
+    pixels = standard.images.train.double().movedim(1, 0).flatten(1)
+    mean, std = pixels.mean(1), pixels.std(1, unbiased=False)
+    chosen = standard.images.train[standard.indices(0)].double()
+    unit = (1, -1, 1, 1)
+    expected = {"standard": (chosen - mean.view(unit)) / std.view(unit), "centred": chosen - mean.view(unit)}
+    for problem in (standard, centred):
+        images = problem.batch(0)[0].double()
+        torch.testing.assert_close(images, expected[problem.settings.inputs], rtol=1e-4, atol=1e-4)
+        tests = next(problem.test_batches())[0]
+        assert tests.std() == pytest.approx(images.std().item(), rel=0.1)
+    with pytest.raises(InputError, match="--inputs raw: give standard or centred"):
+        resolve("vgg", inputs="raw")
 
 
 def test_the_linear_network_has_the_papers_shape():

@@ -201,6 +201,13 @@ def _integers(flag: str, text: str, example: str) -> list[int]:
     return numbers
 
 
+def _numbers(flag: str, text: str, example: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text[:60]}: give numbers separated by commas, as in {example}") from None
+
+
 class MeasureOptions(Options):
     """Options of a measurement. The fields are keyword arguments of its `plan`.
 
@@ -214,21 +221,24 @@ class MeasureOptions(Options):
             values["layers"] = [name.strip() for name in values["layers"].split(",")]
         if "units" in values:
             values["units"] = _integers("--units", values["units"], "0,3,7")
+        if "alphas" in values:
+            values["alphas"] = _numbers("--alphas", values["alphas"], "0.5,1,2,4")
         return values
 
 
-_SHORTEST, _LONGEST = (
-    ", ".join(f"{problem.line_range[end]:g} for {name}" for name, problem in PROBLEMS.items()) for end in (0, 1)
-)
+_ALPHAS = "; ".join(f"{','.join(f'{alpha:g}' for alpha in p.alphas)} for {name}" for name, p in PROBLEMS.items())
 
 
 @dataclass(frozen=True)
 class LineOptions(MeasureOptions):
     """The step lengths of the line probe."""
 
-    min_alpha: float | None = option(f"Shortest step to probe, in learning rates (default: {_SHORTEST}).")
-    max_alpha: float | None = option(f"Longest step to probe, in learning rates (default: {_LONGEST}).")
-    points: int | None = option("Number of step lengths, evenly spaced (default: 8).")
+    alphas: str | None = option(
+        f"Step lengths to probe, in learning rates (default: the paper's; {_ALPHAS}).", metavar="A,B,C"
+    )
+    min_alpha: float | None = option("Shortest of evenly spaced step lengths, instead of --alphas.")
+    max_alpha: float | None = option("Longest of evenly spaced step lengths.")
+    points: int | None = option("Number of evenly spaced step lengths (8 if only their range is given).")
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def presets() -> Iterator[str]:
     rows = ((f"`{flag(name)}`", *(settings.get(name, "") for settings in values.values())) for name in names)
     yield from table(" | ".join(["setting", *values]), rows)
     for problem in PROBLEMS.values():
-        low, high = problem.line_range
-        yield f"The line probe of `{problem.name}` covers {low:g} to {high:g} learning rates.\n"
+        alphas = ", ".join(f"{alpha:g}" for alpha in problem.alphas)
+        yield f"The line probe of `{problem.name}` takes steps of {alphas} learning rates.\n"
 
 
 def tables() -> Iterator[str]:

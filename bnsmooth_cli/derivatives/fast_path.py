@@ -23,9 +23,13 @@ from bnsmooth_cli.norms.batch import EPSILON, MOMENTUM
 
 
 class Pass(NamedTuple):
-    """At P parameter vectors: losses (P,), gradients (P, n), and the norms' means and scales, (layers, P, d) each."""
+    """At P parameter vectors: losses and penalties (P,), gradients (P, n), and the norms' means and scales.
+
+    The losses include the penalties. Means and scales have shape (layers, P, d).
+    """
 
     loss: Tensor
+    penalty: Tensor
     gradient: Tensor
     mean: Tensor
     scale: Tensor
@@ -35,12 +39,15 @@ class FastPath:
     r"""The loss and gradient of the full batch as functions of parameter vectors.
 
     The network has `depth` layers of equal width without biases, either all or none of them with a norm. The loss is
-    the summed squared error. Both functions are holomorphic, so complex vectors give derivatives of the gradient.
+    the summed squared error and $c \|W\|^2 / 2$, with c the `weight_decay`. Both functions are holomorphic, so complex
+    vectors give derivatives of the gradient.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, norm: str, depth: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, norm: str, depth: int, dtype: torch.dtype, weight_decay: float = 0.0
+    ) -> None:
         x, t = inputs.cpu().double(), targets.cpu().double()
-        self.samples, self.depth, self.norm = len(x), depth, norm
+        self.samples, self.depth, self.norm, self.weight_decay = len(x), depth, norm, weight_decay
         entry = norms.find(norm)
         assert entry is not None
         self.p = next(iter(norms.parameter(entry, norm)), None)
@@ -58,7 +65,8 @@ class FastPath:
     @torch.no_grad()
     def losses(self, theta: Tensor) -> Tensor:
         """The losses (P,) at theta (P, n)."""
-        return self._loss(self._forwards(theta)[1])
+        space, error = self._forwards(theta)
+        return self._loss(error) + self._penalty(space)
 
     def _forwards(self, theta: Tensor) -> tuple[_Space, Tensor]:
         """Run the forward pass at theta. Returns the memory of the pass and the errors of the outputs."""
@@ -77,6 +85,11 @@ class FastPath:
     def _loss(self, error: Tensor) -> Tensor:
         return self.samples * error.square().sum((1, 2)) + self.unreached
 
+    def _penalty(self, space: _Space) -> Tensor:
+        if not self.weight_decay:
+            return space.theta.new_zeros(len(space.theta))
+        return self.weight_decay / 2 * space.weight.square().sum((0, 2, 3))
+
     @torch.no_grad()
     def __call__(self, theta: Tensor) -> Pass:
         """The pass at theta (P, n), real or complex, in the order of the network's parameters."""
@@ -88,7 +101,10 @@ class FastPath:
         else:
             self._differentiate(space)
         space.weights_slope.copy_((space.grad_y.mT @ space.x).flatten(-2))
-        return Pass(self._loss(error), space.gradient.clone(), space.y[:, :, 0].clone(), space.scale[:, :, 0].clone())
+        if self.weight_decay:
+            space.weights_slope.add_(space.weight.flatten(-2), alpha=self.weight_decay)
+        loss, penalty, statistics = self._loss(error), self._penalty(space), (space.y[:, :, 0], space.scale[:, :, 0])
+        return Pass(loss + penalty, penalty, space.gradient.clone(), *(values.clone() for values in statistics))
 
     def _normalise(self, space: _Space) -> None:
         """The forward pass with norms: each layer's y, the scales s, ds/dy, and the layer's output."""

@@ -122,7 +122,7 @@ def _of_chain(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterat
             outputs = activations
             for following in modules[place + 1 :]:
                 outputs = following(outputs)
-            loss = point.problem.objective(outputs, point.targets)
+            loss = point.problem.objective(outputs, point.targets) + point.penalty()
             yield flatten(torch.autograd.grad(loss, list(modules[place + 1].parameters())))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Final
@@ -18,28 +19,47 @@ from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 
-POINTS: Final = 8  # default number of step lengths; over VGG's range, they are 0.5, 1, ..., 4
+POINTS: Final = 8  # default number of evenly spaced step lengths
 
 
 def line_alphas(
-    problem: str, min_alpha: float | None = None, max_alpha: float | None = None, points: int | None = None
+    problem: str,
+    min_alpha: float | None = None,
+    max_alpha: float | None = None,
+    points: int | None = None,
+    alphas: Sequence[float] | None = None,
 ) -> list[float]:
-    """The step lengths of the line probe, evenly spaced.
+    """The step lengths of the line probe.
+
+    By default, they are those at which the paper's figures probe: 1/2, 1, 2 and 4 learning rates for VGG, and 1/100,
+    1/10, 1, 10 and 30 for the deep linear network.
 
     Args:
-        problem: The problem. Its default range is the paper's (appendix A).
-        min_alpha: The shortest step, in learning rates.
-        max_alpha: The longest step, in learning rates.
-        points: The number of steps.
+        problem: The problem.
+        min_alpha: The shortest of evenly spaced steps, in learning rates.
+        max_alpha: The longest of evenly spaced steps.
+        points: The number of evenly spaced steps.
+        alphas: The steps themselves.
 
     Raises:
-        InputError: If the range is empty or not positive.
+        InputError: If the step lengths are not positive, finite and ascending, or are given in both ways.
 
-    >>> line_alphas("vgg")
-    [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
+    >>> line_alphas("vgg"), line_alphas("vgg", points=3)
+    ([0.5, 1.0, 2.0, 4.0], [0.5, 2.25, 4.0])
     """
-    low, high = find_problem(problem).line_range
-    low, high = (low if min_alpha is None else min_alpha), (high if max_alpha is None else max_alpha)
+    evenly = {"--min-alpha": min_alpha, "--max-alpha": max_alpha, "--points": points}
+    given = [flag for flag, value in evenly.items() if value is not None]
+    usual = find_problem(problem).alphas
+    if alphas is not None:
+        if given:
+            raise InputError(f"--alphas and {given[0]}: give only one of them")
+        if not len(alphas) or not all(low < high < math.inf for low, high in itertools.pairwise([0.0, *alphas])):
+            text = ",".join(f"{alpha:g}" for alpha in alphas)
+            raise InputError(f"--alphas {text[:60]}: give step lengths above 0 in ascending order, as in 0.5,1,2,4")
+        return [float(alpha) for alpha in alphas]
+    if not given:
+        return list(usual)
+    low, high = (usual[0] if min_alpha is None else min_alpha), (usual[-1] if max_alpha is None else max_alpha)
     count = POINTS if points is None else points
     if not 0 < low < math.inf:
         raise InputError(f"--min-alpha {low:g}: give a step length above 0")

@@ -42,9 +42,9 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
         objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
 
     Returns:
-        One row. Columns: `loss` and `grad_norm` at the point; `loss_min` and `loss_max` over the step lengths;
-        `predictiveness_min` and `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`, `beta_alpha`, the
-        step length at which beta is attained, and `saturated`; `lipschitz`, the largest $\|g_\eta\|$ (alpha = 0
+        One row. Columns: `loss`, `penalty` and `grad_norm` at the point; `loss_min` and `loss_max` over the step
+        lengths; `predictiveness_min` and `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`, `beta_alpha`,
+        the step length at which beta is attained, and `saturated`; `lipschitz`, the largest $\|g_\eta\|$ (alpha = 0
         included); `critical_alpha`, the smallest step length with a loss above that of the point (null if there is
         none); `curvature` and `sharpness`. If the line overflows, its maxima are inf, and `beta_alpha` and `saturated`
         are null. If the gradient is 0 or not finite, curvature and sharpness are null.
@@ -67,6 +67,7 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
     curvature, sharpness = curvature_and_sharpness(point, *point.hessian())
     row = {
         "loss": start["loss"],
+        "penalty": point.penalty().item(),
         "grad_norm": start["grad_norm"],
         "loss_min": losses.min(),
         "loss_max": losses.max(),

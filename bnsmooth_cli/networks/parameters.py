@@ -5,13 +5,43 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training updates, by name, in their order in theta."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def penalised(model: nn.Module) -> list[str]:
+    """The names of the parameters whose squares an L2 penalty of the weights sums up.
+
+    Weights are parameters with two or more dimensions that do not belong to a norm. Of a layer with weight
+    normalisation, the lengths g are taken: the squared norm of its weights is that of g.
+
+    >>> penalised(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm([4, 2])))
+    ['0.weight']
+    >>> penalised(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    ['parametrizations.weight.original0']
+    """
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    inside = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
+    directions = {
+        id(chain.original1)
+        for module in model.modules()
+        for chain in getattr(module, "parametrizations", {}).values()
+        if any(isinstance(step, _WeightNorm) for step in chain)
+    }
+    return [
+        name for name, p in trainable(model).items() if p.dim() > 1 and id(p) not in inside and id(p) not in directions
+    ]
+
+
+def squares(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
+    """The sum of the squares of all elements, with its graph."""
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()
 
 
 def flatten(tensors: Iterable[Tensor]) -> Shaped[Tensor, " n"]:

@@ -38,6 +38,8 @@ class Objective(str):
     - `train:K`: the mean loss of the batches of steps 0 to K - 1, each with the noise of its own step.
     - `test`: the mean loss over the test set, in eval mode.
 
+    The first two include the L2 penalty that training minimises (`weight_decay`).
+
     Attributes:
         kind: "batch", "train" or "test".
         steps: The K of `train:K`; 0 for the others.
@@ -62,6 +64,11 @@ class Objective(str):
         objective = super().__new__(cls, text)
         objective.kind, objective.steps = kind, count
         return objective
+
+    @property
+    def penalised(self) -> bool:
+        """Whether it includes the L2 penalty of the weights."""
+        return self.kind != "test"
 
     def batches(self, problem: Problem, batch: Batch) -> Iterator[Batch]:
         """The batches whose weighted losses add up to the objective, given the batch of the step itself."""

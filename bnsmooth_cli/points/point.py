@@ -19,7 +19,7 @@ from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.hooks import evaluating
-from bnsmooth_cli.networks.parameters import flatten, positions, trainable, unflatten
+from bnsmooth_cli.networks.parameters import flatten, penalised, positions, squares, trainable, unflatten
 from bnsmooth_cli.networks.structure import Names, Structure, structure
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.objective import Batch, Objective
@@ -35,8 +35,9 @@ Values = Mapping[str, Tensor]
 class Point:
     r"""The network at $\theta_t$ with the batch $(x_t, y_t)$ that training uses at step t.
 
-    The loss is a function of the flat vector `theta`. The network runs with batch statistics and the noise of the
-    step, and its running statistics do not change. A measurement reads a point and leaves it bit-identical.
+    The loss is a function of the flat vector `theta`, and includes the L2 penalty of the weights if training does. The
+    network runs with batch statistics and the noise of the step, and its running statistics do not change. A
+    measurement reads a point and leaves it bit-identical.
 
     Attributes:
         problem: The run's problem.
@@ -126,6 +127,26 @@ class Point:
         with torch.no_grad():
             return structure(self.model, self.at("batch").loss)
 
+    @functools.cached_property
+    def _penalised(self) -> list[str]:
+        return penalised(self.model)
+
+    @property
+    def _weight_decay(self) -> float:
+        """The c of the penalty in this point's objective."""
+        return self.config.weight_decay if self.objective.penalised else 0.0
+
+    def penalty(self, values: Values | None = None) -> Float[Tensor, ""]:
+        r"""The L2 penalty $c \|W\|^2 / 2$ of the weights that the objective includes, with its graph.
+
+        Args:
+            values: Values of the parameters by name; those of the network by default.
+        """
+        if not self._weight_decay:
+            return next(self.model.parameters()).new_zeros(())
+        values = trainable(self.model) if values is None else values
+        return self._weight_decay / 2 * squares(values[name] for name in self._penalised)
+
     @property
     def layers(self) -> Names:
         """The layers in order: each layer's name and the names of its parameters."""
@@ -200,6 +221,8 @@ class Point:
                 x, y = (_cast(tensor, parameter.device, parameter.dtype) for tensor in (inputs, targets))
                 with prepared(modules, self.config.seed, step):
                     yield share, self.problem.objective(self.problem.call(model, values, x), y)
+        if self._weight_decay:
+            yield 1.0, self.penalty(trainable(model) if values is None else values)
 
     @property
     def fast_path(self) -> FastPath | None:

@@ -9,6 +9,7 @@ import torch
 
 from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.parameters import penalised
 from bnsmooth_cli.problems import checks
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage.files import load_tensors
@@ -33,6 +34,8 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     """
     implementation = pkgutil.resolve_name(f"{__name__}.{find_problem(config.problem).implementation}")
     problem: Problem = implementation(config, torch.device(device))
+    if config.weight_decay and not penalised(problem.initial):
+        raise InputError(f"--weight-decay {config.weight_decay:g}: the network has no weights, only biases and norms")
     if weights is not None:
         problem.start_from(_fitting(problem, weights))
     if is_code(config.problem) or is_code(config.norm):

@@ -63,7 +63,9 @@ class DeepLinear(Problem):
         key = (dtype, device)
         if key not in self._fast_paths:
             data = self._inputs.to(device), self._targets.to(device)
-            self._fast_paths[key] = FastPath(*data, self.config.norm, self.settings.depth, dtype)
+            self._fast_paths[key] = FastPath(
+                *data, self.config.norm, self.settings.depth, dtype, self.config.weight_decay
+            )
         return self._fast_paths[key]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:

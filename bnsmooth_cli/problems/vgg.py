@@ -32,8 +32,9 @@ EVALUATION_BATCH: Final = 500
 class Vgg(Problem):
     """A VGG with the mean cross-entropy.
 
-    The norm follows every convolution and linear layer except the last one. The three linear layers have 512, 512 and
-    as many units as there are classes: five poolings leave one position of a 32 x 32 image. `width` scales channels.
+    The norm follows every convolution and linear layer except the last one. Five poolings leave one position of a
+    32 x 32 image. Hidden linear layers of `classifier` widths follow, and a last one with a unit for each class.
+    `width` scales all of these widths except the last.
     """
 
     settings: VggSettings
@@ -54,52 +55,59 @@ class Vgg(Problem):
             )
         self._images = self.images.train.to(device)
         self._labels = self.images.train_labels.to(device)
-        unit = (1, -1, 1, 1)
-        self._mean = self.images.mean.to(device).view(unit)
-        self._std = self.images.std.to(device).view(unit)
+        unit, standard = (1, -1, 1, 1), self.settings.inputs == "standard"
+        self._mean = self.images.mean.to(device).view(unit) * (1 if standard else 255)
+        self._std = self.images.std.to(device).view(unit) if standard else None
 
     def network(self) -> Chain:
-        """Layers named conv1, conv2, ..., fc1, fc2, fc3."""
+        """Layers named conv1, conv2, ..., fc1, fc2, ..."""
         layers: dict[str, Layer] = {}
         channels = self.images.train.shape[1]
         for convolutions, full in zip(STAGES[self.settings.depth], CHANNELS, strict=True):
             for i in range(convolutions):
-                out = max(1, round(full * self.settings.width))
+                out = self._scaled(full)
                 # ReLU and maximum commute, values and gradients included; this order has a quarter of the activations.
                 rest = [nn.MaxPool2d(2)] * (i == convolutions - 1) + [nn.ReLU()]
                 conv = nn.Conv2d(channels, out, 3, padding=1)
                 layers[f"conv{len(layers) + 1}"] = Layer(conv, norms.build(self.config.norm, out), *rest)
                 channels = out
         layers[next(iter(reversed(layers)))].rest.append(nn.Flatten())
-        for i in (1, 2):
-            linear = nn.Linear(channels, channels)
-            layers[f"fc{i}"] = Layer(linear, norms.build(self.config.norm, channels), nn.ReLU())
-        layers["fc3"] = Layer(nn.Linear(channels, self.images.num_classes), None)
+        hidden = self.settings.classifier_widths
+        for i, full in enumerate(hidden, 1):
+            out = self._scaled(full)
+            layers[f"fc{i}"] = Layer(nn.Linear(channels, out), norms.build(self.config.norm, out), nn.ReLU())
+            channels = out
+        layers[f"fc{len(hidden) + 1}"] = Layer(nn.Linear(channels, self.images.num_classes), None)
         chain = Chain(layers)
         chain.initialise(self.config.seed)
         return chain.to(memory_format=torch.channels_last)
 
+    def _scaled(self, width: int) -> int:
+        return max(1, round(width * self.settings.width))
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of the batch, augmented if the run augments, and standardised per channel."""
+        """Images and labels of the batch, augmented if the run augments, and centred or standardised by channel."""
         chosen = self.indices(step)
         images = self._images[chosen]
         if self.settings.augment:
             images = crop_and_flip(images, generator(self.config.seed, "augment", step))
-        return self._standardise(images), self._labels[chosen]
+        return self._floats(images), self._labels[chosen]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The cross-entropy, averaged over the batch."""
         return F.cross_entropy(outputs, targets)
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Test images, standardised, and their labels."""
+        """Test images, treated like the training images, and their labels."""
         for images, labels in zip(
             self.images.test.split(EVALUATION_BATCH), self.images.test_labels.split(EVALUATION_BATCH), strict=True
         ):
-            yield self._standardise(images.to(self.device)), labels.to(self.device)
+            yield self._floats(images.to(self.device)), labels.to(self.device)
 
-    def _standardise(self, images: Tensor) -> Tensor:
+    def _floats(self, images: Tensor) -> Tensor:
         floats = images.to(torch.float32, memory_format=torch.channels_last)
+        if self._std is None:
+            return floats.sub_(self._mean)
         return floats.div_(255).sub_(self._mean).div_(self._std)
 
 

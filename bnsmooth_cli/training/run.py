@@ -21,7 +21,7 @@ from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.training.devices import choose_device
-from bnsmooth_cli.training.trajectory import Trajectory
+from bnsmooth_cli.training.trajectory import RECORD, Trajectory
 from bnsmooth_cli.user_code import name_of
 
 #: Steps between two reads of the recorded losses. Each read waits for the device.
@@ -151,14 +151,15 @@ class _Log:
     """
 
     def __init__(self, rows: pd.DataFrame, device: torch.device) -> None:
-        self._records: list[np.ndarray[Any, Any]] = [rows[["loss", "accuracy", "grad_norm"]].to_numpy(np.float64)]
+        known = rows[[*RECORD]].fillna({"penalty": 0.0})  # earlier versions had no penalty, nor its column
+        self._records: list[np.ndarray[Any, Any]] = [known.to_numpy(np.float64)]
         tested = rows[rows["test_loss"].notna() | rows["test_accuracy"].notna()]
         self.tests = {int(r.step): (r.test_loss, r.test_accuracy) for r in tested.itertuples()}
-        self._pending = torch.empty(READ_EVERY, 3, device=device)
+        self._pending = torch.empty(READ_EVERY, len(RECORD), device=device)
         self.count = 0
 
     def add(self, record: Tensor) -> None:
-        """Add the loss, accuracy and gradient norm of a step, a tensor (3,) on the device."""
+        """Add the columns of RECORD of a step, a tensor (4,) on the device."""
         self._pending[self.count] = record
         self.count += 1
 
@@ -179,9 +180,9 @@ class _Log:
 
     def table(self, run: Run) -> pd.DataFrame:
         """The rows that were read."""
-        loss, accuracy, grad_norm = np.concatenate(self._records).T
         config = run.config
-        frame = pd.DataFrame({"step": np.arange(len(loss)), "loss": loss, "accuracy": accuracy, "grad_norm": grad_norm})
+        frame = pd.DataFrame(np.concatenate(self._records), columns=list(RECORD))
+        frame.insert(0, "step", np.arange(len(frame)))
         tests = pd.DataFrame.from_dict(
             self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64"
         )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.networks.parameters import trainable, unflatten
+from bnsmooth_cli.networks.parameters import penalised, trainable, unflatten
 from bnsmooth_cli.norms.state import prepare, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs
 from bnsmooth_cli.training.optimisers import Tensors, sgd_step
+
+#: What training records of each step: columns of the train table.
+RECORD: Final = ("loss", "penalty", "accuracy", "grad_norm")
 
 
 class Trajectory:
@@ -36,6 +39,9 @@ class Trajectory:
         self.norms = stateful(self.model)
         self.parameters: list[Tensor] = list(trainable(self.model).values())
         self.velocity = [torch.zeros_like(p) for p in self.parameters] if problem.config.momentum else []
+        weights = set(penalised(self.model)) if problem.config.weight_decay else set()
+        #: The places of the penalised weights among the parameters.
+        self._weights = [place for place, name in enumerate(trainable(self.model)) if name in weights]
         self.step = 0
         # The tensors that the optimiser updates. With a fast path, one vector holds all parameters and one all momenta.
         self._moving, self._pushing = self.parameters, self.velocity
@@ -80,7 +86,7 @@ class Trajectory:
             update_statistics: Whether the running statistics of the norms are updated, as a training step does.
 
         Returns:
-            The loss, accuracy and gradient norm as one tensor (3,) on the device, and the gradients of the parameters.
+            The columns of RECORD as one tensor (4,) on the device, and the gradients of the parameters.
         """
         if self._fast_path is not None:
             return self._fast_gradients(self._fast_path, update_statistics)
@@ -89,19 +95,34 @@ class Trajectory:
         inputs, targets = problem.batch(self.step)
         outputs = self.model(inputs)
         loss = problem.objective(outputs, targets)
-        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        gradients: Tensors = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        loss, penalty = loss.detach(), loss.new_zeros(())
+        if self._weights:
+            gradients, penalty = self._penalise(gradients)
+            loss = loss + penalty
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        return torch.stack((loss.detach(), problem.accuracy(outputs.detach(), targets), norm)), gradients
+        return torch.stack((loss, penalty, problem.accuracy(outputs.detach(), targets), norm)), gradients
+
+    @torch.no_grad()
+    def _penalise(self, gradients: Tensors) -> tuple[Tensors, Tensor]:
+        """Add the gradient cW of the penalty c ||W||^2 / 2. Returns the gradients and the penalty."""
+        weights, c = [self.parameters[place] for place in self._weights], self.problem.config.weight_decay
+        # Not in place: autograd may return one tensor as the gradient of two parameters.
+        slopes = torch._foreach_add([gradients[place] for place in self._weights], weights, alpha=c)
+        lengths = torch.stack(torch._foreach_norm(weights))
+        changed = dict(zip(self._weights, slopes, strict=True))
+        return [changed.get(place, slope) for place, slope in enumerate(gradients)], c / 2 * lengths.square().sum()
 
     def _fast_gradients(self, fast_path: FastPath, update_statistics: bool) -> tuple[Tensor, Tensors]:
         passes = fast_path(self._moving[0][None])
         if update_statistics:
             fast_path.follow(self._running, passes)
         loss, gradient = passes.loss[0], passes.gradient[0]
-        return torch.stack((loss, torch.full_like(loss, torch.nan), torch.linalg.vector_norm(gradient))), [gradient]
+        norm = torch.linalg.vector_norm(gradient)
+        return torch.stack((loss, passes.penalty[0], torch.full_like(loss, torch.nan), norm)), [gradient]
 
     def advance(self) -> Tensor:
-        r"""Take the step to $\theta_{t+1}$. Returns the loss, accuracy and gradient norm at $\theta_t$ (3,)."""
+        r"""Take the step to $\theta_{t+1}$. Returns the columns of RECORD at $\theta_t$ (4,)."""
         record, gradients = self.gradients(update_statistics=True)
         config = self.problem.config
         sgd_step(self._moving, gradients, self._pushing, config.lr, config.momentum)

@@ -1,4 +1,4 @@
-"""The registry of tables: each kind's columns, the measurement that makes it and the figure that draws it.
+"""The registry of tables: each kind's columns, the measurement that makes it and the figures that draw it.
 
 A new kind is one entry of `KINDS`. The commands, their help, studies, reports, exports and docs/reference.md read this
 registry. It imports neither torch nor pandas: measurements and figures are named as "module:attribute" and imported
@@ -35,6 +35,21 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A figure of a kind of table.
+
+    Attributes:
+        name: Its name, for `plot --figure`.
+        panels: "module:function" in `figures` that turns rows into panels.
+        draws: The paper's figures that it corresponds to, for the help of `plot`.
+    """
+
+    name: str
+    panels: str
+    draws: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """How a report shows a kind.
 
@@ -62,8 +77,7 @@ class Kind:
         columns: Its columns, by name and in order.
         measurement: "module:attribute" of the `Measurement` in `measures` that makes its rows; None if another command
             makes them.
-        figure: "module:function" in `figures` that turns rows into panels; None if it is not drawn.
-        draws: The paper's figures that this figure corresponds to, for the help of `plot`.
+        figures: Its figures, the default one first; none if it is not drawn.
         studied: Whether `--measure` accepts it in a study.
         tensorboard: Whether its numbers can be shown over the training steps in TensorBoard.
         section: How the report shows it; None if it does not.
@@ -75,8 +89,7 @@ class Kind:
     row: str
     columns: Mapping[str, Column]
     measurement: str | None = None
-    figure: str | None = None
-    draws: str = ""
+    figures: tuple[Drawing, ...] = ()
     studied: bool = False
     tensorboard: bool = False
     section: Section | None = None
@@ -172,7 +185,7 @@ KINDS: Final = (
             "test_loss": _double("test loss, where evaluated, without the penalty"),
             "test_accuracy": _double("test accuracy, where evaluated"),
         },
-        figure="training:panels", draws="1a-b, 12a, 13", tensorboard=True,
+        figures=(Drawing("curves", "training:panels", draws="1a-b, 2, 3, 11a, 12a, 13"),), tensorboard=True,
         section=Section("Training", "Thin lines are runs, wide lines medians. A cross marks a run that diverged.",
                         ("final_test_accuracy", "final_loss"), (1, 2, 3, 8))),
     Kind("landscape", "landscape", "a step length at a measured step", {
@@ -185,8 +198,10 @@ KINDS: Final = (
             "grad_distance": _double("||g(theta) - g(theta - eta g)||, the gradient predictiveness", nullable=False),
             "grad_cosine": _double("cosine of the two gradients", nullable=False),
         },
-        measurement="landscape:MEASUREMENT", figure="landscape:panels", draws="4a-b, 9, 11b-c, 12", studied=True,
-        tensorboard=True,
+        measurement="landscape:MEASUREMENT",
+        figures=(Drawing("bands", "landscape:panels", draws="4a-b, 9a-b, 11b-c, 12b-c"),
+                 Drawing("steps", "landscape:steps", draws="10")),
+        studied=True, tensorboard=True,
         section=Section("Landscape along the gradient", "Each band spans the values on the line, from the smallest "
                         "to the largest. In a narrow band, the loss or the gradient changes little along a step.",
                         ("loss_range", "predictiveness"), (5, 6))),
@@ -208,7 +223,8 @@ KINDS: Final = (
             "sharpness": _double("eigenvalue of H that is largest in magnitude, signed"),
             "critical_alpha": _double("smallest probed alpha with a loss above the point's; null if none"),
         },
-        measurement="smoothness:MEASUREMENT", figure="smoothness:panels", draws="4c", studied=True, tensorboard=True,
+        measurement="smoothness:MEASUREMENT",
+        figures=(Drawing("curves", "smoothness:panels", draws="4c, 9c, 11d, 12d"),), studied=True, tensorboard=True,
         section=Section("Smoothness", "The largest change of the gradient on the line per unit of distance: lower is "
                         "smoother.", ("beta", "sharpness"), (7,))),
     Kind("surface", "surface", "a point of the grid, or of the run's path", {
@@ -220,7 +236,7 @@ KINDS: Final = (
             "x_share": _double("share of the path's variance along x; null for random directions"),
             "y_share": _double("share of the path's variance along y"),
         },
-        measurement="surface:MEASUREMENT", figure="surface:panels"),
+        measurement="surface:MEASUREMENT", figures=(Drawing("surface", "surface:panels"),)),
     Kind("smoothness-by-layer", "smoothness", "a layer at a measured step, all other layers held fixed", {
             **_STEP, **_LAYER,
             "grad_norm": _double("norm of the layer's gradient", nullable=False),
@@ -228,7 +244,7 @@ KINDS: Final = (
             "curvature": _double("curvature along the layer's gradient"),
             "sharpness": _double("eigenvalue of the layer's block of the Hessian that is largest in magnitude"),
         },
-        measurement="by_layer:MEASUREMENT", figure="smoothness:by_layer", tensorboard=True),
+        measurement="by_layer:MEASUREMENT", figures=(Drawing("layers", "smoothness:by_layer"),), tensorboard=True),
     Kind("ics", "ics", "a layer at a measured step", {
             **_STEP, **_LAYER,
             "grad_norm": _double("||G_i||", nullable=False),
@@ -236,8 +252,8 @@ KINDS: Final = (
             "ics": _double("||G_i - G'_i||", nullable=False),
             "cosine": _double("cosine of G_i and G'_i"),
         },
-        measurement="ics:MEASUREMENT", figure="ics:panels",
-        draws="3", studied=True, tensorboard=True,
+        measurement="ics:MEASUREMENT", figures=(Drawing("shift", "ics:panels", draws="3"),), studied=True,
+        tensorboard=True,
         section=Section("Internal covariate shift", "How much a layer's gradient changes when the layers before it "
                         "are updated. A distance of 0 and a cosine of 1 mean no shift.", ("ics", "cosine"), (4,))),
     Kind("activations", "activations", "a unit at a measured step", {
@@ -255,8 +271,9 @@ KINDS: Final = (
             "var_drift": _double("std^2 less that of the first measured step", added=True),
             "quantiles": Column("list", "the quantiles at 0.005, 0.015, ..., 0.995"),
         },
-        measurement="activations:MEASUREMENT", figure="activations:panels", draws="1c, 2, 7, 8, 14", studied=True,
-        tensorboard=True,
+        measurement="activations:MEASUREMENT",
+        figures=(Drawing("distributions", "activations:panels", draws="1c, 2, 8, 14"),),
+        studied=True, tensorboard=True,
         section=Section("Distributions of the layers' inputs", "Quantiles of single units over training. Bands that "
                         "wander mean unstable inputs.", ("movement", "kurtosis"), (3, 9))),
     Kind("theory", "theory", "a statement about a unit at a measured step", {
@@ -278,7 +295,8 @@ KINDS: Final = (
             "curvature": _double("v'Hv / v'v"),
             "input_norm": _double("lambda of 4.4: spectral norm of the layer's inputs"),
         },
-        measurement="theory:MEASUREMENT", figure="theory:panels", draws="5", studied=True, tensorboard=True,
+        measurement="theory:MEASUREMENT", figures=(Drawing("sides", "theory:panels", draws="5"),), studied=True,
+        tensorboard=True,
         section=Section("The theorems, both sides", "Points on the diagonal are equalities. Below it, the left side is "
                         "smaller.", (), (10, 11, 12, 13, 14))),
     Kind("compare", "compare", "a run", {
@@ -288,7 +306,7 @@ KINDS: Final = (
             "initial_loss": _double("training loss of the first step"),
             **_metric_columns(),
         },
-        figure="compare:panels", compared=True,
+        figures=(Drawing("metrics", "compare:panels"),), compared=True,
         section=Section("Comparison", "Dots are runs, bars medians. The best come first.",
                         ("steps_to_accuracy", "steps_to_loss"), (1, 8))),
     Kind("compare-summary", "compare", "a metric of a problem, norm and learning rate, over seeds", {
@@ -343,3 +361,22 @@ def get(name: str) -> Kind:
 def measured(*, studied: bool = False) -> list[str]:
     """The names of the kinds that measurements produce; with `studied`, only those that a study accepts."""
     return [kind.name for kind in KINDS if kind.measurement and (kind.studied or not studied)]
+
+
+def drawing(kind: str, name: str | None = None) -> Drawing:
+    """The figure of a kind of table that has this name; its default figure without a name.
+
+    Raises:
+        InputError: If the kind is unknown or not drawn, or has no such figure.
+
+    >>> drawing("landscape").name, drawing("landscape", "steps").draws
+    ('bands', '10')
+    """
+    drawings = {entry.name: entry for entry in get(kind).figures}
+    if not drawings:
+        raise unknown("kind of figure", kind, [entry.name for entry in KINDS if entry.figures])
+    if name is None:
+        return get(kind).figures[0]
+    if name not in drawings:
+        raise unknown(f"figure of a {kind} table", name, drawings)
+    return drawings[name]

@@ -12,7 +12,7 @@ from bnsmooth_cli import cli, kinds, norms
 #: Kind -> column -> type.
 SCHEMAS = {kind.name: {name: column.type for name, column in kind.columns.items()} for kind in kinds.KINDS}
 #: The kinds that have a figure.
-DRAWN = [kind.name for kind in kinds.KINDS if kind.figure]
+DRAWN = [kind.name for kind in kinds.KINDS if kind.figures]
 
 #: The paper's norms and lp:3: those whose statistics are taken over the batch, and those without statistics.
 NORMS = [norm.example or norm.name for norm in norms.NORMS if norm.over in ("batch", "nothing")]

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.panels import page
 from bnsmooth_cli.storage import tables
@@ -27,7 +27,9 @@ _MAX_DRAWN: Final = 1e200
 _METADATA: Final[dict[str, dict[str, None]]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
+def render(
+    kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None, figure: str | None = None
+) -> Figure:
     """The figure of a table. Problems are drawn below each other.
 
     Equal tables give equal files if they are saved under `matplotlib.rc_context(style.SAVE)`.
@@ -36,13 +38,12 @@ def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None)
         kind: The kind of table.
         table: The rows of one table, or of several of the kind concatenated.
         training: For "ics", the train tables of the same runs; their training curves become the first panel (figure 3).
+        figure: The figure of the kind by its name in `kinds`; the default one by default.
 
     Raises:
-        InputError: If the kind is unknown or has no figure, or the table has no rows or too many norms.
+        InputError: If the kind is unknown or has no such figure, or the table has no rows or too many norms.
     """
-    entry = kinds.get(kind)
-    if entry.figure is None:
-        raise unknown("kind of figure", kind, [known.name for known in kinds.KINDS if known.figure])
+    drawing = kinds.drawing(kind, figure)
     if table.empty:
         raise InputError(f"no rows to plot in the {kind} table")
     for column, most in MAX_SHOWN.items():
@@ -52,7 +53,7 @@ def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None)
     table = table.assign(
         **{str(name): column.where(column.abs() < _MAX_DRAWN, column * np.inf) for name, column in numbers.items()}
     )
-    panels = pkgutil.resolve_name(f"{__name__}.{entry.figure}")
+    panels = pkgutil.resolve_name(f"{__name__}.{drawing.panels}")
     more = [training] if kind == "ics" else []
     with matplotlib.rc_context(style.RC):
         return page([(_title(rows), panels(rows, *more)) for _, rows in table.groupby("problem", sort=False)])
@@ -64,12 +65,13 @@ def _title(table: pd.DataFrame) -> str:
     return ", ".join([str(table["problem"].iloc[0]), *(style.lr_text(lr) for lr in lrs if len(lrs) == 1)])
 
 
-def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
+def plot(table: pd.DataFrame, training: pd.DataFrame | None = None, *, figure: str | None = None) -> Figure:
     """Draw the rows of a table of any kind.
 
     Args:
         table: Rows from a measurement, `read_table` or `compare`, or several such results concatenated.
         training: As in `render`.
+        figure: The figure's name, for kinds with several figures: "bands" or "steps" for a landscape.
 
     Raises:
         InputError: If no kind of table has these columns, or it cannot be drawn.
@@ -81,18 +83,20 @@ def plot(table: pd.DataFrame, training: pd.DataFrame | None = None) -> Figure:
     >>> len(figure.axes)
     2
     """
-    return render(tables.kind_of(table), table, training)
+    return render(tables.kind_of(table), table, training, figure)
 
 
-def plot_tables(sources: Sequence[Path], output: Path) -> None:
+def plot_tables(sources: Sequence[Path], output: Path, figure: str | None = None) -> None:
     """Draw tables into a PNG, SVG or PDF.
 
     Args:
         sources: Tables of one kind; with ics tables also train tables, whose curves become the first panel.
-        output: The figure.
+        output: The file of the figure.
+        figure: As in `render`.
 
     Raises:
-        InputError: If the tables are of several kinds, one cannot be read or is empty, or the suffix is not supported.
+        InputError: If the tables are of several kinds, one cannot be read or is empty, the kind has no such figure, or
+            the suffix is not supported.
     """
     metadata = _METADATA.get(output.suffix.lower())
     if metadata is None:
@@ -108,8 +112,8 @@ def plot_tables(sources: Sequence[Path], output: Path) -> None:
     table = pd.concat([frame for frame, name in zip(frames, names, strict=True) if name == kind])
     training = [frame for frame, name in zip(frames, names, strict=True) if name != kind]
     try:
-        figure = render(kind, table, pd.concat(training) if training else None)
+        drawn = render(kind, table, pd.concat(training) if training else None, figure)
     except InputError as error:
         raise InputError(f"{sources[0]}{' and others' * (len(sources) > 1)}: {error}") from error
     with atomic(output) as temporary, matplotlib.rc_context(style.SAVE):
-        figure.savefig(temporary, metadata=metadata)
+        drawn.savefig(temporary, metadata=metadata)

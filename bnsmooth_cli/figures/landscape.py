@@ -1,29 +1,40 @@
-"""The landscape along the gradient (figures 4a-b, 9, 11b-c, 12): the loss and the gradient predictiveness, as bands
-over training, or along the line if a single step was measured."""
+"""The landscape along the gradient: the loss and the gradient predictiveness, as bands over training (figures 4a-b,
+9a-b, 11b-c, 12b-c) or along the line if a single step was measured; and over the step length (figure 10)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import Curves, Panel, series
+from bnsmooth_cli.figures.panels import Curves, Panel, say_empty, series
 
 _METRICS = {
     "loss": ("loss", "L(θ − ηg)"),
     "grad_distance": ("gradient predictiveness", "‖g(θ) − g(θ − ηg)‖"),
 }
+#: From early to late, without the lightest tenth.
+_COLOURS: Final = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))
+_IN_ROW: Final = 3  # panels of figure 10
 
 
 def panels(table: pd.DataFrame) -> list[list[Panel]]:
-    """Figures 4a-b, 9, 11b-c, 12: loss and gradient predictiveness on the line, a row for each learning rate.
+    """Figures 4a-b, 9a-b, 11b-c, 12b-c: loss and gradient predictiveness on the line, a row for each learning rate.
 
     The length of the line is proportional to the learning rate, so bands of different learning rates do not compare.
     They share a row only if each norm has one learning rate, as when each was trained at its best one.
     """
-    probed = table[(table["alpha"] > 0) & np.isfinite(table["alpha"])]
-    # On the line NaN is an overflow, like infinity.
-    probed = probed.assign(**{name: probed[name].fillna(np.inf) for name in _METRICS})
+    probed = _probed(table)
     lrs = style.lrs_of(table)
     if table.groupby("norm")["lr"].nunique().max() == 1:
         return [_row(probed, "")]
@@ -40,3 +51,73 @@ def _row(probed: pd.DataFrame, suffix: str) -> list[Panel]:
         Curves(f"{title}{about}", symbol, series(probed, name, x, spread), band=band)
         for name, (title, symbol) in _METRICS.items()
     ]
+
+
+@dataclass(frozen=True, eq=False)
+class Fan:
+    """The gradient difference over the step length: a line for each measured step, coloured from early to late."""
+
+    title: str
+    ylabel: str
+    lines: pd.DataFrame  # a row for each step length, a column for each step
+    steps: Normalize
+    scale: style.Scale | None
+    height: float = 2.6
+
+    def draw(self, axes: Axes) -> dict[str, Line2D]:
+        axes.set_title(self.title)
+        axes.set_ylabel(self.ylabel)
+        if self.scale is None or self.lines.empty:
+            say_empty(axes)
+            return {}
+        axes.set_xlabel("step length η")
+        lengths = self.lines.index
+        style.Scale("log", lengths.min() / 1.2, lengths.max() * 1.2).apply(axes, "x")
+        self.scale.apply(axes, "y")
+        colours = ScalarMappable(self.steps, _COLOURS)
+        for step, line in self.lines.items():
+            shown = line.clip(self.scale.low, self.scale.high).dropna()
+            axes.plot(shown.index, shown, color=colours.to_rgba(step), linewidth=0.9, marker=".", markersize=3)
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Bar:
+    """The training steps that the colours of the lines above mean."""
+
+    steps: Normalize
+    height: float = 0.2
+
+    def draw(self, axes: Axes) -> dict[str, Line2D]:
+        Colorbar(axes, ScalarMappable(self.steps, _COLOURS), orientation="horizontal", label="training step",
+                 format=EngFormatter(sep=""))  # fmt: skip
+        return {}
+
+
+def steps(table: pd.DataFrame) -> list[list[Panel]]:
+    """Figure 10: the norms side by side on one scale, below them the next learning rate; medians over the seeds."""
+    first, last = float(table["step"].min()), float(table["step"].max())
+    colours = Normalize(first, max(last, first + 1))
+    lrs = style.lrs_of(table)
+    lines = {
+        (lr, look.label): _probed(rows).pivot_table("grad_distance", "step_size", "step", "median")
+        for lr in lrs
+        for look, rows in style.groups(table[table["lr"] == lr])
+    }
+    scale = style.fit([line.to_numpy() for line in lines.values()])
+    page: list[list[Panel]] = []
+    for lr in lrs:
+        fans: list[Panel] = []
+        for norm, line in ((norm, line) for (of_lr, norm), line in lines.items() if of_lr == lr):
+            title = f"{norm}, {style.lr_text(lr)}" if lrs[1:] else norm
+            label = "" if len(fans) % _IN_ROW else _METRICS["grad_distance"][1]
+            fans.append(Fan(title, label, line, colours, scale))
+        page += [fans[place : place + _IN_ROW] for place in range(0, len(fans), _IN_ROW)]
+    bar: list[Panel] = [Bar(colours)] * max(map(len, page))
+    return [*page, bar]
+
+
+def _probed(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the line without the point itself. On the line, NaN is an overflow, like infinity."""
+    probed = table[(table["alpha"] > 0) & np.isfinite(table["alpha"])]
+    return probed.assign(**{name: probed[name].fillna(np.inf) for name in _METRICS})

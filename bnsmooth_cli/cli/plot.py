@@ -31,7 +31,8 @@ def plot(
     """Plot one or more tables of the same kind, with runs overlaid.
 
     The kind determines the figure. These kinds can be plotted; parentheses name the matching figures of the paper:
-    FIGURES. Of a kind with several figures, the first is drawn unless --figure names another. If ics tables are accompanied by train tables of the same runs, the training curves become the first panel.
+    FIGURES. Of a kind with several figures, the first is drawn unless --figure names another. If ics tables are
+    accompanied by train tables of the same runs, the training curves become the first panel.
 
     [bold]Examples[/]
 

@@ -27,9 +27,7 @@ _MAX_DRAWN: Final = 1e200
 _METADATA: Final[dict[str, dict[str, None]]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def render(
-    kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None, figure: str | None = None
-) -> Figure:
+def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None, figure: str | None = None) -> Figure:
     """The figure of a table. Problems are drawn below each other.
 
     Equal tables give equal files if they are saved under `matplotlib.rc_context(style.SAVE)`.

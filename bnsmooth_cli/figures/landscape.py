@@ -74,10 +74,10 @@ class Fan:
         lengths = self.lines.index
         style.Scale("log", lengths.min() / 1.2, lengths.max() * 1.2).apply(axes, "x")
         self.scale.apply(axes, "y")
-        colours = ScalarMappable(self.steps, _COLOURS)
-        for step, line in self.lines.items():
-            shown = line.clip(self.scale.low, self.scale.high).dropna()
-            axes.plot(shown.index, shown, color=colours.to_rgba(step), linewidth=0.9, marker=".", markersize=3)
+        for step in self.lines.columns.to_numpy("int64").tolist():
+            shown = self.lines[step].clip(self.scale.low, self.scale.high).dropna()
+            colour = _COLOURS(float(self.steps(step)))
+            axes.plot(shown.index, shown, color=colour, linewidth=0.9, marker=".", markersize=3)
         return {}
 
 

@@ -193,6 +193,7 @@ class ProblemEntry:
         settings: The class of its settings.
         presets: The values of each preset.
         alphas: The step lengths of the line probe, in learning rates.
+        layers: The layers whose activations the paper shows, by number.
     """
 
     name: str
@@ -200,6 +201,7 @@ class ProblemEntry:
     settings: type[Settings]
     presets: Mapping[str, Mapping[str, Any]]
     alphas: tuple[float, ...]
+    layers: tuple[int, ...] = ()
 
 
 _SGD: Final = {"lr": 0.1, "momentum": 0.0, "batch_size": 128}
@@ -222,11 +224,11 @@ PROBLEMS: Final = {
                 **_SGD, "data": "cifar10", "augment": False, "depth": 16, "width": 1.0, "classifier": "4096,4096",
                 "inputs": "centred", "weight_decay": 4.5e-4, "steps": 15_000, "save_every": 500, "eval_every": 500,
             },
-        }, (0.5, 1.0, 2.0, 4.0)),
+        }, (0.5, 1.0, 2.0, 4.0), layers=(2, 3, 9, 11, 13)),
         ProblemEntry("dln", "linear:DeepLinear", LinearSettings, {
             "quick": {**_DLN, "steps": 1_000, "save_every": 50},
             "paper": {**_DLN, "steps": 10_000, "save_every": 200},
-        }, (0.01, 0.1, 1.0, 10.0, 30.0)),
+        }, (0.01, 0.1, 1.0, 10.0, 30.0), layers=(1, 11, 24)),
     )
 }  # fmt: skip
 #: Any custom problem; its name says how users name theirs.

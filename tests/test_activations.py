@@ -47,6 +47,13 @@ def test_five_layers_over_the_depth_and_the_same_five_units_for_every_norm(small
     assert tables[0].groupby("layer")["unit"].apply(tuple).nunique() > 1  # not the first five of each
 
 
+def test_the_layers_that_the_paper_shows_are_the_defaults(small_run):
+    deep = bns.load_point(small_run("dln", "none", depth=25, dimension=2))
+    assert bns.activations(deep)["layer"].unique().tolist() == [1, 11, 24]
+    deep = bns.load_point(small_run("vgg", "batch", depth=16, width=0.02))
+    assert bns.activations(deep)["layer"].unique().tolist() == [2, 3, 9, 11, 13]
+
+
 def test_the_distance_is_that_of_the_batches_themselves(small_run, tmp_path):
     """From 100 quantiles each, against SciPy's Wasserstein-1 of all values; a run's first step has none."""
     runs = [small_run("dln", norm, samples=1000, lr=1e-2 if norm == "batch" else 1e-6) for norm in ("batch", "none")]

@@ -11,8 +11,8 @@ from bnsmooth_cli.cli.options import UnitOptions
 def activations(rows: Rows) -> None:
     """Measure how the inputs to the non-linearities are distributed, and how far they move (figures 1c, 2, 7, 8, 14).
 
-    The table has one row per measured step, layer and unit. By default it covers five layers, spread over the depth,
-    and five units of each.
+    The table has one row per measured step, layer and unit. By default it covers five units of each layer that
+    the paper shows. If the network lacks one of these layers, it covers five layers spread over the depth.
 
     [bold]Examples[/]
 

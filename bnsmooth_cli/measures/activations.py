@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from bnsmooth_cli.config import find_problem
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 
-LAYERS: Final = 5  # default number of layers, spread over the depth
+LAYERS: Final = 5  # number of layers spread over the depth, where the paper shows none
 UNITS: Final = 5  # default number of units per layer
 #: The probabilities of the column `quantiles`, whose values represent a distribution with equal weights.
 PROBABILITIES: Final = (np.arange(100) + 0.5) / 100
@@ -36,7 +37,8 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
 
     Args:
         point: Where to measure.
-        layers: Layers by name or number; by default LAYERS layers, spread over the depth.
+        layers: Layers by name or number. By default, those that the paper shows (2, 3, 9, 11 and 13 of VGG; 1, 11 and
+            24 of the deep linear network), or LAYERS layers spread over the depth of a network that lacks some of them.
         units: Units of each layer; by default UNITS units, sampled by the run's seed.
 
     Returns:
@@ -59,7 +61,7 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
     point = point.at("batch")
     selected = select(point.structure, layers, units)
     if layers is None:
-        selected = [selected[i] for i in sorted({round(i) for i in np.linspace(0, len(selected) - 1, LAYERS)})]
+        selected = _default_layers(selected, find_problem(point.config.problem).layers)
     if not units:
         selected = [_sample(layer, point.config.seed) for layer in selected]
     sites = [layer.site for layer in selected]
@@ -68,6 +70,14 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
         outputs = [output for _, output in captured(ends, point.loss)]
     pairs = zip(selected, outputs[::2], outputs[1::2], strict=True)
     return label(point, pd.concat([_rows(layer, y, z) for layer, y, z in pairs], ignore_index=True))
+
+
+def _default_layers(layers: list[Selected], shown: Sequence[int]) -> list[Selected]:
+    """The layers that the paper shows, or LAYERS layers spread over the depth of a network that lacks some of them."""
+    numbered = {layer.site.number: layer for layer in layers}
+    if shown and all(number in numbered for number in shown):
+        return [numbered[number] for number in shown]
+    return [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, LAYERS)})]
 
 
 def _sample(selected: Selected, seed: int) -> Selected:

@@ -175,6 +175,38 @@ def _metric_columns() -> dict[str, Column]:
     return columns | {f"ratio_{name}": _double(f"`{name}` divided by the `none` run's") for name in ratios}
 
 
+_LANDSCAPE: Final = {
+    **_STEP,
+    "alpha": _double("step length in learning rates; 0 is the point itself"),
+    "step_size": _double("step length eta = alpha * lr"),
+    "distance": _double("||eta g||"),
+    "loss": _double("loss at theta - eta g", nullable=False),
+    "grad_norm": _double("norm of the gradient there", nullable=False),
+    "grad_distance": _double("||g(theta) - g(theta - eta g)||, the gradient predictiveness", nullable=False),
+    "grad_cosine": _double("cosine of the two gradients", nullable=False),
+}
+_SMOOTHNESS: Final = {
+    **_STEP,
+    "loss": _double("loss at the point, the penalty included", nullable=False),
+    "penalty": _double("the loss's L2 penalty of the weights there", added=True),
+    "grad_norm": _double("norm of the gradient there", nullable=False),
+    "loss_min": _double("smallest loss on the line, alpha > 0"),
+    "loss_max": _double("largest loss on the line, alpha > 0"),
+    "predictiveness_min": _double("smallest grad_distance on the line"),
+    "predictiveness_max": _double("largest grad_distance on the line"),
+    "lipschitz": _double("largest gradient norm on the line, alpha = 0 included"),
+    "beta": _double("effective beta: largest grad_distance / distance"),
+    "beta_alpha": _double("step length, in learning rates, at which beta is attained", added=True),
+    "saturated": Column("bool", "beta is 1 / (shortest step_size), where 90% of the gradient is lost", added=True),
+    "curvature": _double("g'Hg / g'g, H the Hessian"),
+    "sharpness": _double("eigenvalue of H that is largest in magnitude, signed"),
+    "critical_alpha": _double("smallest probed alpha with a loss above the point's; null if none"),
+}
+_DIRECTION: Final = {
+    "direction": Column("string", "`random`: the line is theta - eta d, with a random d in place of g, ||d|| = ||g||"),
+}
+
+
 KINDS: Final = (
     Kind("train", "train", "a training step", {
             **_STEP,
@@ -188,16 +220,7 @@ KINDS: Final = (
         figures=(Drawing("curves", "training:panels", draws="1a-b, 2, 3, 11a, 12a, 13"),), tensorboard=True,
         section=Section("Training", "Thin lines are runs, wide lines medians. A cross marks a run that diverged.",
                         ("final_test_accuracy", "final_loss"), (1, 2, 3, 8))),
-    Kind("landscape", "landscape", "a step length at a measured step", {
-            **_STEP,
-            "alpha": _double("step length in learning rates; 0 is the point itself"),
-            "step_size": _double("step length eta = alpha * lr"),
-            "distance": _double("||eta g||"),
-            "loss": _double("loss at theta - eta g", nullable=False),
-            "grad_norm": _double("norm of the gradient there", nullable=False),
-            "grad_distance": _double("||g(theta) - g(theta - eta g)||, the gradient predictiveness", nullable=False),
-            "grad_cosine": _double("cosine of the two gradients", nullable=False),
-        },
+    Kind("landscape", "landscape", "a step length at a measured step", _LANDSCAPE,
         measurement="landscape:MEASUREMENT",
         figures=(Drawing("bands", "landscape:panels", draws="4a-b, 9a-b, 11b-c, 12b-c"),
                  Drawing("steps", "landscape:steps", draws="10")),
@@ -205,28 +228,20 @@ KINDS: Final = (
         section=Section("Landscape along the gradient", "Each band spans the values on the line, from the smallest "
                         "to the largest. In a narrow band, the loss or the gradient changes little along a step.",
                         ("loss_range", "predictiveness"), (5, 6))),
-    Kind("smoothness", "smoothness", "a measured step", {
-            **_STEP,
-            "loss": _double("loss at the point, the penalty included", nullable=False),
-            "penalty": _double("the loss's L2 penalty of the weights there", added=True),
-            "grad_norm": _double("norm of the gradient there", nullable=False),
-            "loss_min": _double("smallest loss on the line, alpha > 0"),
-            "loss_max": _double("largest loss on the line, alpha > 0"),
-            "predictiveness_min": _double("smallest grad_distance on the line"),
-            "predictiveness_max": _double("largest grad_distance on the line"),
-            "lipschitz": _double("largest gradient norm on the line, alpha = 0 included"),
-            "beta": _double("effective beta: largest grad_distance / distance"),
-            "beta_alpha": _double("step length, in learning rates, at which beta is attained", added=True),
-            "saturated": Column("bool", "the probe sets beta: within 2% of 1 / (shortest alpha * lr), and that step "
-                                "leaves at most a tenth of the gradient", added=True),
-            "curvature": _double("g'Hg / g'g, H the Hessian"),
-            "sharpness": _double("eigenvalue of H that is largest in magnitude, signed"),
-            "critical_alpha": _double("smallest probed alpha with a loss above the point's; null if none"),
-        },
+    Kind("smoothness", "smoothness", "a measured step", _SMOOTHNESS,
         measurement="smoothness:MEASUREMENT",
         figures=(Drawing("curves", "smoothness:panels", draws="4c, 9c, 11d, 12d"),), studied=True, tensorboard=True,
         section=Section("Smoothness", "The largest change of the gradient on the line per unit of distance: lower is "
                         "smoother.", ("beta", "sharpness"), (7,))),
+    Kind("landscape-random", "landscape", "a step length along a random direction at a measured step",
+         {**_LANDSCAPE, **_DIRECTION},
+        measurement="landscape:RANDOM", figures=(Drawing("bands", "landscape:panels"),), studied=True, tensorboard=True,
+        section=Section("Landscape along random directions", "As the landscape along the gradient, and equally far.",
+                        ("random_loss_range", "random_predictiveness"), (15,))),
+    Kind("smoothness-random", "smoothness", "a measured step, along a random direction",
+         {**_SMOOTHNESS, **_DIRECTION},
+        measurement="smoothness:RANDOM", figures=(Drawing("curves", "smoothness:panels"),), studied=True,
+        tensorboard=True),
     Kind("surface", "surface", "a point of the grid, or of the run's path", {
             **_STEP,
             "x": _double("coordinate along the first direction"),

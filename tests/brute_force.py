@@ -17,21 +17,26 @@ from bnsmooth_cli.networks.parameters import trainable
 ALPHAS = (0.5, 1.0, 4.0)
 
 
-def check_line(point, tolerance):
-    found = bns.landscape(point, ALPHAS).to_dict("records")
-    for row, expected in zip(found, reference.line(point, ALPHAS), strict=True):
+def check_line(point, tolerance, direction="gradient"):
+    found = bns.landscape(point, ALPHAS, direction=direction).to_dict("records")
+    for row, expected in zip(found, reference.line(point, ALPHAS, direction), strict=True):
         scales = {"grad_distance": expected["grad_norm"], "grad_cosine": 1.0}  # a difference has absolute errors
         for name, value in expected.items():
             assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance * scales.get(name, 0.0)), name
 
 
-def check_smoothness(point):
+def check_smoothness(point, direction="gradient"):
     """Every column, at a point in float64, against the line and all eigenvalues of the Hessian."""
-    (row,) = bns.smoothness(point, ALPHAS).to_dict("records")
-    line = reference.line(point, ALPHAS)
+    (row,) = bns.smoothness(point, ALPHAS, direction=direction).to_dict("records")
+    line = reference.line(point, ALPHAS, direction)
     losses = [r["loss"] for r in line]
     distances = [r["grad_distance"] for r in line]
     g, h = reference.hessian(point)
+    d = g
+    if direction == "random":
+        d = reference.flatten(
+            reference.random_direction(point, reference.gradient(point, reference.double_copy(point)))
+        )
     expected = {
         "loss": losses[0],
         "grad_norm": line[0]["grad_norm"],
@@ -41,7 +46,7 @@ def check_smoothness(point):
         "predictiveness_max": max(distances[1:]),
         "lipschitz": max(r["grad_norm"] for r in line),
         "beta": max(r["grad_distance"] / r["distance"] for r in line[1:]),
-        "curvature": float(g @ h @ g / (g @ g)),
+        "curvature": float(d @ h @ d / (d @ d)),
         "beta_alpha": max(line[1:], key=lambda r: r["grad_distance"] / r["distance"])["alpha"],
     }
     for name, value in expected.items():

@@ -148,6 +148,8 @@ ROWS = {
     "train": vgg_training,
     "landscape": landscape,
     "smoothness": smoothness,
+    "landscape-random": lambda rough, noise: landscape(rough, noise).assign(direction="random"),
+    "smoothness-random": lambda rough, noise: smoothness(rough, noise).assign(direction="random"),
     "surface": surface,
     "smoothness-by-layer": smoothness_by_layer,
     "ics": ics,

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bnsmooth_cli import Point
 from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.norms.state import prepare
+from bnsmooth_cli.randomness import generator
 
 
 def double_copy(point: Point) -> nn.Module:
@@ -39,21 +40,30 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def line(point: Point, alphas: Sequence[float]) -> list[dict[str, float]]:
+def random_direction(point: Point, g: Sequence[Tensor]) -> list[Tensor]:
+    """A Gaussian vector of the gradient's length; the one that the point's seed and step stand for."""
+    random = generator(point.config.seed, "direction", point.step)
+    flat = torch.randn(sum(t.numel() for t in g), generator=random).double()
+    pieces = [piece.view_as(t) for piece, t in zip(flat.split([t.numel() for t in g]), g, strict=True)]
+    return [piece * norm(g) / norm(pieces) for piece in pieces]
+
+
+def line(point: Point, alphas: Sequence[float], direction: str = "gradient") -> list[dict[str, float]]:
     g = gradient(point, double_copy(point))
+    d = g if direction == "gradient" else random_direction(point, g)
     rows = []
     for alpha in [0.0, *alphas]:
         eta = alpha * point.config.lr
         model = double_copy(point)
         with torch.no_grad():
-            for p, slope in zip(model.parameters(), g, strict=True):
-                p -= eta * slope
+            for p, part in zip(model.parameters(), d, strict=True):
+                p -= eta * part
         there = gradient(point, model)
         rows.append(
             {
                 "alpha": alpha,
                 "step_size": eta,
-                "distance": eta * norm(g),
+                "distance": eta * norm(d),
                 "loss": point.loss(model).item(),
                 "grad_norm": norm(there),
                 "grad_distance": norm(difference(g, there)),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from helpers import SMALL, commands
@@ -160,6 +161,24 @@ def test_a_table_of_other_settings_is_refused_and_replaced_by_force(cli, run):
     assert len(bns.read_table("t.parquet")) == 4 * 4
 
 
+def test_a_random_direction_has_tables_of_its_own(cli, run):
+    for kind in ("landscape", "smoothness"):
+        assert cli(f"{kind} {run.path} --at 2,4")[0] == 0
+        code, out, err = cli(f"{kind} {run.path} --at 2,4 --direction random")
+        assert (code, err) == (0, "")
+        assert "along a random direction" in out
+        plain, random = (bns.read_table(run.path / f"{name}.parquet", name) for name in (kind, f"{kind}-random"))
+        measure = {"landscape": bns.landscape, "smoothness": bns.smoothness}[kind]
+        same = pd.concat([measure(bns.load_point(run, step), direction="random") for step in (2, 4)], ignore_index=True)
+        pd.testing.assert_frame_equal(random, same)
+        assert tables.kind_of(same) == f"{kind}-random"
+        assert tables.kind_of(plain) == kind
+        assert not random.iloc[:, :-1].equals(plain)
+        assert cli(f"plot {run.path}/{kind}-random.parquet -o {kind}.png")[0] == 0
+        code, _, err = cli(f"plot {run.path}/{kind}-random.parquet {run.path}/{kind}.parquet -o {kind}.png")
+        assert (code, "one kind at a time" in err) == (2, True)
+
+
 def test_force_removes_what_a_run_writes_and_nothing_of_the_users(cli, tmp_path):
     assert cli(f"train --norm l1 {DLN} --tensorboard -o r")[0] == 0
     assert cli("landscape r --points 1 --objective train:8 --tensorboard")[0] == 0
@@ -173,7 +192,12 @@ def test_force_removes_what_a_run_writes_and_nothing_of_the_users(cli, tmp_path)
     }  # fmt: skip
     for name in mine:
         (tmp_path / "r" / name).write_text("mine")
-    others = {"smoothness-by-layer.train8.parquet", "landscape.test.parquet", "landscape.test.tfevents"}
+    others = {
+        "smoothness-by-layer.train8.parquet",
+        "landscape.test.parquet",
+        "landscape.test.tfevents",
+        "landscape-random.parquet",
+    }
     for name in others:
         (tmp_path / "r" / name).write_text("of before")
     assert cli(f"train --norm l1 {DLN} --force -o r")[0] == 0
@@ -234,6 +258,9 @@ BAD = [
     ("landscape RUN --lr 1", "--lr"),
     ("landscape RUN --points 0", "--points"),
     ("landscape RUN --min-alpha -1", "--min-alpha"),
+    ("landscape RUN --direction sideways", "unknown direction 'sideways'"),
+    ("smoothness --direction sideways", "unknown direction 'sideways'"),
+    ("smoothness RUN --by-layer --direction random", "--by-layer"),
     ("landscape RUN --every 0", "--every"),
     ("landscape RUN --every 1 --at 1", "--at"),
     ("landscape RUN --at x", "--at x"),

@@ -46,6 +46,41 @@ def test_smoothness_is_the_brute_force_hessian_and_line(small_run, problem, norm
     check_smoothness(point)
 
 
+@pytest.mark.parametrize(
+    ("problem", "norm"), [("dln", "none"), ("dln", "noisy-batch"), ("dln", "l1"), ("vgg", "batch")]
+)
+def test_a_random_line_is_the_brute_force_line(small_run, problem, norm):
+    small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
+    run = small_run(problem, norm, **small)
+    for dtype in (torch.float32, torch.float64):
+        check_line(bns.load_point(run, step=3, dtype=dtype), TOLERANCE[problem, dtype], "random")
+    check_smoothness(bns.load_point(run, step=3, dtype=torch.float64), "random")
+
+
+def test_a_random_direction_depends_on_seed_and_step_alone_and_is_as_long_as_the_gradient(small_run):
+    runs = [small_run("dln", "batch", seed=seed) for seed in (0, 1)]
+    first, again, later, other = (
+        bns.landscape(bns.load_point(run, step), ALPHAS, direction="random")
+        for run, step in ((runs[0], 3), (runs[0], 3), (runs[0], 4), (runs[1], 3))
+    )
+    assert first.equals(again)
+    assert set(first["direction"]) == {"random"}
+    along = bns.landscape(bns.load_point(runs[0], 3), ALPHAS)
+    assert first["distance"].equals(along["distance"])
+    assert [*first.iloc[0, :-1]] == [*along.iloc[0]]  # the point itself
+    assert [*first.columns] == [*along.columns, "direction"]
+    # The loss falls along the gradient; a random direction is nearly at right angles to it.
+    for rows in (first, later, other):
+        assert abs(rows["loss"][1] - rows["loss"][0]) < 0.5 * (along["loss"][0] - along["loss"][1])
+
+
+def test_an_unknown_direction_is_refused(small_run):
+    point = bns.load_point(small_run("dln", "none"), step=3)
+    for measure in (bns.landscape, bns.smoothness):
+        with pytest.raises(InputError, match=r"unknown direction 'sideways'.*gradient, random"):
+            measure(point, direction="sideways")
+
+
 @pytest.mark.parametrize("norm", ["none", "batch", "l1"])
 def test_smoothness_in_float32_agrees_with_float64(small_run, norm):
     run = small_run("dln", norm)

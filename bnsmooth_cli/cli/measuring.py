@@ -56,7 +56,8 @@ def measuring(*groups: type[MeasureOptions], problem: str | None = None) -> Call
         def command(**values: Any) -> None:
             chosen: list[MeasureOptions] = [values.pop(key) for key in groups_by_key]
             options = {key: value for group in chosen for key, value in group.given().items()}
-            _measure(summarise, options.pop("kind", name), options, problem, **values)
+            kind = f"{name}-{options.pop('variant')}" if "variant" in options else name
+            _measure(summarise, kind, options, problem, **values)
 
         steps, *others = [*inspect.signature(_measure, eval_str=True).parameters.values()][4:]
         if not kinds.get(name).tensorboard:

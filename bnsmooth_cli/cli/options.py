@@ -16,7 +16,7 @@ from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, flag, help_of, resolve, type_of
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.measures import DIRECTIONS
+from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.user_code import allow, is_code
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -211,7 +211,7 @@ def _numbers(flag: str, text: str, example: str) -> list[float]:
 class MeasureOptions(Options):
     """Options of a measurement. The fields are keyword arguments of its `plan`.
 
-    If `given` returns a key `kind`, it selects a kind of table other than the one that the command is named after.
+    If `given` returns a key `variant`, the table is of the kind `<command>-<variant>`.
     """
 
     def given(self) -> dict[str, Any]:
@@ -239,6 +239,23 @@ class LineOptions(MeasureOptions):
     min_alpha: float | None = option("Shortest of evenly spaced step lengths, instead of --alphas.")
     max_alpha: float | None = option("Longest of evenly spaced step lengths.")
     points: int | None = option("Number of evenly spaced step lengths (8 if only their range is given).")
+
+
+@dataclass(frozen=True)
+class DirectionOptions(MeasureOptions):
+    """The direction of the line probe."""
+
+    direction: str = option(
+        "Direction of the line: gradient (default), or random (a seeded Gaussian vector as long as the gradient).",
+        default="gradient",
+        choices=LINE_DIRECTIONS,
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The keyword arguments of the measurement's `plan`, and the kind's `variant`."""
+        values = super().given()
+        check_direction(values.pop("direction"))
+        return values if self.direction == "gradient" else {**values, "variant": self.direction}
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,29 @@ from typing import Any
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import Rows, measuring
-from bnsmooth_cli.cli.options import LayerOptions, LineOptions, ObjectiveOptions, option
+from bnsmooth_cli.cli.options import DirectionOptions, LayerOptions, LineOptions, ObjectiveOptions, option
 from bnsmooth_cli.errors import InputError
 
 
 @dataclass(frozen=True)
-class ByLayerOptions(LayerOptions):
-    """Whether smoothness is measured layer by layer, and for which layers."""
+class SmoothnessOptions(DirectionOptions, LayerOptions):
+    """The direction of the line probe, and whether smoothness is measured layer by layer, and for which layers."""
 
     by_layer: bool = option("Measure each layer, with the parameters of all other layers held fixed.", default=False)
 
     def given(self) -> dict[str, Any]:
-        """The keyword arguments of the measurement's `plan`, and the kind of table."""
+        """The keyword arguments of the measurement's `plan`, and the kind's `variant`."""
         values = super().given()
         if values.pop("by_layer"):
-            values["kind"] = "smoothness-by-layer"
+            if "variant" in values:
+                raise InputError(f"--direction {self.direction}: not with --by-layer; leave one of them out")
+            values["variant"] = "by-layer"
         elif self.layers is not None:
             raise InputError(f"--layers {self.layers}: needs --by-layer")
         return values
 
 
-@measuring(LineOptions, ObjectiveOptions, ByLayerOptions)
+@measuring(LineOptions, ObjectiveOptions, SmoothnessOptions)
 def smoothness(rows: Rows) -> None:
     """Measure how smooth the loss is: effective beta (figure 4c), Lipschitzness, curvature, sharpness.
 
@@ -35,7 +37,8 @@ def smoothness(rows: Rows) -> None:
     iteration to a relative accuracy of 0.005. At a saturated point, the gradient vanishes within the shortest step, and
     beta is 1 / (shortest step * lr), whatever the network.
 
-    With --by-layer, the loss is taken as a function of one layer's parameters at a time, and
+    With --direction random, the line goes in a random direction, and the table is smoothness-random.parquet. With
+    --by-layer, the loss is taken as a function of one layer's parameters at a time, and
     smoothness-by-layer.parquet has one row per measured step and layer.
 
     [bold]Examples[/]
@@ -47,8 +50,11 @@ def smoothness(rows: Rows) -> None:
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0,300 --by-layer
 
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0 --objective train:4
+
+      bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --direction random
     """
-    title, columns, note = "smoothness", ["beta", "lipschitz", "curvature", "sharpness"], ""
+    title = "smoothness along a random direction" if "direction" in rows else "smoothness"
+    columns, note = ["beta", "lipschitz", "curvature", "sharpness"], ""
     if "layer_name" in rows:
         title, columns = "smoothness by layer", ["layer_name", "grad_norm", "beta", "curvature", "sharpness"]
     elif known := rows["saturated"].count():

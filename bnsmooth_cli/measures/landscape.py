@@ -1,7 +1,8 @@
-"""The line probe: loss and gradient along theta - eta g. Santurkar et al. (2018), section 3.1, figure 4."""
+"""The line probe: loss and gradient along theta - eta d. Santurkar et al. (2018), section 3.1, figure 4."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.randomness import generator
 
 POINTS: Final = 8  # default number of evenly spaced step lengths
 
@@ -83,24 +86,33 @@ def plan_objective(config: Config, objective: str) -> dict[str, str]:
     return {} if objective == "batch" else {"objective": objective}
 
 
-def landscape(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
+def landscape(
+    point: Point, alphas: Sequence[float] | None = None, objective: str | None = None, direction: str = "gradient"
+) -> pd.DataFrame:
     r"""Measure the loss and its gradient along the gradient: Santurkar et al. (2018), section 3.1, figures 4a and 4b.
 
     With $g = \nabla L(\theta)$ and $\eta = \alpha \cdot \mathrm{lr}$, the probe evaluates $L$ and its gradient $g_\eta$
     at $\theta - \eta g$. Overflows are recorded as inf or NaN.
 
+    A random direction (section 3.2) replaces the step by $\theta - \eta d$. Here d is a Gaussian vector that depends
+    only on the run's seed and the step, scaled to $\|d\| = \|g\|$. At each step length, both directions then reach
+    equally far, so that their losses, gradients and beta compare. A filter-normalised direction (`surface`) is as long
+    as the weights instead, and leaves biases and norms in place.
+
     Args:
         point: Where to measure.
         alphas: The step lengths in learning rates; those of `line_alphas` by default.
         objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+        direction: "gradient" or "random".
 
     Returns:
         One row per step length, after a row with alpha = 0 for the point itself. Columns: `alpha`, `step_size`
         $\eta$, `distance` $\|\eta g\|$, `loss`, `grad_norm` $\|g_\eta\|$, `grad_distance` $\|g - g_\eta\|$ (the paper's
-        gradient predictiveness) and `grad_cosine` $\langle g, g_\eta \rangle / (\|g\| \|g_\eta\|)$.
+        gradient predictiveness) and `grad_cosine` $\langle g, g_\eta \rangle / (\|g\| \|g_\eta\|)$; for a random
+        direction also `direction`.
 
     Raises:
-        InputError: If the problem does not have the objective.
+        InputError: If the problem does not have the objective, or the direction is unknown.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -108,22 +120,36 @@ def landscape(point: Point, alphas: Sequence[float] | None = None, objective: st
     ...     list(bns.landscape(bns.load_point(run), alphas=[0.5, 1.0]).alpha)
     [0.0, 0.5, 1.0]
     """
-    return label(point, probe(point.at(objective), alphas))
+    check_direction(direction)
+    return label(point, with_direction(probe(point.at(objective), alphas, direction), direction))
 
 
-def probe(point: Point, alphas: Sequence[float] | None) -> pd.DataFrame:
-    """The rows of `landscape`, without the columns that identify the point."""
+def with_direction(rows: pd.DataFrame, direction: str) -> pd.DataFrame:
+    """Rows with the column `direction`, unless it is the gradient's."""
+    return rows if direction == "gradient" else rows.assign(direction=direction)
+
+
+def direction_vector(point: Point, gradient: Float[Tensor, " n"], direction: str) -> Float[Tensor, " n"]:
+    """The vector d of the line probe, as long as the gradient."""
+    if direction == "gradient":
+        return gradient
+    random = torch.randn(len(gradient), generator=generator(point.config.seed, "direction", point.step)).to(gradient)
+    return random.mul_(torch.linalg.vector_norm(gradient) / torch.linalg.vector_norm(random))
+
+
+def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.DataFrame:
+    """The rows of `landscape`, without the columns that identify the point and the direction."""
     alphas = line_alphas(point.config.problem) if alphas is None else list(alphas)
     lr = point.config.lr
     theta = point.theta[None]
     loss, gradient = point.gradients_at(theta)
-    norm = torch.linalg.vector_norm(gradient, dim=1)
+    norm, along = torch.linalg.vector_norm(gradient, dim=1), direction_vector(point, gradient[0], direction)
     records = [torch.stack((loss, norm, torch.zeros_like(norm), norm * norm))]
     # A fast path takes the whole line at once. A network evaluates one step length after another, in the same memory.
     at_once = len(alphas) if point.fast_path is not None else 1
     moved = theta.new_empty(at_once, theta.shape[1])
     for etas in theta.new_tensor([[-alpha * lr] for alpha in alphas]).split(at_once) if alphas else ():
-        torch.addcmul(theta, etas, gradient, out=moved)
+        torch.addcmul(theta, etas, along, out=moved)
         records.append(_compare(*point.gradients_at(moved), gradient))
     # One transfer for the whole line: nothing before it waits for the device.
     losses, norms, distances, products = torch.cat(records, 1).cpu().double().numpy()
@@ -152,3 +178,4 @@ def _compare(
 
 
 MEASUREMENT: Final = Measurement(landscape, plan)
+RANDOM: Final = Measurement(functools.partial(landscape, direction="random"), plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -12,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import largest_eigenvalue
-from bnsmooth_cli.measures.landscape import plan, probe
+from bnsmooth_cli.measures import check_direction
+from bnsmooth_cli.measures.landscape import direction_vector, plan, probe, with_direction
 from bnsmooth_cli.measures.measurement import Measurement, label
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
@@ -22,7 +24,9 @@ NEAR: Final = 0.02
 LEFT: Final = 0.1
 
 
-def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: str | None = None) -> pd.DataFrame:
+def smoothness(
+    point: Point, alphas: Sequence[float] | None = None, objective: str | None = None, direction: str = "gradient"
+) -> pd.DataFrame:
     r"""Measure how smooth the loss is: Santurkar et al. (2018), section 3.1 and figure 4c.
 
     With $g = \nabla L(\theta)$ and $g_\eta$ the gradient at $\theta - \eta g$, the effective beta-smoothness is
@@ -36,10 +40,14 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
     whatever the network: the probe sets beta. Such a point is *saturated*: beta is within NEAR of this value, and
     $\|g_\eta\| \le$ LEFT $\|g\|$ after the shortest step.
 
+    Along a random direction d (`landscape`), $\theta - \eta d$ replaces $\theta - \eta g$, and the curvature is
+    $d^T H d / d^T d$. The sharpness is that of the gradient's line.
+
     Args:
         point: Where to measure.
         alphas: The step lengths in learning rates; those of `line_alphas` by default.
         objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+        direction: "gradient" or "random".
 
     Returns:
         One row. Columns: `loss`, `penalty` and `grad_norm` at the point; `loss_min` and `loss_max` over the step
@@ -47,10 +55,11 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
         the step length at which beta is attained, and `saturated`; `lipschitz`, the largest $\|g_\eta\|$ (alpha = 0
         included); `critical_alpha`, the smallest step length with a loss above that of the point (null if there is
         none); `curvature` and `sharpness`. If the line overflows, its maxima are inf, and `beta_alpha` and `saturated`
-        are null. If the gradient is 0 or not finite, curvature and sharpness are null.
+        are null. If the gradient is 0 or not finite, curvature and sharpness are null. For a random direction, there is
+        also the column `direction`.
 
     Raises:
-        InputError: If the problem does not have the objective.
+        InputError: If the problem does not have the objective, or the direction is unknown.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -59,12 +68,15 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
     >>> bool(row.beta > 0 and row.predictiveness_min <= row.predictiveness_max)
     True
     """
+    check_direction(direction)
     point = point.at(objective)
-    line = probe(point, alphas)
+    line = probe(point, alphas, direction)
     start, moved = line.iloc[0], line.iloc[1:]
     losses, distances = moved["loss"].fillna(np.inf), moved["grad_distance"].fillna(np.inf)
     rising = moved["alpha"][losses > start["loss"]]
-    curvature, sharpness = curvature_and_sharpness(point, *point.hessian())
+    gradient, product = point.hessian()
+    along = direction_vector(point, gradient, direction)
+    curvature, sharpness = curvature_and_sharpness(point, gradient, product, along=along)
     row = {
         "loss": start["loss"],
         "penalty": point.penalty().item(),
@@ -79,7 +91,7 @@ def smoothness(point: Point, alphas: Sequence[float] | None = None, objective: s
         "sharpness": sharpness,
         "critical_alpha": rising.min() if len(rising) else np.nan,
     }
-    return label(point, pd.DataFrame([row]))
+    return label(point, with_direction(pd.DataFrame([row]), direction))
 
 
 def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, object]:
@@ -97,15 +109,20 @@ def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, o
 
 
 def curvature_and_sharpness(
-    point: Point, gradient: Float[Tensor, " n"], product: Callable[[Tensor], Tensor], place: int = 0
+    point: Point,
+    gradient: Float[Tensor, " n"],
+    product: Callable[[Tensor], Tensor],
+    place: int = 0,
+    along: Float[Tensor, " n"] | None = None,
 ) -> tuple[float, float]:
-    """The curvature along a gradient, and the Hessian's eigenvalue of largest magnitude.
+    """The curvature along a direction, and the Hessian's eigenvalue of largest magnitude.
 
     Args:
         point: The point, whose seed and step determine the start of Lanczos' iteration.
         gradient: The gradient.
         product: Multiplies a vector (n,) by the Hessian.
         place: A number that distinguishes several Hessians at one point, such as those of its layers.
+        along: The direction; the gradient by default.
 
     Returns:
         Both numbers; NaN if the gradient is not finite, or 0.
@@ -113,7 +130,8 @@ def curvature_and_sharpness(
     squared = torch.dot(gradient, gradient)
     if not (torch.isfinite(squared) and squared > 0):
         return float("nan"), float("nan")
-    curvature = torch.dot(gradient, product(gradient)) / squared
+    along = gradient if along is None else along
+    curvature = torch.dot(along, product(along)) / torch.dot(along, along)
     random = generator(point.config.seed, "lanczos", point.step, place)
     start = torch.randn(len(gradient), generator=random).to(gradient)
     # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
@@ -123,3 +141,4 @@ def curvature_and_sharpness(
 
 
 MEASUREMENT: Final = Measurement(smoothness, plan)
+RANDOM: Final = Measurement(functools.partial(smoothness, direction="random"), plan)

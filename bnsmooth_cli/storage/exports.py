@@ -147,7 +147,7 @@ def _folder(path: Path, run: str) -> str:
 
 def _over_steps(kind: str, table: pd.DataFrame) -> pd.DataFrame:
     """One row per step and tag, in order of steps: `step`, `tag`, and the numbers, with NaN for nulls."""
-    if kind == "landscape":
+    if "alpha" in kinds.get(kind).columns:
         line = table[table["alpha"] > 0].fillna({"loss": math.inf, "grad_distance": math.inf})  # NaN is an overflow
         ends = {"loss_min": ("loss", "min"), "loss_max": ("loss", "max"), "grad_distance_max": ("grad_distance", "max")}
         return line.assign(tag=kind).groupby(["step", "tag"]).agg(**ends).reset_index()

@@ -22,7 +22,10 @@ DEFAULT_DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 VGG = "--problem vgg --width 0.05 --batch-size 8 --save-every 1"
 #: The kinds of tables that a study takes.
 KINDS = kinds.measured(studied=True)
-_OPTIONS = {"surface": "--points 3", "smoothness-by-layer": "--by-layer"}
+_OPTIONS = {
+    "surface": "--points 3", "smoothness-by-layer": "--by-layer",
+    "landscape-random": "--direction random", "smoothness-random": "--direction random",
+}  # fmt: skip
 #: Kind -> the command that measures it, without the run.
 MEASURE = {name: f"{kinds.get(name).command} {_OPTIONS.get(name, '')}".strip() for name in kinds.measured()}
 #: A run that most trials begin with, and one to compare it with.

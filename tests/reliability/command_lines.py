@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--layers": (("fc1", "fc1,fc2"), ("2", "x", "", ",", "fc1,fc1", "layers.fc1")),
     "--objective": (("batch", "train:2", "test"), ("train:0", "train:x", f"train:{'9' * 5000}", "tset")),
     "--directions": (("random", "pca"), ("x",)),
+    "--direction": (("random", "gradient"), ("sideways", "pca")),
     "--dimensions": (("1", "2"), ("0", "3")),
     "--extent": (("0.5", "1e30"), ("0", "-1", "nan", "inf", "1e300")),
     "--weights": (("model.pt",), ("run/checkpoints/000002.pt", "absent", "run", "study.toml", "run/train.parquet")),

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from attempts import KINDS, run
+from attempts import KINDS, MEASURE, run
 from PIL import Image
 
 from bnsmooth_cli.storage import tables
@@ -20,7 +20,7 @@ VGG = "--problem vgg --width 0.05 --batch-size 8 --steps 2 --save-every 1 --eval
 def everything(folder: Path, line: str) -> dict[str, pd.DataFrame]:
     """Train, measure, compare and plot; return the run's tables by kind."""
     lines = [f"train {line} -o run"]
-    lines += [f"{kind} run" for kind in KINDS]
+    lines += [f"{MEASURE[kind]} run" for kind in KINDS]
     lines += [f"plot run/{kind}.parquet -o {kind}.png" for kind in ("train", *KINDS)]
     lines += ["compare run", "plot compare.parquet -o compare.png"]
     for words in lines:
@@ -62,7 +62,7 @@ def test_weights_that_are_not_finite(tmp_path, norm, value):
     content["model"]["layers.fc2.linear.weight"][0, 0] = value
     torch.save(content, path)
     for kind in KINDS:
-        ended = run(f"{kind} {path} -o {kind}.parquet", tmp_path)
+        ended = run(f"{MEASURE[kind]} {path} -o {kind}.parquet", tmp_path)
         assert (ended.code, ended.err) == (0, ""), kind
         rows = tables.read_table(tmp_path / f"{kind}.parquet", kind)
         if kind == "landscape" and np.isnan(value):

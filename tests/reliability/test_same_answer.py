@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from attempts import DLN, KINDS, VGG, contents, done, run
+from attempts import DLN, KINDS, MEASURE, VGG, contents, done, run
 from helpers import SCHEMAS
 
 from bnsmooth_cli.storage import tables
@@ -23,14 +23,17 @@ from bnsmooth_cli.storage import tables
 #: its own.
 SAMPLES = Path(__file__).parent / "samples/format-1"
 SMALL = "--problem dln --depth 2 --dimension 3 --samples 9 --lr 1e-4 --momentum 0.9 --save-every 2"
+_RUNS = "study/runs/dln-none-lr0.0001-seed0 study/runs/dln-noisy-batch-lr0.0001-seed0"
 MADE_BY = (
     f"compare --norms none,noisy-batch {SMALL.replace('--lr ', '--lrs ')} --steps 2 --at 0,2"
-    f" --measure {','.join(KINDS)} -o study",
+    " --measure landscape,smoothness,ics,activations,theory -o study",
     "train --problem vgg --width 0.02 --batch-size 4 --norm l1 --augment --momentum 0.9 --steps 2 --save-every 2"
     " -o vgg",
     "smoothness vgg/checkpoints/000002.pt -o vgg/smoothness.parquet",
     "smoothness vgg/checkpoints/000002.pt --by-layer --points 2 --layers conv1,fc3 -o vgg/smoothness-by-layer.parquet",
     "surface vgg/checkpoints/000002.pt --points 3 -o vgg/surface.parquet",
+    f"{MEASURE['landscape-random']} {_RUNS} --at 0,2",
+    f"{MEASURE['smoothness-random']} {_RUNS} --at 0,2",
 )
 #: How much the number of threads changes a measurement at most, relative to the column's largest number (float32).
 THREADS = 1e-3
@@ -57,7 +60,7 @@ IN_ANOTHER = "import attempts, pathlib, sys\nfor line in sys.argv[1:]: attempts.
 def test_two_processes_write_the_same_bytes(tmp_path, line):
     lines = [
         f"train {line} --norm noisy-batch --steps 2 -o run",
-        *(f"{kind} run {'--units 0' if kind == 'theory' else ''}" for kind in KINDS),
+        *(f"{MEASURE[kind]} run {'--units 0' if kind == 'theory' else ''}" for kind in KINDS),
         "surface run --points 3",
         "smoothness run --by-layer --at 2 --layers 1,2",
     ]
@@ -138,9 +141,12 @@ def test_samples_are_read_plotted_reported_compared_and_resumed(samples):
 @pytest.mark.parametrize("norm", ["none", "noisy-batch"])
 def test_a_samples_points_measure_as_they_did(samples, norm, kind):
     here = samples / f"study/runs/dln-{norm}-lr0.0001-seed0"
-    done(f"{kind} {here} --at 0,2 -o again.parquet", samples)
-    names = pq.read_schema(here / f"{kind}.parquet").names  # without the columns that were added later
-    again, sample = (tables.read_table(path)[names] for path in (samples / "again.parquet", here / f"{kind}.parquet"))
+    table = here / f"{kind}.parquet"
+    (options,) = tables.read_provenance(table)["options"].values()
+    alphas = f"--alphas {','.join(map(str, options['alphas']))}" if "alphas" in options else ""
+    done(f"{MEASURE[kind]} {here} --at 0,2 {alphas} -o again.parquet", samples)
+    names = pq.read_schema(table).names  # without the columns that were added later
+    again, sample = (tables.read_table(path)[names] for path in (samples / "again.parquet", table))
     close(again, sample, MACHINES)
 
 

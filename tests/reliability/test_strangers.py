@@ -15,7 +15,7 @@ import pytest
 import torch
 from attempts import DEFAULT_DLN as DLN
 from attempts import KINDS as MEASURED
-from attempts import contents, done, run
+from attempts import MEASURE, contents, done, run
 from broken import image_parquet
 
 from bnsmooth_cli.errors import InputError
@@ -34,7 +34,7 @@ def measured(tmp_path_factory):
     done(f"{TRAIN} --norm batch -o run", folder)
     done(f"{TRAIN} --norm none -o other", folder)
     for kind in MEASURED:
-        done(f"{kind} run", folder)
+        done(f"{MEASURE[kind]} run", folder)
     done("smoothness other", folder)
     return folder
 

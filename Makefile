@@ -86,16 +86,17 @@ norms: setup
 
 # docs/reproduction/: the paper's figures and claims. After an interruption, the same command resumes.
 #   SCALE=quick    minutes, on the built-in images; the page is written to docs/reproduction/quick/
-#   SCALE=quarter  two hours on two cores: a quarter of the channels, on CIFAR-10
+#   SCALE=quarter  days on two cores: a quarter of all widths, on CIFAR-10
 #   SCALE=paper    every setting of the paper; needs a GPU
 #   DATA=PATH      where CIFAR-10 is (default: it is downloaded)
+#   ONLY=A,B       these studies of the scale, such as dln,dln-slow; dln is always among them
 #   STEPS=N        ends runs after N steps
 #   JOBS=N         runs at a time
 #   NOTE=TEXT      a note about the data, for the page
 SCALE ?= quick
 JOBS ?= 2
 paper: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction $(SCALE) --jobs $(JOBS) $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(NOTE),--note "$(NOTE)")
+	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction $(SCALE) --jobs $(JOBS) $(if $(ONLY),--only "$(ONLY)") $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(NOTE),--note "$(NOTE)")
 
 # Rules for the tables of any run, such as runs/vgg-l1-lr0.1-seed0/ics.parquet. The options are read from the run's name.
 options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm (lp|group)([0-9])/--norm \1:\2/')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any
 from bnsmooth_cli.cli.studying import Board
 from bnsmooth_cli.errors import IncompleteError
 from bnsmooth_cli.studies.run import plan, run
-from bnsmooth_cli.user_code import allow
 from reproduction import page
 from reproduction.gather import add_time, gather
 from reproduction.scales import SCALES, Plan, plans
@@ -31,7 +29,6 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
         print(f"{study.name}: {study.purpose}", flush=True)
         for grid in study.grids:
             path = work / study.name
-            allow(grid.settings.get("problem"))  # variants.py is our own
             begun, before = time.time(), _changed(path)
             try:
                 with Board() as board:
@@ -63,6 +60,9 @@ def main() -> int:
     )
     parser.add_argument("--note", default="", help="a note about the data, for the page")
     parser.add_argument("--steps", type=int, help="the largest number of steps of any run")
+    parser.add_argument(
+        "--only", metavar="A,B", help="these studies of the scale, and dln, which the page needs (default: all)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--work", type=Path, default=Path("paper"), help="the folder of the studies (default: paper)")
     parser.add_argument(
@@ -83,14 +83,14 @@ def main() -> int:
         page.draw(output)
         page.write(output)
         return 0
-    facts = {"scale": options.scale, "data": None if options.scale == "quick" else "CIFAR-10", "note": options.note,
-             "steps": options.steps, "jobs": options.jobs}  # fmt: skip
+    facts = {"scale": options.scale, "only": options.only, "data": None if options.scale == "quick" else "CIFAR-10",
+             "note": options.note, "steps": options.steps, "jobs": options.jobs}  # fmt: skip
     data = str(options.data.resolve()) if options.data else None
-    if data:
-        os.environ["CIFAR10"] = data  # for variants.py, in this process and its workers
+    only = None if options.only is None else [name.strip() for name in options.only.split(",")]
+    studies = plans(options.scale, data, options.steps, only)
     # All runs of a study have the same length, so another length makes another study.
     work = options.work / (f"{options.scale}-{options.steps}" if options.steps else options.scale)
-    return reproduce(plans(options.scale, data, options.steps), work, output, facts)
+    return reproduce(studies, work, output, facts)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,18 @@ from typing import Final
 from reproduction.scales import LP, NORMS, PLAIN
 
 NOISY: Final = ("none", "batch", "noisy-batch", "noisy-none")
+FULL: Final = "vgg"
 EARLY: Final = "vgg-early"
 
 
 def source(study: str, available: Container[str]) -> str:
-    """The study that provides a figure: `vgg` takes the place of `vgg-early` at scales without it.
+    """The study that provides a figure: of `vgg` and `vgg-early`, one takes the place of the other if that is missing.
 
-    >>> source("vgg-early", ["dln", "vgg"]), source("vgg-early", ["dln", "vgg-early", "vgg"])
-    ('vgg', 'vgg-early')
+    >>> source("vgg-early", ["dln", "vgg"]), source("vgg", ["dln", "vgg-early"]), source("vgg", ["vgg", "vgg-early"])
+    ('vgg', 'vgg-early', 'vgg')
     """
-    return "vgg" if study == EARLY and EARLY not in available else study
+    other = {EARLY: FULL, FULL: EARLY}.get(study, study)
+    return study if study in available or other not in available else other
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,6 @@ class Section:
     claims: tuple[int, ...] = ()
     #: Pictures of activations whose sigma^2 is quoted at the first and the last measured step.
     sigma: tuple[str, ...] = ()
-    #: Whether the numbers of the pictures, which are landscapes, are quoted step by step.
-    by_step: bool = False
     floors: bool = False  # whether last losses of the linear network are compared with the best maps of each rank
     theory: bool = False  # whether the statements' cases are counted
     note: str = ""
@@ -78,9 +78,7 @@ class Section:
 #: Test accuracies (%) that the paper states, by study and norm.
 ACCURACIES: Final = {"vgg": {"none": 80, "batch": 83}, "vgg-augmented": {"none": 88, "batch": 92}}
 #: The studies whose verdicts are shown, in this order.
-JUDGED: Final = ("dln", "dln-slow", EARLY, "vgg")
-#: The studies of the first steps, without `vgg-` before their names; the first has every norm.
-_FIRST: Final = ("early", "he", "default", "shallow")
+JUDGED: Final = ("dln", "dln-slow", EARLY, FULL)
 _ACCURACY: Final = {"final_test_accuracy": "last test accuracy", "best_test_accuracy": "best test accuracy",
                     "steps_to_accuracy": "steps to none's last accuracy"}  # fmt: skip
 _LOSS: Final = {"final_loss": "last training loss", "steps_to_loss": "steps to none's last loss"}
@@ -139,14 +137,6 @@ SECTIONS: Final = (
         (Picture("figure-4", "landscape", "vgg", PLAIN), Picture("figure-4c", "smoothness", "vgg", PLAIN)),
         (Numbers("vgg", PLAIN, _LINE), Numbers(EARLY, PLAIN, _LINE)),
         (5, 6, 7),
-    ),
-    Section(
-        "Beside figure 4: the first 300 steps of other networks",
-        "The paper has no such runs. The plain network's first steps are flat here, as they are at steps 0 and 100 "
-        "of the paper's figure 4. These runs vary two possible causes: the initialisation and the number of linear "
-        "layers.",
-        tuple(Picture(f"figure-4-{name}", "landscape", f"vgg-{name}", PLAIN) for name in _FIRST),
-        by_step=True,
     ),
     Section(
         "Figure 7: layer inputs with BatchNorm and with noise",
@@ -215,7 +205,7 @@ def shown(studies: Container[str]) -> list[Section]:
     """The sections for which a scale has all studies.
 
     >>> len(SECTIONS) - len(shown(["dln", "vgg", "vgg-augmented"]))
-    2
+    1
     """
     return [section for section in SECTIONS if all(source(name, studies) in studies for name in section.studies())]
 

@@ -66,8 +66,8 @@ def page(folder: Path) -> str:
 
 
 def _command(facts: Mapping[str, Any]) -> str:
-    options = {"SCALE": facts["scale"], "STEPS": facts["steps"], "DATA": facts["data"] and "path/to/cifar10",
-             "NOTE": facts["note"], "JOBS": facts["jobs"]}  # fmt: skip
+    options = {"SCALE": facts["scale"], "ONLY": facts.get("only"), "STEPS": facts["steps"],
+               "DATA": facts["data"] and "path/to/cifar10", "NOTE": facts["note"], "JOBS": facts["jobs"]}  # fmt: skip
     return " ".join(["make paper", *(f"{name}={shlex.quote(str(value))}" for name, value in options.items() if value)])
 
 
@@ -100,6 +100,8 @@ class Results:
     def accuracies(self) -> Iterator[list[str]]:
         """One row per study, learning rate and norm: the paper's test accuracy, and the last and the best here."""
         for study, stated in ACCURACIES.items():
+            if study not in self._summaries:
+                continue
             summary = self._summaries[study]
             for norm, lr, metrics in _groups(summary, tuple(stated)):
                 paper = f"{stated[norm]}%" if lr == summary["lr"].min() else "–"
@@ -137,8 +139,6 @@ class Results:
                 yield self._medians(study, wanted)
         if section.sigma:
             yield self._sigma(section.sigma)
-        if section.by_step:
-            yield self._by_step(section)
         if section.floors:
             yield self._floors()
 
@@ -159,28 +159,6 @@ class Results:
                 cells = [f"{number(float(value))} (step {step:,})" for step, value in ends.items()]
                 rows.append([f"`{norm}`", name.replace("-", " "), *cells])
         return _table(["variance before the norm, median over layers and units", "picture", "first", "last"], rows)
-
-    def _by_step(self, section: Section) -> str:
-        names = {"loss": "loss", "range": "range of the loss", "change": "change of the gradient",
-                 "beta": "effective beta"}  # fmt: skip
-        rows = []
-        for picture in section.pictures:
-            table = self._read(picture.name)
-            line = table[table["alpha"] > 0]
-            line = line.assign(beta=line["grad_distance"] / line["distance"])
-            by_seed = line.groupby(["norm", "step", "seed"]).agg(
-                low=("loss", "min"), high=("loss", "max"), change=("grad_distance", "max"), beta=("beta", "max")
-            )
-            start = table[table["alpha"] == 0].set_index(["norm", "step", "seed"])["loss"]
-            by_seed = by_seed.assign(range=by_seed["high"] - by_seed["low"], loss=start)
-            medians = by_seed.groupby(["norm", "step"]).median()
-            for step in sorted(table["step"].unique()):
-                cells = [
-                    " / ".join(number(float(medians.loc[(norm, step), name])) for norm in picture.norms)
-                    for name in names
-                ]
-                rows.append([f"`{picture.study}`", str(table["seed"].nunique()), f"{step}", *cells])
-        return _table(["study", "seeds", "step", *names.values()], rows)
 
     def _floors(self) -> str:
         """The last losses of the runs of each seed, beside the least losses of maps of the ranks near them."""

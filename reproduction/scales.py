@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from bnsmooth_cli.errors import unknown
 from bnsmooth_cli.studies.grid import Grid, command
 
 NORMS: Final = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
@@ -27,23 +28,34 @@ class Plan:
         """The equivalent commands for readers, whose data is in another folder."""
         lines = []
         for request in (grid.request() for grid in self.grids):
-            line = command({**request, **({"data": "path/to/cifar10"} if "data" in request else {})}, folder)
-            lines.append(f"CIFAR10=path/to/cifar10 {line}" if ":" in request.get("problem", "") else line)
+            lines.append(command({**request, **({"data": "path/to/cifar10"} if "data" in request else {})}, folder))
         return lines
 
 
-def plans(scale: str, data: str | None = None, steps: int | None = None) -> list[Plan]:
+def plans(
+    scale: str, data: str | None = None, steps: int | None = None, only: Sequence[str] | None = None
+) -> list[Plan]:
     """The studies of a scale.
 
     Args:
         scale: `quick`, `quarter` or `paper`.
         data: The folder of CIFAR-10; None to download it.
         steps: The largest number of steps of any run.
+        only: The names of some studies; None for all of them. The page always needs `dln`.
+
+    Raises:
+        InputError: If the scale has no such study.
 
     >>> [plan.name for plan in plans("paper")]
-    ['dln', 'vgg', 'vgg-augmented', 'dln-slow']
+    ['dln', 'dln-slow', 'vgg', 'vgg-augmented']
+    >>> [plan.name for plan in plans("paper", only=["vgg"])]
+    ['dln', 'vgg']
     """
     studies = SCALES[scale]
+    for name in only or ():
+        if name not in (names := [plan.name for plan in studies]):
+            raise unknown(f"study of the scale {scale}", name, names)
+    studies = [plan for plan in studies if only is None or plan.name in ("dln", *only)]
     if data is not None:
         studies = [changed(plan, {"data": data}) if "data" in plan.grids[0].settings else plan for plan in studies]
     return [replace(plan, grids=tuple(_shortened(grid, steps) for grid in plan.grids)) for plan in studies]
@@ -65,24 +77,26 @@ def _shortened(grid: Grid, steps: int | None) -> Grid:
     return replace(_with(grid, {"steps": steps}), at=at)
 
 
-def _linear(seeds: tuple[int, ...], at: tuple[int, ...], preset: str) -> Plan:
+def _linear(seeds: tuple[int, ...], preset: str, **steps: Any) -> Plan:
     settings = {"problem": "dln", "preset": preset}
-    return Plan("dln", "the deep linear network", (Grid(NORMS, (), seeds, settings, (*_MEASURE, "theory"), at=at),))
+    grids = (Grid(NORMS, (), seeds, settings, _MEASURE, **steps),
+             Grid(NORMS, (), seeds, settings, ("theory",), at=_LINEAR[preset]))  # fmt: skip
+    return Plan("dln", "the deep linear network", grids)
 
 
 def _slow() -> Plan:
     """The linear network at the smaller learning rate of figure 3, a tenth of the other one."""
     settings = {"problem": "dln", "preset": "paper"}
-    grid = Grid(LP, (1e-7,), FIVE, settings, ("smoothness", "ics"), at=_LINEAR)
+    grid = Grid(LP, (1e-7,), FIVE, settings, ("smoothness", "ics"), every=50)
     return Plan("dln-slow", "the deep linear network at the smaller learning rate of figure 3", (grid,))
 
 
-def _images(norms: tuple[str, ...], seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:
-    """The norms at learning rate 0.1, and the two that the paper shows at 0.5."""
-    by_lr = ((norms, 0.1), (PLAIN, 0.5))
-    grids = [Grid(chosen, (lr,), seeds, settings, _MEASURE, every=every) for chosen, lr in by_lr]
-    which = "every norm" if norms == NORMS else "with BatchNorm and without"
-    return Plan("vgg", f"{which}; the two of figure 1 at the larger learning rate as well", tuple(grids))
+def _images(seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:
+    """The two networks of figures 1 and 3 at their learning rates, and the others at 0.1."""
+    others = tuple(norm for norm in NORMS if norm not in PLAIN)
+    by_lr = ((PLAIN, (0.1,)), (PLAIN, (0.5, 0.01)), (others, (0.1,)))
+    grids = tuple(Grid(norms, lrs, seeds, settings, _MEASURE, every=every) for norms, lrs in by_lr)
+    return Plan("vgg", "every norm; the two of figures 1 and 3 at their other learning rates as well", grids)
 
 
 def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
@@ -90,45 +104,38 @@ def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
     return Plan("vgg-augmented", "with random crops and mirror images", (grid,))
 
 
-def _first(name: str, purpose: str, seeds: tuple[int, ...], **settings: Any) -> Plan:
-    """Experiments on the landscape of the first steps."""
-    settings = {**settings, "steps": 300, "save_every": 100, "eval_every": 100}
-    grid = Grid(PLAIN, (0.1,), seeds, settings, ("landscape",), at=(0, 20, 50, 100, 300))
-    return Plan(name, f"the first steps, {purpose}", (grid,))
-
-
-_THREE: Final = (0, 1, 2)
 _MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
-_QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25}
-#: Measured steps, denser in the first tenth of a run.
-_LINEAR: Final = (0, 20, 50, 100, 200, 500, *range(1000, 10001, 1000))
-_EARLY: Final = (0, 20, 50, 100, 300, 600, 1000)
+#: A quarter of all widths. Measured steps have checkpoints, so that nothing is trained twice: 1.3 GB a run.
+_QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25, "save_every": 100}
+#: The steps at which the theory is measured, denser in the first tenth of a run.
+_LINEAR: Final = {
+    "quick": (0, 20, 100, 300, 1000),
+    "paper": (0, 20, 50, 100, 200, 500, *range(1000, 10001, 1000)),
+}
+#: The first steps of every norm, for the figures of scales where `vgg` takes days.
+_EARLY: Final = Plan("vgg-early", "every norm, the first steps", (
+    Grid(NORMS, (0.1,), FIVE, {**_QUARTER, "steps": 1000, "eval_every": 50}, _MEASURE, every=100),
+))  # fmt: skip
 
-#: The cheapest study is first. `vgg-early` exists where `vgg` takes too long for every norm and five seeds.
+#: The cheapest studies are first. The paper measures VGG every 100 and the linear network every 50 steps.
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
-        _linear((0,), (0, 20, 100, 300, 1000), "quick"),
-        _images(NORMS, (0,), 50, preset="quick"),
+        _linear((0,), "quick", at=_LINEAR["quick"]),
+        _images((0,), 50, preset="quick"),
         _augmented((0,), preset="quick"),
     ],
     "quarter": [
-        _linear(FIVE, _LINEAR, "paper"),
-        Plan("vgg-early", "every norm, the first steps", (
-            Grid(NORMS, (0.1,), FIVE, {**_QUARTER, "steps": 1000, "save_every": 200, "eval_every": 50}, _MEASURE,
-                 at=_EARLY),
-        )),
-        _images(PLAIN, (0,), 1000, **_QUARTER),
-        _augmented((0,), **_QUARTER),
+        _linear(FIVE, "paper", every=50),
         _slow(),
-        _first("vgg-he", "initialised as He et al. (2015) do", _THREE, problem="reproduction.variants:he"),
-        _first("vgg-default", "initialised as PyTorch does", _THREE, problem="reproduction.variants:default"),
-        _first("vgg-shallow", "with one linear layer, not three", _THREE, problem="reproduction.variants:shallow"),
+        _EARLY,
+        _images(FIVE, 100, **_QUARTER),
+        _augmented((0,), **_QUARTER),
     ],
     "paper": [
-        _linear(FIVE, _LINEAR, "paper"),
-        _images(NORMS, FIVE, 500, **_CIFAR),
-        _augmented(FIVE, **_CIFAR),
+        _linear(FIVE, "paper", every=50),
         _slow(),
+        _images(FIVE, 100, **_CIFAR),
+        _augmented(FIVE, **_CIFAR),
     ],
-}  # fmt: skip
+}

@@ -25,8 +25,10 @@ MAX_LR: Final = 1e30  # still a float32 after a multiplication by any step lengt
 MAX_WIDTH: Final = 4.0
 MAX_NUMBERS: Final = 2**26  # in the deep linear network, or in its samples
 MAX_THREADS: Final = 1024
-#: How images enter a network: `standard`, or `centred`.
+#: How the pixels of images are scaled.
 INPUTS: Final = ("standard", "centred")
+#: How the matrix A that the deep linear network learns is drawn.
+MATRICES: Final = ("normal", "uniform")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ def _check_bounds(settings: Any) -> None:
             raise InputError(f"{flag(f.name)} {value}: give {about.bounds.text}")
 
 
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{flag(name)} {value[:40]}: give {' or '.join(choices)}")
+
+
 def flag(name: str) -> str:
     """The option of a setting.
 
@@ -130,8 +137,7 @@ class VggSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.inputs not in INPUTS:
-            raise InputError(f"--inputs {self.inputs[:40]}: give {' or '.join(INPUTS)}")
+        _check_choice("inputs", self.inputs, INPUTS)
         _ = self.classifier_widths
 
     @property
@@ -160,9 +166,14 @@ class LinearSettings(Settings):
     depth: int = setting("number of layers", whole(MAX_DEPTH))
     dimension: int = setting("units per layer", whole(MAX_SAMPLES))
     samples: int = setting("number of Gaussian samples", whole(MAX_SAMPLES))
+    matrix: str = setting(
+        "how the entries of A are drawn: normal (N(0, 1), as the paper states) or uniform (U(0, 1), as its figures "
+        "suggest)", default="normal", choices=MATRICES,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_choice("matrix", self.matrix, MATRICES)
         numbers = max(self.samples * self.dimension, self.depth * self.dimension**2)
         if numbers > MAX_NUMBERS:
             raise InputError(

@@ -25,19 +25,43 @@ def source(study: str, available: Container[str]) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that `bnsmooth plot` draws from `tables/<name>.parquet`, which has rows of one kind from a study.
+    """A figure that `bnsmooth plot` draws from a table in `tables/`, which has rows of one kind from a study.
 
     It shows the learning rates at which all of its norms have run.
+
+    Attributes:
+        name: The name of its file.
+        kind: The kind of table.
+        study: The study that the rows are from.
+        norms: The norms that it shows.
+        single: Whether to show one run per norm, with the smallest learning rate and seed.
+        layers: The layers that it shows, by number; empty for those of the study's table.
+        beside: The picture whose train table has the training curves of this one.
+        figure: The figure of the kind, if it is not the usual one.
+        paper: The figures of the paper whose curves are drawn under ours.
+        table: The picture whose table it is drawn from; its own by default.
     """
 
     name: str
     kind: str
     study: str
     norms: tuple[str, ...]
-    #: Whether to show one run per norm, with the smallest learning rate and seed: tables of distributions are large.
     single: bool = False
-    #: The picture whose train table has the training curves of this one.
+    layers: tuple[int, ...] = ()
     beside: str = ""
+    figure: str = ""
+    paper: str = ""
+    table: str = ""
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the tables that it is drawn from."""
+        return [name for name in (self.table or self.name, self.beside) if name]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of `bnsmooth plot` that it needs."""
+        return {name: value for name in ("figure", "paper") if (value := str(getattr(self, name)))}
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,9 @@ _ACCURACY: Final = {"final_test_accuracy": "last test accuracy", "best_test_accu
 _LOSS: Final = {"final_loss": "last training loss", "steps_to_loss": "steps to none's last loss"}
 _LINE: Final = {"loss_range": "range of the loss", "predictiveness": "change of the gradient", "beta": "effective beta"}
 _INPUTS: Final = {"movement": "movement between measured steps, in deviations", "kurtosis": "size of excess kurtosis"}
+_MOMENTS: Final = {"mean_change": "change of the mean between measured steps", "var_change": "change of the variance"}
+_SHIFT: Final = {"ics": "distance of the gradients", "cosine": "their cosine"}
+_RANDOM: Final = {"random_loss_range": "range of the loss", "random_predictiveness": "change of the gradient"}
 
 SECTIONS: Final = (
     Section(
@@ -91,8 +118,9 @@ SECTIONS: Final = (
         "The paper's text: BatchNorm trains faster; the test accuracy is 83% with it and 80% without; the "
         "stability of layer inputs hardly differs. Its figure: 82.9% and 80.0% at learning rate 0.1; at 0.5, "
         "80.2% with BatchNorm, and without it 10.0% at every evaluation after step 0.",
-        (Picture("figure-1", "train", "vgg", PLAIN), Picture("figure-1c", "activations", "vgg", PLAIN, single=True)),
-        (Numbers("vgg", PLAIN, _ACCURACY), Numbers("vgg", PLAIN, _INPUTS)),
+        (Picture("figure-1", "train", FULL, PLAIN, paper="1"),
+         Picture("figure-1c", "activations", FULL, PLAIN, single=True, layers=(3, 11))),
+        (Numbers(FULL, PLAIN, _ACCURACY), Numbers(FULL, PLAIN, _INPUTS)),
         (1, 2),
     ),
     Section(
@@ -100,8 +128,8 @@ SECTIONS: Final = (
         "The paper's text: With noise after each BatchNorm, drawn from a new distribution at each step, layer inputs "
         "are less stable than the plain network's. The network still trains about as well as with BatchNorm, and "
         "far better than the plain network. The same noise without BatchNorm stops training.",
-        (Picture("figure-2", "train", EARLY, NOISY),),
-        (Numbers(EARLY, NOISY, {**_ACCURACY, **_INPUTS}),),
+        (Picture("figure-2", "train", EARLY, NOISY, paper="2"),),
+        (Numbers(EARLY, NOISY, _ACCURACY),),
         (3,),
     ),
     Section(
@@ -109,22 +137,19 @@ SECTIONS: Final = (
         "The paper's text: The shift is not smaller with BatchNorm; the plain deep linear network has almost none. "
         "Its figure for the deep linear network: at learning rate 1e-07 the plain network's cosine is 1 for the "
         "whole run, and BatchNorm's scatters between -1 and 1; at 1e-06 both networks' median cosines are near 0.9 "
-        "in layer 9 and near -0.9 in layer 17. For VGG, it shows learning rates 0.1 and 0.01; 0.01 was not run "
-        "here.",
-        (Picture("figure-3-vgg", "ics", "vgg", PLAIN, beside="figure-1"),
-         Picture("figure-3-dln", "ics", "dln", PLAIN, beside="figure-13-dln")),
-        (Numbers("vgg", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),
-         Numbers("dln", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"})),
+        "in layer 9 and near -0.9 in layer 17. It shows VGG's layers 5 and 10.",
+        (Picture("figure-3-vgg", "ics", FULL, PLAIN, layers=(5, 10), beside="figure-1", paper="3a"),
+         Picture("figure-3-dln", "ics", "dln", PLAIN, layers=(9, 17), beside="figure-13-dln", paper="3b")),
+        (Numbers(FULL, PLAIN, _SHIFT), Numbers("dln", PLAIN, _SHIFT)),
         (4,),
     ),
     Section(
         "Figure 3 at learning rate 1e-07: the deep linear network",
         "The paper's figure 3 shows this learning rate beside 1e-06. Figures 9 and 13 are at 1e-06 only; the "
         "similar results below are at a learning rate other than the paper's.",
-        (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, beside="figure-13-slow"),
+        (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, layers=(9, 17), beside="figure-13-slow", paper="3b"),
          Picture("figure-13-slow", "train", "dln-slow", LP)),
-        (Numbers("dln-slow", PLAIN, {"ics": "distance of the gradients", "cosine": "their cosine"}),
-         Numbers("dln-slow", LP, {**_LINE, **_LOSS})),
+        (Numbers("dln-slow", PLAIN, _SHIFT), Numbers("dln-slow", LP, {**_LINE, **_LOSS})),
     ),
     Section(
         "Figure 4: the landscape along the gradient",
@@ -134,41 +159,54 @@ SECTIONS: Final = (
         "from step 200 on mostly more; the gradient's median change is 1.8 times BatchNorm's before step 1,000, 2.9 "
         "times up to 5,000 and 1.9 times after, and 78 times at the last step, the most extreme; effective beta is "
         "20 = 1 / (0.5 lr) for both networks in most of the run.",
-        (Picture("figure-4", "landscape", "vgg", PLAIN), Picture("figure-4c", "smoothness", "vgg", PLAIN)),
-        (Numbers("vgg", PLAIN, _LINE), Numbers(EARLY, PLAIN, _LINE)),
+        (Picture("figure-4", "landscape", FULL, PLAIN, paper="4"),
+         Picture("figure-4c", "smoothness", FULL, PLAIN, paper="4c")),
+        (Numbers(FULL, PLAIN, _LINE), Numbers(EARLY, PLAIN, _LINE)),
         (5, 6, 7),
     ),
     Section(
-        "Figure 7: layer inputs with BatchNorm and with noise",
+        "Figure 7: how far the moments of layer inputs move",
         "The paper's figure: how far the mean and the variance of an activation move between measured steps, 100 "
-        "apart, and from step 0, in layers 2, 9 and 13; they move most with noisy BatchNorm.",
-        (Picture("figure-7", "activations", EARLY, ("none", "batch", "noisy-batch"), single=True),),
-        note="The picture shows distributions. The moments are not computed here.",
+        "apart, and from step 0, in layers 2, 9 and 13; they move most with noisy BatchNorm. Median change of the "
+        "mean, none / batch / noisy-batch: layer 2 0.032 / 0.0017 / 0.27, layer 9 0.065 / 0.0005 / 0.27, layer 13 "
+        "0.013 / 0.00003 / 0.35.",
+        (Picture("figure-7", "activations", EARLY, ("none", "batch", "noisy-batch"), single=True, layers=(2, 9, 13),
+                 figure="moments", paper="7"),),
+        (Numbers(EARLY, NORMS, _MOMENTS),),
     ),
     Section(
-        "Figure 8: the deviation that BatchNorm divides by",
+        "Figure 8: distributions in the deep linear network",
         "The paper's text: sigma tends to be large, so the factor gamma^2 / sigma^2 of theorem 4.1 is small. Its "
         "figure: distributions of an activation in layers 1, 11 and 24 of the deep linear network.",
-        sigma=("figure-1c", "figure-7"),
-        note="These variances are VGG's, not the linear network's. The second row from below in the pictures of "
-        "figures 1c and 7 shows the deviation over training.",
+        (Picture("figure-8", "activations", "dln", PLAIN, single=True, layers=(1, 11, 24)),),
+        sigma=("figure-8", "figure-1c"),
     ),
     Section(
         "Figure 9: the landscape of the deep linear network",
         "The paper's text: BatchNorm smooths this landscape too.",
-        (Picture("figure-9", "landscape", "dln", PLAIN), Picture("figure-9c", "smoothness", "dln", PLAIN)),
+        (Picture("figure-9", "landscape", "dln", PLAIN, paper="9"),
+         Picture("figure-9c", "smoothness", "dln", PLAIN, paper="9c")),
         (Numbers("dln", PLAIN, _LINE),),
+    ),
+    Section(
+        "Figure 10: the change of the gradient over the step length",
+        "The paper's figure: the difference of the gradients against the step length, a line for each of some measured "
+        "steps, from early to late.",
+        (Picture("figure-10-vgg", "landscape", FULL, PLAIN, single=True, figure="steps", paper="10a"),
+         Picture("figure-10-dln", "landscape", "dln", PLAIN, single=True, figure="steps", paper="10b")),
     ),
     Section(
         "Figure 11: VGG with l_p norms",
         "The paper's text: l_1, l_2 and l_inf norms smooth the landscape as BatchNorm does.",
-        (Picture("figure-11", "landscape", EARLY, LP), Picture("figure-11d", "smoothness", EARLY, LP)),
+        (Picture("figure-11", "landscape", EARLY, LP, paper="11"),
+         Picture("figure-11d", "smoothness", EARLY, LP, paper="11d")),
         (Numbers(EARLY, LP, _LINE),),
     ),
     Section(
         "Figure 12: the deep linear network with l_p norms",
         "The paper's text: They smooth this landscape too.",
-        (Picture("figure-12", "landscape", "dln", LP), Picture("figure-12d", "smoothness", "dln", LP)),
+        (Picture("figure-12", "landscape", "dln", LP, paper="12"),
+         Picture("figure-12d", "smoothness", "dln", LP, paper="12d")),
         (Numbers("dln", LP, _LINE),),
     ),
     Section(
@@ -176,7 +214,8 @@ SECTIONS: Final = (
         "The paper's text: All of them train about as well as BatchNorm; in the deep linear network l_1 is clearly "
         "better. Its figure, last losses of the deep linear network: none 1,661, batch 479, l1 97, l2 481, linf "
         "986.",
-        (Picture("figure-13-vgg", "train", EARLY, LP), Picture("figure-13-dln", "train", "dln", LP)),
+        (Picture("figure-13-vgg", "train", EARLY, LP, paper="13a"),
+         Picture("figure-13-dln", "train", "dln", LP, paper="13b")),
         (Numbers(EARLY, LP, _ACCURACY), Numbers("dln", NORMS, _LOSS)),
         (8,),
         floors=True,
@@ -185,9 +224,16 @@ SECTIONS: Final = (
         "Figure 14: distributions with l_p norms",
         "The paper's text: l_p norms leave layer inputs that are not Gaussian and, qualitatively, move more than "
         "the plain network's. Its figure: distributions of an activation in layer 11 of VGG.",
-        (Picture("figure-14", "activations", EARLY, LP, single=True),),
-        (Numbers(EARLY, LP, _INPUTS), Numbers("dln", LP, _INPUTS)),
+        (Picture("figure-14", "activations", EARLY, LP, single=True, layers=(11,)),),
+        (Numbers(EARLY, LP, {**_INPUTS, **_MOMENTS}), Numbers("dln", LP, {**_INPUTS, **_MOMENTS})),
         (9,),
+    ),
+    Section(
+        "Section 3.2: random directions",
+        "The paper's text: The loss behaves in a similar way along other, random directions.",
+        (Picture("random", "landscape-random", EARLY, PLAIN),),
+        (Numbers(EARLY, PLAIN, _RANDOM), Numbers("dln", PLAIN, _RANDOM)),
+        (15,),
     ),
     Section(
         "Section 4: the theorems, both sides",
@@ -195,7 +241,7 @@ SECTIONS: Final = (
         "with BatchNorm. Observation 4.3 says that minima are preserved, and lemma 4.5 that the nearest minimum is "
         "closer. Figure 5 shows the two networks.",
         (Picture("theory", "theory", "dln", PLAIN, single=True),),
-        claims=tuple(range(10, 15)),
+        claims=(10, 11, 12, 13, 14),
         theory=True,
     ),
 )  # fmt: skip

@@ -42,7 +42,8 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     }
     for name in studies:  # the commands that measure more contain folders of this machine
         tables[f"{name}.claims.parquet"]["command"] = ""
-    tables |= {f"{item.name}.parquet": _rows(item, runs[source(item.study, runs)]) for item in pictures(runs)}
+    drawn = [item for item in pictures(runs) if not item.table]
+    tables |= {f"{item.name}.parquet": _rows(item, runs[source(item.study, runs)]) for item in drawn}
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         bns.save_table(rows, folder / "tables" / name)
@@ -55,7 +56,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         **machine(),
         "theory": _theory(runs["dln"]),
         "floors": {str(seed): floors(run) for seed, run in {run.config.seed: run for run in runs["dln"]}.items()},
-        "measured": {item.name: _measured(item, runs[source(item.study, runs)]) for item in pictures(runs)},
+        "measured": {item.name: _measured(item, runs[source(item.study, runs)]) for item in drawn},
         "studies": {
             plan.name: {
                 "purpose": plan.purpose,
@@ -84,7 +85,7 @@ def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
         raise InputError(
             f"{picture.name}: its study, {picture.study}, has no finished runs of all its norms; run it again"
         )
-    return pd.concat([_fewer(picture.kind, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
+    return pd.concat([_fewer(picture, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
 
 
 def _measured(picture: Picture, runs: Sequence[Run]) -> int:
@@ -92,8 +93,13 @@ def _measured(picture: Picture, runs: Sequence[Run]) -> int:
     return max(measured_rows(run, picture.kind, ["step"])["step"].nunique() for run in _chosen(picture, runs))
 
 
-def _fewer(kind: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep fewer steps, and three layers of the theory. Minibatch accuracies stay, because figures average them."""
+def _fewer(picture: Picture, rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep the picture's layers, and fewer steps. Minibatch accuracies stay, because figures average them."""
+    kind = picture.kind
+    if picture.layers:
+        rows = rows[rows["layer"].isin(picture.layers)]
+    if picture.figure == "moments":  # which are small; it draws every step
+        return rows.assign(quantiles=None)
     if kind not in _STEPS or rows["step"].nunique() <= _STEPS[kind]:
         return rows
     if kind == "train" and rows["accuracy"].notna().any():

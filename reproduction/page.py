@@ -26,8 +26,8 @@ def draw(folder: Path) -> None:
     """Draw every picture into `folder/figures` from its table in `folder/tables`, and remove other pictures."""
     drawn = pictures(_facts(folder)["studies"])
     for picture in drawn:
-        sources = [folder / "tables" / f"{name}.parquet" for name in (picture.name, picture.beside) if name]
-        plot_tables(sources, folder / "figures" / f"{picture.name}.png")
+        sources = [folder / "tables" / f"{name}.parquet" for name in picture.sources]
+        plot_tables(sources, folder / "figures" / f"{picture.name}.png", **picture.options)
     for path in (folder / "figures").glob("*.png"):
         if path.stem not in {picture.name for picture in drawn}:
             path.unlink()
@@ -111,13 +111,14 @@ class Results:
     def pictures(self, section: Section) -> Iterator[dict[str, str]]:
         """Every picture with its caption and the command that draws it."""
         for picture in section.pictures:
-            sources = " ".join(f"tables/{name}.parquet" for name in (picture.name, picture.beside) if name)
+            sources = " ".join(f"tables/{name}.parquet" for name in picture.sources)
+            options = "".join(f"--{name} {value} " for name, value in picture.options.items())
             file = f"figures/{picture.name}.png"
             yield {"name": picture.name.replace("-", " "), "file": file, "caption": self._caption(picture),
-                   "command": f"bnsmooth plot {sources} -o {file}"}  # fmt: skip
+                   "command": f"bnsmooth plot {sources} {options}-o {file}"}  # fmt: skip
 
     def _caption(self, picture: Picture) -> str:
-        table = self._read(picture.name)
+        table = self._read(picture.sources[0])
         seeds = sorted(table["seed"].unique())
         parts = [f"`{source(picture.study, self._summaries)}`",
                 f"lr {', '.join(number(float(lr)) for lr in style.lrs_of(table))}",
@@ -125,7 +126,7 @@ class Results:
         if picture.kind == "theory":
             parts.append(f"layers {', '.join(table['layer_name'].unique())}")
         if picture.kind != "train":
-            steps, measured = table["step"].nunique(), self.facts["measured"][picture.name]
+            steps, measured = table["step"].nunique(), self.facts["measured"][picture.sources[0]]
             parts.append(_count(steps, "step") if steps == measured else f"{steps} of the {measured} measured steps")
         return ", ".join(parts)
 

@@ -215,6 +215,17 @@ def test_the_linear_network_has_the_papers_shape():
     assert all(layer.linear.bias is None and layer.norm.num_features == 10 for layer in model.layers.values())
 
 
+def test_the_matrix_of_the_linear_network_is_normal_or_uniform():
+    for matrix, mean, std in (("normal", 0.0, 1.0), ("uniform", 0.5, 12**-0.5)):
+        built = problems.build(resolve("dln", dimension=100, samples=200, matrix=matrix))
+        inputs, targets = (values.double() for values in built.batch(0))
+        entries = torch.linalg.lstsq(inputs, targets).solution
+        assert entries.mean().item() == pytest.approx(mean, abs=0.05)
+        assert entries.std().item() == pytest.approx(std, rel=0.05)
+    with pytest.raises(InputError, match="--matrix half: give normal or uniform"):
+        resolve("dln", matrix="half")
+
+
 def test_a_diverged_run_is_finished_and_keeps_its_rows(tmp_path):
     settings = {**SMALL["dln"], "lr": 10.0, "steps": 60}
     run = bns.train("dln", "none", output=tmp_path / "run", **settings)

@@ -17,8 +17,9 @@ from bnsmooth_cli.randomness import generator
 class DeepLinear(Problem):
     r"""The deep linear network (Santurkar et al. 2018, appendix A): minimise $\sum_x \|W_k \cdots W_1 x - A x\|^2$.
 
-    The sum is over `samples` draws x ~ N(0, I); A has i.i.d. N(0, 1) entries. Summing over samples and units is our
-    choice, as the paper does not state the scale of the loss. The norm follows every layer, the last one included.
+    The sum is over `samples` draws x ~ N(0, I); A has i.i.d. entries from N(0, 1), or from U(0, 1) if `matrix` is
+    "uniform". Summing over samples and units is our choice, as the paper does not state the scale of the loss. The norm
+    follows every layer, the last one included.
     """
 
     settings: LinearSettings
@@ -32,7 +33,8 @@ class DeepLinear(Problem):
         self._fast = entry is not None and entry.fast_path
         random = generator(config.seed, "data")
         inputs = torch.randn(self.num_samples, dimension, generator=random)
-        matrix = torch.randn(dimension, dimension, generator=random)
+        draw = torch.randn if self.settings.matrix == "normal" else torch.rand
+        matrix = draw(dimension, dimension, generator=random)
         self._inputs = inputs.to(device)
         self._targets = (inputs @ matrix.T).to(device)
         self._fast_paths: dict[tuple[torch.dtype, torch.device], FastPath] = {}

@@ -14,8 +14,9 @@ from bnsmooth_cli.networks.parameters import flatten
 class Case:
     """A small network, its fast path, and P parameter vectors with gamma and beta away from 1 and 0."""
 
-    def __init__(self, norm, samples=40, dtype=torch.float64):
-        self.problem = problems.build(resolve("dln", norm=norm, depth=4, dimension=5, samples=samples))
+    def __init__(self, norm, samples=40, dtype=torch.float64, last_norm=True):
+        settings = {"depth": 4, "dimension": 5, "samples": samples, "last_norm": last_norm, "weight_decay": 0.2}
+        self.problem = problems.build(resolve("dln", norm=norm, **settings))
         self.model = self.problem.build().double()
         self.fast_path = self.problem.fast_path(dtype, torch.device("cpu"))
         self.names = dict(self.model.named_parameters())
@@ -27,14 +28,16 @@ class Case:
     def loss(self, theta):
         pieces = theta.split([p.numel() for p in self.names.values()])
         values = {name: piece.view(p.shape) for (name, p), piece in zip(self.names.items(), pieces, strict=True)}
-        return self.problem.objective(torch.func.functional_call(self.model, values, self.data[0]), self.data[1])
+        data = self.problem.objective(torch.func.functional_call(self.model, values, self.data[0]), self.data[1])
+        return data + 0.1 * sum((value**2).sum() for name, value in values.items() if name.endswith("linear.weight"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("samples", [40, 6, 3])  # also fewer than the input has dimensions
+@pytest.mark.parametrize("last_norm", [True, False])
 @pytest.mark.parametrize("norm", FAST_NORMS)
-def test_losses_and_gradients_are_the_networks(norm, samples, dtype):
-    case = Case(norm, samples, dtype)
+def test_losses_and_gradients_are_the_networks(norm, last_norm, samples, dtype):
+    case = Case(norm, samples, dtype, last_norm)
     found = case.fast_path(case.thetas.to(dtype))
     for theta, loss, gradient in zip(case.thetas, found.loss, found.gradient, strict=True):
         theta = theta.clone().requires_grad_()
@@ -45,9 +48,10 @@ def test_losses_and_gradients_are_the_networks(norm, samples, dtype):
         assert float((gradient - slope).norm() / slope.norm()) < tolerance
 
 
+@pytest.mark.parametrize("last_norm", [True, False])
 @pytest.mark.parametrize("norm", FAST_NORMS)
-def test_a_complex_step_is_the_hessians_product(norm):
-    case = Case(norm)
+def test_a_complex_step_is_the_hessians_product(norm, last_norm):
+    case = Case(norm, last_norm=last_norm)
     theta = case.thetas[0].clone().requires_grad_()
     (slope,) = torch.autograd.grad(case.loss(theta), theta, create_graph=True)
     direction = torch.randn_like(theta)

@@ -116,9 +116,16 @@ def test_more_steps_continue_a_run(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize(("problem", "norm"), [("vgg", "batch"), *(("dln", norm) for norm in NORMS)])
-def test_a_step_is_torchs_sgd_on_torchs_gradient(problem, norm, momentum):
-    config = resolve(problem, norm=norm, momentum=momentum, **SMALL[problem])
+@pytest.mark.parametrize(
+    ("problem", "norm", "settings"),
+    [
+        ("vgg", "batch", {}),
+        *(("dln", norm, {}) for norm in NORMS),
+        *(("dln", norm, {"last_norm": False}) for norm in ("none", "batch", "l1")),
+    ],
+)
+def test_a_step_is_torchs_sgd_on_torchs_gradient(problem, norm, settings, momentum):
+    config = resolve(problem, norm=norm, momentum=momentum, **SMALL[problem], **settings)
     built = problems.build(config)
     trajectory, model = Trajectory(built), built.build()
     optimiser = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum)
@@ -212,7 +219,8 @@ def test_the_linear_network_has_the_papers_shape():
     model = problems.build(resolve("dln", "paper", norm="l1")).build()
     shapes = {tuple(layer.linear.weight.shape) for layer in model.layers.values()}
     assert (len(model.layers), shapes) == (25, {(10, 10)})
-    assert all(layer.linear.bias is None and layer.norm.num_features == 10 for layer in model.layers.values())
+    assert all(layer.linear.bias is None for layer in model.layers.values())
+    assert all(layer.norm.num_features == 10 for layer in list(model.layers.values())[:24])
 
 
 def test_the_matrix_of_the_linear_network_is_normal_or_uniform():
@@ -224,6 +232,12 @@ def test_the_matrix_of_the_linear_network_is_normal_or_uniform():
         assert entries.std().item() == pytest.approx(std, rel=0.05)
     with pytest.raises(InputError, match="--matrix half: give normal or uniform"):
         resolve("dln", matrix="half")
+
+
+def test_the_last_layer_of_the_linear_network_may_have_no_norm():
+    model = problems.build(resolve("dln", "paper", norm="batch")).build()
+    normed = [any(name.startswith("norm.") for name, _ in layer.named_parameters()) for layer in model.layers.values()]
+    assert normed == [True] * 24 + [False]
 
 
 def test_a_diverged_run_is_finished_and_keeps_its_rows(tmp_path):

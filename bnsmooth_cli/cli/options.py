@@ -79,7 +79,9 @@ def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
         for name, field in FIELDS.items():
             setting = field.metadata.get("setting")
             if setting is not None and name not in omitted:
-                flags = f"{flag(name)}/--no-{name}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
+                flags = (
+                    f"{flag(name)}/--no-{flag(name)[2:]}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
+                )
                 about = option(help_of(name), _SETTINGS, flags=flags, choices=setting.choices)
                 fields[name] = type_of(name), about
         text = "quick (default), or paper: the paper's settings, and our choice where it states none."

@@ -38,16 +38,18 @@ class Pass(NamedTuple):
 class FastPath:
     r"""The loss and gradient of the full batch as functions of parameter vectors.
 
-    The network has `depth` layers of equal width without biases, either all or none of them with a norm. The loss is
-    the summed squared error and $c \|W\|^2 / 2$, with c the `weight_decay`. Both functions are holomorphic, so complex
-    vectors give derivatives of the gradient.
+    The network has `depth` layers of equal width without biases. The norm follows all of them, all but the last, or
+    none. The loss is the summed squared error and $c \|W\|^2 / 2$, with c the `weight_decay`. Both functions are
+    holomorphic, so complex vectors give derivatives of the gradient.
     """
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, norm: str, depth: int, dtype: torch.dtype, weight_decay: float = 0.0
-    ) -> None:
+        self, inputs: Tensor, targets: Tensor, norm: str, depth: int, dtype: torch.dtype, *, last_norm: bool = True,
+        weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
         x, t = inputs.cpu().double(), targets.cpu().double()
         self.samples, self.depth, self.norm, self.weight_decay = len(x), depth, norm, weight_decay
+        self.normalised = 0 if norm == "none" else depth if last_norm else depth - 1  # so many layers
         entry = norms.find(norm)
         assert entry is not None
         self.p = next(iter(norms.parameter(entry, norm)), None)
@@ -110,7 +112,7 @@ class FastPath:
         """The forward pass with norms: each layer's y, the scales s, ds/dy, and the layer's output."""
         samples = None if self.p in (None, 2.0) else self.basis.to(space.y.dtype)
         space.out_mean.copy_(space.beta)
-        for layer in space.layers:
+        for layer in space.layers[: self.normalised]:
             torch.bmm(layer.x, layer.weight_t, out=layer.y)
             if samples is not None:
                 self._scale_from_samples(layer.y, samples, layer.scale, layer.ds_dy)
@@ -120,6 +122,9 @@ class FastPath:
             if self.p is not None:
                 layer.scale.copy_(layer.scale.where(layer.scale.real > EPSILON, EPSILON))
             torch.mul(layer.y_varying, layer.gamma / layer.scale, out=layer.out_varying)
+        for layer in space.layers[self.normalised :]:
+            torch.bmm(layer.x, layer.weight_t, out=layer.y)
+            layer.out.copy_(layer.y)
         if samples is None:
             torch.div(space.scaled, space.scale, out=space.ds_dscaled)
         if self.p is not None:
@@ -129,7 +134,11 @@ class FastPath:
         """The backward pass with norms: the gradients at each layer's output, y, gamma and beta."""
         torch.div(space.gamma, space.scale, out=space.ratio)
         torch.div(space.ratio, -space.scale, out=space.pull)
-        for layer, before in space.backwards:
+        for layer, before in space.backwards[: self.depth - self.normalised]:
+            layer.grad_y.copy_(layer.grad_out)
+            if before is not None:
+                torch.bmm(layer.grad_y, layer.weight, out=before.grad_out)
+        for layer, before in space.backwards[self.depth - self.normalised :]:
             torch.sum(layer.grad_out_varying * layer.y_varying, -2, keepdim=True, out=layer.along)
             torch.mul(layer.ds_dy, layer.along * layer.pull, out=layer.grad_y)
             layer.grad_y_varying.addcmul_(layer.grad_out_varying, layer.ratio)
@@ -140,11 +149,11 @@ class FastPath:
 
     def follow(self, running: Tensor, passes: Pass) -> None:
         """Update the running statistics, one vector of all buffers, with the statistics of a training step."""
-        if self.norm == "none":
+        if not self.normalised:
             return
-        mean, other = running.view(self.depth, 2, -1).unbind(1)
-        mean.lerp_(passes.mean[:, 0], MOMENTUM)
-        scale = passes.scale[:, 0]
+        mean, other = running.view(self.normalised, 2, -1).unbind(1)
+        mean.lerp_(passes.mean[: self.normalised, 0], MOMENTUM)
+        scale = passes.scale[: self.normalised, 0]
         if self.p is None:  # BatchNorm tracks the unbiased variance
             scale = (scale.square() - EPSILON) * (self.samples / (self.samples - 1))
         other.lerp_(scale, MOMENTUM)
@@ -182,7 +191,9 @@ class _Space:
 
     def __init__(self, fast_path: FastPath, theta: Tensor) -> None:
         depth, count, (rows, size) = fast_path.depth, len(theta), fast_path.inputs.shape
-        whole, gradient = torch.empty_like(theta), torch.zeros_like(theta)
+        per_layer = size * size + (0 if fast_path.norm == "none" else 2 * size)
+        # Without a norm after the last layer, the vectors of all layers end in places for its gamma and beta.
+        whole, gradient = (theta.new_zeros(count, depth * per_layer) for _ in range(2))
         parameters, slopes = (v.view(count, depth, -1).transpose(0, 1) for v in (whole, gradient))
         weights, self.weights_slope = parameters[..., : size * size], slopes[..., : size * size]
         activations = theta.new_empty(depth + 1, count, rows, size)
@@ -196,7 +207,7 @@ class _Space:
         else:
             #: The outputs y of the linear maps, the gradients at y, and ds/dy.
             self.y, self.grad_y, self.ds_dy = (torch.zeros_like(self.grad_out) for _ in range(3))
-            self.scale, self.along, self.ratio, self.pull = (theta.new_empty(depth, count, 1, size) for _ in range(4))
+            self.scale, self.along, self.ratio, self.pull = (theta.new_ones(depth, count, 1, size) for _ in range(4))
             self.gamma, self.beta = parameters[..., size * size :].unflatten(-1, (2, 1, size)).unbind(2)
             self.gamma_slope, self.beta_slope = slopes[..., size * size :].unflatten(-1, (2, 1, size)).unbind(2)
             self.y_varying, self.out_mean, self.out_varying = self.y[:, :, 1:], self.out[:, :, :1], self.out[:, :, 1:]
@@ -207,4 +218,4 @@ class _Space:
         self.layers = [SimpleNamespace(**{name: v[i] for name, v in vars(self).items()}) for i in range(depth)]
         #: The layers from last to first, each with the layer before it (None for the first).
         self.backwards: list[tuple[Any, Any]] = [*zip(self.layers, [None, *self.layers], strict=False)][::-1]
-        self.theta, self.gradient = whole, gradient
+        self.theta, self.gradient = (v[:, : theta.shape[1]] for v in (whole, gradient))

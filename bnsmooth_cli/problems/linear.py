@@ -19,7 +19,7 @@ class DeepLinear(Problem):
 
     The sum is over `samples` draws x ~ N(0, I); A has i.i.d. entries from N(0, 1), or from U(0, 1) if `matrix` is
     "uniform". Summing over samples and units is our choice, as the paper does not state the scale of the loss. The norm
-    follows every layer, the last one included.
+    follows every layer, the last one only if `last_norm` is set.
     """
 
     settings: LinearSettings
@@ -40,14 +40,13 @@ class DeepLinear(Problem):
         self._fast_paths: dict[tuple[torch.dtype, torch.device], FastPath] = {}
 
     def network(self) -> Chain:
-        """Linear layers without biases, named fc1, fc2, ..., each followed by the norm."""
-        size = self.settings.dimension
-        chain = Chain(
-            {
-                f"fc{i + 1}": Layer(nn.Linear(size, size, bias=False), norms.build(self.config.norm, size))
-                for i in range(self.settings.depth)
-            }
-        )
+        """Linear layers without biases, named fc1, fc2, ..., each followed by the norm; the last one if it has one."""
+        size, depth = self.settings.dimension, self.settings.depth
+        layers = {}
+        for i in range(1, depth + 1):
+            norm = norms.build(self.config.norm, size) if i < depth or self.settings.last_norm else None
+            layers[f"fc{i}"] = Layer(nn.Linear(size, size, bias=False), norm)
+        chain = Chain(layers)
         chain.initialise(self.config.seed)
         return chain
 
@@ -66,8 +65,9 @@ class DeepLinear(Problem):
         if key not in self._fast_paths:
             data = self._inputs.to(device), self._targets.to(device)
             self._fast_paths[key] = FastPath(
-                *data, self.config.norm, self.settings.depth, dtype, self.config.weight_decay
-            )
+                *data, self.config.norm, self.settings.depth, dtype, last_norm=self.settings.last_norm,
+                weight_decay=self.config.weight_decay,
+            )  # fmt: skip
         return self._fast_paths[key]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:

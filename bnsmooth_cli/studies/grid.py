@@ -212,8 +212,8 @@ def command(request: Mapping[str, Any], folder: Path, **changed: Any) -> str:
     """
     words = ["bnsmooth", "compare"]
     for name, value in {**request, **changed}.items():
-        if name == "augment":
-            words.append("--augment" if value else "--no-augment")
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
         elif name != "threads" or value != 1:
             several = value if isinstance(value, list) else [value]
             text = _ranges(several) if name in ("seeds", "at") else ",".join(map(_plain, several))

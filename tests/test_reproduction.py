@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import bnsmooth_cli as bns
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables
 from bnsmooth_cli.report import number as text_of
 from bnsmooth_cli.storage.runs import open_run
@@ -197,41 +198,33 @@ def test_no_folder_of_a_machine_is_named(small):
     assert names_no_folder_of_a_machine(PUBLISHED)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["glorot", "he", "default"])
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_variant_is_the_reproductions_network_but_for_its_initialisation(variant, norm, tmp_path, monkeypatch):
-    monkeypatch.setenv("CIFAR10", "shapes")
-    settings = {"lr": 0.1, "steps": 1, "batch_size": 16}
-    run = bns.train(f"reproduction.variants:{variant}", norm, output=tmp_path / "variant", **settings)
-    model = bns.load_point(run, step=0).model
-    own = bns.load_point(bns.train("vgg", norm, output=tmp_path / "own", **settings), step=0)
-    shapes = [tuple(p.shape) for p in own.model.parameters()]
-    assert [tuple(p.shape) for p in model.parameters()] == shapes
-    weight, bias = model[0].weight, model[0].bias
-    expected = {
-        "glorot": (2 / (9 * 3 + 9 * 16)) ** 0.5,
-        "he": (2 / (9 * 16)) ** 0.5,
-        "default": (1 / (3 * 9 * 3)) ** 0.5,
-    }
-    assert weight.std().item() == pytest.approx(expected[variant], rel=0.15)
-    assert bool((bias == 0).all()) == (variant != "default")
-
-
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_scale_has_every_norm_and_the_papers_settings(scale):
     found = {plan.name: plan for plan in plans(scale, data="shapes")}
-    broad, linear = found.get("vgg-early", found["vgg"]).grids, found["dln"].grids
-    assert broad[0].norms == linear[0].norms == NORMS
-    assert [grid.lrs for grid in found["vgg"].grids] == [(0.1,), (0.5,)]
+    grids = {name: [*plan.grids] for name, plan in found.items()}
+    for name in ("dln", "vgg", *(["vgg-early"] if scale == "quarter" else [])):
+        assert {norm for grid in grids[name] for norm in grid.norms} == set(NORMS)
+    assert {lr for grid in grids["vgg"] for lr in grid.lrs} == {0.1, 0.5, 0.01}
+    assert all(
+        {"none", "batch"} <= {n for g in grids["vgg"] if lr in g.lrs for n in g.norms} for lr in (0.1, 0.5, 0.01)
+    )
     configs = {name: plan.grids[0].configs()[0] for name, plan in found.items()}
     assert configs["vgg-augmented"].settings.augment
     assert not configs["vgg"].settings.augment
     if scale != "quick":
         assert configs["vgg"].steps == configs["vgg-augmented"].steps == 15_000
+        assert configs["vgg"].settings.depth == 16
         assert configs["dln"].steps == 10_000
-        assert linear[0].seeds == broad[0].seeds == (0, 1, 2, 3, 4)
+        assert (configs["dln"].lr, configs["dln-slow"].lr) == (1e-6, 1e-7)
+        assert (grids["vgg"][0].every, grids["dln"][0].every, grids["dln-slow"][0].every) == (100, 50, 50)
+        assert all(grid.seeds == (0, 1, 2, 3, 4) for name in ("dln", "dln-slow", "vgg") for grid in grids[name])
         assert configs["vgg"].settings.width == (1.0 if scale == "paper" else 0.25)
+
+
+def test_a_part_of_a_scale_is_the_named_studies_and_the_linear_network():
+    assert [plan.name for plan in plans("quarter", only=["vgg-early"])] == ["dln", "vgg-early"]
+    with pytest.raises(InputError, match="unknown study of the scale quarter 'vgg-erly': did you mean 'vgg-early'"):
+        plans("quarter", only=["vgg-erly"])
 
 
 def test_steps_end_every_run_earlier_and_are_measured_up_to_there():

@@ -79,7 +79,7 @@ def _shortened(grid: Grid, steps: int | None) -> Grid:
 
 def _linear(seeds: tuple[int, ...], preset: str, **steps: Any) -> Plan:
     settings = {"problem": "dln", "preset": preset}
-    grids = (Grid(NORMS, (), seeds, settings, _MEASURE, **steps),
+    grids = (Grid(NORMS, (), seeds, settings, (*_MEASURE, *_RANDOM), **steps),
              Grid(NORMS, (), seeds, settings, ("theory",), at=_LINEAR[preset]))  # fmt: skip
     return Plan("dln", "the deep linear network", grids)
 
@@ -91,11 +91,11 @@ def _slow() -> Plan:
     return Plan("dln-slow", "the deep linear network at the smaller learning rate of figure 3", (grid,))
 
 
-def _images(seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:
+def _images(seeds: tuple[int, ...], every: int, measure: tuple[str, ...], **settings: Any) -> Plan:
     """The two networks of figures 1 and 3 at their learning rates, and the others at 0.1."""
     others = tuple(norm for norm in NORMS if norm not in PLAIN)
     by_lr = ((PLAIN, (0.1,)), (PLAIN, (0.5, 0.01)), (others, (0.1,)))
-    grids = tuple(Grid(norms, lrs, seeds, settings, _MEASURE, every=every) for norms, lrs in by_lr)
+    grids = tuple(Grid(norms, lrs, seeds, settings, measure, every=every) for norms, lrs in by_lr)
     return Plan("vgg", "every norm; the two of figures 1 and 3 at their other learning rates as well", grids)
 
 
@@ -105,6 +105,7 @@ def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
 
 
 _MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
+_RANDOM: Final = ("landscape-random", "smoothness-random")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
 #: A quarter of all widths. Measured steps have checkpoints, so that nothing is trained twice: 1.3 GB a run.
 _QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25, "save_every": 100}
@@ -115,27 +116,27 @@ _LINEAR: Final = {
 }
 #: The first steps of every norm, for the figures of scales where `vgg` takes days.
 _EARLY: Final = Plan("vgg-early", "every norm, the first steps", (
-    Grid(NORMS, (0.1,), FIVE, {**_QUARTER, "steps": 1000, "eval_every": 50}, _MEASURE, every=100),
+    Grid(NORMS, (0.1,), FIVE, {**_QUARTER, "steps": 1000, "eval_every": 50}, (*_MEASURE, *_RANDOM), every=100),
 ))  # fmt: skip
 
 #: The cheapest studies are first. The paper measures VGG every 100 and the linear network every 50 steps.
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
         _linear((0,), "quick", at=_LINEAR["quick"]),
-        _images((0,), 50, preset="quick"),
+        _images((0,), 50, (*_MEASURE, *_RANDOM), preset="quick"),
         _augmented((0,), preset="quick"),
     ],
     "quarter": [
         _linear(FIVE, "paper", every=50),
         _slow(),
         _EARLY,
-        _images(FIVE, 100, **_QUARTER),
+        _images(FIVE, 100, _MEASURE, **_QUARTER),
         _augmented((0,), **_QUARTER),
     ],
     "paper": [
         _linear(FIVE, "paper", every=50),
         _slow(),
-        _images(FIVE, 100, **_CIFAR),
+        _images(FIVE, 100, (*_MEASURE, *_RANDOM), **_CIFAR),
         _augmented(FIVE, **_CIFAR),
     ],
 }

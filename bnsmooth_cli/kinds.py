@@ -205,6 +205,14 @@ _SMOOTHNESS: Final = {
 _DIRECTION: Final = {
     "direction": Column("string", "`random`: the line is theta - eta d, with a random d in place of g, ||d|| = ||g||"),
 }
+#: The statements of the theory (section 4, appendix C) that are proved. All of them are equalities.
+PROVED: Final = ("fact C.1", "fact C.2", "4.1", "4.2", "4.3", "4.4", "4.5")
+#: Those that are not proved, or only under a condition. All of them are inequalities.
+UNPROVED: Final = ("4.1 at y", "4.2b", "C.1")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 KINDS: Final = (
@@ -293,21 +301,22 @@ KINDS: Final = (
                         "wander mean unstable inputs.", ("movement", "kurtosis"), (3, 9))),
     Kind("theory", "theory", "a statement about a unit at a measured step", {
             **_STEP,
-            "statement": Column("string", "`4.1` to `4.5`, or `4.1 at y`: the plain gradient at y, not proved"),
+            "statement": Column("string", f"proved: {_listed(PROVED)}; not proved: {_listed(UNPROVED)}"),
             **_UNIT,
             "affine": Column("string", "`identity`: gamma = sigma, beta = mu; `standard`: gamma = 1, beta = 0"),
             "lhs": _double("left side"),
             "rhs": _double("right side"),
             "residual": _double("(rhs - lhs) / largest term"),
-            "holds": Column("bool", "equality to 1e-9; `4.1 at y`: lhs <= rhs"),
-            "condition": Column("bool", "4.2: curvature >= 0 and alignment > 0; 4.5: alignment > 0"),
+            "holds": Column("bool", "proved: equality to 1e-9; not proved: lhs <= rhs"),
+            "condition": Column("bool", "4.2: curvature >= 0 and alignment > 0; 4.2b, C.1: H orders v and g as their "
+                                "lengths do; 4.5: alignment > 0"),
             "sigma": _double("standard deviation of the unit's activations"),
             "gamma": _double("gamma of the added BatchNorm"),
             "grad_norm": _double("||g||"),
             "mean_fraction": _double("<1, g>^2 / m as a fraction of ||g||^2"),
             "output_fraction": _double("<g, y_hat>^2 / m as a fraction of ||g||^2"),
             "alignment": _double("cosine of g and y_hat; 4.5: of the initial and the current weights"),
-            "curvature": _double("v'Hv / v'v"),
+            "curvature": _double("v'Hv / v'v; 4.2b, C.1: g'Hg / g'g"),
             "input_norm": _double("lambda of 4.4: spectral norm of the layer's inputs"),
         },
         measurement="theory:MEASUREMENT", figures=(Drawing("sides", "theory:panels", draws="5"),), studied=True,

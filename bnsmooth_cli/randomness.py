@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import torch
 
-_STREAMS: Final = ("data", "init", "order", "augment", "noise", "lanczos", "units", "surface", "direction")
+_STREAMS: Final = ("data", "init", "order", "augment", "noise", "lanczos", "units", "surface", "direction", "jacobian")
 
 
 def generator(

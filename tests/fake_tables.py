@@ -115,20 +115,21 @@ def activations(rough: float, noise: np.random.Generator, layers: int = 3) -> pd
 
 
 def theory(rough: float, noise: np.random.Generator, layers: int = 4) -> pd.DataFrame:
-    statements = ["4.1", "4.1 at y", "4.2", "4.4", "4.5"]
+    statements = ["4.1", "4.1 at y", "4.2", "4.2b", "4.4", "4.5"]
     grid = np.meshgrid(range(0, 310, 50), range(1, layers + 1), range(3), range(len(statements)), indexing="ij")
     step, layer, unit, which = (axis.ravel() for axis in grid)
     statement = np.array(statements)[which]
     rhs = (
         rough
         * 10 ** noise.uniform(-4, 4, len(step))
-        * np.where(statement == "4.2", noise.choice([-1, 1], len(step)), 1)
+        * np.where(np.char.startswith(statement, "4.2"), noise.choice([-1, 1], len(step)), 1)
     )
     lhs = np.where(statement == "4.1 at y", rhs * noise.uniform(0.1, 3, len(step)), rhs)
     frame = pd.DataFrame({"step": step, "layer": layer, "layer_name": [f"conv{i}" for i in layer], "unit": unit})
-    frame = frame.assign(statement=statement, affine="identity", lhs=lhs, rhs=rhs, holds=lhs <= rhs, sigma=rough)
+    frame = frame.assign(statement=statement, affine="identity", lhs=lhs, rhs=rhs, holds=lhs <= rhs, condition=rhs > 0)
     signed = {name: noise.choice([-1.0, 1.0], len(step)) for name in ("alignment", "curvature")}
-    return frame.assign(mean_fraction=1e-34, output_fraction=1e-3 * noise.random(len(step)), **signed)
+    fractions = {"mean_fraction": 1e-34, "output_fraction": 1e-3 * noise.random(len(step))}
+    return frame.assign(sigma=rough, **fractions, **signed)
 
 
 def compared(rough: float, noise: np.random.Generator) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from scipy import optimize
 from torch import Tensor, nn
@@ -246,16 +247,37 @@ def statements(point: Point, name: str, unit: int, affine: str) -> dict[str, tup
         return float(ratio * (g @ g - g.sum() ** 2 / m - (g @ yhat) ** 2 / m))
 
     largest = float(torch.linalg.matrix_norm(net.inputs(), 2)) ** 2
-    second = ratio * bend(net.plain, z, v) - net.gamma / (m * net.sigma**2) * float(g @ yhat) * float(v @ v)
+    reduction = net.gamma / (m * net.sigma**2) * float(g @ yhat) * float(v @ v)
+    second, bound = (ratio * bend(net.plain, z, along) - reduction for along in (v, g))
+    form = bend(net.normalised, y, v)
+    backward = [net.gamma / (m * net.sigma) * (m * g[b] - g.sum() - yhat[b] * (g * yhat).sum()) for b in range(m)]
     mean = float(g.mean())
     worst = ratio * (largest * float(g @ g) - m * mean**2 * largest - largest / m * float(g @ yhat) ** 2)
     return {
+        "fact C.1": (float(v.norm()), float(torch.stack(backward).norm())),
         "4.1": (float(v @ v), reduced(g)),
-        "4.2": (bend(net.normalised, y, v), second),
+        "4.2": (form, second),
+        "4.2b": (form, bound),
+        "C.1": (largest**2 * form, largest**2 * bound),
         "4.4": (largest * float(v @ v), worst),
         "4.3": (float(z.norm()), float(y.norm())),
         "4.1 at y": (float(v @ v), reduced(slope(net.plain_at_y, y))),
     }
+
+
+def largest_form(g: Tensor, hessian: Tensor, limit: float) -> float:
+    """The largest w'Hw, w = XX'g, over all X of spectral norm at most `limit`, by minimising the dual in nu.
+
+    nu is above every eigenvalue and 0, and searched as its distance from there on a log scale.
+    """
+    values, vectors = torch.linalg.eigh(hessian)
+    along, floor = (vectors.T @ g).square(), max(0.0, float(values[-1]))
+
+    def dual(log: float) -> float:
+        nu = floor + float(np.exp(log))
+        return float(limit**4 * nu**2 / 4 * (along / (nu - values)).sum())
+
+    return float(optimize.minimize_scalar(dual, bounds=(-20, 10), options={"xatol": 1e-10}).fun)
 
 
 def nearest_on_ray(begun: Tensor, optimum: Tensor) -> float:

@@ -318,7 +318,7 @@ def test_many_layers_are_shown_by_five_of_them() -> None:
 def test_the_theory_figure_plots_both_sides_for_layers_over_the_depth(layers: int) -> None:
     figure = render("theory", make(lambda r, n: theory(r, n, layers), norms=("none", "batch")))
     shown = {1: ["conv1"], 2: ["conv1", "conv2"], 4: ["conv1", "conv3", "conv4"]}[layers]
-    statements = [f"{s}, {layer}" for s in ("4.1", "4.1 at y", "4.2") for layer in shown]
+    statements = [f"{s}, {layer}" for s in ("4.1", "4.1 at y", "4.2", "4.2b") for layer in shown]
     assert [axes.get_title() for axes in figure.axes[: len(statements)]] == statements
     dots = [line for line in figure.axes[0].lines if line.get_marker() == "."]
     assert [len(line.get_xdata()) for line in dots] == [21, 21]  # 7 steps x 3 units

@@ -12,16 +12,17 @@ from helpers import NORMS
 from torch import nn
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import InputError
+from bnsmooth_cli import InputError, kinds
 from bnsmooth_cli.cli.theory import verdict
 from bnsmooth_cli.derivatives.taylor import second_derivatives
 from bnsmooth_cli.measures.selection import select
-from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
+from bnsmooth_cli.measures.theory import TOLERANCE
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.networks.structure import structure
 from bnsmooth_cli.norms import build
 from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.norms.lp import LpNorm
+from bnsmooth_cli.randomness import generator
 
 PLACES = {"vgg": ("conv1", "conv8", "fc1"), "dln": ("fc1", "fc3", "fc5")}
 CASES = [(problem, norm, name) for problem, names in PLACES.items() for norm in NORMS for name in names]
@@ -38,7 +39,7 @@ def test_both_sides_agree_with_brute_force(small_run, problem, norm, name):
                 scale = max(abs(left), abs(right))
                 assert row["lhs"] == pytest.approx(left, rel=1e-7, abs=1e-10 * scale), statement
                 assert row["rhs"] == pytest.approx(right, rel=1e-7, abs=1e-10 * scale), statement
-                if statement in PROVED:  # and brute force says the same of the statement
+                if statement in kinds.PROVED:  # and brute force says the same of the statement
                     assert left == pytest.approx(right, rel=1e-9, abs=1e-9 * scale), statement
 
 
@@ -50,13 +51,64 @@ def test_every_statement_holds_for_every_layer_and_unit(small_run, problem, norm
     layers = [name for name, layer in point.model.named_layers() if name != "fc3" or problem == "dln"]
     assert list(rows["layer_name"].unique()) == layers
     units = sum(point.model.layers[name].linear.weight.shape[0] for name in layers)
-    counts = {"4.1": 2, "4.1 at y": 1, "4.2": 2, "4.3": 1, "4.4": 2, "4.5": 1}
+    counts = {"fact C.1": 2, "fact C.2": 1, "4.1": 2, "4.2": 2, "4.3": 1, "4.4": 2, "4.5": 1}
+    assert tuple(counts) == kinds.PROVED
+    counts |= {"4.1 at y": 1, "4.2b": 2, "C.1": 2}
+    assert tuple(counts) == kinds.PROVED + kinds.UNPROVED
     assert rows.groupby("statement").size().to_dict() == {name: n * units for name, n in counts.items()}
-    proved = rows[rows["statement"].isin(PROVED)]
+    proved = rows[rows["statement"].isin(kinds.PROVED)]
     assert proved["holds"].all()
     assert proved["residual"].abs().max() < TOLERANCE
     at_y = rows[rows["statement"] == "4.1 at y"]
     assert (at_y["holds"] == (at_y["lhs"] <= at_y["rhs"] * (1 + 1e-12))).all()
+
+
+@pytest.mark.parametrize(("problem", "norm", "name"), [("vgg", "none", "fc1"), ("dln", "batch", "fc3")])
+def test_fact_c2_is_the_jacobian_of_the_normalised_activations(small_run, problem, norm, name):
+    point = bns.load_point(small_run(problem, norm), step=3)
+    row = bns.theory(point, [name], [1]).set_index("statement").loc["fact C.2"]
+    net = reference.TwoNetworks(point, name, 1, "standard")  # z is y_hat
+    jacobian = torch.autograd.functional.jacobian(lambda y: net.column(net.norm(net.replaced(net.y, y))),
+                                                  net.column(net.y))  # fmt: skip
+    formula = (torch.eye(net.m, dtype=torch.float64) - 1 / net.m - torch.outer(net.yhat, net.yhat) / net.m) / net.sigma
+    torch.testing.assert_close(jacobian, formula, rtol=1e-9, atol=1e-9)
+    u = torch.randn(net.y.shape, generator=generator(point.config.seed, "jacobian"), dtype=torch.float64)
+    assert row["lhs"] == pytest.approx(float((jacobian @ net.column(u)).norm()), rel=1e-9)
+    assert row["holds"]
+
+
+CASES_4_2B = [("vgg", "none", "conv8"), ("vgg", "batch", "conv8"), ("dln", "batch", "fc2"), ("dln", "l1", "fc1")]
+
+
+@pytest.mark.parametrize(("problem", "norm", "name"), CASES_4_2B)
+@pytest.mark.parametrize("affine", ["identity", "standard"])
+def test_4_2b_holds_exactly_where_the_form_along_g_is_the_larger_one(small_run, problem, norm, name, affine):
+    point = bns.load_point(small_run(problem, norm), step=3)
+    found = bns.theory(point, [name])
+    for unit in found["unit"].unique():
+        rows = found[(found["unit"] == unit) & (found["affine"] == affine)].set_index("statement")
+        net = reference.TwoNetworks(point, name, unit, affine)
+        y, z = net.column(net.y), net.column(net.z)
+        g, v = reference.slope(net.plain, z), reference.slope(net.normalised, y)
+        forms = [reference.bend(net.plain, z, along) for along in (v, g)]
+        assert rows.loc["4.2b", "holds"] == (forms[0] <= forms[1])
+        assert rows.loc["4.2b", "condition"] == ((forms[0] <= forms[1]) == bool(v.norm() <= g.norm()))
+        assert rows.loc["4.2b", "curvature"] == pytest.approx(forms[1] / float(g @ g), rel=1e-7)
+        assert rows.loc["4.2", "curvature"] == pytest.approx(forms[0] / float(v @ v), rel=1e-7)
+        assert rows.loc["C.1", ["holds", "condition"]].equals(rows.loc["4.2b", ["holds", "condition"]])
+
+
+def test_4_2b_needs_gamma_at_most_sigma_even_where_the_hessian_preserves_the_norms(small_run):
+    """A plain linear network's H is a multiple of I, so the condition is met. sigma is made small by the weights."""
+    point = bns.load_point(small_run("dln", "none"), step=3)
+    with torch.no_grad():
+        point.model.layers["fc2"].linear.weight *= 0.1
+    rows = bns.theory(point, ["fc2"]).set_index(["statement", "affine", "unit"]).sort_index()
+    lengths, bounds = rows.loc["fact C.1", "lhs"], rows.loc["4.2b", "grad_norm"]
+    assert rows.loc["4.2b", "condition"].all()
+    assert (rows.loc["4.2b", "holds"] == (lengths <= bounds)).all()
+    assert rows.loc[("4.2b", "identity"), "holds"].all()
+    assert not rows.loc[("4.2b", "standard"), "holds"].any()
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
@@ -108,6 +160,80 @@ def test_the_worst_case_of_4_4_is_what_a_direct_maximisation_finds():
     assert float((x.T @ g).square().sum()) == pytest.approx(largest**2 * float(g @ g), rel=1e-9)
 
 
+def ascent(g, hessian, x, limit, steps=3000):
+    """The w'Hw, w = XX'g, that gradient ascent on X reaches, with X projected back through its singular values."""
+    for step in range(steps):
+        bent = hessian @ (x @ (x.T @ g))
+        slope = torch.outer(bent, x.T @ g) + torch.outer(g, x.T @ bent)
+        x = x + (0.5 if step < steps // 2 else 0.02) * slope / slope.norm()
+        u, s, v = torch.linalg.svd(x, full_matrices=False)
+        x = u @ torch.diag(s.clamp_max(limit)) @ v
+    w = x @ (x.T @ g)
+    return float(w @ hessian @ w)
+
+
+@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize("shift", [-1.5, 0.0, 3.0])  # of the eigenvalues: from mostly negative to all positive
+def test_the_maximum_of_c1_is_what_a_direct_maximisation_finds(d, shift):
+    torch.manual_seed(1)
+    m, limit = 7, 1.3
+    square, g = torch.randn(m, m, dtype=torch.float64), torch.randn(m, dtype=torch.float64)
+    hessian = (square + square.T) / 2 + shift * torch.eye(m, dtype=torch.float64)
+    stated = reference.largest_form(g, hessian, limit)
+    found = [ascent(g, hessian, torch.randn(m, d, dtype=torch.float64), limit) for _ in range(3)]
+    assert max(found) == pytest.approx(stated, rel=1e-3)
+    assert max(found) <= stated * (1 + 1e-9)
+    assert stated > limit**4 * float(g @ hessian @ g)  # the value at the X of 4.4
+
+
+class Quadratic:
+    """BatchNorm before a loss with a given gradient g and Hessian at z."""
+
+    def __init__(self, y, gamma, g, hessian):
+        self.y, self.gamma, self.g, self.hessian = y, gamma, g, hessian
+        self.yhat, self.sigma = (y - y.mean()) / y.std(correction=0), float(y.std(correction=0))
+
+    def normalised(self, y):
+        step = self.gamma * ((y - y.mean()) / y.std(correction=0) - self.yhat)
+        return self.g @ step + step @ self.hessian @ step / 2
+
+    def maxima(self, limit):
+        """Both networks' largest values of C.1, and the length of BatchNorm's gradient."""
+        v = reference.slope(self.normalised, self.y)
+        bent = torch.autograd.functional.hessian(self.normalised, self.y)
+        largest = reference.largest_form(v, bent, limit), reference.largest_form(self.g, self.hessian, limit)
+        assert largest[0] > limit**4 * float(v @ bent @ v)  # v is never an eigenvector
+        return *largest, float(v.norm())
+
+
+def test_theorem_c1_is_not_true_of_the_maxima_themselves():
+    torch.manual_seed(0)
+    m, limit = 8, 1.3
+    y, g = torch.randn(2, m, dtype=torch.float64)
+    net = Quadratic(y, float(y.std(correction=0)), g, 0.5 * torch.eye(m, dtype=torch.float64))
+    net.g = g - g.mean() - net.yhat * (net.yhat @ g) / m  # orthogonal to 1 and y_hat
+    for along in (0.0, 1e-3):  # <g, y_hat>, which is kappa but for its scale
+        net.g = net.g + along / m * net.yhat
+        with_norm, plain, length = net.maxima(limit)
+        kappa = float(net.g @ net.yhat) * length**2 / (m * net.gamma)
+        assert plain == pytest.approx(limit**4 * 0.5 * float(net.g @ net.g), rel=1e-9)  # at the X of 4.4
+        assert with_norm > 1.05 * (plain - limit**4 * kappa)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_bound_that_replaces_c1_holds_of_the_maxima(seed):
+    torch.manual_seed(seed)
+    m, limit = 8, 0.7
+    y, g = torch.randn(2, m, dtype=torch.float64)
+    square = torch.randn(m, m, dtype=torch.float64)
+    net = Quadratic(y, 1.0, g, (square + square.T) / 2 + seed % 4 * torch.eye(m, dtype=torch.float64))
+    net.g = g * torch.sign(net.yhat @ g)
+    net.gamma = net.sigma * (1.0 if seed % 2 else 0.6)
+    with_norm, plain, length = net.maxima(limit)
+    more = 3 * 3**0.5 / 8 * limit**4 * length**3 / (m**0.5 * net.sigma)
+    assert with_norm <= (net.gamma / net.sigma) ** 2 * plain + more
+
+
 @pytest.mark.parametrize("norm", ["none", "batch", "l1", "l2", "linf", "lp:3", "lp:7.5", "noisy-batch", "noisy-none"])
 @pytest.mark.parametrize("image", [False, True])
 def test_second_derivatives_are_those_of_the_whole_hessian(norm, image):
@@ -152,9 +278,9 @@ def test_a_constant_unit_is_null_and_leaves_the_others_alone(small_run):
     rows = bns.theory(point, ["fc2"])
     dead = (rows["unit"] == 1) & (rows["statement"] != "4.5")
     assert rows.loc[dead, ["lhs", "rhs", "residual", "holds", "sigma"]].isna().all(axis=None)
-    proved = rows[~dead & rows["statement"].isin(PROVED)]
+    proved = rows[~dead & rows["statement"].isin(kinds.PROVED)]
     assert proved["holds"].all()
-    assert f"{2 + 2 + 2 + 1 + 1} undefined" in verdict(rows)
+    assert f"{2 + 1 + 2 + 2 + 1 + 2 + 1} undefined" in verdict(rows)
 
 
 def test_a_point_that_overflows_is_null_throughout(small_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import UnitOptions
@@ -9,7 +10,10 @@ from bnsmooth_cli.cli.options import UnitOptions
 
 @measuring(UnitOptions, problem="dln")
 def theory(rows: Rows) -> None:
-    """Verify theorems 4.1, 4.2, 4.4, observation 4.3 and lemma 4.5, unit by unit in float64 (section 4, figure 5).
+    """Verify the theory of section 4 and appendix C, unit by unit in float64 (figure 5).
+
+    These are facts C.1 and C.2, theorems 4.1, 4.2, 4.4 and C.1, observation 4.3 and lemma 4.5. 4.2b is the second part
+    of theorem 4.2. 4.2b and theorem C.1 are not proved: they hold under conditions.
 
     The table has one row per measured step, statement, layer and unit, with both sides and the sizes of the reductions.
 
@@ -35,13 +39,14 @@ def theory(rows: Rows) -> None:
 
 def verdict(rows: Rows) -> str:
     """A sentence that says in how many cases the proved statements hold."""
-    from bnsmooth_cli.measures.theory import PROVED, TOLERANCE
+    from bnsmooth_cli.measures.theory import TOLERANCE
 
-    proved = rows[rows["statement"].isin(PROVED)]
+    proved = rows[rows["statement"].isin(kinds.PROVED)]
     defined = proved["holds"].dropna().astype(bool)
     undefined, failed = len(proved) - len(defined), int((~defined).sum())
+    proved_names = ", ".join(kinds.PROVED)
     outcome = f"NOT equal in {failed:,} cases, else equal" if failed else "equal"
-    text = f"{', '.join(PROVED)}: {outcome} to {TOLERANCE:g} of the largest term in {len(defined) - failed:,} cases"
+    text = f"{proved_names}: {outcome} to {TOLERANCE:g} of the largest term in {len(defined) - failed:,} cases"
     return text + (f"; {undefined:,} undefined (a constant unit, or an overflow)" if undefined else "")
 
 

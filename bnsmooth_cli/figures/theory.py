@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.panels import Curves, Panel, layers_over_depth, say_empty, series
 
-_STATEMENTS: Final = ("4.1", "4.1 at y", "4.2")
+#: The statements whose sides are drawn. Theorem C.1 has the same dots as 4.2b, at other scales.
+_DRAWN: Final = ("4.1", "4.1 at y", "4.2", "4.2b")
 _WIDTH: Final = 6  # cells in a row of panels, divisible by one, two or three layers
 #: Fractions of the squared gradient. Smaller ones are rounding errors, drawn on the lower edge.
 _FRACTION: Final = style.Scale("log", 1e-9, 2.0)
@@ -56,7 +57,7 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
     """Both sides for three layers over the depth, one row per statement; then values over training."""
     shown = layers_over_depth(table)
     rows: list[list[Panel]] = []
-    for statement in _STATEMENTS:
+    for statement in [name for name in _DRAWN if name != "4.2b" or _has_4_2b(table)]:
         chosen = table[table["statement"] == statement]
         row: list[Panel] = []
         for layer in shown:
@@ -64,8 +65,13 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
             label = "left side" if layer == shown[0] else ""
             row.append(Sides(f"{statement}, {name}", label, style.groups(chosen[chosen["layer"] == layer])))
         rows.append(row)
-    rows += [_fractions(table), _frequencies(table)]
+    rows += [_fractions(table), *_frequencies(table)]
     return [[panel for panel in row for _ in range(_WIDTH // len(row))] for row in rows]
+
+
+def _has_4_2b(table: pd.DataFrame) -> bool:
+    """Whether a table is new enough to have statement 4.2b."""
+    return bool((table["statement"] == "4.2b").any())
 
 
 def _fractions(table: pd.DataFrame) -> list[Panel]:
@@ -79,19 +85,24 @@ def _fractions(table: pd.DataFrame) -> list[Panel]:
     ]
 
 
-def _frequencies(table: pd.DataFrame) -> list[Panel]:
-    """The share of units for which the conditions of 4.2 hold, and 4.1 with the gradient at y."""
-    second = table[table["statement"] == "4.2"].dropna(subset=["lhs"])
-    at_y = table[table["statement"] == "4.1 at y"].dropna(subset=["holds"])
+def _frequencies(table: pd.DataFrame) -> list[list[Panel]]:
+    """The shares of units for which the statements that are not proved hold, and the conditions of 4.2."""
+    at_y, second, more = (
+        table[table["statement"] == name].dropna(subset=["lhs"]) for name in ("4.1 at y", "4.2", "4.2b")
+    )
     shares = {
-        "curvature along the step ≥ 0": second.assign(share=100.0 * (second["curvature"] >= 0)),
-        "⟨g, ŷ⟩ > 0": second.assign(share=100.0 * (second["alignment"] > 0)),
-        "4.1 holds with the gradient at y": at_y.assign(share=100.0 * at_y["holds"].astype("float64")),
+        "4.1 holds with the gradient at y": (at_y, at_y["holds"]),
+        "⟨g, ŷ⟩ > 0": (second, second["alignment"] > 0),
+        "curvature along the step ≥ 0": (second, second["curvature"] >= 0),
+        "curvature along g ≥ 0": (more, more["curvature"] >= 0),
+        "H orders ∇L̂ and g as their lengths do": (more, more["condition"]),
+        "4.2b holds": (more, more["holds"]),
     }
-    return [
-        Curves(title, "units (%)", series(_over_units(rows, ["share"], "mean"), "share"), scale=_PERCENT)
-        for title, rows in shares.items()
-    ]
+    panels: list[Panel] = []
+    for title, (rows, met) in shares.items():
+        share = _over_units(rows.assign(share=100.0 * met.astype("float64")), ["share"], "mean")
+        panels.append(Curves(title, "units (%)", series(share, "share"), scale=_PERCENT))
+    return [panels[:3], panels[3:]] if _has_4_2b(table) else [panels[:3]]
 
 
 def _over_units(table: pd.DataFrame, columns: list[str], how: str = "median") -> pd.DataFrame:

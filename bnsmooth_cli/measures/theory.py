@@ -7,35 +7,81 @@ and width),
 $$\mu = \tfrac1m \langle 1, y \rangle, \quad \sigma^2 = \tfrac1m \|y - \mu\|^2, \quad \hat y = (y - \mu) / \sigma, \quad
 z = \gamma \hat y + \beta, \quad \langle 1, \hat y \rangle = 0, \quad \|\hat y\|^2 = m,$$
 $L$ is the loss as a function of the input of the rest, $\hat L(y) = L(z(y))$ and $g = \nabla L(z)$. All statements
-follow from the derivative of $\hat y$, without eps, and with gamma and beta constant:
+follow from the derivative of $\hat y$, without eps, and with gamma > 0 and beta constant:
 $$\frac{\partial \sigma}{\partial y} = \frac{\hat y}{m}, \qquad \frac{\partial \hat y}{\partial y} = \frac{P}{\sigma},
 \qquad P = I - \tfrac1m 1 1^T - \tfrac1m \hat y \hat y^T \quad \text{(a projection)}.$$
 
-**4.1** $\nabla \hat L = \frac{\gamma}{\sigma} P g$, and as P is an orthogonal projection,
-$$\|\nabla \hat L\|^2 = \frac{\gamma^2}{\sigma^2} \left( \|g\|^2 - \tfrac1m \langle 1, g \rangle^2
+**Fact C.1** is the gradient through BatchNorm, $v = \nabla \hat L = \frac{\gamma}{\sigma} P g$, in elements
+$$v_b = \frac{\gamma}{m \sigma} \Bigl( m g_b - \sum_k g_k - \hat y_b \sum_k g_k \hat y_k \Bigr).$$
+**Fact C.2** is the derivative of $\hat y$, in elements
+$\partial \hat y_b / \partial y_k = \frac1\sigma (\delta_{bk} - \frac1m - \frac1m \hat y_b \hat y_k)$.
+The sides of `fact C.1` are the lengths of v by backpropagation and by the formula. Those of `fact C.2` are the lengths
+of the derivative of $\hat y$ along a random direction u, by forward differentiation, and of $P u / \sigma$: a matrix
+other than $P / \sigma$ has another product with u, with probability 1. The residuals compare the vectors, not their
+lengths.
+
+**4.1** As P is an orthogonal projection,
+$$\|v\|^2 = \frac{\gamma^2}{\sigma^2} \left( \|g\|^2 - \tfrac1m \langle 1, g \rangle^2
 - \tfrac1m \langle g, \hat y \rangle^2 \right).$$
 The paper states $\le$ and writes the gradient of the plain network. If that gradient is taken at z, the statement is an
 equality. If it is taken at y, as in practice, nothing guarantees the statement: `4.1 at y` has that right-hand side.
 
 **4.2** Differentiating $P g / \sigma$ once more, with H the Hessian of L at z in the unit's m activations,
-$$\nabla^2 \hat L = \frac{\gamma^2}{\sigma^2} P H P - \frac{\gamma}{m \sigma^2} \left( (P g) \hat y^T + \hat y (P g)^T
-+ \langle g, \hat y \rangle P \right).$$
-Along $v = \nabla \hat L$, where $P v = v$ and $\hat y^T v = 0$,
-$$v^T \nabla^2 \hat L \, v = \frac{\gamma^2}{\sigma^2} v^T H v
-- \frac{\gamma}{m \sigma^2} \langle g, \hat y \rangle \|v\|^2.$$
+$$\hat H = \nabla^2 \hat L = \frac{\gamma^2}{\sigma^2} P H P - \frac{\gamma}{m \sigma^2} \left( (P g) \hat y^T
++ \hat y (P g)^T + \langle g, \hat y \rangle P \right).$$
+Along v, where $P v = v$ and $\hat y^T v = 0$,
+$$v^T \hat H v = \frac{\gamma^2}{\sigma^2} v^T H v - \frac{\gamma}{m \sigma^2} \langle g, \hat y \rangle \|v\|^2.$$
 The paper states $\le$; it is an equality. BatchNorm makes the gradient more predictive where $v^T H v \ge 0$ and
-$\langle g, \hat y \rangle > 0$ (column `condition`).
+$\langle g, \hat y \rangle > 0$ (column `condition`). The paper calls two conditions mild: that H is positive
+semi-definite, and the second of these. Whether H is positive semi-definite is not measured, because it takes many
+products with H for every unit. What is measured are two of its consequences, $v^T H v \ge 0$ and $g^T H g \ge 0$
+(column `curvature` of 4.2 and of 4.2b).
+
+**4.2b**, the second part of theorem 4.2: where H preserves the relative norms of g and v, the paper concludes
+$$v^T \hat H v \le \frac{\gamma^2}{\sigma^2} \left( g^T H g
+- \tfrac{1}{m \gamma} \langle g, \hat y \rangle \|v\|^2 \right).$$
+By 4.2, the right side exceeds the left one by $\frac{\gamma^2}{\sigma^2} (g^T H g - v^T H v)$. So the statement is
+equivalent to $v^T H v \le g^T H g$, with equality if these are equal. The condition is read here as: H orders v and g
+as their lengths do, so that $v^T H v \le g^T H g$ if and only if $\|v\| \le \|g\|$ (column `condition`). It is met if H
+keeps the ratio, $v^T H v / g^T H g = \|v\|^2 / \|g\|^2$ with $g^T H g > 0$, as every $H = c I$ with c > 0 does. Under
+the condition, the statement holds if and only if $\|v\| \le \|g\|$. By 4.1 this is so for $\gamma \le \sigma$, which
+the paper does not require. For $\gamma > \sigma$ the statement can fail although the condition is met: for
+$H = I$ and $\frac{\gamma}{\sigma} \|P g\| > \|g\|$ it does. What holds for every gamma, where
+$(P g)^T H (P g) \le g^T H g$, has $\frac{\gamma^2}{\sigma^2} g^T H g$ as the first term in the parentheses.
 
 **4.3** With $\gamma = \sigma$ and $\beta = \mu$, the two networks are the same function at these weights: z = y.
 
 **4.4** A gradient g in the activations is $X^T g$ in the unit's weights, where X (m, d) holds the layer's inputs. Over
 all X of spectral (or Frobenius) norm at most $\lambda$, the largest $\|X^T g\|^2$ is $\lambda^2 \|g\|^2$, attained by
 $X = \lambda g u^T / \|g\|$ with any unit vector u. The worst cases with and without BatchNorm are therefore
-$\lambda^2 \|\nabla \hat L\|^2$ and $\lambda^2 \|g\|^2$, and by 4.1
+$\lambda^2 \|v\|^2$ and $\lambda^2 \|g\|^2$, and by 4.1
 $$\hat g_j = \frac{\gamma^2}{\sigma^2} \left( g_j - m \lambda^2 \mu_g^2
 - \tfrac{\lambda^2}{m} \langle g, \hat y \rangle^2 \right), \qquad \mu_g = \tfrac1m \langle 1, g \rangle.$$
 The paper prints the second term without $\lambda^2$ and the third without $\frac1m$; the maximisation gives these
 constants. Here $\lambda$ is the spectral norm of the layer's actual inputs.
+
+**C.1**, the minimax smoothness of the weights. The quadratic form of the weights' Hessian $X^T H X$ along their
+gradient $X^T g$ is $w^T H w$ with $w = X X^T g$. The paper states for the largest values over all X of spectral norm at
+most $\lambda$
+$$\max_X \, (X X^T v)^T \hat H (X X^T v) < \frac{\gamma^2}{\sigma^2} \left( \max_X \, (X X^T g)^T H (X X^T g)
+- \lambda^4 \kappa \right), \qquad \kappa = \tfrac{1}{m \gamma} \langle g, \hat y \rangle \|v\|^2.$$
+At the X that attains 4.4, each network's own, $w = \lambda^2 g$ and $\lambda^2 v$, and the statement is 4.2b times
+$\lambda^4$. The rows `C.1` have these two sides, with `holds` and `condition` as for 4.2b. They are not the maxima,
+which need the whole of H. With g, H and $\hat y$ fixed, as in 4.4, the vectors w are those of the ball $\|w\|^2 \le
+\lambda^2 \langle w, g \rangle$, each attained by an X of rank one, $w u^T / \sqrt{\langle w, g \rangle}$, whatever d
+is. So by duality
+$$\max_X \, w^T H w = \inf_{\nu > \max(0, \nu_{\max}(H))} \tfrac{\lambda^4 \nu^2}{4} \, g^T (\nu I - H)^{-1} g,$$
+with the largest eigenvalue $\nu_{\max}$. This is at least $\lambda^4 g^T H g$, and equal only if g is an eigenvector
+of H. For BatchNorm it is always more than $\lambda^4 v^T \hat H v$ where $v \ne 0$, because v is no eigenvector:
+$\hat H v$ has the component $-\frac{1}{m \sigma} \|v\|^2 \hat y$. For the maxima themselves the statement is therefore
+not true in general. With $H = c I$, c > 0, $\gamma = \sigma$ and g orthogonal to 1 and $\hat y$, all conditions hold
+and $\kappa = 0$, but BatchNorm's maximum exceeds the plain $\lambda^4 c \|g\|^2$; so it does for a small
+$\langle g, \hat y \rangle > 0$. What can be proved, for $\gamma \le \sigma$ and $\langle g, \hat y \rangle \ge 0$, is
+$$\max_X \, (X X^T v)^T \hat H (X X^T v) \le \frac{\gamma^2}{\sigma^2} \max_X \, (X X^T g)^T H (X X^T g)
++ \frac{3 \sqrt 3}{8} \frac{\lambda^4 \|v\|^3}{\sqrt m \, \sigma}:$$
+for w = p + b $\hat y / \sqrt m$ + a 1 with p = P w, p is in the plain network's ball, and the term in $\langle w,
+\hat y \rangle$ is at most $\frac{2}{\sqrt m \sigma} \langle v, p \rangle \sqrt{\lambda^2 \langle v, p \rangle -
+\|p\|^2}$.
 
 **4.5** BatchNorm's output is the same for $a W$ with any a > 0, so that every point of the ray through an optimum $W^*$
 is an optimum. The point of the ray nearest to $W_0$ has $a = \langle W_0, W^* \rangle / \|W^*\|^2$, which is positive
@@ -68,8 +114,8 @@ from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
+from bnsmooth_cli.randomness import generator
 
-PROVED: Final = ("4.1", "4.2", "4.3", "4.4", "4.5")
 TOLERANCE: Final = 1e-9  # of the residual of a proved statement; each is an equality
 #: A unit counts as constant if its standard deviation is below this fraction of its activations' size: the difference
 #: y - mu then has no correct digits.
@@ -77,6 +123,8 @@ _CONSTANT: Final = 1e-10
 
 Activations = Float[Tensor, "batch units ..."]
 PerUnit = Float[Tensor, "1 units ..."]
+#: The rows of a statement, by column.
+Rows = dict[str, np.ndarray]
 
 
 def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[int] | None = None) -> pd.DataFrame:
@@ -92,13 +140,16 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     Returns:
         One row per layer, unit, statement and choice of gamma and beta. Columns:
 
-        - `statement`: "4.1" to "4.5", and "4.1 at y".
+        - `statement`: one of `kinds.PROVED` or `kinds.UNPROVED`.
         - `affine`: "identity" (gamma = sigma and beta = mu, so that z = y) or "standard" (gamma = 1 and beta = 0).
         - `lhs`, `rhs`: the two sides.
-        - `residual`: rhs - lhs, divided by the largest term of either side.
-        - `holds`: for a proved statement, whether it is an equality to TOLERANCE; for "4.1 at y", whether lhs <= rhs.
+        - `residual`: rhs - lhs, divided by the largest term of either side; for 4.3 and the facts, the length of the
+          vectors' difference, divided likewise.
+        - `holds`: for a proved statement, whether it is an equality to TOLERANCE; otherwise whether lhs <= rhs, to
+          TOLERANCE.
         - `condition`: whether the condition of the statement is met, if it has one.
-        - `sigma`, `gamma`, `grad_norm` $\|g\|$, `input_norm` $\lambda$, `curvature` $v^T H v / v^T v$.
+        - `sigma`, `gamma`, `grad_norm` $\|g\|$, `input_norm` $\lambda$, `curvature` $v^T H v / v^T v$; for 4.2b and
+          C.1, $g^T H g / g^T g$.
         - `mean_fraction` $\frac1m \langle 1, g \rangle^2 / \|g\|^2$ and `output_fraction`
           $\frac1m \langle g, \hat y \rangle^2 / \|g\|^2$: the sizes of the two reductions.
         - `alignment`: the cosine of g and $\hat y$; for 4.5, of $W_0$ and $W^*$.
@@ -112,7 +163,7 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = bns.train("dln", "batch", steps=5, output=f"{folder}/run")
     ...     rows = bns.theory(bns.load_point(run), layers=["fc3"])
-    >>> bool(rows[rows["statement"] != "4.1 at y"]["holds"].all())
+    >>> bool(rows[rows["statement"].isin(kinds.PROVED)]["holds"].all())
     True
     """
     point = point.at("batch")
@@ -123,12 +174,13 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
         with torch.no_grad():
             inputs = [x for x, _ in captured(modules, double.loss)]
         weights = first_weights(double, modules)
-        frames = []
+        parts = []
         for chosen, x, first in zip(selected, inputs, weights, strict=True):
-            frames += _activations(double, chosen, x)
+            parts += _activations(double, chosen, x)
             if first is not None:
-                frames.append(_nearest_optimum(chosen, first.to(x)))
-    return label(point, pd.concat(frames, ignore_index=True))
+                parts.append(_nearest_optimum(chosen, first.to(x)))
+    rows = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return label(point, rows.astype({"holds": "boolean", "condition": "boolean"}))
 
 
 def first_weights(point: Point, modules: Sequence[nn.Module]) -> list[Tensor | None]:
@@ -148,8 +200,8 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
     return [], chosen.site.remainder(point.loss)
 
 
-def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) -> list[pd.DataFrame]:
-    """Statements 4.1 to 4.4 at a site with inputs x, for both choices of gamma and beta."""
+def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) -> list[Rows]:
+    """All statements but 4.5 at a site with inputs x, for both choices of gamma and beta."""
     linear, units = chosen.site.linear, chosen.units.to(x.device)
     rest, objective = _rest(point, chosen)
     with torch.no_grad():
@@ -163,7 +215,10 @@ def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(_samples(a))[units]
 
-    frames, at_y = [], y
+    def length(a: Tensor) -> Tensor:
+        return dot(a, a).sqrt()
+
+    parts, at_y = [], y
     for affine in ("identity", "standard"):
         gamma, beta = (sigma, mu) if affine == "identity" else (torch.ones_like(sigma), torch.zeros_like(mu))
         norm = functools.partial(_batch_norm, gamma=gamma, beta=beta)
@@ -172,30 +227,44 @@ def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) 
         # Along the curve z(y + t v), the second derivative of the loss is z'Hz' + <g, z''>. As z' = gamma / sigma v,
         # both sides of 4.2 contain z'Hz', which is computed once.
         bend = second_derivatives(rest, objective, z, velocity, chosen.units)
+        plain_bend = second_derivatives(rest, objective, z, g, chosen.units)
 
         ratio, squared = (gamma / sigma).square().flatten()[units], dot(slope, slope)
         sizes = {"sigma": sigma.flatten()[units], "gamma": gamma.flatten()[units]}
         terms, reductions = _reductions(dot, g, yhat, m)
+        backward = gamma / sigma * _project(g, yhat)
         first = [ratio * term for term in terms]
-        second = [bend, (gamma / sigma.square()).flatten()[units] / m * dot(g, yhat) * squared]
+        reduced = (gamma / sigma.square()).flatten()[units] / m * dot(g, yhat) * squared
+        form = bend + dot(g, acceleration)
         worst = [input_norm.square() * term for term in first]
-        curvature = {"curvature": bend / (ratio * squared)}
+        curvature, plain_curvature = {"curvature": bend / (ratio * squared)}, {"curvature": plain_bend / dot(g, g)}
         smoother = (curvature["curvature"] >= 0) & (reductions["alignment"] > 0)
+        ordered = _at_most(bend / ratio, plain_bend) == _at_most(squared, dot(g, g))
 
         rows = functools.partial(_rows, chosen, affine=affine, defined=defined)
-        columns = sizes | reductions
-        frames.append(rows("4.1", squared, first, columns))
-        frames.append(rows("4.2", bend + dot(g, acceleration), second, columns | curvature, condition=smoother))
-        largest = {"input_norm": input_norm}
-        frames.append(rows("4.4", input_norm.square() * squared, worst, columns | largest))
+        columns, largest = sizes | reductions, {"input_norm": input_norm}
+        away = _relative(length(slope - backward), first[0].sqrt())
+        parts.append(rows("fact C.1", length(slope), [length(backward)], columns, residual=away))
+        parts.append(rows("4.1", squared, first, columns))
+        parts.append(rows("4.2", form, [bend, reduced], columns | curvature, condition=smoother))
+        bound = [ratio * plain_bend, reduced]
+        parts.append(rows("4.2b", form, bound, columns | plain_curvature, condition=ordered))
+        parts.append(rows("4.4", input_norm.square() * squared, worst, columns | largest))
+        fourth = input_norm**4
+        bound, columns = [fourth * term for term in bound], columns | plain_curvature | largest
+        parts.append(rows("C.1", fourth * form, bound, columns, condition=ordered))
         if affine == "identity":
             at_y = g  # z is y here
-            apart = dot(z - y, z - y).sqrt() / dot(y, y).sqrt()
-            frames.append(rows("4.3", dot(z, z).sqrt(), [dot(y, y).sqrt()], sizes, residual=apart))
+            apart = length(z - y) / length(y)
+            parts.append(rows("4.3", length(z), [length(y)], sizes, residual=apart))
         else:
+            u = torch.randn(y.shape, generator=generator(point.config.seed, "jacobian"), dtype=y.dtype).to(y.device)
+            forward, projected = torch.func.jvp(norm, (y,), (u,))[1], _project(u, yhat) / sigma  # z is y_hat here
+            away = _relative(length(forward - projected), length(u / sigma))
+            parts.append(rows("fact C.2", length(forward), [length(projected)], sizes, residual=away))
             terms, reductions = _reductions(dot, at_y, yhat, m)
-            frames.append(rows("4.1 at y", squared, [ratio * term for term in terms], sizes | reductions))
-    return frames
+            parts.append(rows("4.1 at y", squared, [ratio * term for term in terms], sizes | reductions))
+    return parts
 
 
 def _gradients(
@@ -220,7 +289,7 @@ def _reductions(
     return [squared, mean, output], {"grad_norm": squared.sqrt(), "alignment": alignment, **parts}
 
 
-def _nearest_optimum(chosen: Selected, first: Float[Tensor, "units ..."]) -> pd.DataFrame:
+def _nearest_optimum(chosen: Selected, first: Float[Tensor, "units ..."]) -> Rows:
     """Statement 4.5 for each row of the weights, from the first weights of the run."""
     units = chosen.units.to(first.device)
     with torch.no_grad():
@@ -246,12 +315,11 @@ def _rows(
     defined: Tensor | None = None,
     residual: Tensor | None = None,
     condition: Tensor | None = None,
-) -> pd.DataFrame:
+) -> Rows:
     """The rows of a statement. Its right side is the first of the `terms` minus the others."""
     rhs = terms[0] - sum(terms[1:])
     if residual is None:
-        largest = torch.stack([lhs.abs(), *(term.abs() for term in terms)]).amax(0)
-        residual = (rhs - lhs) / largest.where(largest > 0, 1.0)
+        residual = _relative(rhs - lhs, torch.stack([lhs.abs(), *(term.abs() for term in terms)]).amax(0))
     everywhere = torch.ones_like(lhs)
     flags = [everywhere if flag is None else flag.to(lhs) for flag in (defined, condition)]
     numbers = {"lhs": lhs, "rhs": rhs, "residual": residual, **columns}
@@ -261,19 +329,18 @@ def _rows(
     )
     unknown = (table["defined"] == 0) | ~np.isfinite([table["lhs"], table["rhs"], table["residual"]]).all(axis=0)
     with np.errstate(invalid="ignore"):
-        holds = abs(table["residual"]) <= TOLERANCE if statement in PROVED else table["residual"] >= -TOLERANCE
-    return pd.DataFrame(
-        {
-            "statement": statement,
-            "layer": chosen.site.number,
-            "layer_name": chosen.site.name,
-            "unit": chosen.units.numpy(),
-            "affine": affine,
-            "holds": pd.arrays.BooleanArray(holds, unknown),
-            "condition": pd.arrays.BooleanArray(table["condition"] > 0, unknown | (condition is None)),
-            **{name: np.where(unknown, np.nan, table.get(name, np.nan)) for name in _NUMBERS},
-        }
-    )
+        holds = abs(table["residual"]) <= TOLERANCE if statement in kinds.PROVED else table["residual"] >= -TOLERANCE
+    rows: dict[str, object] = {
+        "statement": statement,
+        "layer": chosen.site.number,
+        "layer_name": chosen.site.name,
+        "unit": chosen.units.numpy(),
+        "affine": affine,
+        "holds": np.where(unknown, np.nan, holds),
+        "condition": np.where(unknown | (condition is None), np.nan, table["condition"]),
+        **{name: np.where(unknown, np.nan, table.get(name, np.nan)) for name in _NUMBERS},
+    }
+    return {name: np.broadcast_to(np.asarray(value), len(unknown)) for name, value in rows.items()}
 
 
 #: The columns of numbers.
@@ -295,6 +362,20 @@ def _deviation(y: Activations) -> PerUnit:
     """The standard deviation of each unit; 1 where it is 0, so that a constant unit does not spoil the others."""
     variance = _mean((y - _mean(y)).square())
     return variance.where(variance > 0, 1.0).sqrt()
+
+
+def _relative(difference: Tensor, size: Tensor) -> Tensor:
+    return difference / size.where(size > 0, 1.0)
+
+
+def _at_most(a: Tensor, b: Tensor) -> Tensor:
+    """Whether a <= b, to TOLERANCE."""
+    return a - b <= TOLERANCE * torch.maximum(a.abs(), b.abs())
+
+
+def _project(a: Activations, yhat: Activations) -> Activations:
+    """P a, by its elements."""
+    return a - _mean(a) - yhat * _mean(a * yhat)
 
 
 def _batch_norm(y: Activations, gamma: PerUnit, beta: PerUnit) -> Activations:

@@ -19,13 +19,12 @@ from bnsmooth_cli.studies.statistics import over_steps
 SMOOTHING: Final = 50
 #: "Early" is this first part of a run's steps.
 EARLY: Final = 0.1
-_STATEMENTS: Final = ("4.1", "4.2", "4.3", "4.4", "4.5")
 _LINE: Final = ("loss_range", "predictiveness")
 #: The kind of table that each metric is computed from. The claims use more metrics than `kinds.METRICS` has.
 KIND_OF: Final = {
     **{metric.name: metric.kind for metric in kinds.METRICS},
     **{f"{when} {name}": "smoothness" for when in ("early", "late") for name in _LINE},
-    **{f"holds {statement}": "theory" for statement in _STATEMENTS},
+    **{f"holds {statement}": "theory" for statement in kinds.PROVED},
     "condition": "theory",
     "reduction": "theory",
 }
@@ -108,7 +107,7 @@ def of_claims(run: Run) -> dict[str, float]:
         for when, chosen in (("early", early), ("late", ~early))
     }
     rows = measured_rows(run, "theory", ["statement", "holds", "condition", "mean_fraction", "output_fraction"])
-    cases = {statement: rows[rows["statement"] == statement] for statement in _STATEMENTS}
+    cases = {statement: rows[rows["statement"] == statement] for statement in kinds.PROVED}
     metrics |= {f"holds {name}": float(of_one["holds"].astype("float64").mean()) for name, of_one in cases.items()}
     metrics["condition"] = float(cases["4.2"]["condition"].astype("float64").mean())
     metrics["reduction"] = float((cases["4.1"]["mean_fraction"] + cases["4.1"]["output_fraction"]).median())

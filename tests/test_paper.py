@@ -6,15 +6,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fake_tables import LINES, activations, dln_training, ics, landscape, make, smoothness, vgg_training
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from bnsmooth_cli import kinds, paper
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.figures import plot_tables, render
+from bnsmooth_cli.figures.landscape import _COLOURS
+from bnsmooth_cli.paper.matching import distances, select
+from bnsmooth_cli.storage.tables import save_table
 
 TABLES = Path(paper.__file__).with_name("tables")
 #: The digitised figures, one CSV file each, named by the figure numbers of arXiv v3. They are not in the repository.
@@ -78,6 +88,9 @@ def converted(name: str) -> pd.DataFrame:
         rows[list(axis.columns)] /= axis.per_column
     rows["run"] = [f"paper-{figure.problem}-{norm}-lr{lr:g}" for norm, lr in zip(rows["norm"], rows["lr"], strict=True)]
     rows = rows.assign(problem=figure.problem, seed=0)
+    rows = rows.sort_values(
+        "norm", key=lambda norm: norm.map([*NORMS.values()].index), kind="stable", ignore_index=True
+    )
     return rows[["run", "problem", *keys[:2], "seed", *keys[2:], *figure.columns(), "drawn"]]
 
 
@@ -106,8 +119,7 @@ def test_a_table_is_its_csv_file(name: str) -> None:
 def test_every_figure_has_its_columns_and_its_provenance() -> None:
     for figure in paper.FIGURES:
         table = paper.read(figure.name)
-        shown = {*figure.columns()}
-        assert shown <= {*table} <= {*kinds.get(figure.kind).columns, *shown, "drawn"}
+        assert {*figure.columns()} <= {*table} <= {*kinds.get(figure.kind).columns, "drawn"}
         assert not table.isna().any(axis=None)
         assert set(table["problem"]) == {figure.problem}
         provenance = table.attrs["paper"]
@@ -161,6 +173,273 @@ def test_a_run_that_the_paper_does_not_show_has_no_rows() -> None:
 def test_an_unknown_figure_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(InputError, match=r"unknown figure of the paper.*known: 1a, 1b, .*13b"):
         paper.read(name)
+
+
+def axes_of(figure: Figure, title: str) -> Axes:
+    (found,) = (axes for axes in figure.axes if axes.get_title().startswith(title))
+    return found
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def under(axes: Axes) -> dict[str, list[float]]:
+    """The lines below ours: their colours and values."""
+    return {
+        to_hex(line.get_color()): [*map(float, line.get_ydata())] for line in axes.lines if line.get_zorder() == 1.5
+    }  # type: ignore[arg-type]
+
+
+def with_steps(table: pd.DataFrame) -> pd.DataFrame:
+    """An invented table, whose steps are 10 apart, with the paper's steps."""
+    return table.assign(step=10 * table["step"])
+
+
+def moments(rough: float, noise: np.random.Generator) -> pd.DataFrame:
+    rows = activations(rough, noise, layers=13)
+    columns = ("mean_change", "var_change", "mean_drift", "var_drift")
+    return rows.assign(**dict.fromkeys(columns, rough * noise.uniform(0.01, 0.02, len(rows))))
+
+
+def test_the_papers_curves_are_drawn_under_ours_and_named_in_the_legend() -> None:
+    table = make(smoothness, norms=("none", "batch", "layer"), lrs=(0.1, 0.5))
+    figure = render("smoothness", table, paper="4c")
+    ours = [f"{norm}, lr {lr}" for norm in ("none", "batch", "layer") for lr in (0.1, 0.5)]
+    assert legend(figure)[:8] == [*ours, "paper: none, lr 0.1", "paper: batch, lr 0.1"]
+    drawn = under(axes_of(figure, "effective"))
+    assert len(drawn) == 2
+    assert paper.read("4c").query("norm == 'none'")["beta"].tolist() in drawn.values()
+    assert not under(axes_of(figure, "Lipschitz"))
+
+
+def test_a_band_of_the_paper_is_its_two_edges() -> None:
+    table = make(landscape, norms=("none",), lrs=(0.1,))
+    for names, count in (("4a", 1), ("4", 2), ("4a, 4b", 2), ("11b", 1)):
+        figure = render("landscape", table, paper=names)
+        assert sum(bool(under(axes)) for axes in figure.axes) == count
+    loss = axes_of(figure, "loss range")
+    edges = [[*map(float, line.get_ydata())] for line in loss.lines if line.get_zorder() == 1.5]  # type: ignore[arg-type]
+    shown = paper.read("11b").query("norm == 'none'")
+    assert edges == [shown["loss_min"].tolist(), shown["loss_max"].tolist()]
+
+
+def test_the_layers_of_the_paper_are_shown_where_the_table_has_them() -> None:
+    table = make(ics, "vgg", norms=("none",))
+    training = make(vgg_training, norms=("none",))
+    figure = render("ics", table, training, paper="3a")
+    assert [axes.get_title().partition(" (")[0] for axes in figure.axes[1:3]] == ["layer 5", "layer 10"]
+    assert len(under(figure.axes[0])) == len(under(figure.axes[1])) == 1
+    assert [x.name for x in select("3", "ics", {"ics": table})] == ["3a-ics"]
+    others = pd.concat([training, make(dln_training, "dln", norms=("none",), lrs=(1e-6,))])  # of runs without ics
+    assert len(render("ics", table, others, paper="3").axes) == len(figure.axes)
+    only = render("ics", table[table["layer"].isin([1, 7, 10])], paper="3a-ics")
+    assert [axes.get_title() for axes in only.axes if axes.get_title()] == ["layer 10 (linear10)"]
+
+
+def test_the_paper_selects_the_figure_of_the_kind() -> None:
+    table = with_steps(make(landscape, norms=("none", "batch")))
+    figure = render("landscape", table, paper="10")
+    assert legend(figure) == ["paper: light to dark, from early to late"]
+    assert len(axes_of(figure, "none").lines) == 31 + 51
+    assert len(render("activations", make(moments, norms=("none",)), paper="7").axes) == 3 * 4
+    assert under(render("train", make(vgg_training), paper="1a").axes[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "figure", "words"),
+    [
+        ("smoothness", "4d", None, "unknown figure of the paper '4d'.*known: 1a, 1b"),
+        ("smoothness", "", None, "unknown figure of the paper ''"),
+        ("smoothness", "4c,", None, "unknown figure of the paper ''"),
+        (
+            "smoothness",
+            "4a",
+            None,
+            "4a: this figure is drawn from tables of kind landscape --figure bands, not smoothness",
+        ),
+        ("landscape", "4a", "steps", "kind landscape --figure bands, not landscape --figure steps"),
+        ("landscape", "4a,10a", None, "drawn in different figures, bands and steps; name one"),
+        (
+            "smoothness",
+            "9c",
+            None,
+            "9c: this figure shows dln with none, batch at lr 1e-06, and the table none.*vgg with",
+        ),
+        ("smoothness", "4c,9c", None, "9c: this figure shows dln"),
+        ("theory", "4", None, "this figure is drawn from tables of kind landscape"),
+        ("compare", "4", None, "this figure is drawn from tables of kind landscape"),
+        ("landscape-random", "4a", None, "kind landscape --figure bands, not landscape-random"),
+        ("landscape", "4a", "rows", "unknown figure of a landscape table 'rows'.*known: bands, steps"),
+    ],
+)
+def test_figures_of_the_paper_that_do_not_fit_are_refused(
+    kind: str, names: str, figure: str | None, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        render(kind, make(LINES[kind], norms=("none", "batch")), figure=figure, paper=names)
+
+
+def test_a_table_without_the_papers_norms_learning_rates_or_layers_is_refused() -> None:
+    for table in (make(smoothness, norms=("layer", "l1")), make(smoothness, lrs=(0.2,))):
+        with pytest.raises(InputError, match=r"shows vgg with none, batch at lr 0.1, and the table none of that"):
+            render("smoothness", table, paper="4c")
+    with pytest.raises(InputError, match=r"shows vgg with none, batch at lr 0.1, 0.01, layers 5, 10.*layers 1, 2, 3"):
+        render("ics", make(lambda rough, noise: ics(rough, noise, layers=3), norms=("none",)), paper="3")
+
+
+def beside(name: str, kind: str, change: Callable[[pd.DataFrame], pd.DataFrame], seeds: int = 1) -> pd.DataFrame:
+    """The distances of the paper's own figure, changed, from the figure."""
+    ours = change(paper.read(name))
+    table = pd.concat([ours.assign(run=f"{seed}", seed=seed) for seed in range(seeds)])
+    return distances(select(name, kind, {kind: table}), {kind: table})
+
+
+def test_the_distance_of_a_logarithmic_axis_is_in_decades() -> None:
+    found = beside("3b-loss", "train", lambda rows: rows.assign(loss=100 * rows["loss"]))
+    assert found["distance"].tolist() == pytest.approx([2, 2, 2, 2])
+    assert set(found["unit"]) == {"decades"}
+    assert found[["norm", "lr"]].to_numpy().tolist() == [
+        ["none", 1e-6],
+        ["none", 1e-7],
+        ["batch", 1e-6],
+        ["batch", 1e-7],
+    ]
+
+
+def test_the_distance_of_a_linear_axis_is_in_its_units() -> None:
+    found = beside("1b", "train", lambda rows: rows.assign(test_accuracy=rows["test_accuracy"] - 0.03))
+    assert found["distance"].tolist() == pytest.approx([3, 3, 3, 3])
+    assert set(found["unit"]) == {"points"}
+    layers = beside("3a-ics", "ics", lambda rows: rows.assign(cosine=rows["cosine"] + 0.1 * (rows["layer"] == 10)))
+    assert layers.query("quantity == 'ics'")["distance"].tolist() == [0] * 8
+    assert layers.query("quantity == 'cosine'").groupby("layer")["distance"].mean().tolist() == pytest.approx([0, 0.1])
+
+
+def test_the_distance_is_a_median_over_common_steps_of_the_median_over_seeds() -> None:
+    def change(rows: pd.DataFrame) -> pd.DataFrame:
+        apart = rows["step"].map({0: 1.0, 100: 2.0, 200: 7.0, 300: np.nan})
+        return rows.assign(beta=rows["beta"] + apart)[(rows["step"] < 400) & (rows["norm"] == "none")]
+
+    found = beside("4c", "smoothness", change)
+    assert found[["norm", "steps", "distance"]].to_numpy().tolist() == [["none", 3, 2.0]]
+    three = pd.concat(
+        [paper.read("4c").assign(run=str(plus), beta=paper.read("4c")["beta"] + plus) for plus in (1, 5, 9)]
+    )
+    assert set(distances(paper.find("4c"), {"smoothness": three})["distance"].round(9)) == {5.0}
+    none = beside("4c", "smoothness", lambda rows: rows.assign(step=rows["step"] + 1))
+    assert none["steps"].tolist() == [0, 0]
+    assert none["distance"].isna().all()
+
+
+def test_the_distance_of_a_band_counts_both_edges_over_the_step_lengths() -> None:
+    bands = paper.read("4a")
+    line = pd.concat(
+        [bands.assign(alpha=alpha, grad_distance=1.0, loss=loss) for alpha, loss in
+         ((0, 1e-9), (0.5, bands["loss_min"]), (1, (bands["loss_min"] + bands["loss_max"]) / 2),
+          (4, 10 * bands["loss_max"]))]
+    )  # fmt: skip
+    found = distances(select("4a", "landscape", {"landscape": line}), {"landscape": line})
+    assert found["distance"].tolist() == pytest.approx([0.5, 0.5])  # between 0 of the lower and 1 of the upper edges
+    assert found["quantity"].tolist() == ["loss", "loss"]
+    overflow = line.assign(loss=np.nan)
+    assert np.isinf(distances(paper.find("4a"), {"landscape": overflow})["distance"]).all()
+
+
+def test_the_distance_of_figure_10_takes_the_step_lengths_that_both_have() -> None:
+    found = beside("10b", "landscape", lambda rows: rows.assign(grad_distance=10 * rows["grad_distance"], loss=1.0))
+    assert found["distance"].tolist() == pytest.approx([1, 1])
+    few = beside("10b", "landscape", lambda rows: rows[rows["alpha"] != 1].assign(loss=1.0))
+    assert few["distance"].tolist() == [0, 0]
+
+
+def test_the_command_draws_the_figure_and_prints_the_distances(
+    cli: Callable[[str], tuple[int, str, str]], tmp_path: Path
+) -> None:
+    table = with_steps(make(landscape, norms=("none", "batch")))
+    save_table(table, tmp_path / "t.parquet")
+    status, said, _ = cli("plot t.parquet --paper 4 -o f.png")
+    assert status == 0
+    path, _, head, *rows = said.splitlines()
+    assert path == "f.png"
+    assert head.split() == ["figure", "quantity", "problem", "norm", "lr", "steps", "distance", "unit"]
+    assert [row.split()[:4] for row in rows] == [
+        [name, quantity, "vgg", norm]
+        for name, quantity in (("4a", "loss"), ("4b", "predictiveness"))
+        for norm in ("none", "batch")
+    ]
+    assert [float(row.split()[6]) for row in rows] == pytest.approx(
+        plot_tables([tmp_path / "t.parquet"], tmp_path / "g.png", paper="4")["distance"].tolist(), rel=0.01
+    )
+    assert cli("plot t.parquet -o f.png")[1] == "f.png\n"
+    status, said, complaint = cli("plot t.parquet --paper 4c -o new.png")
+    assert (status, said, (tmp_path / "new.png").exists()) == (2, "", False)
+    assert complaint.count("\n") == 1
+    assert "t.parquet: --paper 4c: this figure is drawn from tables of kind smoothness" in complaint
+    assert cli("plot t.parquet --figure steps -o steps.png")[0] == 0
+    status, _, complaint = cli("plot t.parquet --figure lines -o new.png")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "known: bands, steps" in complaint
+
+
+def test_figure_10_has_a_line_for_each_step_from_early_to_late() -> None:
+    table = make(landscape, norms=("none", "batch"), lrs=(0.1, 0.5), seeds=(0, 1, 2))
+    figure = render("landscape", table, figure="steps")
+    titles = [axes.get_title().partition(", along")[0] for axes in figure.axes[:4]]
+    assert titles == ["none, lr 0.1", "batch, lr 0.1", "none, lr 0.5", "batch, lr 0.5"]
+    first = figure.axes[0].lines
+    assert len(first) == table["step"].nunique()
+    assert to_hex(first[0].get_color()) == to_hex(_COLOURS(0.0))
+    assert to_hex(first[-1].get_color()) == to_hex(_COLOURS(1.0))
+    expected = table.query("norm == 'none' and lr == 0.1 and step == 0 and alpha > 0").groupby("step_size")
+    assert [*map(float, first[0].get_ydata())] == pytest.approx(expected["grad_distance"].median().tolist())  # type: ignore[arg-type]
+    for axes in figure.axes[:4]:
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert figure.axes[4].get_xlabel() == "training step"
+
+
+def test_figure_7_shows_one_unit_of_each_layer() -> None:
+    table = make(moments, norms=("none", "batch"), seeds=(0, 1))
+    table = table[table["layer"].isin([2, 9])]
+    figure = render("activations", table, figure="moments")
+    titles = [axes.get_title().split("\n") for axes in figure.axes]
+    assert [title[0] for title in titles] == ["conv2, unit 4"] * 4 + ["conv9, unit 4"] * 4
+    assert [title[1] for title in titles[:4]] == [
+        "change of the mean", "change of the variance", "drift of the mean", "drift of the variance",
+    ]  # fmt: skip
+    drawn = [*map(float, figure.axes[0].lines[0].get_ydata())]  # type: ignore[arg-type]
+    unit = table.query("norm == 'none' and seed == 0 and layer == 2 and unit == 4")
+    assert drawn == pytest.approx(unit["mean_change"].tolist())
+
+
+def test_saturated_points_are_marked_hollow_beside_the_line_of_their_value() -> None:
+    table = make(smoothness, norms=("none", "batch"), lrs=(0.1, 0.5))
+    plain = render("smoothness", table)
+    assert not any("saturated" in text for text in legend(plain))
+    marked = table["step"] >= 200
+    figure = render("smoothness", table.assign(saturated=marked.astype(object), beta_alpha=np.where(marked, 0.5, 2)))
+    assert legend(figure)[-2:] == ["saturated probe", "saturated probe: 1 / (0.5 lr)"]
+    axes = axes_of(figure, "effective")
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert sum(len(line.get_xdata()) for line in hollow) == marked.sum()
+    levels = {float(line.get_ydata()[0]) for line in axes.lines if [*line.get_xdata()] == [0, 1]}  # type: ignore[index]
+    assert levels == {20.0, 4.0}
+    unmeasured = table.assign(saturated=None, beta_alpha=np.nan)
+    assert legend(render("smoothness", unmeasured)) == legend(plain)
+
+
+@pytest.mark.parametrize(("kind", "drawing"), [("landscape", "bands"), ("landscape", "steps"), ("smoothness", None)])
+def test_figures_of_random_directions_say_so(kind: str, drawing: str | None) -> None:
+    for name, words, others in (
+        (kind, "along the gradient", "along a random direction"),
+        (f"{kind}-random", "along a random direction", "along the gradient"),
+    ):
+        figure = render(name, make(LINES[name], norms=("none",)), figure=drawing)
+        titles = " ".join(axes.get_title() for axes in figure.axes)
+        assert words in titles
+        assert others not in titles
+        formulas = " ".join(axes.get_ylabel() for axes in figure.axes)
+        assert ("ηd" in formulas) == ("ηg" not in formulas) == (name != kind)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The paper's own figures as numbers: what each shows, and its curves in the columns of our tables.
 
 The curves were read from the vector graphics of Santurkar et al. (arXiv 1805.11604v3). Each is a Parquet file in
-`tables/`, named by the figure's number in the published version. Imports no torch.
+`tables/`, named by the figure's number in the published version. Imports no torch, and pandas only to read a table.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Final
-
-import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Final
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METADATA_KEY: Final = b"bnsmooth-paper"
 #: The columns that tell the rows of a figure apart, as far as it has them.
@@ -32,14 +31,19 @@ class Axis:
     Attributes:
         columns: The column of a curve, or the columns of the lower and the upper edge of a band.
         log: Whether the axis is logarithmic in the paper.
-        unit: The unit of a linear axis.
+        unit: The unit of a linear axis, for distances.
         per_column: The number of these units in one unit of the column.
     """
 
     columns: tuple[str, ...]
     log: bool = False
-    unit: str = ""
+    unit: str = "units"
     per_column: float = 1.0
+
+    @property
+    def quantity(self) -> str:
+        """What it shows: the column, or the name that both edges of a band share."""
+        return self.columns[0] if len(self.columns) == 1 else self.columns[0].removesuffix("_min")
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,8 @@ def read(name: str) -> pd.DataFrame:
     """
     if name not in figures():
         raise unknown("figure of the paper", name, figures())
+    import pyarrow.parquet as pq
+
     with (resources.files(__name__) / "tables" / f"{name}.parquet").open("rb") as stream:
         table = pq.read_table(stream)
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
@@ -206,6 +212,9 @@ def rows(kind: str, problem: str, norm: str, lr: float) -> pd.DataFrame:
     >>> len(table), table.attrs["figures"], bool(table.beta.notna().all()), bool(table.sharpness.isna().all())
     (151, ['4a', '4b', '4c'], True, True)
     """
+    import numpy as np
+    import pandas as pd
+
     columns = list(kinds.get(kind).columns)
     merged, used = pd.DataFrame(columns=list(KEYS[:6])), []
     for figure in (figure for figure in FIGURES if (figure.kind, figure.problem) == (kind, problem)):

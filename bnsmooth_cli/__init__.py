@@ -6,7 +6,7 @@ run = bns.train("vgg", "l1")                    # a Run, in the folder runs/vgg-
 point = bns.load_point(run, step=137)           # the network at a step, and the batch of that step
 bns.landscape(point), bns.smoothness(point), bns.ics(point)     # each returns a pandas.DataFrame, as do
 bns.activations(point), bns.theory(point), bns.surface(point), bns.smoothness_by_layer(point)
-bns.plot(bns.read_table(run.train_path))        # a matplotlib Figure
+bns.plot(bns.read_table(run.train_path))        # a matplotlib Figure; with paper="1a", over the paper's own curves
 bns.study(norms=["none", "batch"], seeds=range(5), measure=["smoothness"], problem="dln")
 bns.Point.of(model, loss, lr=0.1)               # a point of your own training loop
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from bnsmooth_cli import norms as norms
+    from bnsmooth_cli import paper as paper
     from bnsmooth_cli.errors import InputError as InputError
     from bnsmooth_cli.figures import plot as plot
     from bnsmooth_cli.measures.activations import activations as activations
@@ -58,6 +59,7 @@ _HOMES: Final = {
     "load_point": "points.reaching",
     "load_weights": "points.reaching",
     "norms": "",
+    "paper": "",
     "plot": "figures",
     "read_table": "storage.tables",
     "save_table": "storage.tables",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.panels import page
+from bnsmooth_cli.paper.matching import curves, distances, select
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
 
@@ -27,7 +28,13 @@ _MAX_DRAWN: Final = 1e200
 _METADATA: Final[dict[str, dict[str, None]]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
-def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None, figure: str | None = None) -> Figure:
+def render(
+    kind: str,
+    table: pd.DataFrame,
+    training: pd.DataFrame | None = None,
+    figure: str | None = None,
+    paper: str | None = None,
+) -> Figure:
     """The figure of a table. Problems are drawn below each other.
 
     Equal tables give equal files if they are saved under `matplotlib.rc_context(style.SAVE)`.
@@ -36,10 +43,14 @@ def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None,
         kind: The kind of table.
         table: The rows of one table, or of several of the kind concatenated.
         training: For "ics", the train tables of the same runs; their training curves become the first panel (figure 3).
-        figure: The figure of the kind by its name in `kinds`; the default one by default.
+        figure: The figure of the kind by its name in `kinds`; by default the one that corresponds to `paper`, otherwise
+            the first one.
+        paper: Figures of the paper whose curves are drawn under those of the table, as "4a" or "4a,4b"; "4" stands for
+            all parts of figure 4 that this kind of table shows. Only runs that the table has are drawn.
 
     Raises:
-        InputError: If the kind is unknown or has no such figure, or the table has no rows or too many norms.
+        InputError: If the kind is unknown or has no such figure; if the table has no rows or too many norms; or if the
+            paper has no such figure, or its figure shows none of the table's runs.
     """
     drawing = kinds.drawing(kind, figure)
     if table.empty:
@@ -51,10 +62,27 @@ def render(kind: str, table: pd.DataFrame, training: pd.DataFrame | None = None,
     table = table.assign(
         **{str(name): column.where(column.abs() < _MAX_DRAWN, column * np.inf) for name, column in numbers.items()}
     )
+    more: dict[Hashable, dict[str, pd.DataFrame | None]] = {problem: {} for problem in table["problem"].unique()}
+    if kind == "ics":
+        more = {problem: {"training": training} for problem in more}
+    if paper is not None:
+        shown = _by_kind(kind, table, training)
+        chosen = select(paper, kind, shown, figure)
+        for problem, theirs in curves(chosen, shown).groupby("problem"):
+            more[problem]["paper"] = theirs
+        drawing = next((kinds.drawing(kind, entry.drawing) for entry in chosen if entry.table == kind), drawing)
     panels = pkgutil.resolve_name(f"{__name__}.{drawing.panels}")
-    more = [training] if kind == "ics" else []
     with matplotlib.rc_context(style.RC):
-        return page([(_title(rows), panels(rows, *more)) for _, rows in table.groupby("problem", sort=False)])
+        return page(
+            (_title(rows), panels(rows, **more[problem])) for problem, rows in table.groupby("problem", sort=False)
+        )
+
+
+def _by_kind(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
+    """The tables that are drawn: the training curves only of the runs in the ics table."""
+    if training is None or kind != "ics":
+        return {kind: table}
+    return {kind: table, "train": training[training["run"].isin(table["run"])]}
 
 
 def _title(table: pd.DataFrame) -> str:
@@ -63,16 +91,19 @@ def _title(table: pd.DataFrame) -> str:
     return ", ".join([str(table["problem"].iloc[0]), *(style.lr_text(lr) for lr in lrs if len(lrs) == 1)])
 
 
-def plot(table: pd.DataFrame, training: pd.DataFrame | None = None, *, figure: str | None = None) -> Figure:
+def plot(
+    table: pd.DataFrame, training: pd.DataFrame | None = None, *, figure: str | None = None, paper: str | None = None
+) -> Figure:
     """Draw the rows of a table of any kind.
 
     Args:
         table: Rows from a measurement, `read_table` or `compare`, or several such results concatenated.
         training: As in `render`.
         figure: The figure's name, for kinds with several figures: "bands" or "steps" for a landscape.
+        paper: Figures of the paper to draw under the table's curves, as in `render`: "4a,4b" or "4".
 
     Raises:
-        InputError: If no kind of table has these columns, or it cannot be drawn.
+        InputError: If no kind of table has these columns, or it cannot be drawn, alone or with the paper's curves.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -81,20 +112,26 @@ def plot(table: pd.DataFrame, training: pd.DataFrame | None = None, *, figure: s
     >>> len(figure.axes)
     2
     """
-    return render(tables.kind_of(table), table, training, figure)
+    return render(tables.kind_of(table), table, training, figure, paper)
 
 
-def plot_tables(sources: Sequence[Path], output: Path, figure: str | None = None) -> None:
+def plot_tables(
+    sources: Sequence[Path], output: Path, figure: str | None = None, paper: str | None = None
+) -> pd.DataFrame:
     """Draw tables into a PNG, SVG or PDF.
 
     Args:
         sources: Tables of one kind; with ics tables also train tables, whose curves become the first panel.
         output: The file of the figure.
         figure: As in `render`.
+        paper: As in `render`.
+
+    Returns:
+        The distances from the paper's curves, as `paper.matching.distances` returns them; no rows without `paper`.
 
     Raises:
-        InputError: If the tables are of several kinds, one cannot be read or is empty, the kind has no such figure, or
-            the suffix is not supported.
+        InputError: If the tables are of several kinds, one cannot be read or is empty, the suffix is not supported, or
+            `render` refuses.
     """
     metadata = _METADATA.get(output.suffix.lower())
     if metadata is None:
@@ -108,10 +145,13 @@ def plot_tables(sources: Sequence[Path], output: Path, figure: str | None = None
         if name != kind and (kind, name) != ("ics", "train"):
             raise InputError(f"{path}: of kind {name} among tables of kind {kind}; plot one kind at a time")
     table = pd.concat([frame for frame, name in zip(frames, names, strict=True) if name == kind])
-    training = [frame for frame, name in zip(frames, names, strict=True) if name != kind]
+    rest = [frame for frame, name in zip(frames, names, strict=True) if name != kind]
+    training = pd.concat(rest) if rest else None
     try:
-        drawn = render(kind, table, pd.concat(training) if training else None, figure)
+        drawn = render(kind, table, training, figure, paper)
     except InputError as error:
         raise InputError(f"{sources[0]}{' and others' * (len(sources) > 1)}: {error}") from error
     with atomic(output) as temporary, matplotlib.rc_context(style.SAVE):
         drawn.savefig(temporary, metadata=metadata)
+    shown = _by_kind(kind, table, training)
+    return distances([] if paper is None else select(paper, kind, shown, figure), shown)

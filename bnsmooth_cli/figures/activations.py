@@ -1,5 +1,5 @@
-"""Activations: distributions of the inputs to the non-linearities (figures 1c, 2, 7, 14), sigma^2 before the norms
-(figure 8), and how far the distributions move between measured steps."""
+"""Activations: distributions of the inputs to the non-linearities (figures 1c, 2, 8, 14), sigma^2 before the norms, how
+far the distributions move between measured steps, and how the moments of one unit change (figure 7)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import Curves, Panel, series
+from bnsmooth_cli.figures.panels import Curves, Panel, papers, series
 
 _MAX_LAYERS: Final = 5
 _MAX_RIDGES: Final = 12  # steps
 _BINS: Final = 40
 _OVERLAP: Final = 1.9  # the height of a ridge, in distances between ridges
-_HEADROOM: Final = 1e9  # sigma^2 of a deep plain network is that much smaller than of one with norms; both are shown
+_HEADROOM: Final = (
+    1e9  # a deep plain network's sigma^2 and moments are that much smaller than with norms; all are shown
+)
 _MAX_WIDTH: Final = 6.0  # an axis shows at most this many times the range of the median run
+#: Column -> its name and its formula.
+_MOMENTS: Final = {
+    "mean_change": ("change of the mean", "|Δμ|"),
+    "var_change": ("change of the variance", "|Δσ²|"),
+    "mean_drift": ("drift of the mean", "μₜ − μ₀"),
+    "var_drift": ("drift of the variance", "σ²ₜ − σ²₀"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +76,7 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
 def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
     name = table["layer_name"].iloc[0]
     # The distributions are examples: the first unit of the first run of each norm. The curves below are medians.
-    pictured = [(look, _one_unit(rows)) for look, rows in style.groups(table)]
+    pictured = [(look, _thinned(_one_unit(rows))) for look, rows in style.groups(table)]
     edges = _edges([rows for _, rows in pictured])
     densities = [_densities(rows, edges) for _, rows in pictured]
     peaks = [float(np.median(density.max(axis=1))) for density in densities]
@@ -96,9 +105,40 @@ def _column(table: pd.DataFrame, first: bool) -> list[Panel]:
     return [*column, size, distance]
 
 
+def moments(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[Panel]]:
+    """Figure 7: the changes and the drifts of an activation's mean and variance, a row for each of up to five layers.
+
+    The paper shows one activation of each layer. So does this figure: the first unit of the first run of each norm and
+    learning rate.
+    """
+    layers = np.unique(table["layer"])
+    if paper is not None:
+        layers = np.intersect1d(layers, paper["layer"].dropna())
+    layers = layers[_spread(len(layers), _MAX_LAYERS)]
+    page: list[list[Panel]] = []
+    for layer in layers:
+        rows = table[table["layer"] == layer]
+        pictured = pd.concat([_one_unit(group) for _, group in style.groups(rows)])
+        units = ", ".join(str(unit) for unit in np.unique(pictured["unit"]))
+        name = f"{rows['layer_name'].iloc[0]}, unit {units}"
+        row: list[Panel] = []
+        for column, (title, ylabel) in _MOMENTS.items():
+            title = f"{name}\n{title}"
+            ours, theirs = series(pictured, column), papers(paper, pictured, column)
+            values = [curves.values.to_numpy() for curves in (*ours, *theirs)]
+            # A drift changes its sign, which a logarithmic axis shows badly.
+            scale = style.fit(values, np.inf if column.endswith("drift") else style.DECADES, _HEADROOM)
+            row.append(Curves(title, ylabel, ours, theirs, upper=layer != layers[-1], scale=scale, height=1.9))
+        page.append(row)
+    return page
+
+
 def _one_unit(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["run"] == rows["run"].iloc[0]].drop_duplicates(["unit", "step"], keep="last")
-    rows = rows[rows["unit"] == rows["unit"].min()].sort_values("step")
+    return rows[rows["unit"] == rows["unit"].min()].sort_values("step")
+
+
+def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.iloc[_spread(len(rows), _MAX_RIDGES)]
 
 

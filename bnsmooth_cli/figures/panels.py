@@ -15,10 +15,13 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bnsmooth_cli.figures import style
 
-#: The legend's labels for a value above the axis or an overflow, and for the end of a diverged run.
+#: The legend's labels for a value above the axis or an overflow, a beta that the probe sets, and the end of a diverged
+#: run.
 OFF_SCALE: Final = "off scale"
+SATURATED: Final = "saturated probe"
 DIVERGED: Final = "diverged"
 MAX_WIDTH: Final = 10.0  # of a figure, in inches
+_PAPER_WIDTH: Final = 0.9  # of the paper's lines
 _XLABELS: Final = {
     "step": "training step",
     "alpha": "step length η (multiples of the learning rate)",
@@ -57,9 +60,47 @@ def series(table: pd.DataFrame, column: str, x: str = "step", spread: str | None
     return result
 
 
-def layers_over_depth(table: pd.DataFrame) -> list[int]:
-    """The first, the middle and the last layer of a table."""
+def along(table: pd.DataFrame, title: str, formula: str) -> tuple[str, str]:
+    """A title and a formula about the line along the gradient g; of a table of random directions, along d.
+
+    >>> along(pd.DataFrame({"direction": ["random"]}), "loss along the gradient", "L(θ − ηg)")
+    ('loss along a random direction', 'L(θ − ηd)')
+    """
+    if "direction" not in table:
+        return title, formula
+    changed = formula.replace("gᵀHg / gᵀg", "dᵀHd / dᵀd").replace("ηg", "ηd")
+    title = title.replace("along the gradient", "along a random direction")
+    return title if changed == formula or "along" in title else f"{title}, along a random direction", changed
+
+
+def papers(paper: pd.DataFrame | None, table: pd.DataFrame, *columns: str, unit: float = 1) -> list[Series]:
+    """A curve of the paper, or the edges of its band, for the norms and learning rates of a table.
+
+    Args:
+        paper: Rows from `paper.matching.curves`; None if the figure is drawn without the paper's curves.
+        table: The rows that are drawn above them.
+        columns: The column of a curve, or the columns of a band's edges.
+        unit: The number of units of the axis in one unit of the columns.
+    """
+    if paper is None or not {*columns} <= {*paper}:
+        return []
+    shown = paper.dropna(subset=[*columns])
+    if "layer" in table:
+        shown = shown[shown["layer"].isin(table["layer"])]
+    lrs = style.lrs_of(table)
+    shown = shown[shown["norm"].isin(table["norm"]) & shown["lr"].isin(lrs)]
+    result = []
+    for look, rows in style.groups(shown, lrs):
+        rows = rows[rows["figure"] == rows["figure"].iloc[0]]  # several figures may show one run
+        result.append(Series(style.papers(look), unit * rows.set_index("step")[[*columns]]))
+    return result
+
+
+def layers_over_depth(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[int]:
+    """The first, the middle and the last layer of a table; those that the paper shows, if its curves are drawn too."""
     layers = sorted(int(layer) for layer in table["layer"].unique())
+    if paper is not None and "layer" in paper and (theirs := [n for n in layers if n in set(paper["layer"])]):
+        return theirs
     return sorted({layers[0], layers[len(layers) // 2], layers[-1]})
 
 
@@ -67,12 +108,14 @@ def layers_over_depth(table: pd.DataFrame) -> list[int]:
 class Curves:
     """A panel of curves: a line for each run, and the median in a wider line if a series has several runs.
 
-    Values above the axis are drawn along its upper edge, with one mark for each series.
+    The paper's own curves are thin lines under them. Values above the axis are drawn along its upper edge, with one
+    mark for each series.
 
     Attributes:
         title: The panel's title.
         ylabel: The label of the y axis.
         series: What is drawn.
+        papers: The paper's own curves or bands.
         band: Whether to draw the range of each series at each x, instead of lines.
         upper: Whether the panel below has the same x axis and labels it.
         scale: The scale of the y axis; None fits it to the values.
@@ -83,6 +126,7 @@ class Curves:
     title: str
     ylabel: str
     series: Sequence[Series]
+    papers: Sequence[Series] = ()
     band: bool = False
     upper: bool = False
     scale: style.Scale | None = None
@@ -92,26 +136,36 @@ class Curves:
     def draw(self, axes: Axes) -> dict[str, Line2D]:
         axes.set_title(self.title)
         axes.set_ylabel(self.ylabel)
-        scale = style.fit([curves.values.to_numpy() for curves in self.series])
+        scale = style.fit([curves.values.to_numpy() for curves in (*self.series, *self.papers)])
         if scale is None:
             say_empty(axes)
             return {}
         scale = self.scale or scale
         scale.apply(axes, "y")
         self._set_x(axes)
+        for curves in self.papers:
+            shown = curves.values.clip(scale.low, scale.high)
+            axes.plot(
+                shown.index, shown, color=curves.look.colour, linestyle=curves.look.dash, linewidth=_PAPER_WIDTH,
+                zorder=1.5, marker=curves.look.marker, markersize=2.5, markevery=max(1, len(shown) // 8),
+            )  # fmt: skip
         marks: dict[str, Line2D] = {}
         # Wide bands first, so that narrow ones stay visible. Lines keep the order of the norms.
         order = sorted(self.series, key=lambda curves: -scale.width(curves.values)) if self.band else self.series
         for curves in order:
             shown = curves.values.clip(scale.low, scale.high)
-            (_draw_band if self.band else _draw_lines)(axes, curves.look, shown)
+            if self.band:
+                _draw_band(axes, curves.look, shown)
+            else:
+                _draw_lines(axes, curves.look, shown, alpha=0.2 if self.papers else 0.45)
             marks |= self._draw_marks(axes, curves, shown, scale.high)
-        return {curves.look.label: _handle(curves.look) for curves in self.series} | marks
+        entries = {curves.look.label: _handle(curves.look) for curves in self.series}
+        return entries | {curves.look.label: _handle(curves.look, _PAPER_WIDTH) for curves in self.papers} | marks
 
     def _set_x(self, axes: Axes) -> None:
         name = str(self.series[0].values.index.name)
         axes.set_xlabel("" if self.upper else _XLABELS[name])
-        xs = [float(x) for curves in self.series for x in curves.values.index]
+        xs = [float(x) for curves in (*self.series, *self.papers) for x in curves.values.index]
         if name == "step":
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -132,15 +186,15 @@ class Curves:
         return {name: Line2D([], [], color="#444444", marker=shape, linestyle="") for name, shape, *_ in marks}
 
 
-def _handle(look: style.Look) -> Line2D:
-    return Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, markersize=4, linewidth=1.6)
+def _handle(look: style.Look, width: float = 1.6) -> Line2D:
+    return Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, markersize=4, linewidth=width)
 
 
-def _draw_lines(axes: Axes, look: style.Look, shown: pd.DataFrame) -> None:
+def _draw_lines(axes: Axes, look: style.Look, shown: pd.DataFrame, alpha: float) -> None:
     runs = shown.shape[1]
     if runs == 1:
         return _draw_line(axes, look, shown.iloc[:, 0], width=1.6)
-    axes.plot(shown.index, shown, color=look.colour, linewidth=0.6, alpha=0.45)
+    axes.plot(shown.index, shown, color=look.colour, linewidth=0.6, alpha=alpha)
     # No median where most runs have ended or were not measured: it would be the survivors'.
     _draw_line(axes, look, shown[shown.notna().sum(axis=1) > runs / 2].median(axis=1), width=1.8)
 
@@ -192,11 +246,11 @@ def page(blocks: Iterable[tuple[str, list[list[Panel]]]]) -> Figure:
 
 
 def _add_legend(figure: Figure, entries: dict[str, Line2D]) -> None:
-    marks = [name for name in (OFF_SCALE, DIVERGED) if name in entries]
+    marks = [name for name in entries if name.startswith((SATURATED, OFF_SCALE, DIVERGED))]
     names = [*sorted(entries.keys() - marks, key=style.rank), *marks]
     # A legend is filled by columns: with a column for each norm, the learning rates of a norm stay together.
     fitting = int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, names))))
-    norms = len({style.rank(name)[:2] for name in names})
+    norms = len({style.rank(name)[:3] for name in names})
     columns = len(names) if len(names) <= fitting else max(1, min(norms, fitting))
     handles = [entries[name] for name in names]
     figure.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.4)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from bnsmooth_cli.figures.panels import Curves, Panel, series
+from bnsmooth_cli.figures import style
+from bnsmooth_cli.figures.panels import SATURATED, Curves, Panel, along, papers, series
 
 #: Column -> its name and its formula.
 _METRICS: Final = {
@@ -15,17 +19,51 @@ _METRICS: Final = {
     "sharpness": ("sharpness", "|λ|, largest of the Hessian"),
     "curvature": ("curvature along the gradient", "gᵀHg / gᵀg"),
 }
+_LIMIT: Final[dict[str, Any]] = {"color": "#C00000", "linewidth": 0.9, "linestyle": (0, (1, 1.5))}
 #: Column -> its formula for layer i.
 _BY_LAYER: Final = {"beta": "max ‖Δgᵢ‖ / ‖ηgᵢ‖", "sharpness": "|λ|, largest of Hᵢᵢ", "curvature": "gᵢᵀHᵢᵢgᵢ / gᵢᵀgᵢ"}
 
 
-def panels(table: pd.DataFrame) -> list[list[Panel]]:
+@dataclass(frozen=True, eq=False)
+class Beta(Curves):
+    """Effective beta, with a hollow mark at each point where the probe and not the network sets it.
+
+    Attributes:
+        saturated: The rows of these points. A line is drawn at 1 / (alpha_min lr), the value that they are near, with
+            alpha_min the step length at which their beta is attained.
+    """
+
+    saturated: pd.DataFrame | None = None
+
+    def draw(self, axes: Axes) -> dict[str, Line2D]:
+        entries = super().draw(axes)
+        if self.saturated is None or self.saturated.empty:
+            return entries
+        low, high = axes.get_ylim()
+        for look, rows in style.groups(self.saturated):
+            axes.plot(
+                rows["step"], rows["beta"].clip(low, high), "o", markersize=5.5, markerfacecolor="none",
+                markeredgecolor=look.colour, markeredgewidth=0.7, zorder=4,
+            )  # fmt: skip
+            entries[SATURATED] = Line2D([], [], color="#444444", marker="o", markerfacecolor="none", linestyle="")
+        shortest = self.saturated.groupby(["lr"], as_index=False)["beta_alpha"].min()
+        for value in 1 / (shortest["lr"] * shortest["beta_alpha"]):
+            axes.axhline(value, zorder=1.6, **_LIMIT)
+        lengths = " or ".join(f"{alpha:g}" for alpha in sorted(shortest["beta_alpha"].unique()))
+        return entries | {f"{SATURATED}: 1 / ({lengths} lr)": Line2D([], [], **_LIMIT)}
+
+
+def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[Panel]]:
     """Figure 4c, effective beta, with the largest gradient on the line and two metrics of the Hessian."""
     table = table.assign(sharpness=table["sharpness"].abs())
-    curves: list[Panel] = [
-        Curves(title, ylabel, series(table, column), upper=column in ("beta", "lipschitz"))
-        for column, (title, ylabel) in _METRICS.items()
-    ]
+    saturated = table[table["saturated"].eq(True)] if "saturated" in table else None
+    curves: list[Panel] = []
+    for column, (title, ylabel) in _METRICS.items():
+        drawn, theirs = series(table, column), papers(paper, table, column)
+        if column == "beta":
+            curves.append(Beta(*along(table, title, ylabel), drawn, theirs, upper=True, saturated=saturated))
+        else:
+            curves.append(Curves(*along(table, title, ylabel), drawn, theirs, upper=column == "lipschitz"))
     return [curves[:2], curves[2:]]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize, SymLogNorm
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm, to_hex, to_rgb
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -35,10 +35,15 @@ RC: Final[dict[Any, Any]] = {
 SAVE: Final[dict[Any, Any]] = {"svg.hashsalt": "bnsmooth", "savefig.dpi": 150, "pdf.fonttype": 42}
 
 DECADES: Final = 100.0  # a larger ratio of values makes an axis logarithmic
+#: How the label of a curve of the paper begins.
+PAPER: Final = "paper: "
 _HEADROOM: Final = 1e3  # an axis reaches at most this many times above the calmer series
 _DEPTH: Final = 1e12  # a logarithmic axis reaches at most this many times below its top
 #: Round numbers in a decade, from many to few.
 _ROUND: Final = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
+
+
+_PAPER_GREY: Final = 0.75
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,13 @@ class Look:
     marker: str
 
 
-def groups(table: pd.DataFrame) -> list[tuple[Look, pd.DataFrame]]:
+def groups(table: pd.DataFrame, lrs: Sequence[float] | None = None) -> list[tuple[Look, pd.DataFrame]]:
     """The rows of each norm and learning rate with their look, in the order of the norms.
 
-    A norm has the same colour and dash in every figure. Several learning rates differ in label and marker.
+    A norm has the same colour and dash in every figure. Several learning rates differ in label and marker; `lrs` are
+    those of the figure, by default of the table.
     """
-    lrs = lrs_of(table)
+    lrs = lrs_of(table) if lrs is None else lrs
     result = []
     for norm in sorted(table["norm"].unique(), key=rank):
         for place, lr in enumerate(lrs):
@@ -80,12 +86,19 @@ def colour_and_dash(norm: str) -> tuple[str, Dash]:
     return other if entry is None or entry.colour is None else (entry.colour, entry.dash)
 
 
-def rank(label: str) -> tuple[int, str, float]:
-    """The sort key of a label: first the paper's norms in their order, then other names, then the learning rate."""
-    norm, _, lr = label.partition(", lr ")
+def papers(look: Look) -> Look:
+    """The look of the paper's own curve under ours: densely dashed, in a greyer and lighter colour."""
+    red, green, blue = (0.5 * part + 0.5 * _PAPER_GREY for part in to_rgb(look.colour))
+    return Look(f"{PAPER}{look.label}", to_hex((red, green, blue)), (0, (3, 0.8)), look.marker)
+
+
+def rank(label: str) -> tuple[bool, int, str, float]:
+    """The sort key of a label: ours before the paper's, then the norms in their order, then the learning rate."""
+    name = label.removeprefix(PAPER)
+    norm, _, lr = name.partition(", lr ")
     entry = norms.find(norm)
     place = norms.NORMS.index(entry) if entry is not None and entry.colour is not None else len(norms.NORMS)
-    return place, norm, float(lr or 0)
+    return name != label, place, norm, float(lr or 0)
 
 
 def lrs_of(table: pd.DataFrame) -> list[float]:

@@ -5,33 +5,40 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from bnsmooth_cli.figures.panels import Curves, Panel, series
+from bnsmooth_cli.figures.panels import Curves, Panel, papers, series
 
 _WINDOW = 50  # the curve of minibatch accuracies is a running mean over 1/50 of the training steps
 
 
-def panels(table: pd.DataFrame) -> list[list[Panel]]:
+def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[Panel]]:
     """Figures 1a-b, 13: training and test accuracy over the steps, or the losses of a regression."""
-    row: list[Panel] = [progress(table)]
+    row: list[Panel] = [progress(table, paper)]
     accuracy = _classifies(table)
     column = "test_accuracy" if accuracy else "test_loss"
     if table[column].notna().any():
-        shown = table.assign(**{column: table[column] * (100 if accuracy else 1)})
+        unit = 100 if accuracy else 1
+        shown = table.assign(**{column: unit * table[column]})
         ylabel = "test accuracy (%)" if accuracy else "test loss"
-        row.append(Curves("test", ylabel, series(shown, column), diverged=_diverged(table)))
+        theirs = papers(paper, table, column, unit=unit)
+        row.append(Curves("test", ylabel, series(shown, column), theirs, diverged=_diverged(table)))
     return [row]
 
 
-def progress(table: pd.DataFrame) -> Curves:
-    """Figures 1a and 3, left: the running mean of the training accuracy, or the training loss."""
+def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:
+    """Figures 1a and 3, left: the running mean of the training accuracy, or the training loss.
+
+    The paper's accuracies are those of single batches, as it draws them.
+    """
     if not _classifies(table):
-        return Curves("training", "training loss", series(table, "loss"), diverged=_diverged(table))
+        theirs = papers(paper, table, "loss")
+        return Curves("training", "training loss", series(table, "loss"), theirs, diverged=_diverged(table))
     window = max(1, (int(table["step"].max()) + 1) // _WINDOW)
     curves = series(table.assign(accuracy=100 * table["accuracy"]), "accuracy")
     for curve in curves:
         curve.values[:] = curve.values.apply(_running_mean, window=window)
     title = f"training, mean of {window} steps" if window > 1 else "training"
-    return Curves(title, "training accuracy (%)", curves, diverged=_diverged(table))
+    theirs = papers(paper, table, "accuracy", unit=100)
+    return Curves(title, "training accuracy (%)", curves, theirs, diverged=_diverged(table))
 
 
 def _running_mean(run: pd.Series[float], window: int) -> pd.Series[float]:

@@ -107,6 +107,7 @@ class Metric:
         words: Its name in the report; empty if the report does not quote it.
         target: For a metric `steps_to_...`, the description of the column `target_...` before it; otherwise empty.
         has_ratio: Whether its ratio to the `none` run is recorded too.
+        added: Whether tables of earlier versions lack it, as in `Column`.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Metric:
     words: str = ""
     target: str = ""
     has_ratio: bool = True
+    added: bool = False
 
 
 METRICS: Final = (
@@ -133,11 +135,22 @@ METRICS: Final = (
            "Largest change of the gradient"),
     Metric("lipschitz", "median over the run", "smoothness"),
     Metric("beta", "effective beta-smoothness, median over the run", "smoothness", "Effective beta"),
+    Metric("beta_unsaturated", "the same over the points that are not saturated; null if there are none", "smoothness",
+           "At points that are not saturated", added=True),
+    Metric("saturated", "share of the run in which points are saturated", "smoothness", has_ratio=False, added=True),
     Metric("curvature", "median over the run", "smoothness"),
     Metric("sharpness", "median over the run", "smoothness", "Sharpness"),
+    Metric("random_loss_range", "`loss_range` along a random direction", "smoothness-random",
+           "Range of the loss", added=True),
+    Metric("random_predictiveness", "`predictiveness` along a random direction", "smoothness-random",
+           "Largest change of the gradient", added=True),
     Metric("ics", "median over the run and over layers from the second on", "ics", "Distance of the gradients"),
     Metric("movement", "`wasserstein` / `std`, median over the run and units", "activations",
            "Movement between measured steps, in deviations"),
+    Metric("mean_change", "median over the run and units", "activations",
+           "Change of the mean between measured steps", added=True),
+    Metric("var_change", "median over the run and units", "activations",
+           "Change of the variance between measured steps", added=True),
     Metric("kurtosis", "absolute excess kurtosis, median over the run and units", "activations",
            "Excess kurtosis"),
     Metric("cosine", "median over the run and over layers from the second on", "ics", "Their cosine", has_ratio=False),
@@ -170,9 +183,12 @@ def _metric_columns() -> dict[str, Column]:
     for metric in METRICS:
         if metric.target:
             columns[metric.name.replace("steps_to", "target")] = _double(metric.target)
-        columns[metric.name] = _double(metric.text)
-    ratios = [metric.name for metric in METRICS if metric.has_ratio]
-    return columns | {f"ratio_{name}": _double(f"`{name}` divided by the `none` run's") for name in ratios}
+        columns[metric.name] = _double(metric.text, added=metric.added)
+    return columns | {
+        f"ratio_{metric.name}": _double(f"`{metric.name}` divided by the `none` run's", added=metric.added)
+        for metric in METRICS
+        if metric.has_ratio
+    }
 
 
 _LANDSCAPE: Final = {
@@ -240,7 +256,7 @@ KINDS: Final = (
         measurement="smoothness:MEASUREMENT",
         figures=(Drawing("curves", "smoothness:panels", draws="4c, 9c, 11d, 12d"),), studied=True, tensorboard=True,
         section=Section("Smoothness", "The largest change of the gradient on the line per unit of distance: lower is "
-                        "smoother.", ("beta", "sharpness"), (7,))),
+                        "smoother.", ("beta", "beta_unsaturated", "sharpness"), (7,))),
     Kind("landscape-random", "landscape", "a step length along a random direction at a measured step",
          {**_LANDSCAPE, **_DIRECTION},
         measurement="landscape:RANDOM",
@@ -301,7 +317,7 @@ KINDS: Final = (
                  Drawing("moments", "activations:moments", draws="7")),
         studied=True, tensorboard=True,
         section=Section("Distributions of the layers' inputs", "Quantiles of single units over training. Bands that "
-                        "wander mean unstable inputs.", ("movement", "kurtosis"), (3, 9))),
+                        "wander mean unstable inputs.", ("movement", "mean_change", "var_change", "kurtosis"), (3, 9))),
     Kind("theory", "theory", "a statement about a unit at a measured step", {
             **_STEP,
             "statement": Column("string", f"proved: {_listed(PROVED)}; not proved: {_listed(UNPROVED)}"),
@@ -363,6 +379,8 @@ KINDS: Final = (
             "low": _double("lower end of its interval"),
             "high": _double("upper end of its interval"),
             "part_verdict": Column("string", "verdict on the part"),
+            "paper": _double("the statistic of the paper's own figure at this learning rate; null if none shows it",
+                             added=True),
             "command": Column("string", "the command that would measure what is missing"),
         }, compared=True),
 )  # fmt: skip

@@ -10,14 +10,17 @@ import pandas as pd
 import pytest
 from helpers import SCHEMAS
 
+from bnsmooth_cli import paper
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run, write_config
 from bnsmooth_cli.studies import claims
+from bnsmooth_cli.studies.comparison import published
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid
+from bnsmooth_cli.studies.metrics import of_measurements
 from bnsmooth_cli.studies.outcome import conclude
-from bnsmooth_cli.studies.statistics import interval, over_steps
+from bnsmooth_cli.studies.statistics import interval, over_steps, share_over_steps
 from reproduction.scales import NORMS
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +71,14 @@ def test_a_metric_of_evenly_spaced_steps_is_the_plain_median_infinities_included
 
 
 def write_run(
-    folder, problem, norm, lr, seed, world, kinds=("smoothness", "ics", "activations", "theory"), diverged=None
+    folder,
+    problem,
+    norm,
+    lr,
+    seed,
+    world,
+    kinds=("smoothness", "smoothness-random", "ics", "activations", "theory"),
+    diverged=None,
 ):
     """A run folder with tables that say what the world says of the norm, a little different for each seed."""
     about, right = dict(world[norm]), world is RIGHT
@@ -91,13 +101,26 @@ def write_run(
     early = 1.0 if norm != "none" else 10.0 if right else 0.1
     rough = about["rough"] * jitter * np.where(measured <= 10, early, 1.0)
     turn = 1.0 if norm != "none" else 0.5 if right else 2.0
+    line = pd.DataFrame(
+        {
+            **lead,
+            "step": measured,
+            "loss_min": 0.0,
+            "loss_max": rough,
+            "beta": rough,
+            "predictiveness_max": rough,
+            "saturated": False,
+        }
+    )
+    moved = [np.nan, about["moves"] * jitter]
     frames = {
-        "smoothness": pd.DataFrame({**lead, "step": measured, "loss_min": 0.0, "loss_max": rough, "beta": rough,
-                                    "predictiveness_max": rough}),
+        "smoothness": line,
+        "smoothness-random": line,
         "ics": pd.DataFrame({**lead, "step": 0, "layer": [1, 2], "ics": [0, turn],
                              "cosine": [1.0, about["cosine"]]}),
         "activations": pd.DataFrame({**lead, "step": [0, 5], "layer": 1, "unit": 0, "std": 2.0,
                                      "wasserstein": [np.nan, 2.0 * about["moves"] * jitter],
+                                     "mean_change": moved, "var_change": moved,
                                      "kurtosis": 1.0 if right else 0.1, "quantiles": [[0.0]] * 2}),
         "theory": pd.DataFrame({**lead, "step": 0, "statement": ["4.1", "4.2", "4.3", "4.4", "4.5"], "holds": right,
                                 "condition": [None, True, None, None, True], "mean_fraction": 0.1,
@@ -133,7 +156,7 @@ def test_where_the_paper_is_right_every_claim_is_reproduced(tmp_path, problem):
     runs += [write_run(tmp_path, problem, "none", 10 * lr, seed, RIGHT, diverged=30) for seed in range(5)]
     runs += [write_run(tmp_path, problem, "batch", 10 * lr, seed, RIGHT) for seed in range(5)]
     found = verdicts(conclude(runs))
-    assert found == dict.fromkeys(range(1, 15), claims.REPRODUCED)
+    assert found == dict.fromkeys(range(1, 16), claims.REPRODUCED)
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
@@ -143,7 +166,7 @@ def test_where_the_paper_is_wrong_no_claim_is_reproduced(tmp_path, problem):
     for norm, seed in itertools.product(("none", "batch"), range(5)):
         runs.append(write_run(tmp_path, problem, norm, 10 * lr, seed, WRONG, diverged=30))
     found = verdicts(conclude(runs))
-    assert found == dict.fromkeys(range(1, 15), claims.NOT_REPRODUCED)
+    assert found == dict.fromkeys(range(1, 16), claims.NOT_REPRODUCED)
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 4])
@@ -166,7 +189,7 @@ def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path):
     outcome = conclude(world(tmp_path, "dln", RIGHT, norms=("none", "batch", "l1"), kinds=("smoothness",)))
     found = verdicts(outcome)
     assert found[1] == found[5] == found[6] == found[7] == claims.REPRODUCED
-    assert {found[number] for number in (2, 3, 4, 8, 9, *range(10, 15))} == {claims.NOT_MEASURED}
+    assert {found[number] for number in (2, 3, 4, 8, 9, *range(10, 16))} == {claims.NOT_MEASURED}
     lines = outcome.claims.set_index("claim")["command"]
     assert "--norms none,batch " in lines[4].iloc[0]
     assert "--measure ics" in lines[4].iloc[0]
@@ -285,6 +308,108 @@ def test_a_claim_needs_measurements_at_every_learning_rate_and_early(tmp_path):
         tables.write_table(table, "smoothness", [rows[rows["step"] > 50]], tables.read_provenance(table))
     found = verdicts(conclude(late))
     assert (found[5], found[6], found[7]) == (claims.NOT_MEASURED, claims.NOT_MEASURED, claims.REPRODUCED)
+
+
+def of_line(**columns):
+    """The metrics of a run whose only table is one of smoothness, with nulls in its other columns."""
+    line = pd.DataFrame(columns).reindex(columns=list(SCHEMAS["smoothness"]))
+    empty = pd.DataFrame(dtype="float64")
+    return of_measurements(lambda kind, _: line if kind == "smoothness" else empty.reindex(columns=[*SCHEMAS[kind]]))
+
+
+def test_beta_at_points_that_are_not_saturated():
+    found = of_line(step=[0, 10, 20, 30], beta=[4.0, 20.0, np.inf, 20.0], saturated=[False, True, None, True])
+    assert found["beta"] == 20.0
+    assert found["beta_unsaturated"] == np.inf  # the median of 4 and an overflow
+    assert found["saturated"] == pytest.approx(2 / 3)  # an overflow is neither
+    assert np.isnan(found["random_loss_range"])
+    found = of_line(step=[0, 1, 2, 1000], beta=[20.0, 20.0, 20.0, 3.0], saturated=[True, True, True, False])
+    assert found["saturated"] < 0.4  # each point weighs as the steps that it stands for
+    assert found["beta_unsaturated"] == 3.0
+    old = of_line(step=[0, 10], beta=[4.0, 20.0])
+    assert np.isnan([old["beta_unsaturated"], old["saturated"]]).all()
+
+
+def test_where_every_point_is_saturated_beta_elsewhere_is_undefined(tmp_path):
+    runs = world(tmp_path, "vgg", RIGHT, norms=("none", "batch"), kinds=("smoothness",))
+    for run in runs:
+        if run.config.norm == "batch":
+            table = run.path / "smoothness.parquet"
+            rows = tables.read_table(table, "smoothness").assign(saturated=True)
+            tables.write_table(table, "smoothness", [rows], tables.read_provenance(table))
+    outcome = conclude(runs)
+    parts = outcome.claims[outcome.claims["claim"] == 7]["part_verdict"]
+    assert parts.tolist() == [claims.REPRODUCED, claims.UNDEFINED]
+    assert verdicts(outcome)[7] == claims.REPRODUCED
+
+
+def test_the_papers_own_figures_stand_beside_the_answers(tmp_path):
+    found = conclude(world(tmp_path, "vgg", RIGHT)).claims.set_index(["claim", "part"])["paper"]
+    shown = published("vgg", (0.1,)).set_index("norm")
+    assert found[(7, "effective beta, batch / none")] == pytest.approx(0.997, abs=1e-3)
+    assert (
+        found[(6, "largest change of the gradient on the line, batch / none")]
+        == shown.loc["batch", "ratio_predictiveness"]
+    )
+    assert found[3].filter(like="noisy-batch / none").dropna().tolist() == pytest.approx([10.29, 15.31], abs=0.01)
+    assert found[3].filter(like="trains").isna().all()  # no figure has noise without BatchNorm
+    assert found[15].isna().all()
+    assert found[10].isna().all()
+
+
+def test_no_figure_of_the_paper_shows_another_learning_rate(tmp_path):
+    found = conclude(world(tmp_path, "dln", RIGHT, lrs=(1e-6, 3e-6), norms=("none", "batch"))).claims
+    beside = found[(found["claim"] == 1)].set_index("lr")["paper"]
+    assert beside[1e-6] == pytest.approx(750 / 9650)  # each curve has a vertex every 50 steps
+    assert np.isnan(beside[3e-6])
+    assert published("vgg", (0.05,)).empty
+    assert published("my:problem", (0.1,)).empty
+
+
+def test_the_statistics_of_the_papers_curves_are_those_that_it_was_read_to_have():
+    """The expected numbers were read from the curves by other code."""
+    upper = {norm: paper.rows("smoothness", "vgg", norm, 0.1) for norm in ("none", "batch")}
+    for first, last, expected in ((0, 999, (52.6, 29.1)), (1_000, 5_000, (72.6, 25.1)), (5_001, 15_000, (32.3, 17.3))):
+        for norm, median in zip(("none", "batch"), expected, strict=True):
+            rows = upper[norm][upper[norm]["step"].between(first, last)]
+            assert over_steps(rows["step"], rows["predictiveness_max"]) == pytest.approx(median, abs=0.06)
+    for norm, share in (("batch", 0.91), ("none", 0.69)):
+        late = upper[norm][upper[norm]["step"] > 5_000]
+        near = (late["beta"] - 20).abs() <= 0.02 * 20
+        assert share_over_steps(late["step"], near) == pytest.approx(share, abs=0.01)
+    moments = {
+        2: {"none": 0.032, "batch": 0.0017, "noisy-batch": 0.27},
+        9: {"none": 0.065, "batch": 0.0005, "noisy-batch": 0.27},
+        13: {"none": 0.013, "batch": 0.00003, "noisy-batch": 0.35},
+    }
+    for layer, norms in moments.items():
+        for norm, median in norms.items():
+            rows = paper.rows("activations", "vgg", norm, 0.1)
+            rows = rows[rows["layer"] == layer]
+            assert over_steps(rows["step"], rows["mean_change"]) == pytest.approx(median, rel=0.1), (layer, norm)
+    ends = {("none", 1e-6): 1661, ("batch", 1e-6): 479, ("l1", 1e-6): 97, ("l2", 1e-6): 481, ("linf", 1e-6): 986,
+            ("none", 1e-7): 3970, ("batch", 1e-7): 710}  # fmt: skip
+    found = published("dln", (1e-6, 1e-7)).set_index(["norm", "lr"])["final_loss"]
+    for run, loss in ends.items():
+        assert found[run] == pytest.approx(loss, abs=0.5), run
+    assert published("vgg", (0.1, 0.5)).set_index(["norm", "lr"])["final_test_accuracy"].dropna().to_dict() == {
+        ("none", 0.1): 0.8001, ("batch", 0.1): 0.8287, ("none", 0.5): 0.1, ("batch", 0.5): 0.8017,
+    }  # fmt: skip
+
+
+def test_the_terminal_and_the_report_show_the_papers_statistic(cli, tmp_path):
+    world(tmp_path / "study/runs", "dln", RIGHT, seeds=2, norms=("none", "batch"), kinds=("smoothness",))
+    Study(tmp_path / "study").record(Grid(("none", "batch"), seeds=(0, 1), settings={"problem": "dln", "steps": STEPS}))
+    code, out, err = cli(
+        f"compare {' '.join(map(str, sorted((tmp_path / 'study/runs').iterdir())))} -o study/compare.parquet"
+    )
+    assert (code, err) == (0, "")
+    words = next(line for line in out.splitlines() if line.startswith("7 ")).split()
+    assert words[-1] == "0.55"
+    assert max(len(line) for line in out.splitlines() if line.split()[0] in ("#", *map(str, range(16)))) <= 80
+    assert cli("report study --format md -o report.md")[0] == 0
+    row = next(line for line in (tmp_path / "report.md").read_text().splitlines() if "| effective beta, batch" in line)
+    assert row.endswith("| 0.549 |")
 
 
 def test_each_problem_has_its_own_verdicts(tmp_path):

@@ -142,7 +142,7 @@ def test_show_says_how_a_training_run_ended(cli, small_run):
     rows = tables.read_table(run.train_path)
     said = {key: value for key, value in rows.attrs["bnsmooth"].items() if key not in ("kind", "format", "last_step")}
     tables.write_table(Path("half.parquet"), "train", [rows.head(3)], said)
-    assert "outcome   unfinished: 3 of 6 steps are recorded" in cli("show half.parquet")[1]
+    assert "unfinished: 3 of 6 steps are recorded" in cli("show half.parquet")[1]
     tables.write_table(Path("none.parquet"), "train", [rows.head(0)], said)
     assert "rows      0\n" in cli("show none.parquet")[1]
     tables.write_table(Path("end.parquet"), "train", [rows.assign(loss=np.nan)], {**said, "diverged_at": 6})

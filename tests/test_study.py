@@ -119,6 +119,23 @@ class Recorded(bns.StudyProgress):
         self.calls.append(("failed", run))
 
 
+def test_a_study_measures_along_random_directions(cli, tmp_path):
+    line = GRID.replace("--measure smoothness", "--measure landscape-random,smoothness-random")
+    assert cli(f"{line} -o study")[0] == 0
+    study = bns.Study(tmp_path / "study")
+    for run in (tmp_path / "study/runs").iterdir():
+        for kind in ("landscape-random", "smoothness-random"):
+            assert set(tables.read_table(run / f"{kind}.parquet", kind)["direction"]) == {"random"}
+        rows = tables.read_table(run / "smoothness-random.parquet")
+        row = study.comparison.set_index("run").loc[run.name]
+        assert row["random_predictiveness"] == rows["predictiveness_max"].median()
+        assert row["random_loss_range"] == (rows["loss_max"] - rows["loss_min"]).median()
+    assert study.comparison["ratio_random_predictiveness"].notna().all()
+    assert study.comparison["predictiveness"].isna().all()
+    parts = study.claims[study.claims["claim"] == 15]
+    assert parts["seeds"].tolist() == [2, 2]
+
+
 def test_a_study_from_python_equals_that_of_the_command_byte_for_byte(cli, tmp_path):
     assert cli(f"{GRID} -o study")[0] == 0
     (tmp_path / "study").rename(tmp_path / "command")

@@ -200,6 +200,9 @@ def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             "deciding statistic": statistic,
             "rule": part["rule"],
             "seeds": str(part["seeds"]),
+            "paper": f"{part['paper']:.2g}" if part["paper"] == part["paper"] else "-",
         })  # fmt: skip
     table = pd.DataFrame(rows_shown)
+    if (table["paper"] == "-").all():
+        del table["paper"]
     return table, list(table)

@@ -63,6 +63,8 @@ class Request:
     def answered(self) -> bool:
         """Whether the table at `path` answers this request.
 
+        A table of an earlier version that lacks a column does not: it is measured again.
+
         Raises:
             InputError: If the table there answers another request.
         """
@@ -74,7 +76,7 @@ class Request:
                 f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it "
                 "with --force, or write another file with -o"
             )
-        return True
+        return not tables.lacking(self.path)
 
 
 def measurement(kind: str) -> Measurement:

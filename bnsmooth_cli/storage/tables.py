@@ -143,6 +143,13 @@ def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
         return _provenance(path, file, kind)
 
 
+def lacking(path: Path) -> list[str]:
+    """The columns of its kind that a table of an earlier version lacks. Raises InputError as `read_table` does."""
+    with _opened(path) as file:
+        kind = _provenance(path, file, None)["kind"]
+        return [name for name in kinds.get(kind).columns if name not in file.schema_arrow.names]
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     if path.is_dir():

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.studies.comparison import worst_where_diverged
-from bnsmooth_cli.studies.metrics import KIND_OF, of_claims
+from bnsmooth_cli.studies.comparison import published, worst_where_diverged
+from bnsmooth_cli.studies.metrics import KIND_OF, measured_rows, of_claims
 from bnsmooth_cli.studies.statistics import interval, median
 
 REPRODUCED: Final = "reproduced"
@@ -42,6 +44,7 @@ class Metrics:
         self._table = table.set_index(["norm", "lr", "seed"])
         self.problem = str(table["problem"].iloc[0])
         self.lrs = sorted(table["lr"].unique())
+        self.norms = set(table["norm"])
 
     def __call__(self, norm: str, metric: str) -> pd.Series[float]:
         """A metric of the runs of a norm."""
@@ -65,8 +68,9 @@ class Metrics:
         return share.mask(np.isinf(plain) & np.isfinite(batch), np.isfinite(other).astype("float64"))
 
     def trains(self, norm: str) -> pd.Series[float]:
-        """1 for a run that trains, 0 for one that diverges or stalls."""
-        return (self(norm, "final_loss") <= STALLED * self(norm, "initial_loss")).astype("float64")
+        """1 for a run that trains, 0 for one that diverges or stalls; NaN if its loss is unknown."""
+        final, initial = self(norm, "final_loss"), self(norm, "initial_loss")
+        return (final <= STALLED * initial).astype("float64").where(final.notna())
 
     def everywhere(self, metric: str) -> pd.Series[float]:
         """The smallest value of a metric over the norms that have it."""
@@ -164,15 +168,29 @@ def _as_smooth(norm: str) -> Part:
     )  # fmt: skip
 
 
-def _smoother(metric: str, words: str, bound: float = 1.0) -> Part:
-    return Part(f"{words}, batch / none", lambda of: of.ratio(metric, "batch"), _PLAIN, metric, ("<", bound))
-
-
-def _moves(norm: str, to: str = "none") -> Part:
+def _smoother(metric: str, words: str, bound: float = 1.0, measured: str = "") -> Part:
     return Part(
-        f"how far layer inputs move between measured steps, {norm} / {to}",
-        lambda of: of.ratio("movement", norm, to), (norm, to), "movement", (">", 1.0),
-    )  # fmt: skip
+        f"{words}, batch / none", lambda of: of.ratio(metric, "batch"), _PLAIN, measured or metric, ("<", bound)
+    )
+
+
+#: The metrics of how far layer inputs move between measured steps, in words. Figure 7 shows the last two.
+_MOVEMENT: Final = {
+    "movement": "how far layer inputs move between measured steps, in deviations",
+    "mean_change": "change of the layer inputs' mean between measured steps",
+    "var_change": "change of the layer inputs' variance between measured steps",
+}
+
+
+def _moves(norm: str, to: str = "none") -> tuple[Part, ...]:
+    return tuple(
+        Part(f"{words}, {norm} / {to}", functools.partial(_ratio, metric, norm, to), (norm, to), metric, (">", 1.0))
+        for metric, words in _MOVEMENT.items()
+    )
+
+
+def _ratio(metric: str, norm: str, to: str, of: Metrics) -> pd.Series[float]:
+    return of.ratio(metric, norm, to)
 
 
 def _heavy(norm: str) -> Part:
@@ -202,7 +220,7 @@ CLAIMS: Final = (
     )),
     Claim(3, "noisy-batch as well",
           "Noisy BatchNorm trains about as well as BatchNorm though its layer inputs are the least stable", (
-        _as_well("noisy-batch"), _moves("noisy-batch"), _moves("noisy-batch", "batch"),
+        _as_well("noisy-batch"), *_moves("noisy-batch"), *_moves("noisy-batch", "batch"),
         Part("noisy-none trains (1 or 0)", lambda of: of.trains("noisy-none"), ("noisy-none",), rule=("<=", 0.0)),
     )),
     Claim(4, "shift not smaller", "Internal covariate shift is not smaller with BatchNorm", (
@@ -225,7 +243,10 @@ CLAIMS: Final = (
         _smoother("predictiveness", "largest change of the gradient on the line"),
         _smoother("early predictiveness", "the same early", 10**-1.5),
     )),
-    Claim(7, "beta lower", "Effective beta-smoothness is lower with BatchNorm", (_smoother("beta", "effective beta"),)),
+    Claim(7, "beta lower", "Effective beta-smoothness is lower with BatchNorm", (
+        _smoother("beta", "effective beta"),
+        _smoother("beta_unsaturated", "effective beta at points that are not saturated", measured="saturated"),
+    )),
     Claim(8, "l_p as well as batch",
           "l_p norms train about as well as BatchNorm and smooth as much; on the DLN l1 beats BatchNorm", (
         *map(_as_well, _LP), *map(_as_smooth, _LP),
@@ -234,7 +255,7 @@ CLAIMS: Final = (
     )),
     Claim(9, "l_p inputs move more",
           "l_p norms leave non-Gaussian layer inputs, which move more than the plain network's", (
-        *map(_heavy, _LP), *map(_moves, _LP),
+        *map(_heavy, _LP), *itertools.chain.from_iterable(map(_moves, _LP)),
     )),
     _statement(10, "4.1", "BatchNorm's gradient is the plain one, rescaled and reduced",
         Part("reduction of the squared gradient, median over units", lambda of: of.everywhere("reduction"), (),
@@ -244,6 +265,11 @@ CLAIMS: Final = (
     _statement(12, "4.3", "Minima are preserved: a gamma and beta give identical activations"),
     _statement(13, "4.4", "The worst-case gradient of the weights is reduced"),
     _statement(14, "4.5", "The nearest optimum is closer to the initial weights"),
+    Claim(15, "random directions alike", "Random directions behave like the gradient's: the loss and its gradient vary "
+          "less with BatchNorm", (
+        _smoother("random_loss_range", "range of the loss along a random direction"),
+        _smoother("random_predictiveness", "largest change of the gradient along a random direction"),
+    )),
 )  # fmt: skip
 
 
@@ -263,10 +289,18 @@ def claims(comparison: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
         a request that would measure what is missing (`norms`, `measure` and `lrs`), or None.
     """
     rows = []
-    more = pd.DataFrame([{"run": run.name, **of_claims(run)} for run in runs])
+    more = [of_claims(functools.partial(measured_rows, run), run.config.steps) for run in runs]
+    more = pd.DataFrame(more).assign(run=[run.name for run in runs])
     of = Metrics(worst_where_diverged(comparison).merge(more, on="run"))
+    shown = published(of.problem, tuple(of.lrs))
+    of_paper = None if shown.empty else Metrics(worst_where_diverged(shown))
     for claim in CLAIMS:
-        parts = [row for part in claim.parts if part.problem in (None, of.problem) for row in _judge(part, of)]
+        parts = [
+            {**row, "paper": _shown(part, of_paper, row["lr"])}
+            for part in claim.parts
+            if part.problem in (None, of.problem)
+            for row in _judge(part, of)
+        ]
         verdicts = [row["part_verdict"] for row in parts]
         order = (NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED)
         verdict = next((verdict for verdict in order if verdict in verdicts), INCONCLUSIVE)
@@ -281,7 +315,16 @@ def deciding(parts: pd.DataFrame) -> pd.Series[Any]:
     return (agreeing if len(agreeing) else parts).iloc[0]
 
 
-def _judge(part: Part, of: Metrics) -> list[dict[str, object]]:
+def _shown(part: Part, of_paper: Metrics | None, lr: float) -> float:
+    """The statistic of the paper's own figures at a learning rate; NaN if they do not show what it needs."""
+    if of_paper is None or not of_paper.norms.issuperset(part.needs):
+        return np.nan
+    values = part.value(of_paper)
+    at_lr = values[np.isclose(values.index.get_level_values("lr").to_numpy(np.float64), lr, rtol=1e-6, atol=0)]
+    return float(at_lr.iloc[0]) if len(at_lr) else np.nan
+
+
+def _judge(part: Part, of: Metrics) -> list[dict[str, Any]]:
     def is_missing(lr: float | None = None) -> bool:
         return not all(of.has(norm, part.metric, lr) for norm in part.needs or ("",))
 
@@ -346,6 +389,10 @@ them, and writes every number to `compare.claims.parquet`.
   network in the logarithm of the loss. Where the plain network alone diverges, a norm that does not has all of it.
 - Claim 1: where the plain network does not train and BatchNorm does, its steps count as 0 of the plain network's.
   Claim 2 is said of some learning rate: once it is reproduced at one, others decide nothing.
+- A saturated point is one where the probe sets beta, not the network: beta is 1 / (the shortest step), where 90% of the
+  gradient is lost. Where every point of a run is saturated, it has no beta at other points.
+- Beside an answer stands the same statistic of the paper's own figures, computed by the same code from their curves at
+  that learning rate, where they show what it needs. It is one run of the paper's, and decides nothing.
 - The statements of the theory hold or do not, whatever the seed: their rule is that they hold in every case, and one
   case where they do not refutes them, whatever the number of seeds.
 

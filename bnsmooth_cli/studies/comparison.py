@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from bnsmooth_cli import kinds
+from bnsmooth_cli import kinds, paper
+from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.studies.metrics import of_measurements, of_training, train_rows
+from bnsmooth_cli.studies.metrics import measured_rows, of_claims, of_measurements, of_training, train_rows
 
 #: A run is compared with the run without a norm that shares these columns.
 _GROUP: Final = ["problem", "lr", "seed"]
@@ -73,8 +75,46 @@ def _row(run: Run, rows: pd.DataFrame) -> dict[str, Any]:
         "steps": int(rows["step"].iloc[-1]),
         "diverged_at": rows.attrs["bnsmooth"].get("diverged_at"),
         **of_training(rows),
-        **of_measurements(run),
+        **of_measurements(functools.partial(measured_rows, run)),
     }
+
+
+@functools.cache
+def published(problem: str, lrs: tuple[float, ...]) -> pd.DataFrame:
+    """The runs that the paper's figures show, compared by the code that compares our runs.
+
+    Args:
+        problem: The problem.
+        lrs: The learning rates.
+
+    Returns:
+        One row per norm and learning rate: the columns of `compare`, and the metrics that only the claims use; NaN
+        where no figure shows what a metric needs. No rows if the paper shows no run of these.
+
+    >>> rows = published("dln", (1e-6,)).set_index("norm")
+    >>> rows.loc["none", "final_loss"].item(), bool(np.isnan(rows.loc["none", "sharpness"]))
+    (1661.1, True)
+    """
+    shown = [paper.read(figure.name)[["norm", "lr"]] for figure in paper.FIGURES if figure.problem == problem]
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, pd.DataFrame] = {}
+    for norm, lr in pd.concat(shown).drop_duplicates().itertuples(index=False) if shown else ():
+        if not np.isclose(lr, lrs, rtol=1e-6, atol=0).any():
+            continue
+        rows_of = functools.partial(_published_rows, problem, norm, lr)
+        name, steps = f"{norm}, {lr:g}", resolve(problem, "paper").steps
+        curves[name] = rows_of("train")
+        about = {"run": name, "problem": problem, "norm": norm, "lr": lr, "seed": 0, "steps": steps}
+        metrics = {**of_training(curves[name]), **of_measurements(rows_of), **of_claims(rows_of, steps)}
+        rows.append({**about, "diverged_at": np.nan, **metrics})
+    return with_ratios(_add_targets(pd.DataFrame(rows), curves, None, None)) if rows else pd.DataFrame()
+
+
+def _published_rows(
+    problem: str, norm: str, lr: float, kind: str, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    rows = paper.rows(kind, problem, norm, lr)
+    return rows if columns is None else rows[list(columns)]
 
 
 def _add_targets(

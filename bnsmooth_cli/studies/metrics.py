@@ -1,4 +1,4 @@
-"""The metrics of one run, computed from its tables. No torch here."""
+"""The metrics of one run, computed from the rows of its tables, or of the paper's figures. No torch here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import DamagedError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.studies.statistics import over_steps
+from bnsmooth_cli.studies.statistics import over_steps, share_over_steps
+
+#: Reads the rows of a run of one kind of table, of all columns or those that are named; no rows without a table.
+Rows = Callable[..., pd.DataFrame]
 
 #: Minibatch losses are compared as means over this many steps; the loss of a full batch as it is.
 SMOOTHING: Final = 50
@@ -31,6 +34,15 @@ KIND_OF: Final = {
 
 
 def _of_line(rows: pd.DataFrame) -> pd.DataFrame:
+    free = rows["saturated"].eq(False) | np.isinf(rows["beta"].astype("float64"))
+    return _of_any_line(rows).assign(beta_unsaturated=rows["beta"].where(free))
+
+
+def _of_random_line(rows: pd.DataFrame) -> pd.DataFrame:
+    return _of_any_line(rows).rename(columns={name: f"random_{name}" for name in _LINE})
+
+
+def _of_any_line(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(loss_range=rows["loss_max"] - rows["loss_min"], predictiveness=rows["predictiveness_max"])
 
 
@@ -46,9 +58,12 @@ def _of_inputs(rows: pd.DataFrame) -> pd.DataFrame:
 #: The columns of a table that metrics are computed from, and how its rows get a column for each metric.
 _COLUMNS: Final[dict[str, tuple[Sequence[str] | None, Callable[[pd.DataFrame], pd.DataFrame]]]] = {
     "smoothness": (None, _of_line),
+    "smoothness-random": (None, _of_random_line),
     "ics": (("step", "layer", "ics", "cosine"), _of_shift),
-    "activations": (("step", "std", "wasserstein", "kurtosis"), _of_inputs),
+    "activations": (("step", "std", "wasserstein", "mean_change", "var_change", "kurtosis"), _of_inputs),
 }
+#: The metrics that are a share of the run, not a median over it.
+_SHARES: Final = ("saturated",)
 
 
 def train_rows(run: Run) -> pd.DataFrame:
@@ -87,26 +102,26 @@ def of_training(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def of_measurements(run: Run) -> dict[str, float]:
+def of_measurements(rows_of: Rows) -> dict[str, float]:
     """Every metric of `kinds.METRICS` that comes from a measurement: the median over training, NaN if not measured."""
     metrics = {}
     for kind, (columns, prepare) in _COLUMNS.items():
-        rows = prepare(measured_rows(run, kind, columns))
+        rows = prepare(rows_of(kind, columns))
         for name in (metric.name for metric in kinds.METRICS if metric.kind == kind):
-            metrics[name] = over_steps(rows["step"], rows[name])
+            metrics[name] = (share_over_steps if name in _SHARES else over_steps)(rows["step"], rows[name])
     return metrics
 
 
-def of_claims(run: Run) -> dict[str, float]:
-    """The metrics that only the claims use: those of the line early and late, and the shares of the theory."""
-    rows = _of_line(measured_rows(run, "smoothness"))
-    early = rows["step"] <= EARLY * run.config.steps
+def of_claims(rows_of: Rows, steps: int) -> dict[str, float]:
+    """The metrics that only the claims use: those of the line early and late in a run, and the shares of the theory."""
+    rows = _of_line(rows_of("smoothness"))
+    early = rows["step"] <= EARLY * steps
     metrics = {
         f"{when} {name}": over_steps(rows["step"][chosen], rows[name][chosen])
         for name in _LINE
         for when, chosen in (("early", early), ("late", ~early))
     }
-    rows = measured_rows(run, "theory", ["statement", "holds", "condition", "mean_fraction", "output_fraction"])
+    rows = rows_of("theory", ["statement", "holds", "condition", "mean_fraction", "output_fraction"])
     cases = {statement: rows[rows["statement"] == statement] for statement in kinds.PROVED}
     metrics |= {f"holds {name}": float(of_one["holds"].astype("float64").mean()) for name, of_one in cases.items()}
     metrics["condition"] = float(cases["4.2"]["condition"].astype("float64").mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -73,18 +73,33 @@ def over_steps(steps: pd.Series[int], values: pd.Series[float]) -> float:
     >>> over_steps(pd.Series([0, 10, 20, 30]), pd.Series([1.0, 2.0, 4.0, 8.0]))
     3.0
     """
+    known, weights = _weighted(steps, values)
+    if not len(known):
+        return math.nan
+    order = known.argsort(kind="stable")
+    ordered, weights = known[order], weights[order]
+    reached = weights.cumsum() / weights.sum()
+    first, last = np.searchsorted(reached, 0.5 - _ROUNDING), np.searchsorted(reached, 0.5 + _ROUNDING)
+    return float((ordered[first] + ordered[last]) / 2)
+
+
+def share_over_steps(steps: pd.Series[int], values: pd.Series[Any]) -> float:
+    """The share of a run in which something holds, each measured step weighted as in `over_steps`; NaN without values.
+
+    >>> share_over_steps(pd.Series([0, 1, 2, 1000]), pd.Series([True, True, None, False]))
+    0.001...
+    """
+    known, weights = _weighted(steps, values)
+    return float(np.average(known, weights=weights)) if len(known) else math.nan
+
+
+def _weighted(steps: pd.Series[int], values: pd.Series[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The values that are not null, and their weights."""
     places = np.unique(steps.to_numpy(np.float64))
     gaps = np.diff(places) if len(places) > 1 else np.ones(1)
     widths = dict(zip(places, (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2, strict=False))
     known = values.notna().to_numpy()
-    if not known.any():
-        return math.nan
-    ordered = values[known].to_numpy(np.float64)
-    order = ordered.argsort(kind="stable")
-    ordered, weights = ordered[order], steps[known].map(widths).to_numpy(np.float64)[order]
-    reached = weights.cumsum() / weights.sum()
-    first, last = np.searchsorted(reached, 0.5 - _ROUNDING), np.searchsorted(reached, 0.5 + _ROUNDING)
-    return float((ordered[first] + ordered[last]) / 2)
+    return values[known].to_numpy(np.float64), steps[known].map(widths).to_numpy(np.float64)
 
 
 def summarise(comparison: pd.DataFrame) -> pd.DataFrame:

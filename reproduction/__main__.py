@@ -11,9 +11,10 @@ from typing import Any
 
 from bnsmooth_cli.cli.studying import Board
 from bnsmooth_cli.errors import IncompleteError
+from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.run import plan, run
-from reproduction import page
-from reproduction.gather import add_time, gather
+from reproduction import page, saturation
+from reproduction.gather import add_time, gather, probed
 from reproduction.scales import SCALES, Plan, plans
 
 
@@ -40,6 +41,8 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
                 if _changed(path) != before:  # finding everything finished does not count as the study's time
                     add_time(work, study.name, time.time() - begun)
             status = max(status, int(failed))
+    for name, runs in probed({study.name: Study(work / study.name).runs() for study in studies}):
+        saturation.probe(runs, work / f"{name}.parquet")
     gather(studies, work, folder, facts)
     page.draw(folder)
     page.write(folder)

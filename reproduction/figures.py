@@ -90,6 +90,8 @@ class Section:
     claims: tuple[int, ...] = ()
     #: Pictures of activations whose sigma^2 is quoted at the first and the last measured step.
     sigma: tuple[str, ...] = ()
+    #: Tables of the experiment on beta, each with the picture whose table has the curvature at its points.
+    saturation: tuple[tuple[str, str], ...] = ()
     floors: bool = False  # whether last losses of the linear network are compared with the best maps of each rank
     theory: bool = False  # whether the statements' cases are counted
     note: str = ""
@@ -163,6 +165,13 @@ SECTIONS: Final = (
          Picture("figure-4c", "smoothness", FULL, PLAIN, paper="4c")),
         (Numbers(FULL, PLAIN, _LINE), Numbers(EARLY, PLAIN, _LINE)),
         (5, 6, 7),
+    ),
+    Section(
+        "Beside figure 4c: what sets effective beta",
+        "The paper has no such experiment. In its figure 4c, beta is 20 = 1 / (0.5 lr) for both networks in most of "
+        "the run. Where the gradient of a minibatch vanishes within the shortest step, the probe gives this value for "
+        "any network. At the edge of stability, the sharpness gives it.",
+        saturation=(("saturation-vgg", "figure-4c"), ("saturation-dln", "figure-9c")),
     ),
     Section(
         "Figure 7: how far the moments of layer inputs move",

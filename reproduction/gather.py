@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +44,8 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         tables[f"{name}.claims.parquet"]["command"] = ""
     drawn = [item for item in pictures(runs) if not item.table]
     tables |= {f"{item.name}.parquet": _rows(item, runs[source(item.study, runs)]) for item in drawn}
+    probes = {f"{name}.parquet": work / f"{name}.parquet" for name, _ in probed(runs)}
+    tables |= {name: bns.read_table(path) for name, path in probes.items() if path.is_file()}
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         bns.save_table(rows, folder / "tables" / name)
@@ -70,6 +72,12 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     }
     with atomic(folder / "reproduction.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def probed(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Sequence[Run]]]:
+    """The tables of the experiment on beta, and the runs that each is measured on."""
+    for problem in ("vgg", "dln"):
+        yield f"saturation-{problem}", runs[source(problem, runs)]
 
 
 def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:

@@ -15,11 +15,13 @@ import pandas as pd
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables, style
+from bnsmooth_cli.paper.matching import distances, select
 from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
 from bnsmooth_cli.studies.claims import NOT_MEASURED, UNDEFINED, deciding
 from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
+from reproduction.saturation import SHORTEST, groups, verdict
 
 
 def draw(folder: Path) -> None:
@@ -140,8 +142,48 @@ class Results:
                 yield self._medians(study, wanted)
         if section.sigma:
             yield self._sigma(section.sigma)
+        if section.saturation:
+            yield self._saturation(section.saturation)
         if section.floors:
             yield self._floors()
+
+    def distances(self, section: Section) -> str:
+        """How far our curves are from the paper's: one row per quantity, layer and learning rate; empty without any."""
+        found = []
+        for picture in section.pictures:
+            if picture.paper:
+                shown = {table["kind"]: table["rows"] for table in map(self._of_kind, picture.sources)}
+                chosen = select(picture.paper, picture.kind, shown, picture.figure or None)
+                found.append(distances(chosen, shown))
+        if not found:
+            return ""
+        table = pd.concat(found, ignore_index=True).drop_duplicates()
+        norms = sorted(table["norm"].unique(), key=style.rank)
+        rows = []
+        for (figure, quantity, lr, layer, unit), group in table.groupby(
+            ["figure", "quantity", "lr", "layer", "unit"], sort=False, dropna=False
+        ):
+            cells = group.set_index("norm")["distance"]
+            where = [f"layer {layer:.0f}"] if layer == layer else []
+            rows.append([", ".join([str(figure), str(quantity), *where]), number(float(lr)), str(group["steps"].max()),
+                         *(number(float(cells.get(norm, math.nan))) for norm in norms), str(unit)])  # fmt: skip
+        return _table(["the paper's figure", "lr", "steps", *(f"`{norm}`" for norm in norms), "unit"], rows)
+
+    def _of_kind(self, name: str) -> dict[str, Any]:
+        rows = self._read(name)
+        return {"kind": rows.attrs["bnsmooth"]["kind"], "rows": rows}
+
+    def _saturation(self, probes: tuple[tuple[str, str], ...]) -> str:
+        headings = ["problem", "norm", "part of the run", "points", *(f"shortest step {step:g}" for step in SHORTEST),
+                    "curvature × lr", "sharpness × lr", "verdict"]  # fmt: skip
+        rows = []
+        for probe, picture in probes:
+            line = self._read(probe)
+            for norm, part, medians in groups(line, self._read(picture)):
+                numbers = (number(medians[name]) for name in (*SHORTEST, "curvature", "sharpness"))
+                rows.append([line["problem"].iloc[0], f"`{norm}`", part, str(int(medians["points"])), *numbers,
+                             verdict(medians)])  # fmt: skip
+        return _table(headings, rows)
 
     def _medians(self, study: str, wanted: Numbers) -> str:
         rows = []
@@ -181,7 +223,7 @@ class Results:
                 for row in claims[claims["claim"] == claim].to_dict("records"):
                     if row["part_verdict"] not in (NOT_MEASURED, UNDEFINED):
                         yield [f"{claim}, `{study}`", row["part"], number(row["lr"]), _cell("", row), row["rule"],
-                               row["part_verdict"]]  # fmt: skip
+                               row["part_verdict"], number(row["paper"])]  # fmt: skip
 
 
 def _verdict(parts: pd.DataFrame) -> str:

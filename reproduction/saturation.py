@@ -14,13 +14,16 @@ shortest step up to 1/2; otherwise the experiment does not decide.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from bnsmooth_cli.measures.measuring import measure
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures.measuring import execute, plan
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.metrics import EARLY, measured_rows
 from reproduction.scales import PLAIN
@@ -33,27 +36,28 @@ _TOLERANCE: Final = 0.1
 
 
 def probe(runs: Sequence[Run], table: Path) -> None:
-    """Measure the lines of the runs of `none` and `batch` into one table of kind `landscape`, unless it has them.
+    """Measure the lines of `none` and `batch`, at the paper's learning rate, unless the table has them.
 
     Args:
         runs: The runs of a study, all of the same problem.
-        table: The file.
+        table: The file, of kind `landscape`.
     """
-    chosen = [run for run in runs if run.config.norm in PLAIN and run.outcome() is not None]
-    if not chosen:
+    chosen = [run for run in runs if run.config.norm in PLAIN and run.config.lr == _lr(run.config.problem)]
+    measured = [set(measured_rows(run, "smoothness", ["step"])["step"]) for run in chosen]
+    common = sorted(set.intersection(*measured)) if measured else []
+    if not common:
         return
-    config = chosen[0].config
-    at = sorted({round(step) for step in np.linspace(0, config.steps, _POINTS)})
-    kept = [step for step in at if all(step <= max(run.checkpoints()) for run in chosen)]
-    options = {"alphas": list(_ALPHAS[config.problem])}
-    measure("landscape", [run.source() for run in chosen], table, at=kept, options=options, force=True)
+    at = sorted({common[round(place)] for place in np.linspace(0, len(common) - 1, _POINTS)})
+    options = {"alphas": list(_ALPHAS[chosen[0].config.problem])}
+    (request,) = plan("landscape", [run.source() for run in chosen], table, at=at, options=options)
+    with suppress(InputError):  # a table of other runs or steps
+        if request.answered():
+            return
+    execute([request])
 
 
-def curvatures(runs: Sequence[Run], rows: pd.DataFrame) -> pd.DataFrame:
-    """The curvature along the gradient and the sharpness at the probed steps of the runs, from their own tables."""
-    measured = pd.concat([measured_rows(run, "smoothness") for run in runs], ignore_index=True)
-    points = rows[["run", "step"]].drop_duplicates()
-    return measured.merge(points, on=["run", "step"])[["run", "norm", "lr", "step", "curvature", "sharpness"]]
+def _lr(problem: str) -> float:
+    return resolve(problem, "paper").lr
 
 
 def betas(rows: pd.DataFrame) -> pd.DataFrame:
@@ -63,12 +67,12 @@ def betas(rows: pd.DataFrame) -> pd.DataFrame:
         rows: Rows of kind `landscape`.
     """
     line = rows[rows["alpha"] > 0].assign(ratio=rows["grad_distance"] / rows["distance"] * rows["lr"])
-    points = ["problem", "norm", "lr", "run", "step"]
+    points = ["norm", "lr", "seed", "step"]
     columns = {shortest: line[line["alpha"] >= shortest].groupby(points)["ratio"].max() for shortest in SHORTEST}
     return pd.DataFrame(columns).reset_index()
 
 
-def verdict(medians: Mapping[float, float]) -> str:
+def verdict(medians: Mapping[Any, float]) -> str:
     """What the medians of beta * lr by shortest step say, by the rule of the module.
 
     >>> verdict({1 / 16: 9.0, 1 / 8: 7.0, 1 / 4: 3.9, 1 / 2: 2.0, 1.0: 1.0})
@@ -87,23 +91,22 @@ def verdict(medians: Mapping[float, float]) -> str:
     return "not decided"
 
 
-def groups(rows: pd.DataFrame, curvature: pd.DataFrame, steps: int) -> Iterator[tuple[str, float, str, pd.Series]]:
-    """The medians of each norm and learning rate, early in training and later.
+def groups(line: pd.DataFrame, smoothness: pd.DataFrame) -> Iterator[tuple[str, str, dict[Any, float]]]:
+    """The medians of each norm, early in training and later.
 
     Args:
-        rows: Rows of kind `landscape`.
-        curvature: What `curvatures` returned for them.
-        steps: The length of the runs.
+        line: The probed lines, of kind `landscape`.
+        smoothness: Rows of kind `smoothness` of the same runs.
 
     Yields:
-        The norm, the learning rate, "early" or "later", and the medians: beta * lr by shortest step, `curvature` and
-        `sharpness` times lr, and the number of `points`.
+        The norm, "early" or "later", and the medians over points: beta * lr by shortest step, `curvature` and
+        `sharpness` times lr; also the number of `points`.
     """
-    table = betas(rows).merge(curvature, on=["run", "norm", "lr", "step"], how="left")
-    table = table.assign(when=np.where(table["step"] <= EARLY * steps, "early", "later"))
-    for (lr, norm, when), points in table.groupby(["lr", "norm", "when"]):
-        medians = points[[*SHORTEST]].replace(np.inf, np.nan).median()
-        for name in ("curvature", "sharpness"):
-            medians[name] = (points[name] * lr).median()
-        medians["points"] = len(points)
-        yield str(norm), float(lr), str(when), medians
+    keys = ["norm", "lr", "seed", "step"]
+    table = betas(line).merge(smoothness[[*keys, "curvature", "sharpness"]], on=keys)
+    for name in ("curvature", "sharpness"):
+        table[name] *= table["lr"]
+    when = np.where(table["step"] <= EARLY * line["step"].max(), "early", "later")
+    for (norm, part), points in table.groupby([table["norm"], when]):
+        medians = points[[*SHORTEST, "curvature", "sharpness"]].replace(np.inf, np.nan).median()
+        yield str(norm), str(part), {**medians.to_dict(), "points": len(points)}

@@ -24,7 +24,7 @@ from bnsmooth_cli.report import number as text_of
 from bnsmooth_cli.storage.runs import open_run
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import read_grid
-from reproduction import page
+from reproduction import page, saturation
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
 from reproduction.gather import floors, gather
@@ -49,9 +49,9 @@ def small(tmp_path_factory) -> tuple[list[Plan], Path, Path]:
 @pytest.mark.slow
 def test_every_figure_and_claim_of_the_paper_is_there(small):
     text = (small[2] / "README.md").read_text()
-    for number in (1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14):
+    for number in (1, 2, 3, 4, 7, 8, 9, 10, 11, 12, 13, 14):
         assert re.search(rf"^## Figure {number}: ", text, re.MULTILINE)
-    for number in range(1, 15):
+    for number in range(1, 16):
         assert re.search(rf"^\| {number}\. ", text, re.MULTILINE)
     for picture in pictures(STUDIES):
         assert f"](figures/{picture.name}.png)" in text
@@ -67,10 +67,11 @@ def test_a_command_of_the_page_draws_its_picture_again(small, tmp_path, monkeypa
     assert len(lines) == len(pictures(STUDIES))
     monkeypatch.chdir(small[2])
     for words in lines:
-        *sources, option, target = words[2:]
-        assert option == "-o"
+        sources = [Path(word) for word in words[2:] if word.endswith(".parquet")]
+        options = dict(zip(words[2 + len(sources) :: 2], words[3 + len(sources) :: 2], strict=True))
+        target = options.pop("-o")
         again = tmp_path / Path(target).name
-        plot_tables([Path(source) for source in sources], again)
+        plot_tables(sources, again, **{name.removeprefix("--"): value for name, value in options.items()})
         assert again.read_bytes() == Path(target).read_bytes()
 
 
@@ -232,6 +233,33 @@ def test_steps_end_every_run_earlier_and_are_measured_up_to_there():
         for grid in plan.grids:
             assert {config.steps for config in grid.configs()} == {200}
             assert grid.at is None or max(grid.at) == 200
+
+
+def line_of(change, lr=0.1):
+    """A probed line at one point: `change` gives the gradient's change, in lengths of the gradient, by step length."""
+    rows = [{"norm": "batch", "lr": lr, "seed": 0, "step": 5, "alpha": 0.0, "grad_distance": 0.0, "distance": 0.0}]
+    for alpha in (*saturation.SHORTEST, 2.0, 4.0):
+        rows.append({**rows[0], "alpha": alpha, "grad_distance": change(alpha), "distance": alpha * lr})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "verdict"),
+    [
+        (lambda alpha: 1.0, [16, 8, 4, 2, 1], "saturated"),  # the gradient is lost within every step
+        (lambda alpha: min(1.0, 6 * alpha), [6, 6, 4, 2, 1], "saturated"),  # but in steps within 1/6
+        (lambda alpha: min(2 * alpha, 2.0), [2, 2, 2, 2, 2], "edge of stability"),
+        (lambda alpha: 0.3 * alpha, [0.3] * 5, "not decided"),
+    ],
+)
+def test_the_experiment_on_beta_tells_a_saturated_probe_from_a_curvature(change, expected, verdict):
+    line = line_of(change)
+    curvature = pd.DataFrame([{"norm": "batch", "lr": 0.1, "seed": 0, "step": 5, "curvature": 12.0, "sharpness": 20.0}])
+    ((norm, part, medians),) = saturation.groups(line, curvature)
+    assert (norm, part, medians["points"]) == ("batch", "later", 1)
+    assert [medians[shortest] for shortest in saturation.SHORTEST] == pytest.approx(expected)
+    assert (medians["curvature"], medians["sharpness"]) == pytest.approx((1.2, 2.0))
+    assert saturation.verdict(medians) == verdict
 
 
 def test_the_published_page_is_what_its_tables_say():

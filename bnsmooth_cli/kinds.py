@@ -200,7 +200,9 @@ _LANDSCAPE: Final = {
     "grad_norm": _double("norm of the gradient there", nullable=False),
     "grad_distance": _double("||g(theta) - g(theta - eta g)||, the gradient predictiveness", nullable=False),
     "grad_cosine": _double("cosine of the two gradients", nullable=False),
-}
+    "grad_distance_summed": _double("the same length taken of each parameter tensor and summed, as the paper's figures "
+                                    "appear to do", added=True),
+}  # fmt: skip
 _SMOOTHNESS: Final = {
     **_STEP,
     "loss": _double("loss at the point, the penalty included", nullable=False),

@@ -20,7 +20,12 @@ ALPHAS = (0.5, 1.0, 4.0)
 def check_line(point, tolerance, direction="gradient"):
     found = bns.landscape(point, ALPHAS, direction=direction).to_dict("records")
     for row, expected in zip(found, reference.line(point, ALPHAS, direction), strict=True):
-        scales = {"grad_distance": expected["grad_norm"], "grad_cosine": 1.0}  # a difference has absolute errors
+        size = expected["grad_norm"]
+        scales = {
+            "grad_distance": size,
+            "grad_cosine": 1.0,
+            "grad_distance_summed": 10 * size,
+        }  # a difference has absolute errors
         for name, value in expected.items():
             assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance * scales.get(name, 0.0)), name
 

@@ -69,6 +69,7 @@ def line(point: Point, alphas: Sequence[float], direction: str = "gradient") -> 
                 "grad_norm": norm(there),
                 "grad_distance": norm(difference(g, there)),
                 "grad_cosine": dot(g, there) / norm(g) / norm(there),
+                "grad_distance_summed": sum(norm([d]) for d in difference(g, there)),
             }
         )
     return rows

@@ -445,3 +445,11 @@ def test_figures_of_random_directions_say_so(kind: str, drawing: str | None) -> 
 if __name__ == "__main__":
     for name in paper.figures():
         write(name)
+
+
+def test_lengths_of_the_gradients_change_are_compared_in_both_ways_if_the_table_has_both():
+    table = paper.read("10a").assign(loss=1.0)
+    table["grad_distance_summed"], table["grad_distance"] = table["grad_distance"], table["grad_distance"] / 10
+    apart = distances(paper.find("10a"), {"landscape": table}).set_index(["quantity", "norm"])["distance"]
+    assert apart[("grad_distance", "batch")] == pytest.approx(1.0)
+    assert apart[("grad_distance, summed", "batch")] == pytest.approx(0.0, abs=1e-12)

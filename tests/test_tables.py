@@ -19,7 +19,8 @@ from bnsmooth_cli.storage.tables import METADATA_KEY, read_table, write_table
 
 DESIGN = {
     "train": "run problem norm lr seed step loss penalty accuracy grad_norm test_loss test_accuracy",
-    "landscape": "run problem norm lr seed step alpha step_size distance loss grad_norm grad_distance grad_cosine",
+    "landscape": "run problem norm lr seed step alpha step_size distance loss grad_norm grad_distance grad_cosine "
+    "grad_distance_summed",
     "smoothness": "run problem norm lr seed step loss penalty grad_norm loss_min loss_max predictiveness_min "
     "predictiveness_max lipschitz beta beta_alpha saturated curvature sharpness critical_alpha",
     "ics": "run problem norm lr seed step layer layer_name grad_norm grad_norm_updated ics cosine",

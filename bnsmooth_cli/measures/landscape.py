@@ -18,6 +18,7 @@ from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
@@ -108,8 +109,9 @@ def landscape(
     Returns:
         One row per step length, after a row with alpha = 0 for the point itself. Columns: `alpha`, `step_size`
         $\eta$, `distance` $\|\eta g\|$, `loss`, `grad_norm` $\|g_\eta\|$, `grad_distance` $\|g - g_\eta\|$ (the paper's
-        gradient predictiveness) and `grad_cosine` $\langle g, g_\eta \rangle / (\|g\| \|g_\eta\|)$; for a random
-        direction also `direction`.
+        gradient predictiveness), `grad_cosine` $\langle g, g_\eta \rangle / (\|g\| \|g_\eta\|)$ and
+        `grad_distance_summed` $\sum_i \|g_i - g_{\eta, i}\|$ over the parameter tensors i, a length that the paper's
+        figures appear to show (docs/paper.md); for a random direction also `direction`.
 
     Raises:
         InputError: If the problem does not have the objective, or the direction is unknown.
@@ -144,15 +146,16 @@ def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.Da
     theta = point.theta[None]
     loss, gradient = point.gradients_at(theta)
     norm, along = torch.linalg.vector_norm(gradient, dim=1), direction_vector(point, gradient[0], direction)
-    records = [torch.stack((loss, norm, torch.zeros_like(norm), norm * norm))]
+    zero, sizes = torch.zeros_like(norm), [p.numel() for p in trainable(point.model).values()]
+    records = [torch.stack((loss, norm, zero, norm * norm, zero))]
     # A fast path takes the whole line at once. A network evaluates one step length after another, in the same memory.
     at_once = len(alphas) if point.fast_path is not None else 1
     moved = theta.new_empty(at_once, theta.shape[1])
     for etas in theta.new_tensor([[-alpha * lr] for alpha in alphas]).split(at_once) if alphas else ():
         torch.addcmul(theta, etas, along, out=moved)
-        records.append(_compare(*point.gradients_at(moved), gradient))
+        records.append(_compare(*point.gradients_at(moved), gradient, sizes))
     # One transfer for the whole line: nothing before it waits for the device.
-    losses, norms, distances, products = torch.cat(records, 1).cpu().double().numpy()
+    losses, norms, distances, products, summed = torch.cat(records, 1).cpu().double().numpy()
     step_sizes = lr * np.array([0.0, *alphas])
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = products / (norms * norms[0])
@@ -165,16 +168,25 @@ def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.Da
             "grad_norm": norms,
             "grad_distance": distances,
             "grad_cosine": cosines,
+            "grad_distance_summed": summed,
         }
     )
 
 
 def _compare(
-    losses: Float[Tensor, " points"], gradients: Float[Tensor, "points n"], start: Float[Tensor, "1 n"]
-) -> Float[Tensor, "4 points"]:
-    """Losses, gradient norms, and distances and inner products with the start's gradient. Overwrites `gradients`."""
-    norm, product = torch.linalg.vector_norm(gradients, dim=1), gradients @ start[0]
-    return torch.stack((losses, norm, torch.linalg.vector_norm(gradients.sub_(start), dim=1), product))
+    losses: Float[Tensor, " points"],
+    gradients: Float[Tensor, "points n"],
+    start: Float[Tensor, "1 n"],
+    sizes: Sequence[int],
+) -> Float[Tensor, "5 points"]:
+    """Losses, gradient norms, and distances and inner products with the start's gradient. Overwrites `gradients`.
+
+    The last distance is summed over the parameter tensors, whose sizes add up to n.
+    """
+    length = functools.partial(torch.linalg.vector_norm, dim=1)
+    norm, product = length(gradients), gradients @ start[0]
+    tensors = torch.stack([length(piece) for piece in gradients.sub_(start).split(sizes, 1)])
+    return torch.stack((losses, norm, length(gradients), product, tensors.sum(0)))
 
 
 MEASUREMENT: Final = Measurement(landscape, plan)

@@ -72,6 +72,11 @@ class PaperFigure:
         """The columns that it shows."""
         return [column for axis in self.axes for column in axis.columns]
 
+    @property
+    def shows_lengths(self) -> bool:
+        """Whether it shows lengths of a gradient's change along a line, and is drawn from landscapes."""
+        return self.table == "landscape" and not {"predictiveness_min", "grad_distance"}.isdisjoint(self.columns())
+
 
 _ACCURACY: Final = (Axis(("accuracy",), unit="points", per_column=100),)
 _TEST_ACCURACY: Final = (Axis(("test_accuracy",), unit="points", per_column=100),)

@@ -91,7 +91,9 @@ def distances(figures: Sequence[PaperFigure], tables: Mapping[str, pd.DataFrame]
     distance is the median over the steps that both have measured, of $|\log_{10} y - \log_{10} y'|$ in decades where
     the paper's axis is logarithmic, and of $|y - y'|$ in units of the axis where it is linear (accuracies in percentage
     points). A band counts with its lower and its upper edge, and figure 10 with every step length that both have. Our
-    band is the range over the table's own step lengths. An overflow is infinitely far away.
+    band is the range over the table's own step lengths. An overflow is infinitely far away. The change of the gradient
+    is compared twice if the table has both lengths: as the norm of the whole change, and summed over parameter tensors
+    as the paper's figures appear to be (docs/paper.md).
 
     Args:
         figures: Figures that `select` chose.
@@ -108,22 +110,34 @@ def distances(figures: Sequence[PaperFigure], tables: Mapping[str, pd.DataFrame]
     """
     rows: list[dict[str, object]] = []
     for figure in figures:
-        theirs = curves([figure], tables)
-        ours = _ours(figure, tables[figure.table], [*_CURVE, "step", "alpha"])
-        keys = [key for key in (*_CURVE, "step", "alpha") if key in theirs]
-        both = theirs.merge(ours, on=keys, how="left", suffixes=("", "_ours"))
-        curve = [key for key in _CURVE if key in theirs]
-        for axis in figure.axes:
-            for key, pairs in both.groupby(curve, sort=False):
-                measured = pairs.dropna(subset=[f"{column}_ours" for column in axis.columns])
-                rows.append(
-                    {"figure": figure.name, "quantity": axis.quantity, "layer": np.nan}
-                    | dict(zip(curve, key, strict=True))
-                    | {"steps": measured["step"].nunique(), "distance": _apart(axis, measured)}
-                    | {"unit": "decades" if axis.log else axis.unit}
-                )
+        theirs, table = curves([figure], tables), tables[figure.table]
+        rows += _apart_by_curve(figure, theirs, table)
+        if figure.shows_lengths and "grad_distance_summed" in table and table["grad_distance_summed"].notna().any():
+            summed = table.assign(grad_distance=table["grad_distance_summed"])
+            rows += _apart_by_curve(figure, theirs, summed, ", summed")
     columns = ["figure", "quantity", *_CURVE, "steps", "distance", "unit"]
     return pd.DataFrame(rows, columns=columns).astype({"layer": "float64"})
+
+
+def _apart_by_curve(
+    figure: PaperFigure, theirs: pd.DataFrame, table: pd.DataFrame, version: str = ""
+) -> list[dict[str, object]]:
+    """The rows of `distances` for a figure, from the paper's curves and a table; `version` ends the quantity's name."""
+    rows: list[dict[str, object]] = []
+    ours = _ours(figure, table, [*_CURVE, "step", "alpha"])
+    keys = [key for key in (*_CURVE, "step", "alpha") if key in theirs]
+    both = theirs.merge(ours, on=keys, how="left", suffixes=("", "_ours"))
+    curve = [key for key in _CURVE if key in theirs]
+    for axis in figure.axes:
+        for key, pairs in both.groupby(curve, sort=False):
+            measured = pairs.dropna(subset=[f"{column}_ours" for column in axis.columns])
+            rows.append(
+                {"figure": figure.name, "quantity": f"{axis.quantity}{version}", "layer": np.nan}
+                | dict(zip(curve, key, strict=True))
+                | {"steps": measured["step"].nunique(), "distance": _apart(axis, measured)}
+                | {"unit": "decades" if axis.log else axis.unit}
+            )
+    return rows
 
 
 def _ours(figure: PaperFigure, table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

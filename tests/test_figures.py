@@ -330,6 +330,13 @@ def test_the_theory_figure_plots_both_sides_for_layers_over_the_depth(layers: in
     assert_finite(figure)
 
 
+def test_the_theory_figure_of_an_older_table_leaves_out_statement_4_2b() -> None:
+    table = make(theory, norms=("none", "batch"))
+    titles = [axes.get_title() for axes in render("theory", table[table["statement"] != "4.2b"]).axes]
+    assert "curvature along the step ≥ 0" in titles
+    assert not [title for title in titles if title.startswith("4.2b") or title == "curvature along g ≥ 0"]
+
+
 def test_ticks_of_an_axis_through_zero_stay_apart() -> None:
     figure = render("theory", make(theory, norms=("none", "batch")))
     figure.draw_without_rendering()

@@ -1,4 +1,4 @@
-r"""The theorems of section 4, with both sides of every statement measured. Santurkar et al. (2018).
+r"""The theory of section 4 and appendix C, with both sides of every statement measured. Santurkar et al. (2018).
 
 The two networks of figure 5 have the same weights. After a layer y = W x (+ b), the plain network passes y to the rest
 of the network, and the other one passes BatchNorm's output. Both leave out the run's own norm at this layer; the norms
@@ -94,7 +94,7 @@ run.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, cast
 
 import numpy as np
@@ -125,10 +125,12 @@ Activations = Float[Tensor, "batch units ..."]
 PerUnit = Float[Tensor, "1 units ..."]
 #: The rows of a statement, by column.
 Rows = dict[str, np.ndarray]
+#: Values of the units, by column.
+Columns = dict[str, Tensor]
 
 
 def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[int] | None = None) -> pd.DataFrame:
-    r"""Measure both sides of the statements of Santurkar et al. (2018), section 4, in float64.
+    r"""Measure both sides of the statements of Santurkar et al. (2018), section 4 and appendix C, in float64.
 
     The docstring of the module states and derives them.
 
@@ -200,93 +202,137 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
     return [], chosen.site.remainder(point.loss)
 
 
+class _Networks:
+    """The two networks of figure 5 at a site, for one choice of gamma and beta. The names are the docstring's above.
+
+    Args:
+        chosen: The site, and the units whose statements are measured.
+        affine: The choice of gamma and beta.
+        y: The output of the site's linear map.
+        rest: The modules after the site.
+        objective: The loss of their output.
+    """
+
+    def __init__(
+        self,
+        chosen: Selected,
+        affine: str,
+        y: Activations,
+        rest: Sequence[nn.Module],
+        objective: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.chosen, self.affine, self.units = chosen, affine, chosen.units.to(y.device)
+        self.y, mu, self.sigma, self.m = y, _mean(y), _deviation(y), y.numel() // y.shape[1]
+        self.yhat = (y - mu) / self.sigma
+        self.defined = self.of(_mean((y - mu).square()) > _CONSTANT**2 * _mean(y.square()))
+        standard = (torch.ones_like(mu), torch.zeros_like(mu))
+        self.gamma, beta = (self.sigma, mu) if affine == "identity" else standard
+        self.norm = functools.partial(_batch_norm, gamma=self.gamma, beta=beta)
+        # By backpropagation: the left side of 4.1 must not use the formula.
+        y = y.detach().requires_grad_()
+        z = self.norm(y)
+        fed = z.detach().requires_grad_()
+        (self.g,) = torch.autograd.grad(objective(nn.Sequential(*rest)(fed)), fed)
+        (self.v,) = torch.autograd.grad(z, y, self.g)
+        self.z = z.detach()
+
+    def of(self, statistic: Tensor) -> Tensor:
+        """The chosen units' values of a statistic."""
+        return statistic.flatten()[self.units]
+
+    def dot(self, a: Activations, b: Activations) -> Tensor:
+        return (a * b).sum(_samples(a))[self.units]
+
+    def length(self, a: Activations) -> Tensor:
+        return self.dot(a, a).sqrt()
+
+    def project(self, a: Activations) -> Activations:
+        """P a, by its elements."""
+        return a - _mean(a) - self.yhat * _mean(a * self.yhat)
+
+    def bound(self, g: Activations) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The terms of the right side of 4.1, and the columns with their sizes."""
+        squared, ratio = self.dot(g, g), self.of(self.gamma / self.sigma).square()
+        mean, output = (self.dot(g, along).square() / self.m for along in (torch.ones_like(g), self.yhat))
+        sizes = {"grad_norm": squared.sqrt(), "mean_fraction": mean / squared, "output_fraction": output / squared}
+        alignment = self.dot(g, self.yhat) / (squared * self.m).sqrt()
+        return [ratio * term for term in (squared, mean, output)], sizes | {"alignment": alignment}
+
+    def rows(self, statement: str, lhs: Tensor, terms: Sequence[Tensor], columns: Columns, **more: Tensor) -> Rows:
+        """The rows of a statement (`_rows`)."""
+        sizes = {"sigma": self.of(self.sigma), "gamma": self.of(self.gamma)}
+        return _rows(
+            self.chosen, statement, lhs, terms, sizes | columns, affine=self.affine, defined=self.defined, **more
+        )
+
+    def vectors(
+        self, statement: str, left: Activations, right: Activations, size: Tensor, columns: Columns | None = None
+    ) -> Rows:
+        """The rows of a statement about two vectors: their lengths, and that of their difference divided by `size`."""
+        apart = _relative(self.length(left - right), size)
+        return self.rows(statement, self.length(left), [self.length(right)], columns or {}, residual=apart)
+
+
 def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) -> list[Rows]:
     """All statements but 4.5 at a site with inputs x, for both choices of gamma and beta."""
-    linear, units = chosen.site.linear, chosen.units.to(x.device)
-    rest, objective = _rest(point, chosen)
+    linear, (rest, objective) = chosen.site.linear, _rest(point, chosen)
     with torch.no_grad():
         y = chosen.site.by_unit(linear(x))
-        mu, sigma = _mean(y), _deviation(y)
-        yhat = (y - mu) / sigma
-        defined = (_mean((y - mu).square()) > _CONSTANT**2 * _mean(y.square())).flatten()[units]
-        input_norm = _spectral_norms(linear, x)[units]
-    m = y.numel() // y.shape[1]
+        input_norm = _spectral_norms(linear, x)[chosen.units.to(x.device)]
+    same, standard = (_Networks(chosen, affine, y, rest, objective) for affine in ("identity", "standard"))
+    parts: list[Rows] = []
+    for networks in (same, standard):
+        parts += _first_order(networks, input_norm)
+        parts += _second_order(networks, input_norm, rest, objective)
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(_samples(a))[units]
-
-    def length(a: Tensor) -> Tensor:
-        return dot(a, a).sqrt()
-
-    parts, at_y = [], y
-    for affine in ("identity", "standard"):
-        gamma, beta = (sigma, mu) if affine == "identity" else (torch.ones_like(sigma), torch.zeros_like(mu))
-        norm = functools.partial(_batch_norm, gamma=gamma, beta=beta)
-        z, g, slope = _gradients(norm, rest, objective, y)
-        velocity, acceleration = curve(norm, y, slope)
-        # Along the curve z(y + t v), the second derivative of the loss is z'Hz' + <g, z''>. As z' = gamma / sigma v,
-        # both sides of 4.2 contain z'Hz', which is computed once.
-        bend = second_derivatives(rest, objective, z, velocity, chosen.units)
-        plain_bend = second_derivatives(rest, objective, z, g, chosen.units)
-
-        ratio, squared = (gamma / sigma).square().flatten()[units], dot(slope, slope)
-        sizes = {"sigma": sigma.flatten()[units], "gamma": gamma.flatten()[units]}
-        terms, reductions = _reductions(dot, g, yhat, m)
-        backward = gamma / sigma * _project(g, yhat)
-        first = [ratio * term for term in terms]
-        reduced = (gamma / sigma.square()).flatten()[units] / m * dot(g, yhat) * squared
-        form = bend + dot(g, acceleration)
-        worst = [input_norm.square() * term for term in first]
-        curvature, plain_curvature = {"curvature": bend / (ratio * squared)}, {"curvature": plain_bend / dot(g, g)}
-        smoother = (curvature["curvature"] >= 0) & (reductions["alignment"] > 0)
-        ordered = _at_most(bend / ratio, plain_bend) == _at_most(squared, dot(g, g))
-
-        rows = functools.partial(_rows, chosen, affine=affine, defined=defined)
-        columns, largest = sizes | reductions, {"input_norm": input_norm}
-        away = _relative(length(slope - backward), first[0].sqrt())
-        parts.append(rows("fact C.1", length(slope), [length(backward)], columns, residual=away))
-        parts.append(rows("4.1", squared, first, columns))
-        parts.append(rows("4.2", form, [bend, reduced], columns | curvature, condition=smoother))
-        bound = [ratio * plain_bend, reduced]
-        parts.append(rows("4.2b", form, bound, columns | plain_curvature, condition=ordered))
-        parts.append(rows("4.4", input_norm.square() * squared, worst, columns | largest))
-        fourth = input_norm**4
-        bound, columns = [fourth * term for term in bound], columns | plain_curvature | largest
-        parts.append(rows("C.1", fourth * form, bound, columns, condition=ordered))
-        if affine == "identity":
-            at_y = g  # z is y here
-            apart = length(z - y) / length(y)
-            parts.append(rows("4.3", length(z), [length(y)], sizes, residual=apart))
-        else:
-            u = torch.randn(y.shape, generator=generator(point.config.seed, "jacobian"), dtype=y.dtype).to(y.device)
-            forward, projected = torch.func.jvp(norm, (y,), (u,))[1], _project(u, yhat) / sigma  # z is y_hat here
-            away = _relative(length(forward - projected), length(u / sigma))
-            parts.append(rows("fact C.2", length(forward), [length(projected)], sizes, residual=away))
-            terms, reductions = _reductions(dot, at_y, yhat, m)
-            parts.append(rows("4.1 at y", squared, [ratio * term for term in terms], sizes | reductions))
-    return parts
+    u = torch.randn(y.shape, generator=generator(point.config.seed, "jacobian"), dtype=y.dtype).to(y)
+    forward = torch.func.jvp(standard.norm, (y,), (u,))[1]  # of y_hat, which the standard z is
+    formula = standard.project(u) / standard.sigma
+    terms, sizes = standard.bound(same.g)  # the gradient at y
+    return [
+        *parts,
+        standard.vectors("fact C.2", forward, formula, standard.length(u / standard.sigma)),
+        standard.rows("4.1 at y", standard.dot(standard.v, standard.v), terms, sizes),
+        same.vectors("4.3", same.z, y, same.length(y)),
+    ]
 
 
-def _gradients(
-    norm: Callable[[Tensor], Tensor], rest: Sequence[nn.Module], objective: Callable[[Tensor], Tensor], y: Activations
-) -> tuple[Activations, Activations, Activations]:
-    """z, g and the gradient with BatchNorm, by backpropagation: the left side of 4.1 must not use the formula."""
-    y = y.detach().requires_grad_()
-    z = norm(y)
-    fed = z.detach().requires_grad_()
-    (g,) = torch.autograd.grad(objective(nn.Sequential(*rest)(fed)), fed)
-    (slope,) = torch.autograd.grad(z, y, g)
-    return z.detach(), g, slope
+def _first_order(networks: _Networks, input_norm: Tensor) -> Iterator[Rows]:
+    """Fact C.1, 4.1 and 4.4."""
+    g, v, squared = networks.g, networks.v, networks.dot(networks.v, networks.v)
+    terms, sizes = networks.bound(g)
+    formula = networks.gamma / networks.sigma * networks.project(g)
+    yield networks.vectors("fact C.1", v, formula, terms[0].sqrt(), sizes)
+    yield networks.rows("4.1", squared, terms, sizes)
+    worst = [input_norm.square() * side for side in (squared, *terms)]
+    yield networks.rows("4.4", worst[0], worst[1:], sizes | {"input_norm": input_norm})
 
 
-def _reductions(
-    dot: Callable[[Tensor, Tensor], Tensor], g: Tensor, yhat: Tensor, m: int
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The terms of 4.1 before they are scaled, and the columns with their sizes."""
-    squared, mean, output = dot(g, g), dot(g, torch.ones_like(g)).square() / m, dot(g, yhat).square() / m
-    parts = {"mean_fraction": mean / squared, "output_fraction": output / squared}
-    alignment = dot(g, yhat) / (squared * m).sqrt()
-    return [squared, mean, output], {"grad_norm": squared.sqrt(), "alignment": alignment, **parts}
+def _second_order(
+    networks: _Networks, input_norm: Tensor, rest: Sequence[nn.Module], objective: Callable[[Tensor], Tensor]
+) -> Iterator[Rows]:
+    """4.2 and its second part, and theorem C.1 at the X that attains 4.4."""
+    g, v, of, dot = networks.g, networks.v, networks.of, networks.dot
+    velocity, acceleration = curve(networks.norm, networks.y, v)
+    # Along the curve z(y + t v), the second derivative of the loss is z'Hz' + <g, z''>. As z' = gamma / sigma v, both
+    # sides of 4.2 contain z'Hz', which is computed once.
+    bend, plain = (
+        second_derivatives(rest, objective, networks.z, along, networks.chosen.units) for along in (velocity, g)
+    )
+    form = bend + dot(g, acceleration)
+    ratio, lengths = of(networks.gamma / networks.sigma).square(), (dot(v, v), dot(g, g))
+    reduction = of(networks.gamma / networks.sigma.square()) / networks.m * dot(g, networks.yhat) * lengths[0]
+
+    _, sizes = networks.bound(g)
+    curvature = bend / (ratio * lengths[0])
+    smoother = (curvature >= 0) & (sizes["alignment"] > 0)
+    yield networks.rows("4.2", form, [bend, reduction], sizes | {"curvature": curvature}, condition=smoother)
+
+    sizes |= {"curvature": plain / lengths[1]}
+    ordered = _at_most(bend / ratio, plain) == _at_most(*lengths)
+    yield networks.rows("4.2b", form, [ratio * plain, reduction], sizes, condition=ordered)
+    worst = [input_norm**4 * side for side in (form, ratio * plain, reduction)]
+    yield networks.rows("C.1", worst[0], worst[1:], sizes | {"input_norm": input_norm}, condition=ordered)
 
 
 def _nearest_optimum(chosen: Selected, first: Float[Tensor, "units ..."]) -> Rows:
@@ -309,7 +355,7 @@ def _rows(
     statement: str,
     lhs: Tensor,
     terms: Sequence[Tensor],
-    columns: dict[str, Tensor],
+    columns: Columns,
     *,
     affine: str | None = None,
     defined: Tensor | None = None,
@@ -371,11 +417,6 @@ def _relative(difference: Tensor, size: Tensor) -> Tensor:
 def _at_most(a: Tensor, b: Tensor) -> Tensor:
     """Whether a <= b, to TOLERANCE."""
     return a - b <= TOLERANCE * torch.maximum(a.abs(), b.abs())
-
-
-def _project(a: Activations, yhat: Activations) -> Activations:
-    """P a, by its elements."""
-    return a - _mean(a) - yhat * _mean(a * yhat)
 
 
 def _batch_norm(y: Activations, gamma: PerUnit, beta: PerUnit) -> Activations:

@@ -134,6 +134,7 @@ class VggSettings(Settings):
         "how pixels are scaled: standard (mean 0 and deviation 1 in each channel) or centred (0 to 255, less each "
         "channel's mean)", default="standard", choices=INPUTS,
     )  # fmt: skip
+    last_norm: bool = setting("whether the norm also follows the last layer (default: it does not)", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,7 +171,7 @@ class LinearSettings(Settings):
         "how the entries of A are drawn: normal (N(0, 1), as the paper states) or uniform (U(0, 1), as its figures "
         "suggest)", default="normal", choices=MATRICES,
     )  # fmt: skip
-    last_norm: bool = setting("whether the norm also follows the last layer", default=True)
+    last_norm: bool = setting("whether the norm also follows the last layer (default: it does)", default=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,7 +236,7 @@ PROBLEMS: Final = {
             },
             "paper": {
                 **_SGD, "data": "cifar10", "augment": False, "depth": 16, "width": 1.0, "classifier": "4096,4096",
-                "inputs": "centred", "weight_decay": 4.5e-4, "steps": 15_000, "save_every": 500, "eval_every": 500,
+                "inputs": "centred", "last_norm": True, "weight_decay": 4.5e-4, "steps": 15_000, "save_every": 500, "eval_every": 500,
             },
         }, (0.5, 1.0, 2.0, 4.0), layers=(2, 3, 9, 11, 13)),
         ProblemEntry("dln", "linear:DeepLinear", LinearSettings, {
@@ -327,7 +328,8 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as one flat dictionary of plain values, as files hold them; those at their default left out."""
-        return {name: value for name, value in self._values().items() if value != FIELDS[name].default}
+        own = _by_name(Config) | _by_name(type(self.settings))  # two problems may have one setting, of other defaults
+        return {name: value for name, value in self._values().items() if value != own[name].default}
 
     def changed(self, **values: Any) -> Config:
         """The configuration with other values, of this class or of the problem's settings; None changes nothing.

@@ -15,7 +15,7 @@ from helpers import NORMS, SMALL
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, problems
-from bnsmooth_cli.config import INPUTS, resolve
+from bnsmooth_cli.config import INPUTS, from_dict, resolve
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import open_problem, structure_of, visit
 from bnsmooth_cli.problems.custom import CustomProblem
@@ -234,10 +234,16 @@ def test_the_matrix_of_the_linear_network_is_normal_or_uniform():
         resolve("dln", matrix="half")
 
 
-def test_the_last_layer_of_the_linear_network_may_have_no_norm():
-    model = problems.build(resolve("dln", "paper", norm="batch")).build()
-    normed = [any(name.startswith("norm.") for name, _ in layer.named_parameters()) for layer in model.layers.values()]
-    assert normed == [True] * 24 + [False]
+@pytest.mark.parametrize(("problem", "last"), [("vgg", False), ("dln", True)])
+def test_the_norm_follows_the_last_layer_only_where_it_is_asked_for(problem, last):
+    for chosen in (last, not last, None):
+        config = resolve(problem, norm="batch", last_norm=chosen, **SMALL[problem])
+        model = problems.build(config).build()
+        normed = [any(name.startswith("norm.") for name, _ in m.named_parameters()) for m in model.layers.values()]
+        assert normed == [True] * (len(normed) - 1) + [last if chosen is None else chosen]
+        assert ("last_norm" in config.as_dict()) == (chosen is (not last))  # files keep their bytes
+        assert from_dict(config.as_dict(), "config.json") == config
+    assert resolve(problem, "paper").settings.last_norm is not last
 
 
 def test_a_diverged_run_is_finished_and_keeps_its_rows(tmp_path):

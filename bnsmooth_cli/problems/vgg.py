@@ -32,9 +32,9 @@ EVALUATION_BATCH: Final = 500
 class Vgg(Problem):
     """A VGG with the mean cross-entropy.
 
-    The norm follows every convolution and linear layer except the last one. Five poolings leave one position of a
-    32 x 32 image. Hidden linear layers of `classifier` widths follow, and a last one with a unit for each class.
-    `width` scales all of these widths except the last.
+    The norm follows every convolution and linear layer, the last one only if `last_norm` is set. Five poolings leave
+    one position of a 32 x 32 image. Hidden linear layers of `classifier` widths follow, and a last one with a unit for
+    each class. `width` scales all of these widths except the last.
     """
 
     settings: VggSettings
@@ -77,7 +77,9 @@ class Vgg(Problem):
             out = self._scaled(full)
             layers[f"fc{i}"] = Layer(nn.Linear(channels, out), norms.build(self.config.norm, out), nn.ReLU())
             channels = out
-        layers[f"fc{len(hidden) + 1}"] = Layer(nn.Linear(channels, self.images.num_classes), None)
+        classes = self.images.num_classes
+        norm = norms.build(self.config.norm, classes) if self.settings.last_norm else None
+        layers[f"fc{len(hidden) + 1}"] = Layer(nn.Linear(channels, classes), norm)
         chain = Chain(layers)
         chain.initialise(self.config.seed)
         return chain.to(memory_format=torch.channels_last)

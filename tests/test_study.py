@@ -122,7 +122,8 @@ class Recorded(bns.StudyProgress):
 def test_a_study_measures_along_random_directions(cli, tmp_path):
     line = GRID.replace("--measure smoothness", "--measure landscape-random,smoothness-random")
     assert cli(f"{line} -o study")[0] == 0
-    study = bns.Study(tmp_path / "study")
+    study = bns.Study("study")
+    assert study == bns.Study(tmp_path.relative_to(tmp_path) / "study")
     for run in (tmp_path / "study/runs").iterdir():
         for kind in ("landscape-random", "smoothness-random"):
             assert set(tables.read_table(run / f"{kind}.parquet", kind)["direction"]) == {"random"}

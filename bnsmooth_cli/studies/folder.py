@@ -43,6 +43,9 @@ class Study:
     path: Path
     failed: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # users give a text
+
     @property
     def table(self) -> Path:
         """The table of the comparison. Its summary and claims are beside it."""

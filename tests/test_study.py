@@ -155,7 +155,7 @@ def test_a_study_from_python_has_its_runs_and_tables(tmp_path):
     assert study.failed == {}
     assert set(study.comparison["run"]) == {run.name for run in study.runs()}
     assert set(study.summary["figure"]) >= {"final_loss", "beta"}
-    assert study.claims["claim"].nunique() == 14
+    assert study.claims["claim"].nunique() == 15
 
 
 def test_callbacks_tell_of_the_runs_that_a_growing_study_adds(tmp_path):

@@ -222,10 +222,10 @@ _DLN: Final = {"depth": 25, "dimension": 10, "samples": 1_000, "lr": 1e-6, "mome
 #: The built-in problems. The preset `paper` has what Santurkar et al. 2018, appendix A, states: for `vgg` CIFAR-10
 #: without augmentation, SGD with lr 0.1 and 15,000 steps of 128 images; for `dln` 25 layers of 10 x 10, 1,000 Gaussian
 #: samples in one batch, lr 1e-6 and 10,000 steps. The step lengths of the line are those that its figures show. The
-#: paper gives neither the depth of its "VGG-like" network nor its classifier, inputs or penalty, and the losses of its
-#: linear network are not those of the matrix that it states. docs/paper.md has the experiments that the preset's values
-#: are inferred from. The preset `quick` trains a quarter-width VGG-11 on the
-#: built-in images in half a minute on a laptop.
+#: paper gives neither the depth of its "VGG-like" network nor its classifier, inputs, last norm or penalty, and the
+#: losses of its linear network are not those of the matrix that it states. docs/paper.md has the experiments that the
+#: preset's values are inferred from. The preset `quick` trains a quarter-width VGG-11 on the built-in images in half a
+#: minute on a laptop.
 PROBLEMS: Final = {
     entry.name: entry
     for entry in (
@@ -236,7 +236,8 @@ PROBLEMS: Final = {
             },
             "paper": {
                 **_SGD, "data": "cifar10", "augment": False, "depth": 16, "width": 1.0, "classifier": "4096,4096",
-                "inputs": "centred", "last_norm": True, "weight_decay": 4.5e-4, "steps": 15_000, "save_every": 500, "eval_every": 500,
+                "inputs": "centred", "last_norm": True, "weight_decay": 4.5e-4,
+                "steps": 15_000, "save_every": 500, "eval_every": 500,
             },
         }, (0.5, 1.0, 2.0, 4.0), layers=(2, 3, 9, 11, 13)),
         ProblemEntry("dln", "linear:DeepLinear", LinearSettings, {

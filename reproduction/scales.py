@@ -10,9 +10,10 @@ from typing import Any, Final
 from bnsmooth_cli.errors import unknown
 from bnsmooth_cli.studies.grid import Grid, command
 
-NORMS: Final = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
 PLAIN: Final = ("none", "batch")
-LP: Final = ("none", "batch", "l1", "l2", "linf")
+LP: Final = (*PLAIN, "l1", "l2", "linf")
+_NOISY: Final = ("noisy-batch", "noisy-none")
+NORMS: Final = (*LP, *_NOISY)
 FIVE: Final = (0, 1, 2, 3, 4)  # seeds, as many as a verdict needs
 
 
@@ -79,8 +80,10 @@ def _shortened(grid: Grid, steps: int | None) -> Grid:
 
 def _linear(seeds: tuple[int, ...], preset: str, **steps: Any) -> Plan:
     settings = {"problem": "dln", "preset": preset}
-    grids = (Grid(NORMS, (), seeds, settings, (*_MEASURE, *_RANDOM), **steps),
-             Grid(NORMS, (), seeds, settings, ("theory",), at=_LINEAR[preset]))  # fmt: skip
+    few = _LINEAR[preset]  # the paper has no noisy linear networks, and they have no fast path
+    grids = (Grid(LP, (), seeds, settings, (*_MEASURE, *_RANDOM), **steps),
+             Grid(_NOISY, (), seeds, settings, (*_MEASURE, *_RANDOM), at=few),
+             Grid(NORMS, (), seeds, settings, ("theory",), at=few))  # fmt: skip
     return Plan("dln", "the deep linear network", grids)
 
 
@@ -93,7 +96,7 @@ def _slow() -> Plan:
 
 def _images(seeds: tuple[int, ...], every: int, measure: tuple[str, ...], **settings: Any) -> Plan:
     """The two networks of figures 1 and 3 at their learning rates, and the others at 0.1."""
-    others = tuple(norm for norm in NORMS if norm not in PLAIN)
+    others = (*LP[2:], *_NOISY)
     by_lr = ((PLAIN, (0.1,)), (PLAIN, (0.5, 0.01)), (others, (0.1,)))
     grids = tuple(Grid(norms, lrs, seeds, settings, measure, every=every) for norms, lrs in by_lr)
     return Plan("vgg", "every norm; the two of figures 1 and 3 at their other learning rates as well", grids)
@@ -109,7 +112,7 @@ _RANDOM: Final = ("landscape-random", "smoothness-random")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
 #: A quarter of all widths. Measured steps have checkpoints, so that nothing is trained twice: 1.3 GB a run.
 _QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25, "save_every": 100}
-#: The steps at which the theory is measured, denser in the first tenth of a run.
+#: The steps at which the theory and noisy linear networks are measured, denser in the first tenth of a run.
 _LINEAR: Final = {
     "quick": (0, 20, 100, 300, 1000),
     "paper": (0, 20, 50, 100, 200, 500, *range(1000, 10001, 1000)),

@@ -87,7 +87,7 @@ def share_over_steps(steps: pd.Series[int], values: pd.Series[Any]) -> float:
     """The share of a run in which something holds, each measured step weighted as in `over_steps`; NaN without values.
 
     >>> share_over_steps(pd.Series([0, 1, 2, 1000]), pd.Series([True, True, None, False]))
-    0.001...
+    0.002
     """
     known, weights = _weighted(steps, values)
     return float(np.average(known, weights=weights)) if len(known) else math.nan

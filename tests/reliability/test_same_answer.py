@@ -53,10 +53,15 @@ def close(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None
 
 
 def known(path: Path, sample: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A table and a sample, without the columns and the theory's statements that were added after the sample."""
+    """A table and a sample, without the columns and the theory's statements that were added after the sample.
+
+    The statements come in the same order: of their names, whatever order they are computed in.
+    """
     found, expected = (tables.read_table(table)[pq.read_schema(sample).names] for table in (path, sample))
     if "statement" in expected:
         found = found[found["statement"].isin(expected["statement"])]
+        order = ["step", "layer", "unit", "affine", "statement"]
+        found, expected = found.sort_values(order), expected.sort_values(order)
     return found, expected
 
 

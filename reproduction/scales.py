@@ -126,8 +126,8 @@ _EARLY: Final = Plan("vgg-early", "every norm, the first steps", (
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
         _linear((0,), "quick", at=_LINEAR["quick"]),
-        _images((0,), 50, (*_MEASURE, *_RANDOM), preset="quick"),
-        _augmented((0,), preset="quick"),
+        _images((0,), 50, (*_MEASURE, *_RANDOM), preset="quick", depth=16),
+        _augmented((0,), preset="quick", depth=16),
     ],
     "quarter": [
         _linear(FIVE, "paper", every=50),

@@ -120,7 +120,7 @@ VGG: Final = (
     Vgg("BatchNorm after every layer but the last", normalised=("hidden",)),
     Vgg("BatchNorm after the convolutions", normalised=()),
     Vgg("BatchNorm after the convolutions and the logits", normalised=("logits",)),
-    Vgg("BatchNorm after the ReLU, and after the logits", ("batch", "l1", "l2", "linf"), relu_first=True),
+    Vgg("BatchNorm after the ReLU, and after the logits", relu_first=True),
 )
 
 

@@ -59,7 +59,6 @@ class Linear:
         scale: The factor before the sum of squared errors.
         last: Whether the norm also follows the last layer.
         depth: The number of layers.
-        spread: The factor before Glorot's bound.
     """
 
     name: str
@@ -69,7 +68,6 @@ class Linear:
     scale: float = 1.0
     last: bool = False
     depth: int = 25
-    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Vgg:
         inputs: "centred" (0 to 255, less each channel's mean), "unit" (the same, divided by 255) or "standard" (mean 0
             and deviation 1).
         penalty: The c of the penalty c ||W||^2 / 2 of the weights, which is part of the loss.
-        normalised: Where the norm is, besides the convolutions: "hidden" linear layers, "logits".
+        normalised: What the norm follows besides the convolutions: the "hidden" linear layers, the "logits".
         relu_first: Whether the non-linearity comes before the norm.
     """
 
@@ -100,16 +98,14 @@ class Vgg:
 
 #: Each variant of a problem differs from the first one in what its name says.
 LINEAR: Final = (
-    Linear("A uniform on [0, 1), sum of squares, no norm after the last layer", ("none", "batch", "l1", "l2", "linf")),
+    Linear("A uniform, no norm after the last layer", ("none", "batch", "l1", "l2", "linf")),
     Linear("a norm after the last layer too", ("batch", "l1", "l2", "linf"), last=True),
     Linear("A normal", matrix="normal"),
     Linear("A normal, a norm after the last layer too", ("batch",), matrix="normal", last=True),
     Linear("A normal, half the sum", matrix="normal", scale=0.5),
-    Linear("x uniform on [0, 1), A normal", matrix="normal", inputs="uniform"),
-    Linear("x uniform on [0, 1) too, half the sum", inputs="uniform", scale=0.5),
+    Linear("A normal, x uniform", matrix="normal", inputs="uniform"),
+    Linear("x uniform too, half the sum", inputs="uniform", scale=0.5),
     Linear("24 layers", depth=24),
-    Linear("26 layers", depth=26),
-    Linear("weights 1.1 times as large", spread=1.1),
 )
 VGG: Final = (
     Vgg("VGG-16, classifier 4096,4096, centred inputs", ("none",)),
@@ -118,8 +114,6 @@ VGG: Final = (
     Vgg("VGG-13", ("none",), depth=13),
     Vgg("BatchNorm after every layer, the logits included", ("batch", "l1", "l2", "linf")),
     Vgg("BatchNorm after every layer but the last", normalised=("hidden",)),
-    Vgg("BatchNorm after the convolutions", normalised=()),
-    Vgg("BatchNorm after the convolutions and the logits", normalised=("logits",)),
     Vgg("BatchNorm after the ReLU, and after the logits", relu_first=True),
 )
 
@@ -127,7 +121,7 @@ VGG: Final = (
 class LinearNetworks(nn.Module):
     """Deep linear networks of several seeds, each with its own data, in one pass.
 
-    Their units stand side by side, so that a norm over the batch treats every network on its own.
+    Their units stand side by side: a layer is one block-diagonal matrix, and a norm takes each unit on its own.
     """
 
     def __init__(self, variant: Linear, norm: str, seeds: Sequence[int]) -> None:
@@ -138,7 +132,7 @@ class LinearNetworks(nn.Module):
         matrices = [_draw(variant.matrix, UNITS, random) for random in data]
         self.batch = torch.stack(inputs, 1), torch.stack([x @ a.T for x, a in zip(inputs, matrices, strict=True)], 1)
         initial = [generator(seed, "init") for seed in seeds]
-        bound = variant.spread * (3 / UNITS) ** 0.5  # Glorot's for as many inputs as outputs
+        bound = (3 / UNITS) ** 0.5  # Glorot's for as many inputs as outputs
         self.weights = nn.ParameterList(
             torch.stack([torch.rand(UNITS, UNITS, generator=random) for random in initial]) * 2 * bound - bound
             for _ in range(variant.depth)
@@ -150,10 +144,10 @@ class LinearNetworks(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of every network, from inputs and targets (samples, seeds, units)."""
-        h = inputs
+        h = inputs.flatten(1)
         for weight, norm in zip(self.weights, self.norms, strict=True):
-            h = norm(torch.einsum("msi,soi->mso", h, weight).flatten(1)).view_as(h)
-        return self.scale * (h - targets).square().sum((0, 2))
+            h = norm(F.linear(h, torch.block_diag(*weight)))
+        return self.scale * (h.view_as(targets) - targets).square().sum((0, 2))
 
 
 class VggNetwork(nn.Module):
@@ -228,19 +222,25 @@ def length(values: Values, seeds: int, summed: bool = True) -> Float[Tensor, " s
 
 
 def line(
-    network: Network, values: Values, batch: Batch, lr: float, alphas: Sequence[float], summed: bool = True
+    network: Network,
+    values: Values,
+    start: Values,
+    batch: Batch,
+    lr: float,
+    alphas: Sequence[float],
+    summed: bool = True,
 ) -> dict[str, Float[Tensor, " seeds"]]:
     """The numbers of `LINE` for every network: figures 4 and 9 at one step.
 
     Args:
         network: The networks.
         values: Their parameters.
+        start: The gradient there.
         batch: The batch.
         lr: The learning rate.
         alphas: The step lengths in learning rates.
         summed: Whether a gradient's length is the sum over its tensors (`length`).
     """
-    _, start = gradients(network, values, batch)
     losses, differences, ratios = [], [], []
     for alpha in alphas:
         loss, there = gradients(network, descend(values, start, alpha * lr), batch)
@@ -265,10 +265,10 @@ def linear(variants: Sequence[Linear] = LINEAR, seeds: Sequence[int] = range(8))
                 first = FIRST.get(norm, 1)
                 for step in range(first + max(STEPS) + 1):
                     numbers = {}
-                    if step == 1 and len(shown):
-                        measured = line(network, values, network.batch, lr, entry.alphas)
-                        numbers = {name: (lengths, _at(shown, LINE[name], 0)) for name, lengths in measured.items()}
                     losses, slopes = gradients(network, values, network.batch)
+                    if step == 1 and len(shown):
+                        measured = line(network, values, slopes, network.batch, lr, entry.alphas)
+                        numbers = {name: (found, _at(shown, LINE[name], 0)) for name, found in measured.items()}
                     if step - first in STEPS:
                         numbers[f"loss at step {step - first}"] = losses, _at(known, "loss", step - first)
                     for name, (found, stated) in numbers.items():
@@ -296,11 +296,12 @@ def vgg(data: str, variants: Sequence[Vgg] = VGG, seeds: Sequence[int] = (1, 2, 
                 values: Values = dict(network.named_parameters())
                 for updates in (0, 1):
                     batch = _batch(images, seed, updates, variant.inputs)
-                    for name, measured in line(network, values, batch, lr, entry.alphas).items():
+                    _, slopes = gradients(network, values, batch)
+                    for name, measured in line(network, values, slopes, batch, lr, entry.alphas).items():
                         yield {"variant": variant.name, "norm": norm, "lr": lr, "seed": seed, "updates": updates,
                                "quantity": name, "value": measured.item(),
                                "paper": _at(shown, LINE[name], 0)}  # fmt: skip
-                    values = descend(values, gradients(network, values, batch)[1], lr)
+                    values = descend(values, slopes, lr)
 
 
 def _at(rows: pd.DataFrame, column: str, step: int) -> float:
@@ -318,20 +319,24 @@ def _batch(images: Images, seed: int, step: int, inputs: str) -> Batch:
 
 
 def linear_tables(rows: pd.DataFrame) -> str:
-    """The tables of the linear network in Markdown: all variants, and the first one in detail."""
+    """The tables of the linear network in Markdown: all variants, and the first two in detail."""
     runs = list(rows[["norm", "lr"]].drop_duplicates().itertuples(index=False, name=None))
     heads = [f"`{norm}`, {lr:.0e}".replace("e-0", "e-") for norm, lr in runs]
     lines = [_row("variant", *heads), _row(*["---"] * (len(heads) + 1))]
     for variant in rows["variant"].unique():
         cells = [_agreement(rows[(rows[["variant", "norm", "lr"]] == [variant, *run]).all(axis=1)]) for run in runs]
         lines.append(_row(variant, *cells))
-    best = rows[rows["variant"] == rows["variant"].iloc[0]]
     for quantities in ([f"loss at step {step}" for step in STEPS], [*LINE]):
         lines += ["", _row("run", "", *quantities), _row(*["---"] * (len(quantities) + 2))]
         for run, head in zip(runs, heads, strict=True):
-            one = best[(best[["norm", "lr"]] == [*run]).all(axis=1) & best["quantity"].isin(quantities)]
-            if len(one):
-                lines += _compared(one, quantities, head, [("ours", one)])
+            one = rows[(rows[["norm", "lr"]] == [*run]).all(axis=1) & rows["quantity"].isin(quantities)]
+            if one.empty:
+                continue
+            stated = one.drop_duplicates("quantity").set_index("quantity")["paper"]
+            lines.append(_row(head, "paper", *(_number(stated[name]) for name in quantities)))
+            for variant in rows["variant"].unique()[:2]:
+                if len(part := one[one["variant"] == variant]):
+                    lines.append(_row("", variant, *(_range(part, name) for name in quantities)))
     return "\n".join(lines)
 
 
@@ -353,14 +358,27 @@ def vgg_tables(rows: pd.DataFrame) -> str:
     return "\n".join(lines[1:])
 
 
-def _compared(
-    rows: pd.DataFrame, quantities: Sequence[str], head: str, series: Sequence[tuple[str, pd.DataFrame]]
-) -> list[str]:
-    stated = rows.drop_duplicates("quantity").set_index("quantity")["paper"]
-    return [
-        _row(head, "paper", *(_number(stated[name]) for name in quantities)),
-        *(_row("", text, *(_range(part, name) for name in quantities)) for text, part in series),
-    ]
+def ranks(draws: int = 1_000) -> str:
+    r"""The plateaus of the linear network in Markdown.
+
+    A linear map of rank k has at least the loss $1000 \\sum_{i>k} s_i^2$, with s the singular values of A. Each cell is
+    the median over draws of A, and the range of the middle 90%.
+    """
+    lines = [_row("A", *(f"rank {k}" for k in range(UNITS))), _row(*["---"] * (UNITS + 1))]
+    for name, matrix, scale in (
+        ("uniform", "uniform", 1.0),
+        ("normal", "normal", 1.0),
+        ("normal, half", "normal", 0.5),
+    ):
+        random = generator(0, "data")
+        matrices = torch.stack([_draw(matrix, UNITS, random) for _ in range(draws)])
+        squares = scale * SAMPLES * torch.linalg.svdvals(matrices).square()
+        losses = squares.flip(1).cumsum(1).flip(1)
+        quantiles = losses.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0).T.tolist()
+        lines.append(
+            _row(name, *(f"{_number(mid)} ({_number(low)} to {_number(high)})" for low, mid, high in quantiles))
+        )
+    return "\n".join(lines)
 
 
 def _agreement(rows: pd.DataFrame) -> str:
@@ -381,14 +399,16 @@ def _range(rows: pd.DataFrame, quantity: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e6 else f"{value:.3g}"
+    if 1_000 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if 1 <= abs(value) < 10 else f"{value:.3g}"
 
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-TABLES: Final[Mapping[str, Callable[[pd.DataFrame], str]]] = {"dln": linear_tables, "vgg": vgg_tables}
+MEASURED: Final = ("dln", "vgg")
 
 
 def table(problem: str) -> Path:
@@ -398,11 +418,18 @@ def table(problem: str) -> Path:
 
 def page(text: str) -> str:
     """The text of docs/paper.md with the tables of the files between its markers."""
-    for problem, markdown in TABLES.items():
-        begin, end = f"<!-- first-step {problem} -->\n", "\n<!-- end -->"
-        before, rest = text.split(begin)
-        after = rest.split(end, 1)[1]
-        text = before + begin + markdown(pd.read_parquet(table(problem))) + end + after
+    linear_rows, rows = (pd.read_parquet(table(problem)) for problem in MEASURED)
+    plain = rows["norm"] == "none"
+    parts = {
+        "dln": linear_tables(linear_rows),
+        "ranks": ranks(),
+        "vgg": vgg_tables(rows[plain]),
+        "norms": vgg_tables(rows[~plain]),
+    }
+    for name, markdown in parts.items():
+        before, begin, rest = text.partition(f"<!-- first-step {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{begin}{markdown}\n{end}{after}"
     return text
 
 
@@ -410,9 +437,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.first_step", description=__doc__)
     parser.add_argument("--data", default="cifar10", help="CIFAR-10, as bnsmooth train takes it (default: download)")
-    parser.add_argument("--problem", choices=[*TABLES], help="measure one problem alone; the page takes both tables")
+    parser.add_argument("--problem", choices=MEASURED, help="measure one problem alone; the page takes both tables")
     options = parser.parse_args()
-    for problem in [options.problem] if options.problem else TABLES:
+    for problem in [options.problem] if options.problem else MEASURED:
         rows = pd.DataFrame(linear() if problem == "dln" else vgg(options.data))
         table(problem).parent.mkdir(exist_ok=True)
         with atomic(table(problem)) as temporary:

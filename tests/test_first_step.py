@@ -144,5 +144,9 @@ def test_the_page_says_what_fits_and_what_does_not():
     assert f"beta is {beta.min():.0f} to {beta.max():.0f} where the paper has 25 to 29" in text
     loss = normed.query("norm == 'batch' and quantity == 'largest loss'")["value"]
     assert f"BatchNorm's largest loss is {loss.min():.2f} to {loss.max():.2f}, the paper's 5.20" in text
+    changes = normed[normed["quantity"].str.contains("difference")]
+    factors = (changes["value"] / changes["paper"]).groupby(changes["norm"] == "linf").agg(["min", "max"])
+    assert f"ours are {factors.loc[False, 'min']:.1f} to {factors.loc[False, 'max']:.1f} of the paper's with" in text
+    assert f"{factors.loc[True, 'min']:.1f} to {factors.loc[True, 'max']:.1f} times the paper's with `linf`" in text
     small = vgg[vgg["variant"].isin([VGG[1].name, VGG[2].name]) & (vgg["quantity"] == "least difference")]
     assert (small["value"] * 5 < small["paper"]).all()

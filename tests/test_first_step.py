@@ -150,3 +150,13 @@ def test_the_page_says_what_fits_and_what_does_not():
     assert f"{factors.loc[True, 'min']:.1f} to {factors.loc[True, 'max']:.1f} times the paper's with `linf`" in text
     small = vgg[vgg["variant"].isin([VGG[1].name, VGG[2].name]) & (vgg["quantity"] == "least difference")]
     assert (small["value"] * 5 < small["paper"]).all()
+
+
+@pytest.mark.parametrize("variant", LINEAR, ids=lambda variant: variant.name)
+def test_the_published_first_losses_are_those_of_the_code(variant):
+    rows = pd.read_parquet(first_step.table("dln"))
+    rows = rows[(rows["variant"] == variant.name) & (rows["quantity"] == "loss at step 0") & (rows["lr"] == 1e-6)]
+    published = rows[rows["norm"] == "batch"].sort_values("seed")
+    with torch.no_grad():
+        network = LinearNetworks(variant, "batch", published["seed"].tolist())
+        np.testing.assert_allclose(network(*network.batch), published["value"], rtol=1e-3)

@@ -77,7 +77,8 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
 def probed(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Sequence[Run]]]:
     """The tables of the experiment on beta, and the runs that each is measured on."""
     for problem in ("vgg", "dln"):
-        yield f"saturation-{problem}", runs[source(problem, runs)]
+        if (study := source(problem, runs)) in runs:  # --only leaves out studies
+            yield f"saturation-{problem}", runs[study]
 
 
 def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:

@@ -27,7 +27,7 @@ from bnsmooth_cli.studies.grid import read_grid
 from reproduction import page, saturation
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
-from reproduction.gather import floors, gather
+from reproduction.gather import floors, gather, probed
 from reproduction.scales import NORMS, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
@@ -226,6 +226,11 @@ def test_a_part_of_a_scale_is_the_named_studies_and_the_linear_network():
     assert [plan.name for plan in plans("quarter", only=["vgg-early"])] == ["dln", "vgg-early"]
     with pytest.raises(InputError, match="unknown study of the scale quarter 'vgg-erly': did you mean 'vgg-early'"):
         plans("quarter", only=["vgg-erly"])
+
+
+def test_the_experiment_on_beta_takes_the_studies_that_there_are():
+    assert dict(probed({"dln": ["a"]})) == {"saturation-dln": ["a"]}
+    assert dict(probed({"dln": ["a"], "vgg-early": ["b"]})) == {"saturation-vgg": ["b"], "saturation-dln": ["a"]}
 
 
 def test_steps_end_every_run_earlier_and_are_measured_up_to_there():

@@ -118,7 +118,11 @@ def test_a_run_without_a_penalty_has_a_penalty_of_zero(small_run):
 def test_weights_are_neither_biases_nor_parameters_of_norms():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.LayerNorm([2, 4, 4]), nn.Linear(4, 4))
     assert penalised(model) == ["0.weight", "3.weight"]
-    layer = nn.utils.parametrizations.weight_norm(nn.Linear(5, 4))
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])  # None: one length for the whole matrix
+def test_the_weights_of_a_weight_normalised_layer_are_its_lengths(dim):
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(5, 4), dim=dim)
     with torch.no_grad():
         layer.parametrizations.weight.original0.mul_(3)
     (name,) = penalised(layer)

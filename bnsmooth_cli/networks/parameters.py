@@ -19,7 +19,7 @@ def penalised(model: nn.Module) -> list[str]:
     """The names of the parameters whose squares an L2 penalty of the weights sums up.
 
     Weights are parameters with two or more dimensions that do not belong to a norm. Of a layer with weight
-    normalisation, the lengths g are taken: the squared norm of its weights is that of g.
+    normalisation, the lengths g of any dimension are taken: the squared norm of its weights is that of g.
 
     >>> penalised(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm([4, 2])))
     ['0.weight']
@@ -28,15 +28,15 @@ def penalised(model: nn.Module) -> list[str]:
     """
     norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
     inside = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
-    directions = {
-        id(chain.original1)
+    chains = [
+        chain
         for module in model.modules()
         for chain in getattr(module, "parametrizations", {}).values()
         if any(isinstance(step, _WeightNorm) for step in chain)
-    }
-    return [
-        name for name, p in trainable(model).items() if p.dim() > 1 and id(p) not in inside and id(p) not in directions
     ]
+    lengths = {id(chain.original0) for chain in chains}
+    others = inside | {id(chain.original1) for chain in chains}
+    return [name for name, p in trainable(model).items() if id(p) in lengths or (p.dim() > 1 and id(p) not in others)]
 
 
 def squares(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:

@@ -139,7 +139,8 @@ class VggSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choice("inputs", self.inputs, INPUTS)
-        _ = self.classifier_widths
+        # One spelling for one network: files and studies compare the text.
+        object.__setattr__(self, "classifier", ",".join(map(str, self.classifier_widths)) or "none")
 
     @property
     def classifier_widths(self) -> tuple[int, ...]:

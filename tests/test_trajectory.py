@@ -193,6 +193,11 @@ def test_the_classifier_has_the_widths_that_are_named(classifier, shapes):
     assert [tuple(layer.weight.shape) for layer in linear.values()] == shapes
 
 
+def test_the_same_classifier_spelled_otherwise_is_the_same_configuration():
+    assert resolve("vgg", classifier=" 64, 01") == resolve("vgg", classifier="64,1")
+    assert "classifier" not in resolve("vgg", classifier="512, 512").as_dict()  # the default
+
+
 @pytest.mark.parametrize("classifier", ["", "0", "12,", "1.5", "-3", "many", "512;512", "10000", "1," * 2000 + "1"])
 def test_a_classifier_of_another_kind_is_refused(classifier):
     with pytest.raises(InputError, match=r"--classifier .{0,60}: give the widths of the hidden linear layers"):

@@ -23,9 +23,11 @@ from torch.nn import functional as F
 from bnsmooth_cli import norms, paper
 from bnsmooth_cli.config import PROBLEMS
 from bnsmooth_cli.data.images import Images, load
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.problems.vgg import CHANNELS, STAGES
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import atomic
+from reproduction.scales import LP, PLAIN
 
 PAGE: Final = Path(__file__).parents[1] / "docs/paper.md"
 #: The steps at which the training loss of the linear network is compared.
@@ -62,7 +64,7 @@ class Linear:
     """
 
     name: str
-    norms: tuple[str, ...] = ("none", "batch")
+    norms: tuple[str, ...] = PLAIN
     matrix: str = "uniform"
     inputs: str = "normal"
     scale: float = 1.0
@@ -98,8 +100,8 @@ class Vgg:
 
 #: Each variant of a problem differs from the first one in what its name says.
 LINEAR: Final = (
-    Linear("A uniform, no norm after the last layer", ("none", "batch", "l1", "l2", "linf")),
-    Linear("a norm after the last layer too", ("batch", "l1", "l2", "linf"), last=True),
+    Linear("A uniform, no norm after the last layer", LP),
+    Linear("a norm after the last layer too", LP[1:], last=True),
     Linear("A normal", matrix="normal"),
     Linear("A normal, a norm after the last layer too", ("batch",), matrix="normal", last=True),
     Linear("A normal, half the sum", matrix="normal", scale=0.5),
@@ -112,7 +114,7 @@ VGG: Final = (
     Vgg("inputs centred and divided by 255", ("none",), inputs="unit"),
     Vgg("standardised inputs", ("none",), inputs="standard"),
     Vgg("VGG-13", ("none",), depth=13),
-    Vgg("BatchNorm after every layer, the logits included", ("batch", "l1", "l2", "linf")),
+    Vgg("BatchNorm after every layer, the logits included", LP[1:]),
     Vgg("BatchNorm after every layer but the last", normalised=("hidden",)),
     Vgg("BatchNorm after the ReLU, and after the logits", relu_first=True),
 )
@@ -258,7 +260,7 @@ def linear(variants: Sequence[Linear] = LINEAR, seeds: Sequence[int] = range(8))
     entry = PROBLEMS["dln"]
     for variant in variants:
         for norm in variant.norms:
-            for lr in (1e-6, 1e-7) if norm in ("none", "batch") else (1e-6,):
+            for lr in (1e-6, 1e-7) if norm in PLAIN else (1e-6,):
                 known, shown = paper.rows("train", "dln", norm, lr), paper.rows("smoothness", "dln", norm, lr)
                 network = LinearNetworks(variant, norm, seeds)
                 values: Values = dict(network.named_parameters())
@@ -361,7 +363,7 @@ def vgg_tables(rows: pd.DataFrame) -> str:
 def ranks(draws: int = 1_000) -> str:
     r"""The plateaus of the linear network in Markdown.
 
-    A linear map of rank k has at least the loss $1000 \\sum_{i>k} s_i^2$, with s the singular values of A. Each cell is
+    A linear map of rank k has at least the loss $1000 \sum_{i>k} s_i^2$, with s the singular values of A. Each cell is
     the median over draws of A, and the range of the middle 90%.
     """
     lines = [_row("A", *(f"rank {k}" for k in range(UNITS))), _row(*["---"] * (UNITS + 1))]
@@ -440,7 +442,10 @@ def main() -> None:
     parser.add_argument("--problem", choices=MEASURED, help="measure one problem alone; the page takes both tables")
     options = parser.parse_args()
     for problem in [options.problem] if options.problem else MEASURED:
-        rows = pd.DataFrame(linear() if problem == "dln" else vgg(options.data))
+        try:
+            rows = pd.DataFrame(linear() if problem == "dln" else vgg(options.data))
+        except InputError as error:
+            parser.error(str(error))
         table(problem).parent.mkdir(exist_ok=True)
         with atomic(table(problem)) as temporary:
             rows.to_parquet(temporary, index=False)

@@ -125,15 +125,13 @@ def test_the_page_says_what_fits_and_what_does_not():
         )
         signs = np.select([found["least"] > found["paper"], found["most"] < found["paper"]], ["+", "-"], "")
         names = found.assign(sign=signs).query("sign != ''").reset_index()
-        return {
-            norm: {*(names["sign"] + names["quantity"])[names["norm"] == norm]}
-            for norm in ("none", "batch", "l1", "linf")
-        }
+        return {norm: {*(names["sign"] + names["quantity"])[names["norm"] == norm]} for norm in names["norm"].unique()}
 
     assert outside(best) == {
         "none": {"+loss at step 0", "+largest difference"},
         "batch": {"-loss at step 0", "-largest loss"},
         "l1": {"+largest loss", "+least difference", "+largest difference"},
+        "l2": {"-loss at step 50", "+loss at step 500", "+largest difference"},
         "linf": {"+least difference", "+largest difference", "+beta", "+loss at step 200"},
     }
     vgg = pd.read_parquet(first_step.table("vgg"))

@@ -26,7 +26,6 @@ JUSTIFIED = {
     ("bnsmooth_cli/studies/claims.py", "_LP"): "the norms that claims 8 and 9 are about",
     ("benchmarks/linear.py", "GROUPS"): "the norms that are timed, with their parameters per layer",
     ("benchmarks/norms.py", "NAMES"): "the norms that are timed",
-    ("reproduction/scales.py", "NORMS"): "the norms that the paper compares",
     ("reproduction/scales.py", "LP"): "the norms of the paper's figures 11 to 14",
     ("reproduction/scales.py", "_MEASURE"): "what is measured of VGG; the theorems are checked on the linear network",
     ("reproduction/figures.py", "NOISY"): "the norms of the paper's figure 2",

@@ -241,6 +241,17 @@ def test_the_layers_of_the_paper_are_shown_where_the_table_has_them() -> None:
     assert [axes.get_title() for axes in only.axes if axes.get_title()] == ["layer 10 (linear10)"]
 
 
+def test_the_papers_curves_end_where_the_problems_own_table_does() -> None:
+    vgg = with_steps(make(smoothness, norms=("none",)))
+    dln = vgg.assign(problem="dln", lr=1e-6, run="dln", step=2 * vgg["step"])
+    figure = render("smoothness", pd.concat([vgg, dln]), paper="4c,9c")
+    panels = [axes for axes in figure.axes if axes.get_title().startswith("effective β")]
+    for axes, table, name in zip(panels, (vgg, dln), ("4c", "9c"), strict=True):
+        shown = paper.read(name).query("norm == 'none'")
+        (values,) = under(axes).values()
+        assert 1 < len(values) == (shown["step"] <= table["step"].max()).sum() < len(shown)
+
+
 def test_the_paper_selects_the_figure_of_the_kind() -> None:
     table = with_steps(make(landscape, norms=("none", "batch")))
     figure = render("landscape", table, paper="10")
@@ -264,12 +275,12 @@ def test_the_paper_selects_the_figure_of_the_kind() -> None:
             "4a: this figure is drawn from tables of kind landscape --figure bands, not smoothness",
         ),
         ("landscape", "4a", "steps", "kind landscape --figure bands, not landscape --figure steps"),
-        ("landscape", "4a,10a", None, "drawn in different figures, bands and steps; name one"),
+        ("landscape", "4a,10a", None, "drawn in several figures, --figure bands and --figure steps; give those of one"),
         (
             "smoothness",
             "9c",
             None,
-            "9c: this figure shows dln with none, batch at lr 1e-06, and the table none.*vgg with",
+            "9c: this figure shows dln with none, batch at lr 1e-06; the table has only vgg with",
         ),
         ("smoothness", "4c,9c", None, "9c: this figure shows dln"),
         ("theory", "4", None, "this figure is drawn from tables of kind landscape"),
@@ -287,7 +298,7 @@ def test_figures_of_the_paper_that_do_not_fit_are_refused(
 
 def test_a_table_without_the_papers_norms_learning_rates_or_layers_is_refused() -> None:
     for table in (make(smoothness, norms=("layer", "l1")), make(smoothness, lrs=(0.2,))):
-        with pytest.raises(InputError, match=r"shows vgg with none, batch at lr 0.1, and the table none of that"):
+        with pytest.raises(InputError, match=r"shows vgg with none, batch at lr 0.1; the table has only"):
             render("smoothness", table, paper="4c")
     with pytest.raises(InputError, match=r"shows vgg with none, batch at lr 0.1, 0.01, layers 5, 10.*layers 1, 2, 3"):
         render("ics", make(lambda rough, noise: ics(rough, noise, layers=3), norms=("none",)), paper="3")

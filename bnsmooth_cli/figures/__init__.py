@@ -45,9 +45,9 @@ def render(
         training: For "ics", the train tables of the same runs; their training curves become the first panel (figure 3).
         figure: The figure of the kind by its name in `kinds`; by default the one that corresponds to `paper`, otherwise
             the first one.
-        paper: Figures of the paper whose curves are drawn under those of the table, up to its last step, as "4a" or
-            "4a,4b"; "4" stands for all parts of figure 4 that this kind of table shows. Only runs that the table has
-            are drawn.
+        paper: Figures of the paper whose curves are drawn under those of the table, up to the problem's last step
+            there, as "4a" or "4a,4b"; "4" stands for all parts of figure 4 that this kind of table shows. Only runs
+            that the table has are drawn.
 
     Raises:
         InputError: If the kind is unknown or has no such figure; if the table has no rows or too many norms; or if the
@@ -69,9 +69,10 @@ def render(
     if paper is not None:
         shown = _by_kind(kind, table, training)
         chosen = select(paper, kind, shown, figure)
-        last = max(rows["step"].max() for rows in shown.values())  # a short run would be a sliver of the paper's
         theirs = curves(chosen, shown)
-        for problem, rows in theirs[theirs["step"] <= last].groupby("problem"):
+        # Beside the paper's whole curve, a short run would be a sliver.
+        last = pd.concat([rows[["problem", "step"]] for rows in shown.values()]).groupby("problem")["step"].max()
+        for problem, rows in theirs[theirs["step"] <= theirs["problem"].map(last)].groupby("problem"):
             more[problem]["paper"] = rows
         drawing = next((kinds.drawing(kind, entry.drawing) for entry in chosen if entry.table == kind), drawing)
     panels = pkgutil.resolve_name(f"{__name__}.{drawing.panels}")

@@ -20,9 +20,7 @@ _MAX_LAYERS: Final = 5
 _MAX_RIDGES: Final = 12  # steps
 _BINS: Final = 40
 _OVERLAP: Final = 1.9  # the height of a ridge, in distances between ridges
-_HEADROOM: Final = (
-    1e9  # a deep plain network's sigma^2 and moments are that much smaller than with norms; all are shown
-)
+_HEADROOM: Final = 1e9  # without norms, a deep network's sigma^2 and moments are that much smaller; all are shown
 _MAX_WIDTH: Final = 6.0  # an axis shows at most this many times the range of the median run
 #: Column -> its name and its formula.
 _MOMENTS: Final = {

@@ -22,11 +22,7 @@ from bnsmooth_cli.figures.panels import Curves, Panel, along, papers, say_empty,
 #: Column -> its name, its formula, and the columns of the edges of its band.
 _METRICS: Final = {
     "loss": ("loss", "L(θ − ηg)", ("loss_min", "loss_max")),
-    "grad_distance": (
-        "gradient predictiveness",
-        "‖g(θ) − g(θ − ηg)‖",
-        ("predictiveness_min", "predictiveness_max"),
-    ),
+    "grad_distance": ("gradient predictiveness", "‖g(θ) − g(θ − ηg)‖", ("predictiveness_min", "predictiveness_max")),
 }
 #: From early to late, without the lightest tenth.
 _COLOURS: Final = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))

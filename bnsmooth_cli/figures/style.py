@@ -41,9 +41,7 @@ _HEADROOM: Final = 1e3  # an axis reaches at most this many times above the calm
 _DEPTH: Final = 1e12  # a logarithmic axis reaches at most this many times below its top
 #: Round numbers in a decade, from many to few.
 _ROUND: Final = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
-
-
-_PAPER_GREY: Final = 0.75
+_PAPER_GREY: Final = 0.75  # mixed half and half into the colours of the paper's curves
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.paper import Axis, PaperFigure, find, read
 
@@ -42,18 +43,24 @@ def select(names: str, kind: str, tables: Mapping[str, pd.DataFrame], drawing: s
             part for part in parts if part.table in tables and (part.table != kind or drawing in (None, part.drawing))
         ]
         if not drawn:
-            needed = " or ".join(dict.fromkeys(f"{part.table} --figure {part.drawing}" for part in parts))
-            given = f"{kind} --figure {drawing}" if drawing else kind
+            needed = " or ".join(dict.fromkeys(_source(part.table, part.drawing) for part in parts))
+            given = _source(kind, drawing)
             raise InputError(f"--paper {name}: this figure is drawn from tables of kind {needed}, not {given}")
         matching = [part for part in drawn if len(curves([part], tables))]
         if not matching:
             shown = "; ".join(dict.fromkeys(_runs(read(part.name)) for part in drawn))
             given = "; ".join(_runs(table) for table in tables.values())
-            raise InputError(f"--paper {name}: this figure shows {shown}, and the table none of that but {given}")
+            raise InputError(f"--paper {name}: this figure shows {shown}; the table has only {given}")
         chosen += matching
     if len(drawings := {part.drawing for part in chosen if part.table == kind}) > 1:
-        raise InputError(f"--paper {names}: drawn in different figures, {' and '.join(sorted(drawings))}; name one")
+        several = " and ".join(f"--figure {drawing}" for drawing in sorted(drawings))
+        raise InputError(f"--paper {names}: these are drawn in several figures, {several}; give those of one")
     return chosen
+
+
+def _source(kind: str, drawing: str | None) -> str:
+    """A kind of table, with the option that selects a drawing if the kind has several."""
+    return f"{kind} --figure {drawing}" if drawing and kinds.get(kind).figures[1:] else kind
 
 
 def _runs(table: pd.DataFrame) -> str:

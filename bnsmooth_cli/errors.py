@@ -26,5 +26,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """
     names = list(known)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f" did you mean '{nearest[0]}'?" if nearest else ""
-    return InputError(f"unknown {kind} '{name[:40]}':{hint} (known: {', '.join(names)})")
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ""
+    return InputError(f"unknown {kind} '{name[:40]}'{hint} (known: {', '.join(names)})")

@@ -65,11 +65,14 @@ def along(table: pd.DataFrame, title: str, formula: str) -> tuple[str, str]:
 
     >>> along(pd.DataFrame({"direction": ["random"]}), "loss along the gradient", "L(θ − ηg)")
     ('loss along a random direction', 'L(θ − ηd)')
+    >>> along(pd.DataFrame({"direction": ["random"]}), "Lipschitz constant of the loss on the line", "max ‖g(θ − ηg)‖")
+    ('Lipschitz constant of the loss along a random direction', 'max ‖g(θ − ηd)‖')
     """
     if "direction" not in table:
         return title, formula
     changed = formula.replace("gᵀHg / gᵀg", "dᵀHd / dᵀd").replace("ηg", "ηd")
-    title = title.replace("along the gradient", "along a random direction")
+    for line in ("along the gradient", "on the line"):
+        title = title.replace(line, "along a random direction")
     return title if changed == formula or "along" in title else f"{title}, along a random direction", changed
 
 

@@ -414,6 +414,16 @@ def test_figure_10_has_a_line_for_each_step_from_early_to_late() -> None:
     assert figure.axes[4].get_xlabel() == "training step"
 
 
+def test_figure_10_marks_the_lines_that_leave_its_axis() -> None:
+    table = make(landscape, norms=("none",))
+    longest = table["alpha"] == table["alpha"].max()
+    table.loc[longest & (table["step"] == 0), "grad_distance"] = np.inf
+    figure = render("landscape", table, figure="steps")
+    assert legend(figure) == ["off scale"]
+    (mark,) = (line for line in figure.axes[0].lines if line.get_marker() == "^")
+    assert [*mark.get_xdata()] == pytest.approx([table["step_size"].max()])  # type: ignore[call-overload]
+
+
 def test_figure_7_shows_one_unit_of_each_layer() -> None:
     table = make(moments, norms=("none", "batch"), seeds=(0, 1))
     table = table[table["layer"].isin([2, 9])]

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import Curves, Panel, along, papers, say_empty, series
+from bnsmooth_cli.figures.panels import OFF_SCALE, Curves, Panel, along, draw_mark, papers, say_empty, series
 
 #: Column -> its name, its formula, and the columns of the edges of its band.
 _METRICS: Final = {
@@ -62,7 +62,10 @@ def _row(probed: pd.DataFrame, suffix: str, paper: pd.DataFrame | None) -> list[
 
 @dataclass(frozen=True, eq=False)
 class Fan:
-    """The gradient difference over the step length: a line for each measured step, coloured from early to late."""
+    """The gradient difference over the step length: a line for each measured step, coloured from early to late.
+
+    A line that leaves the axis continues along its upper edge, with a mark where it leaves.
+    """
 
     title: str
     ylabel: str
@@ -86,12 +89,15 @@ class Fan:
         for step in theirs.columns.to_numpy("int64").tolist():
             grey = _GREYS(float(self.steps(step)))
             axes.plot(theirs.index, theirs[step], color=grey, linewidth=0.5, zorder=1.5)
+        label = f"{style.PAPER}light to dark, from early to late"
+        entries = {label: Line2D([], [], color=_GREYS(0.5), linewidth=0.8)} if len(theirs) else {}
         for step in self.lines.columns.to_numpy("int64").tolist():
             shown = self.lines[step].clip(self.scale.low, self.scale.high).dropna()
             colour = _COLOURS(float(self.steps(step)))
             axes.plot(shown.index, shown, color=colour, linewidth=0.9, marker=".", markersize=3)
-        label = f"{style.PAPER}light to dark, from early to late"
-        return {label: Line2D([], [], color=_GREYS(0.5), linewidth=0.8)} if len(theirs) else {}
+            if (above := self.lines[step] > self.scale.high).any():
+                entries[OFF_SCALE] = draw_mark(axes, "^", above.idxmax(), self.scale.high, colour)
+        return entries
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.typing import ColorType
 
 from bnsmooth_cli.figures import style
 
@@ -183,10 +184,14 @@ class Curves:
         above = (curves.values.drop(columns=[run.name for run in ended]) > top).any(axis=1)
         marks = [(DIVERGED, "x", run.index[-1], run.iloc[-1]) for run in ended if len(run)]
         marks += [(OFF_SCALE, "^", above.idxmax(), top)] if above.any() else []
-        for _, shape, x, y in marks:
-            # Not clipped: half of a mark on the edge lies outside.
-            axes.plot([x], [y], marker=shape, color=curves.look.colour, markersize=5, clip_on=False, zorder=5)
-        return {name: Line2D([], [], color="#444444", marker=shape, linestyle="") for name, shape, *_ in marks}
+        return {name: draw_mark(axes, shape, x, y, curves.look.colour) for name, shape, x, y in marks}
+
+
+def draw_mark(axes: Axes, shape: str, x: float, y: float, colour: ColorType) -> Line2D:
+    """Draw a mark, perhaps on the edge of the axes. Returns its entry in the legend."""
+    # Not clipped: half of a mark on the edge lies outside.
+    axes.plot([x], [y], marker=shape, color=colour, markersize=5, clip_on=False, zorder=5)
+    return Line2D([], [], color="#444444", marker=shape, linestyle="")
 
 
 def _handle(look: style.Look, width: float = 1.6) -> Line2D:

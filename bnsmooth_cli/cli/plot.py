@@ -71,8 +71,12 @@ def plot(
 
 def _figures(kind: kinds.Kind) -> str:
     """The kind with its figures, and the paper's figures that they correspond to."""
-    texts = [f"{drawing.name}: {drawing.draws}" if kind.figures[1:] else drawing.draws for drawing in kind.figures]
-    return f"{kind.name} ({'; '.join(texts)})" if any(texts) else kind.name
+    texts = [
+        f"{drawing.name}: {drawing.draws}" if kind.figures[1:] else drawing.draws
+        for drawing in kind.figures
+        if drawing.draws
+    ]
+    return f"{kind.name} ({'; '.join(texts)})" if texts else kind.name
 
 
 plot.__doc__ = str(plot.__doc__).replace("FIGURES", ", ".join(_figures(kind) for kind in kinds.KINDS if kind.figures))

@@ -34,7 +34,7 @@ class Picture:
         kind: The kind of table.
         study: The study that the rows are from.
         norms: The norms that it shows.
-        single: Whether to show one run per norm, with the smallest learning rate and seed.
+        single: Whether to show one run per norm, at the paper's learning rate and with the smallest seed.
         layers: The layers that it shows, by number; empty for those of the study's table.
         beside: The picture whose train table has the training curves of this one.
         figure: The figure of the kind, if it is not the usual one.

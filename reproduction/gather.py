@@ -19,6 +19,7 @@ from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.folder import Study, table_paths
 from bnsmooth_cli.studies.metrics import measured_rows
 from reproduction.figures import Picture, pictures, source
+from reproduction.saturation import paper_lr
 from reproduction.scales import Plan
 
 _STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
@@ -85,8 +86,10 @@ def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:
     """The runs of a picture, at the learning rates at which all of its norms have run."""
     lrs = set.intersection(*({run.config.lr for run in runs if run.config.norm == norm} for norm in picture.norms))
     chosen = [run for run in runs if run.config.norm in picture.norms and run.config.lr in lrs]
-    least = min(((run.config.lr, run.config.seed) for run in chosen), default=None)
-    return [run for run in chosen if not picture.single or (run.config.lr, run.config.seed) == least]
+    if not picture.single:
+        return chosen
+    papers = [run for run in chosen if run.config.lr == paper_lr(run.config.problem)]
+    return [run for run in papers if run.config.seed == min(run.config.seed for run in papers)]
 
 
 def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:

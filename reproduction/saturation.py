@@ -42,7 +42,7 @@ def probe(runs: Sequence[Run], table: Path) -> None:
         runs: The runs of a study, all of the same problem.
         table: The file, of kind `landscape`.
     """
-    chosen = [run for run in runs if run.config.norm in PLAIN and run.config.lr == _lr(run.config.problem)]
+    chosen = [run for run in runs if run.config.norm in PLAIN and run.config.lr == paper_lr(run.config.problem)]
     measured = [set(measured_rows(run, "smoothness", ["step"])["step"]) for run in chosen]
     common = sorted(set.intersection(*measured)) if measured else []
     if not common:
@@ -56,7 +56,8 @@ def probe(runs: Sequence[Run], table: Path) -> None:
     execute([request])
 
 
-def _lr(problem: str) -> float:
+def paper_lr(problem: str) -> float:
+    """The learning rate of most of the paper's figures."""
     return resolve(problem, "paper").lr
 
 

@@ -82,6 +82,10 @@ class Results:
         self._summaries = {name: self._read(f"{name}.summary") for name in self.facts["studies"]}
         self._claims = {name: self._read(f"{name}.claims") for name in JUDGED if name in self._summaries}
 
+    def _has(self, name: str) -> bool:
+        """Whether the studies of the page gave this table."""
+        return (self._tables / f"{name}.parquet").is_file()
+
     def _read(self, name: str) -> pd.DataFrame:
         return tables.read_table(self._tables / f"{name}.parquet")
 
@@ -178,6 +182,8 @@ class Results:
                     "curvature × lr", "sharpness × lr", "verdict"]  # fmt: skip
         rows = []
         for probe, picture in probes:
+            if not self._has(probe):
+                continue
             line = self._read(probe)
             for norm, part, medians in groups(line, self._read(picture)):
                 numbers = (number(medians[name]) for name in (*SHORTEST, "curvature", "sharpness"))
@@ -194,7 +200,7 @@ class Results:
 
     def _sigma(self, names: tuple[str, ...]) -> str:
         rows = []
-        for name in names:
+        for name in filter(self._has, names):
             table = self._read(name)
             variance = table.assign(variance=table["sigma"] ** 2).groupby(["norm", "step"])["variance"].median()
             for norm in sorted(table["norm"].unique(), key=style.rank):

@@ -67,7 +67,8 @@ def betas(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: Rows of kind `landscape`.
     """
-    line = rows[rows["alpha"] > 0].assign(ratio=rows["grad_distance"] / rows["distance"] * rows["lr"])
+    changed = rows["grad_distance"].fillna(np.inf)  # on the line, NaN is an overflow
+    line = rows.assign(ratio=changed / rows["distance"] * rows["lr"]).query("alpha > 0")
     points = ["norm", "lr", "seed", "step"]
     columns = {shortest: line[line["alpha"] >= shortest].groupby(points)["ratio"].max() for shortest in SHORTEST}
     return pd.DataFrame(columns).reset_index()

@@ -32,7 +32,7 @@ from reproduction.scales import NORMS, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs/reproduction"
-FACTS = {"scale": "quick", "data": None, "note": "drawn by hand", "steps": 4, "jobs": 1}
+FACTS = {"scale": "quick", "only": None, "data": None, "note": "drawn by hand", "steps": 4, "jobs": 1}
 STUDIES = ("dln", "vgg", "vgg-augmented")
 SMALL = {"vgg": {"width": 0.0625, "batch_size": 16}, "dln": {"dimension": 4, "samples": 30}}
 
@@ -99,6 +99,16 @@ def _typed(value: str) -> object:
         except ValueError:
             pass
     return value
+
+
+@pytest.mark.slow
+def test_a_part_of_a_scale_makes_a_page_of_its_figures(tmp_path):
+    linear = [changed(plan, SMALL["dln"]) for plan in plans("quick", steps=4, only=["dln"])]
+    assert reproduce(linear, tmp_path / "work", tmp_path / "page", {**FACTS, "only": "dln"}) == 0
+    text = (tmp_path / "page/README.md").read_text()
+    assert "## Figure 9" in text
+    assert "## Figure 4" not in text
+    assert "make paper SCALE=quick ONLY=dln" in text
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.problems.vgg import CHANNELS, STAGES
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import atomic
+from bnsmooth_cli.storage.tables import read_table
+from reproduction import saturation
 from reproduction.scales import LP, PLAIN
 
 PAGE: Final = Path(__file__).parents[1] / "docs/paper.md"
@@ -422,7 +424,12 @@ def page(text: str) -> str:
     """The text of docs/paper.md with the tables of the files between its markers."""
     linear_rows, rows = (pd.read_parquet(table(problem)) for problem in MEASURED)
     plain = rows["norm"] == "none"
+    probed, smooth = (
+        read_table(PAGE.parent / f"paper/beta-{kind}.parquet", kind) for kind in ("landscape", "smoothness")
+    )
+    beta = [saturation.HEADINGS, ["---"] * len(saturation.HEADINGS), *saturation.rows(probed, smooth)]
     parts = {
+        "beta": "\n".join(_row(*cells) for cells in beta),
         "dln": linear_tables(linear_rows),
         "ranks": ranks(),
         "vgg": vgg_tables(rows[plain]),

@@ -65,6 +65,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
                 "purpose": plan.purpose,
                 "commands": plan.commands(Path("paper", work.name, plan.name)),
                 "runs": len(runs[plan.name]),
+                "planned": len({config.name for grid in plan.grids for config in grid.configs()}),
                 "seconds": math.ceil(times.get(plan.name, 0)),
                 "settings": {k: v for k, v in studies[plan.name].read()["settings"].items() if k != "data"},
             }

@@ -20,8 +20,8 @@ from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
 from bnsmooth_cli.studies.claims import NOT_MEASURED, UNDEFINED, deciding
+from reproduction import saturation
 from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
-from reproduction.saturation import SHORTEST, groups, verdict
 
 
 def draw(folder: Path) -> None:
@@ -178,18 +178,9 @@ class Results:
         return {"kind": rows.attrs["bnsmooth"]["kind"], "rows": rows}
 
     def _saturation(self, probes: tuple[tuple[str, str], ...]) -> str:
-        headings = ["problem", "norm", "part of the run", "points", *(f"shortest step {step:g}" for step in SHORTEST),
-                    "curvature × lr", "sharpness × lr", "verdict"]  # fmt: skip
-        rows = []
-        for probe, picture in probes:
-            if not self._has(probe):
-                continue
-            line = self._read(probe)
-            for norm, part, medians in groups(line, self._read(picture)):
-                numbers = (number(medians[name]) for name in (*SHORTEST, "curvature", "sharpness"))
-                rows.append([line["problem"].iloc[0], f"`{norm}`", part, str(int(medians["points"])), *numbers,
-                             verdict(medians)])  # fmt: skip
-        return _table(headings, rows)
+        rows = [row for probe, picture in probes if self._has(probe)
+                for row in saturation.rows(self._read(probe), self._read(picture))]  # fmt: skip
+        return _table([*saturation.HEADINGS], rows)
 
     def _medians(self, study: str, wanted: Numbers) -> str:
         rows = []

@@ -24,6 +24,7 @@ import pandas as pd
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.measuring import execute, plan
+from bnsmooth_cli.report import number
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.metrics import EARLY, measured_rows
 from reproduction.scales import PLAIN
@@ -112,3 +113,18 @@ def groups(line: pd.DataFrame, smoothness: pd.DataFrame) -> Iterator[tuple[str, 
     for (norm, part), points in table.groupby([table["norm"], when]):
         medians = points[[*SHORTEST, "curvature", "sharpness"]].replace(np.inf, np.nan).median()
         yield str(norm), str(part), {**medians.to_dict(), "points": len(points)}
+
+
+HEADINGS: Final = (
+    "problem", "norm", "part of the run", "points", *(f"shortest step {shortest:g}" for shortest in SHORTEST),
+    "curvature × lr", "sharpness × lr", "verdict",
+)  # fmt: skip
+
+
+def rows(line: pd.DataFrame, smoothness: pd.DataFrame) -> list[list[str]]:
+    """The rows of the table with HEADINGS, from the same tables as `groups`."""
+    return [
+        [str(line["problem"].iloc[0]), f"`{norm}`", part, str(int(medians["points"])),
+         *(number(medians[name]) for name in (*SHORTEST, "curvature", "sharpness")), verdict(medians)]
+        for norm, part, medians in groups(line, smoothness)
+    ]  # fmt: skip

@@ -21,7 +21,7 @@ def panels(
     shift: list[Panel] = []
     cosine: list[Panel] = []
     # The first layer is left out: nothing below it is updated, so its shift is 0.
-    above = table[table["layer"] > table["layer"].min()]
+    above = table[table["layer"] > 1]
     for layer in layers_over_depth(table if above.empty else above, paper):
         rows = table[table["layer"] == layer]
         first = not shift

@@ -11,8 +11,9 @@ import bnsmooth_cli as bns
 from bnsmooth_cli import paper
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.problems import build
-from reproduction import first_step
-from reproduction.first_step import LINEAR, VGG, Linear, LinearNetworks, Vgg, VggNetwork, gradients, length, line
+from bnsmooth_cli.storage.tables import read_table
+from reproduction import first_step, saturation
+from reproduction.first_step import LINEAR, PAGE, VGG, Linear, LinearNetworks, Vgg, VggNetwork, gradients, length, line
 
 
 def parameters(network):
@@ -158,3 +159,26 @@ def test_the_published_first_losses_are_those_of_the_code(variant):
     with torch.no_grad():
         network = LinearNetworks(variant, "batch", published["seed"].tolist())
         np.testing.assert_allclose(network(*network.batch), published["value"], rtol=1e-3)
+
+
+def test_the_page_says_of_effective_beta_what_its_tables_say():
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    folder = PAGE.parent / "paper"
+    probe, smoothness = (read_table(folder / f"beta-{name}.parquet", name) for name in ("landscape", "smoothness"))
+    points = saturation.betas(probe).query("norm == 'batch' and step >= 4000")
+
+    def ends(shortest):
+        return f"{points[shortest].min():.3g} to {points[shortest].max():.3g}"
+
+    later = smoothness[smoothness["step"] > 600]
+    over = (later["sharpness"] * later["lr"] / 2).groupby(later["norm"]).median()
+    bent = (later["curvature"] * later["lr"]).groupby(later["norm"]).median()
+    for phrase in (
+        f"beta times lr is {ends(0.5)} for a shortest step of 1/2 and {ends(1.0)} for one of 1",
+        f"for a shortest step of 1/16 it is {ends(1 / 16)}.",
+        f"its median is {over['batch']:.3g} times 2 / lr with BatchNorm and {over['none']:.3g} times without.",
+        f"has medians of {bent['batch']:.3g} and {bent['none']:.3g}.",
+    ):
+        assert phrase in text
+    assert not smoothness["saturated"].any()
+    assert {row[-1] for row in saturation.rows(probe, smoothness)} == {"not decided"}

@@ -386,7 +386,8 @@ def test_the_page_of_differences_quotes_the_tables():
         f"ours are {largest.loc['none', 'grad_distance']:.3g} and {largest.loc['batch', 'grad_distance']:.3g}.",
         f"after 1,000 steps is {vgg.loc['noisy-none', 'final_test_accuracy']:.1%}, and "
         f"{vgg.loc['none', 'final_test_accuracy']:.1%} without noise. Noisy BatchNorm reaches "
-        f"{vgg.loc['noisy-batch', 'final_test_accuracy']:.1%}, BatchNorm {vgg.loc['batch', 'final_test_accuracy']:.1%}.",
+        f"{vgg.loc['noisy-batch', 'final_test_accuracy']:.1%}, "
+        f"BatchNorm {vgg.loc['batch', 'final_test_accuracy']:.1%}.",
         f"is {vgg.loc['none', 'mean_change']:.3g} at the median, noisy BatchNorm's "
         f"{vgg.loc['noisy-batch', 'mean_change']:.3g} and BatchNorm's {vgg.loc['batch', 'mean_change']:.3g}.",
         f"falls from {apart['predictiveness']:.3g} to {apart['predictiveness, summed']:.3g} decades",

@@ -413,4 +413,4 @@ def test_sections_name_pictures_once():
     names = [picture.name for picture in found]
     assert len(set(names)) == len(names)
     assert {picture.beside for picture in found} - {""} <= set(names)
-    assert all(section.pictures or section.sigma for section in SECTIONS)
+    assert all(section.pictures or section.saturation for section in SECTIONS)

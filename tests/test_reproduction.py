@@ -91,7 +91,7 @@ def test_a_study_of_the_page_is_the_command_that_made_it(small):
             pairs = zip(words[::2], words[1::2], strict=True)
             found += read_grid(given | {name[2:]: _typed(value) for name, value in pairs}).configs()
         assert found == configs
-        assert said[plan.name]["runs"] == len(configs)
+        assert said[plan.name]["runs"] == len({config.name for config in configs})
         assert said[plan.name]["seconds"] > 0
 
 

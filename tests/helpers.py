@@ -7,6 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from bnsmooth_cli import cli, kinds, norms
 
 #: Kind -> column -> type.
@@ -37,3 +40,16 @@ def holder(lock: Path) -> int | None:
             if any(os.readlink(link) == str(lock) for link in os.scandir(f"/proc/{process}/fd")):
                 return int(process)
     return None
+
+
+def legend(figure: Figure) -> list[str]:
+    """The labels of a figure's legend."""
+    return [text.get_text() for text in figure.legends[0].get_texts()] if figure.legends else []
+
+
+def assert_finite(figure: Figure) -> None:
+    """Check that every axis has finite limits, and every line a finite value."""
+    for axes in figure.axes:
+        assert np.isfinite([*axes.get_xlim(), *axes.get_ylim()]).all()
+        for line in axes.lines:
+            assert np.isfinite(np.asarray(line.get_ydata(), float)).any() or not len(line.get_ydata())

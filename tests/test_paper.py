@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_tables import LINES, activations, dln_training, ics, landscape, make, smoothness, vgg_training
+from helpers import legend
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -178,10 +179,6 @@ def test_an_unknown_figure_is_refused_with_the_known_ones(name: str) -> None:
 def axes_of(figure: Figure, title: str) -> Axes:
     (found,) = (axes for axes in figure.axes if axes.get_title().startswith(title))
     return found
-
-
-def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def under(axes: Axes) -> dict[str, list[float]]:

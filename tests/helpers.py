@@ -27,6 +27,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "dln": {"depth": 5, "dimension": 4, "samples": 30, "lr": 1e-4, "steps": 6, "save_every": 2},
 }
 
+#: The options of a small linear network.
+DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
+#: The environment of a command's process.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
 
 def commands() -> list[str]:
     """Every command of the command line."""
@@ -53,3 +58,12 @@ def assert_finite(figure: Figure) -> None:
         assert np.isfinite([*axes.get_xlim(), *axes.get_ylim()]).all()
         for line in axes.lines:
             assert np.isfinite(np.asarray(line.get_ydata(), float)).any() or not len(line.get_ydata())
+
+
+def files(study: Path) -> dict[str, bytes]:
+    """The files of a study: every table and checkpoint, except the claims, whose commands name the folder."""
+    return {
+        str(path.relative_to(study)): path.read_bytes()
+        for path in study.rglob("*")
+        if path.suffix in (".parquet", ".pt") and "claims" not in path.name
+    }

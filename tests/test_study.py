@@ -1,99 +1,25 @@
-"""Studies: a grid is trained, measured and compared by every executor, through deaths, stops and bad input."""
+"""Studies: a grid is trained, measured and compared, from Python and from the command line, with bad input too."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import own_code
 import pytest
-from helpers import holder
+from helpers import DLN, ENVIRONMENT, files
 
 import bnsmooth_cli as bns
-from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import locked
-from bnsmooth_cli.studies import executors, progress
+from bnsmooth_cli.studies import progress
 from bnsmooth_cli.studies import run as execution
-from bnsmooth_cli.studies.grid import Grid, command, read_grid
-from bnsmooth_cli.studies.progress import Stopped, reports
+from bnsmooth_cli.studies.grid import command, read_grid
 
-DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 GRID = f"compare --norms none,batch --seeds 0,1 {DLN} --lrs 1e-4 --steps 20 --save-every 10 --measure smoothness"
-#: Long enough to be met while it trains.
-LONG = f"compare --norms none,l1 --seeds 0 {DLN} --lrs 1e-6 --steps 4000 --save-every 500"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def files(study: Path) -> dict[str, bytes]:
-    """The files of a study: every table and checkpoint, except the claims, whose commands name the folder."""
-    return {
-        str(path.relative_to(study)): path.read_bytes()
-        for path in study.rglob("*")
-        if path.suffix in (".parquet", ".pt") and "claims" not in path.name
-    }
-
-
-def start(line: str, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bnsmooth_cli", *line.split()], cwd=folder, env=ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
-
-
-def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
-    """Wait for a running run with enough checkpoints. Returns the run and its process."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        for lock in study.glob("runs/*/.lock"):
-            saved = len([*lock.parent.glob("checkpoints/*.pt")])
-            if checkpoints <= saved < 9 and (process := holder(lock)):
-                return lock.parent, process
-        time.sleep(0.02)
-    raise AssertionError("no run was at work")
-
-
-@contextmanager
-def cluster(workers: int = 2):
-    """A scheduler in a process of its own, and workers in theirs, as on a cluster: its address and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    options = ["--host", "127.0.0.1", "--port", address.rsplit(":")[-1], "--no-dashboard"]
-    dask = [sys.executable, "-m", "distributed.cli"]
-    begun = [subprocess.Popen([*dask[:2], "distributed.cli.dask_scheduler", *options], stderr=subprocess.DEVNULL)]
-    worker = [*dask[:2], "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    begun += [subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=ENVIRONMENT) for _ in range(workers)]
-    try:
-        for _ in range(600):  # until the scheduler listens
-            with suppress(OSError), socket.create_connection(("127.0.0.1", int(address.rsplit(":")[-1]))):
-                break
-            time.sleep(0.1)
-        yield address, begun[0]
-    finally:
-        for process in begun:
-            process.kill()
-            process.wait()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The study of LONG and what it holds, made in one process without any mishap."""
-    folder = tmp_path_factory.mktemp("made")
-    _, err = (process := start(f"{LONG} -o study", folder)).communicate(timeout=300)
-    assert process.returncode == 0, err
-    return files(folder / "study")
-
-
 #: The grid of GRID as arguments of bns.study.
 SMALL = {"problem": "dln", "depth": 5, "dimension": 4, "samples": 30, "steps": 20, "save_every": 10}
 ARGUMENTS = {"norms": ["none", "batch"], "seeds": range(2), "lrs": [1e-4], "measure": ["smoothness"], **SMALL}
@@ -270,155 +196,6 @@ def test_a_study_resumes_and_grows_without_doing_anything_twice(cli, tmp_path, m
     after = files(tmp_path / "study")
     assert {name: after[name] for name in before if "/" in name} == {n: v for n, v in before.items() if "/" in n}
     assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 9
-
-
-@pytest.mark.slow
-def test_every_executor_gives_the_same_bytes(made, tmp_path):
-    for name, options in (("processes", "--jobs 2"), ("dask", "--dask local --jobs 2")):
-        _, err = (process := start(f"{LONG} {options} -o study", tmp_path)).communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert files(tmp_path / "study") == made, name
-        (tmp_path / "study").rename(tmp_path / name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_worker_process_is_replaced_and_its_run_resumes(made, tmp_path, how):
-    process = start(f"{LONG} --jobs 2 -o study", tmp_path)
-    _, worker = running(tmp_path / "study", checkpoints=3)
-    os.kill(worker, how)
-    _, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
-    assert files(tmp_path / "study") == made
-
-
-@pytest.mark.slow
-def test_a_run_whose_dask_worker_is_killed_resumes_on_another_worker(made, tmp_path):
-    with cluster() as (address, _):
-        process = start(f"{LONG} --dask {address} -o study", tmp_path)
-        _, worker = running(tmp_path / "study", checkpoints=3)
-        os.kill(worker, signal.SIGKILL)
-        _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert files(tmp_path / "study") == made
-
-
-@pytest.mark.slow
-def test_a_lost_scheduler_ends_the_study_by_name_and_it_resumes(made, tmp_path):
-    with cluster() as (address, scheduler):
-        process = start(f"{LONG} --dask {address} -o study", tmp_path)
-        running(tmp_path / "study", checkpoints=2)
-        scheduler.kill()
-        _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
-    *lines, last = err.splitlines()
-    assert len(lines) == 2
-    assert all("the cluster that it was given to is gone; the same command resumes it" in line for line in lines)
-    assert last == "bnsmooth: study: none of its 2 runs has finished"
-    _, err = (process := start(f"{LONG} -o study", tmp_path)).communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert files(tmp_path / "study") == made
-
-
-@pytest.mark.slow
-def test_a_cluster_without_a_worker_is_waited_for(tmp_path):
-    with cluster(workers=0) as (address, _):
-        process = start(f"{LONG} --dask {address} -o study", tmp_path)
-        assert process.stderr is not None
-        assert "no worker has joined yet" in process.stderr.readline()
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("bnsmooth: interrupted")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["", "--jobs 2"])
-def test_an_interrupted_study_ends_at_once_and_resumes(made, tmp_path, where):
-    process = start(f"{LONG} {where} -o study", tmp_path)
-    running(tmp_path / "study", checkpoints=2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process of the command
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("bnsmooth: interrupted")
-    assert err.count("\n") == 1
-    assert not [*(tmp_path / "study").rglob("*.tmp*")]
-    _, err = (process := start(f"{LONG} {where} -o study", tmp_path)).communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert files(tmp_path / "study") == made
-
-
-@pytest.mark.slow
-def test_a_killed_study_leaves_no_worker_behind(tmp_path):
-    process = start(f"{LONG} --jobs 2 -o study", tmp_path)
-    _, worker = running(tmp_path / "study")
-    process.kill()
-    process.communicate(timeout=300)
-    end = time.monotonic() + 20
-    while time.monotonic() < end and Path(f"/proc/{worker}").exists():
-        time.sleep(0.05)
-    assert not Path(f"/proc/{worker}").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [0.0, 0.3, 1.0])
-def test_an_interrupt_while_workers_start_stops_them_too(tmp_path, after):
-    process = start(f"{LONG} --jobs 2 -o study", tmp_path)
-    end = time.monotonic() + 60
-    while time.monotonic() < end and not [*tmp_path.glob("study/.progress/*")]:
-        time.sleep(0.01)
-    time.sleep(after)
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("bnsmooth: interrupted")
-    assert err.count("\n") == 1
-    steps = [path.stem for path in tmp_path.glob("study/runs/*/checkpoints/[0-9]*.pt")]
-    assert "004000" not in steps
-
-
-def test_a_run_of_a_stopped_study_does_not_begin(tmp_path):
-    study = tmp_path / "study"
-    (task, _) = execution.plan(small_grid(), study).todo
-    with pytest.raises(Stopped):
-        execution.work(task, study / ".progress")
-    with reports(study) as folder:
-        pass
-    with pytest.raises(Stopped):
-        execution.work(task, folder)
-    assert not [*study.glob("runs/*")]
-
-
-def _never_begins(gpu):
-    os._exit(1)
-
-
-@pytest.mark.slow
-def test_workers_that_cannot_start_fail_their_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(executors, "_begin", _never_begins)
-    with executors.local(2) as executor:
-        results = dict(execution.execute(executor, execution.plan(small_grid(seeds=(0, 1)), tmp_path).todo, tmp_path))
-    assert len(results) == 4
-    assert all("died 3 times" in str(reason) for reason in results.values())
-
-
-def _dies(task, folder):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_run_that_kills_every_worker_fails(tmp_path, monkeypatch):
-    todo = execution.plan(small_grid(), tmp_path).todo
-    monkeypatch.setattr(execution, "work", _dies)
-    with executors.local(2) as executor:
-        results = dict(execution.execute(executor, todo, tmp_path))
-    assert len(results) == 2
-    assert all("died 3 times" in str(reason) for reason in results.values())
-
-
-def small_grid(**more) -> Grid:
-    settings = {"problem": "dln", "depth": 5, "dimension": 4, "samples": 30, "steps": 10, "save_every": 5}
-    return Grid(**{"norms": ("none", "batch"), "settings": settings, **more})
 
 
 @pytest.mark.slow
@@ -631,31 +408,6 @@ def test_two_commands_on_one_study(cli, tmp_path):
         code, _, err = cli(f"{GRID} -o study")
     assert code == 2
     assert "is writing this study" in err
-
-
-def test_a_worker_of_another_version_is_named(tmp_path, monkeypatch):
-    (task, _) = execution.plan(small_grid(), tmp_path).todo
-    monkeypatch.setattr(executors, "__version__", "9.9")
-    with pytest.raises(InputError, match=r"the worker .* has bnsmooth .*, this is 9\.9"):
-        executors.check_version(task.version, "node7")
-    with pytest.raises(InputError, match="node7 has no bnsmooth"):
-        executors.check_version(None, "node7")
-
-
-@pytest.mark.slow
-def test_every_worker_process_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert executors.gpus(3) == ["0", "1", "2"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert executors.gpus(2) == ["4", "6"]
-    with executors.Processes(2, executors.gpus(2)) as workers:
-        seen = [future.result() for future in [workers.submit(_gpu_slowly) for _ in range(4)]]
-    assert set(seen) == {"4", "6"}
-
-
-def _gpu_slowly() -> str:
-    time.sleep(0.3)
-    return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def test_a_data_folder_in_a_study_file_is_relative_to_the_file(tmp_path):

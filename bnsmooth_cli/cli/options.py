@@ -84,7 +84,7 @@ def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
                 )
                 about = option(help_of(name), _SETTINGS, flags=flags, choices=setting.choices)
                 fields[name] = type_of(name), about
-        text = "quick (default), or paper: the paper's settings, and our choice where it states none."
+        text = "quick (default), or paper: the paper's settings, and what its figures suggest (docs/paper.md)."
         fields["preset"] = str, option(text, _SETTINGS, choices=_PRESETS)
         group.__annotations__ = {name: kind | None for name, (kind, _) in fields.items()}
         for name, (_, about) in fields.items():

@@ -37,8 +37,8 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
 
     Args:
         point: Where to measure.
-        layers: Layers by name or number. By default, those that the paper shows (2, 3, 9, 11 and 13 of VGG; 1, 11 and
-            24 of the deep linear network), or LAYERS layers spread over the depth of a network that lacks some of them.
+        layers: Layers by name or number. By default, those that the paper shows (`config.PROBLEMS` has them), or
+            LAYERS layers spread over the depth of a network that lacks some of them.
         units: Units of each layer; by default UNITS units, sampled by the run's seed.
 
     Returns:

@@ -35,8 +35,7 @@ def line_alphas(
 ) -> list[float]:
     """The step lengths of the line probe.
 
-    By default, they are those at which the paper's figures probe: 1/2, 1, 2 and 4 learning rates for VGG, and 1/100,
-    1/10, 1, 10 and 30 for the deep linear network.
+    By default, they are those at which the paper's figures probe; `config.PROBLEMS` has them.
 
     Args:
         problem: The problem.

@@ -18,8 +18,8 @@ class DeepLinear(Problem):
     r"""The deep linear network (Santurkar et al. 2018, appendix A): minimise $\sum_x \|W_k \cdots W_1 x - A x\|^2$.
 
     The sum is over `samples` draws x ~ N(0, I); A has i.i.d. entries from N(0, 1), or from U(0, 1) if `matrix` is
-    "uniform". Summing over samples and units is our choice, as the paper does not state the scale of the loss. The norm
-    follows every layer, the last one only if `last_norm` is set.
+    "uniform". The paper does not state the scale of the loss; its figures fit the sum over samples and units
+    (docs/paper.md). The norm follows every layer, the last one only if `last_norm` is set.
     """
 
     settings: LinearSettings

@@ -102,6 +102,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.functional import jvp
 from torch.nn import functional as F
 
 from bnsmooth_cli import kinds
@@ -286,7 +287,7 @@ def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) 
         parts += _second_order(networks, input_norm, rest, objective)
 
     u = torch.randn(y.shape, generator=generator(point.config.seed, "jacobian"), dtype=y.dtype).to(y)
-    forward = torch.func.jvp(standard.norm, (y,), (u,))[1]  # of y_hat, which the standard z is
+    forward = jvp(standard.norm, y, u)[1]  # of y_hat, which the standard z is
     formula = standard.project(u) / standard.sigma
     terms, sizes = standard.bound(same.g)  # the gradient at y
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.randomness import generator
+from bnsmooth_cli.user_code import is_code
 
 State = dict[str, Tensor]
 
@@ -86,17 +88,27 @@ class Problem(ABC):
         """The batches of the test set, in order."""
         return iter(())
 
-    @torch.no_grad()
+    @contextmanager
+    def forward_only(self) -> Iterator[None]:
+        """A context for forward passes whose gradients are not needed.
+
+        Nothing is recorded, unless the user's code runs: a network may compute forces as the derivative of an energy,
+        and a loss may penalise a gradient. Detach what is kept.
+        """
+        users = is_code(self.config.problem) or is_code(self.config.norm)
+        with torch.inference_mode(False), torch.set_grad_enabled(users):
+            yield
+
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
         """Mean loss and accuracy over the test set in eval mode; NaN without a test set."""
         if not self.test_size:
             return torch.nan, torch.nan
         sums = torch.zeros(2, device=self.device)
-        with evaluating(model):
+        with evaluating(model), self.forward_only():
             for inputs, targets in self.test_batches():
                 outputs = model(inputs)
                 means = torch.stack((self.objective(outputs, targets), self.accuracy(outputs, targets)))
-                sums.add_(means, alpha=len(targets))
+                sums.add_(means.detach(), alpha=len(targets))
         loss, accuracy = (sums / self.test_size).tolist()
         return loss, accuracy
 

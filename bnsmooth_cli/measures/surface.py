@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -28,7 +29,9 @@ POINTS: Final = 21  # per axis, by default; an odd number, so that the point its
 MAX_POINTS: Final = 1001
 MARGIN: Final = 1.2  # width of a grid around a path, in widths of the path
 
-Path = Mapping[int, Tensor]  # step -> theta at that step
+#: The network at one step of a path: its state dict, or theta alone.
+State = Mapping[str, Tensor] | Tensor
+Path = Mapping[int, State]  # by step
 
 
 def surface(
@@ -48,6 +51,9 @@ def surface(
     the authors' code. Principal directions (section 7.2) have unit length. They are the principal components of the
     differences $\theta_i - \theta$ between the steps of the training path and the point.
 
+    The network's buffers, such as the running statistics that the objective `test` uses, are those of the point on the
+    whole grid. Each step of the path has its own, so its loss is the one that a measurement at that step finds.
+
     A loss that overflows is recorded as inf or NaN.
 
     Args:
@@ -58,16 +64,18 @@ def surface(
         dimensions: 1 for a line, which has no y, or 2 for a plane.
         directions: "random", or "pca" for the principal directions of the path.
         objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
-        path: The parameters at several steps of the run, for principal directions.
+        path: The network at several steps of the run, for principal directions: its state dicts by step. The vectors
+            theta are enough unless the objective is "test" and the network has buffers.
 
     Returns:
         One row per grid point, then one per step of the path. Columns: the coordinates `x` and `y`, `loss`,
-        `path_step` (null on the grid; for a step of the path, x and y are its projection and `loss` is the loss at its
-        own parameters), and `x_share` and `y_share`, the share of the path's variance along each principal direction.
+        `path_step` (null on the grid; for a step of the path, x and y are its projection and `loss` is the loss with
+        its own parameters and buffers), and `x_share` and `y_share`, the share of the path's variance along each
+        principal direction.
 
     Raises:
-        InputError: If the grid is impossible, the path has fewer than three points, or the problem does not have the
-            objective.
+        InputError: If the grid is impossible, the path has fewer than three points or lacks the buffers, or the problem
+            does not have the objective.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +88,9 @@ def surface(
     point, path = point.at(objective), path or {}
     theta = point.theta
     if directions == "pca":
-        axes, projection, shares = principal(theta, path, point.step)
+        if point.objective == "test" and _has_buffers(point) and any(isinstance(s, Tensor) for s in path.values()):
+            raise InputError("path: the test loss needs each step's running statistics; give state dicts, not vectors")
+        axes, projection, shares = principal(theta, {s: _theta(point, path[s]) for s in path}, point.step)
         ranges = [_range(projection[:, i], extent) for i in range(2)]
     else:
         axes = random_directions(point, dimensions)
@@ -92,7 +102,7 @@ def surface(
     frame = pd.DataFrame({"x": grid[:, 0], "y": second, "loss": losses, "path_step": math.nan})
     if directions == "pca":
         steps = sorted(path)
-        losses = point.losses_at(path[step].to(theta) for step in steps).cpu().double().numpy()
+        losses = torch.cat([_loss_of(point, path[step]) for step in steps]).cpu().double().numpy()
         columns = {"x": projection[:, 0], "y": projection[:, 1], "loss": losses, "path_step": np.array(steps, float)}
         frame = pd.concat([frame, pd.DataFrame(columns)], ignore_index=True)
     return label(point, frame.assign(x_share=shares[0], y_share=shares[1]))
@@ -121,12 +131,51 @@ def plan(config: Config, objective: str = "batch", **grid: Any) -> dict[str, Any
 
 
 def path_of(source: CheckpointSource, arguments: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
-    """The keyword argument `path` of `surface` for principal directions: theta at every checkpoint of the run."""
+    """The keyword argument `path` of `surface` for principal directions: the network at every checkpoint of the run."""
     if arguments.get("directions") != "pca":
         return {}
     if len(source.checkpoints) < 3:
         raise InputError(f"{source.path}: --directions pca needs a run with at least 3 checkpoints")
-    return {"path": {point.step: point.theta.cpu() for point in visit(source, source.checkpoints, problem=problem)}}
+    return {"path": {point.step: _state(point) for point in visit(source, source.checkpoints, problem=problem)}}
+
+
+def _state(point: Point) -> dict[str, Tensor]:
+    """A copy of what changes along a path: the trained parameters and the buffers. Frozen parameters stay the same."""
+    changing = trainable(point.model) | dict(point.model.named_buffers())
+    return {name: value.detach().to("cpu", copy=True) for name, value in changing.items()}
+
+
+def _has_buffers(point: Point) -> bool:
+    return any(buffer.is_floating_point() for buffer in point.model.buffers())
+
+
+def _theta(point: Point, state: State) -> Tensor:
+    """The parameter vector of a state, on the point's device. Raises InputError if the state lacks a parameter."""
+    if isinstance(state, Tensor):
+        return state.to(point.theta)
+    if lacking := [name for name in trainable(point.model) if name not in state]:
+        raise InputError(f"path: a state dict lacks {lacking[0]}; give those of this network")
+    return flatten(state[name] for name in trainable(point.model)).to(point.theta)
+
+
+def _loss_of(point: Point, state: State) -> Float[Tensor, " 1"]:
+    """The point's objective, on its batch and with its noise, of the network in another state."""
+    with _buffers(point, {} if isinstance(state, Tensor) else state):
+        return point.losses_at([_theta(point, state)])
+
+
+@contextmanager
+def _buffers(point: Point, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give the network the buffers of a state while the block runs."""
+    present = {name: buffer for name, buffer in point.model.named_buffers() if name in state}
+    kept = {name: buffer.clone() for name, buffer in present.items()}
+    try:
+        for name, buffer in present.items():
+            buffer.copy_(state[name])
+        yield
+    finally:
+        for name, buffer in present.items():
+            buffer.copy_(kept[name])
 
 
 def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
@@ -150,7 +199,7 @@ def _like(weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"]) -
 
 
 def principal(
-    theta: Float[Tensor, " n"], path: Path, center: int
+    theta: Float[Tensor, " n"], path: Mapping[int, Float[Tensor, " n"]], center: int
 ) -> tuple[list[Float[Tensor, " n"]], Float64[np.ndarray, "steps 2"], tuple[float, float]]:
     """The principal directions of a path.
 
@@ -165,7 +214,7 @@ def principal(
     steps = sorted(path)
     if len(path.keys() - {center}) < 2:
         raise InputError("--directions pca: needs a path of at least 3 points")
-    apart = torch.stack([path[step].to(theta) - theta for step in steps])
+    apart = torch.stack([path[step] - theta for step in steps])
     others = apart[[step != center for step in steps]]
     centred = others - others.mean(0)
     # Parameters are many and steps are few. The matrix of inner products has the same nonzero eigenvalues.

@@ -14,6 +14,10 @@ class DamagedError(InputError):
     """A file that bnsmooth wrote cannot be read, or is incomplete."""
 
 
+class Remark(UserWarning):
+    """What a user should know about a result that is right. The command line prints it as one line on stderr."""
+
+
 class IncompleteError(RuntimeError):
     """A part of the work failed and was reported. The command line prints the message and exits with status 1."""
 

@@ -154,7 +154,9 @@ def floors(run: Run) -> list[float]:
     (r+1)-th on, where P is the projection of the centred Y_c on the centred X (reduced-rank regression, Izenman 1975).
     """
     point = bns.load_point(run.path, step=0)
-    inputs, targets = (v.double() - v.double().mean(0) for v in (point.inputs, point.targets))
+    inputs, targets = (
+        v.double() - v.double().mean(0) for v in (point.inputs, point.targets) if isinstance(v, torch.Tensor)
+    )
     projected = inputs @ torch.linalg.lstsq(inputs, targets).solution
     squares = torch.linalg.svdvals(projected).square()
     rest = float((targets - projected).square().sum())

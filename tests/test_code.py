@@ -135,14 +135,6 @@ def arrays(norm): return mlp(), F.cross_entropy, (x.numpy(), t.numpy())
 def items(norm): return mlp(), F.cross_entropy, [{"x": 1, "y": 2}] * 12
 def drawn(norm): return mlp(), lambda o, t: F.cross_entropy(F.dropout(o, 0.5), t), (x, t)
 def mixed(norm): return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2).double()), F.cross_entropy, (x, t)
-def checkpointed(norm):
-    from torch.utils.checkpoint import checkpoint
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = mlp()
-        def forward(self, x): return checkpoint(self.inner, x, use_reentrant=False)
-    return Net(), F.cross_entropy, (x, t)
 def small(norm): return mlp(), F.cross_entropy, (x, t)
 """
 
@@ -165,7 +157,6 @@ BAD = [
     ("-p own_parts:items", "does not give pairs (input, target) that make a batch (TypeError: an item is a dict"),
     ("-p own_parts:drawn", "the loss gives another output each time"),
     ("-p own_parts:mixed", "parameters are of float32, float64"),
-    ("-p own_parts:checkpointed", "gradient checkpointing"),
     ("-p own_parts:misfit", "its loss does not take the model's outputs (12, 1) and targets (12,)"),
     ("-p own_parts:vector", "no scalar of floating point ((12,))"),
     ("-p own_parts:text", "no scalar of floating point (str)"),

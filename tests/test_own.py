@@ -407,15 +407,21 @@ class TestLoop:
             (lambda m, x, y: F.cross_entropy(m(x), y).item(), r"no scalar of floating point \(float\)"),
             (lambda m, x, y: F.cross_entropy(m(x), y).detach(), "does not depend on the model's parameters"),
             (lambda m, x, y: F.cross_entropy(F.dropout(m(x)), y), "the loss gives another output each time"),
-            (lambda m, x, y: F.cross_entropy(m(x), y) + own_code.HELD.square().sum(), "does not take from the model"),
-            (lambda m, x, y: F.cross_entropy(checkpoint(m, x, use_reentrant=False), y), "gradient checkpointing"),
+            (
+                lambda m, x, y: F.cross_entropy(m(x), y) + own_code.HELD.square().sum(),
+                "computed from the parameters before",
+            ),
+            (
+                lambda m, x, y: F.cross_entropy(checkpoint(m, x.requires_grad_(), use_reentrant=True), y),
+                "use_reentrant=False",
+            ),
             (lambda m, x, y: F.cross_entropy(m(x[:, :2]), y), "cannot be computed"),
             (lambda m, x, y: F.cross_entropy(m(x), y), "buffer 'head.parametrizations.weight.0._u' changes"),
         ],
     )
     def test_a_loss_that_cannot_be_measured_is_refused_and_the_model_is_unchanged(self, loss, why):
         model, x, y = self.loop()
-        own_code.HELD = model.stem.weight  # taken before the loss is called: measuring could not exchange it
+        own_code.HELD = 2 * model.stem.weight  # computed before the loss is called: it would not move
         if "buffer" in why:
             model.head = spectral_norm(nn.Linear(4, 4).double())
         before = [value.clone() for value in model.state_dict().values()]

@@ -7,10 +7,13 @@ Modules that take long to import (torch, pandas) are imported inside the functio
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import inspect
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
@@ -18,7 +21,7 @@ import typer
 import bnsmooth_cli
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.errors import IncompleteError, InputError
+from bnsmooth_cli.errors import IncompleteError, InputError, Remark
 from bnsmooth_cli.memory import keep_freed_memory
 
 #: Every command, in the order of the help: those that write a kind of table, then those that read tables.
@@ -92,6 +95,7 @@ def main() -> NoReturn:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for the lifetime of the process
         getattr(sys, name).reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     command = typer.main.get_command(app)
+    warnings.showwarning = functools.partial(_remark, warnings.showwarning)
     try:
         code = command.main(sys.argv[1:] or ["--help"], prog_name="bnsmooth", standalone_mode=False)
         if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this status and prints nothing
@@ -101,6 +105,14 @@ def main() -> NoReturn:
             raise
         code = _explain(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _remark(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print a remark as one line; leave the other warnings to `others`."""
+    if issubclass(category, Remark):
+        terminal.complain(f"note: {message}")
+    else:
+        others(message, category, *place)
 
 
 def _explain(error: BaseException) -> int:

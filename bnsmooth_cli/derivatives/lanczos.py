@@ -16,6 +16,14 @@ SHARPNESS_TOLERANCE: Final = 5e-3
 MAX_PRODUCTS: Final = 200
 
 
+#: The largest difference between u'Hv and v'Hu of two vectors of the iteration, relative to the largest eigenvalue.
+SYMMETRY: Final = 5e-3
+
+
+class NotSymmetricError(ArithmeticError):
+    """The operator is not symmetric, so it is not a Hessian: a second derivative is wrong."""
+
+
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"]) -> float:
     """The eigenvalue of largest magnitude of a symmetric operator, by Lanczos' iteration.
 
@@ -24,6 +32,9 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor,
     an eigenvalue (Parlett 1998, theorem 4.5.1). The iteration ends when, at both ends of the spectrum, this bound
     leaves no room for an eigenvalue that exceeds the result by more than SHARPNESS_TOLERANCE.
 
+    The symmetry that the iteration relies on is checked with the vectors u and v of successive products, at no cost:
+    $u^T H v = v^T H u$.
+
     Args:
         product: Multiplies a vector (n,) by the operator.
         start: The first vector; it must not be orthogonal to the eigenvector.
@@ -31,20 +42,28 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor,
     Returns:
         The eigenvalue, signed; NaN if a product is not finite, or if MAX_PRODUCTS products do not suffice.
 
+    Raises:
+        NotSymmetricError: If the operator is not symmetric to SYMMETRY.
+
     >>> round(largest_eigenvalue(lambda v: v * torch.arange(-40.0, 1.0), torch.ones(41)), 1)
     -40.0
     """
     vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
     tridiagonal = np.zeros((MAX_PRODUCTS + 1, MAX_PRODUCTS + 1))
     for k in range(MAX_PRODUCTS):
-        following = product(vector).sub_(previous, alpha=coupling)
+        following = product(vector)
+        back = torch.dot(following, previous)  # the coupling, if the operator is symmetric
+        following.sub_(previous, alpha=coupling)
         along = torch.dot(following, vector)
         following.sub_(along * vector)
-        tridiagonal[k, k], coupling = torch.stack((along, torch.linalg.vector_norm(following))).tolist()
+        numbers = torch.stack((along, torch.linalg.vector_norm(following), back - coupling)).tolist()
+        tridiagonal[k, k], coupling, asymmetry = numbers
         if not np.isfinite(tridiagonal[k, k]):
             break
         values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
         ends, residuals = np.abs(values[[0, k]]), coupling * np.abs(vectors[-1, [0, k]])
+        if abs(asymmetry) > SYMMETRY * ends.max():
+            raise NotSymmetricError
         if np.all(ends + residuals <= (1 + SHARPNESS_TOLERANCE) * ends.max()):
             return float(values[0] if ends[0] > ends[1] else values[k])
         tridiagonal[k + 1, k] = tridiagonal[k, k + 1] = coupling

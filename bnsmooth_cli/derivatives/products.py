@@ -7,6 +7,7 @@ operations whose second derivative is missing, wrong or slow in PyTorch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -31,10 +32,11 @@ _STEP: Final = 1e-12  # of the complex step, whose error is proportional to its 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """A context in which every recorded operation has a correct second derivative.
+    """A context in which operations whose second derivative is missing, wrong or slow in PyTorch are replaced.
 
-    PyTorch's fused attention has no second derivative. That of its fused weight normalisation treats the norms as
-    constants. That of BatchNorm over batch statistics is correct but slow. Elementary operations replace all three.
+    Fused attention, bags of embeddings, embeddings with sparse gradients and cuDNN's recurrent networks have no second
+    derivative. That of fused weight normalisation treats the norms as constants. That of BatchNorm over batch
+    statistics is correct but slow. Elementary operations replace them.
     """
     with sdpa_kernel(SDPBackend.MATH), _Replaced():
         yield
@@ -65,9 +67,51 @@ def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
     return length * direction / torch.linalg.vector_norm(direction, dim=others, keepdim=True)
 
 
-_REPLACEMENTS: Final[dict[Any, Callable[..., Tensor]]] = {
+def _embedding(
+    indices: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    return F.embedding(indices, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse=False)
+
+
+def _embedding_bag(
+    indices: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None,
+    norm_type: float = 2, scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+    per_sample_weights: Tensor | None = None, include_last_offset: bool = False, padding_idx: int | None = None,
+) -> Tensor:  # fmt: skip
+    if max_norm is not None or scale_grad_by_freq:  # neither is a function of the weights
+        return F.embedding_bag(
+            indices, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights,
+            include_last_offset, padding_idx,
+        )  # fmt: skip
+    if indices.dim() == 2:
+        sizes = [indices.shape[1]] * len(indices)
+    else:
+        ends = [*offsets.tolist(), *([] if include_last_offset else [len(indices)])]  # type: ignore[union-attr]
+        sizes = [end - start for start, end in itertools.pairwise(ends)]
+    places, values = indices.flatten(), weight[indices.flatten()]
+    if per_sample_weights is not None:
+        values = values * per_sample_weights.flatten()[:, None]
+    kept = places != (-1 if padding_idx is None else padding_idx % len(weight))
+    reduce: Any = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}[mode]
+    bags = (bag[here] for bag, here in zip(values.split(sizes), kept.split(sizes), strict=True))
+    return torch.stack([reduce(bag, 0) if len(bag) else weight.new_zeros(weight.shape[1]) for bag in bags])
+
+
+def _without_cudnn(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.backends.cudnn.flags(enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+_REPLACEMENTS: Final[dict[Any, Callable[..., Any]]] = {
     F.batch_norm: _batch_norm,
+    F.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
     torch._weight_norm: _weight_norm,
+    **{function: _without_cudnn(function) for function in (torch.gru, torch.lstm, torch.rnn_relu, torch.rnn_tanh)},
 }
 
 
@@ -107,12 +151,15 @@ def double_backward(
     def product(v: Tensor) -> Tensor:
         pieces = unflatten(v, leaves)
         total = torch.zeros_like(v)
-        for share, slope in kept or slopes():
-            curved = [i for i, g in enumerate(slope) if g.requires_grad]
-            if curved:  # otherwise the loss is linear
-                outputs, vectors = [slope[i] for i in curved], [pieces[i] for i in curved]
-                bent = torch.autograd.grad(outputs, leaves, vectors, retain_graph=keep_graph, materialize_grads=True)
-                total.add_(flatten(bent), alpha=share)
+        with twice_differentiable():  # the pass back may run parts of the network again
+            for share, slope in kept or slopes():
+                curved = [i for i, g in enumerate(slope) if g.requires_grad]
+                if curved:  # otherwise the loss is linear
+                    outputs, vectors = [slope[i] for i in curved], [pieces[i].to(slope[i]) for i in curved]
+                    bent = torch.autograd.grad(
+                        outputs, leaves, vectors, retain_graph=keep_graph, materialize_grads=True
+                    )
+                    total.add_(flatten(bent), alpha=share)
         return total
 
     gradient = sum(share * flatten(g.detach() for g in slope) for share, slope in kept or slopes())

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from bnsmooth_cli.config import find_problem
-from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.points.point import Point
@@ -26,6 +26,7 @@ Values = Float64[np.ndarray, "units m"]
 _NAMED: Final = {f"q{percent:02d}": percent / 100 for percent in (1, 5, 25, 50, 75, 95, 99)}
 
 
+@measured
 def activations(point: Point, layers: Sequence[str] | None = None, units: Sequence[int] | None = None) -> pd.DataFrame:
     r"""Measure how the inputs to the non-linearities are distributed: Santurkar et al. (2018), figures 1c, 2, 7, 8.
 
@@ -66,10 +67,10 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
         selected = [_sample(layer, point.config.seed) for layer in selected]
     sites = [layer.site for layer in selected]
     ends = [module for site in sites for module in (site.linear, [site.linear, *site.norms][-1])]
-    with torch.no_grad():
+    with point.problem.forward_only():
         outputs = [output for _, output in captured(ends, point.loss)]
     pairs = zip(selected, outputs[::2], outputs[1::2], strict=True)
-    return label(point, pd.concat([_rows(layer, y, z) for layer, y, z in pairs], ignore_index=True))
+    return pd.concat([_rows(layer, y, z) for layer, y, z in pairs], ignore_index=True)
 
 
 def _default_layers(layers: list[Selected], shown: Sequence[int]) -> list[Selected]:

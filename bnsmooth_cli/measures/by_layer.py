@@ -15,14 +15,15 @@ from torch import Tensor
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.measures.landscape import line_alphas
 from bnsmooth_cli.measures.landscape import plan as plan_line
-from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import plan_layers
-from bnsmooth_cli.measures.smoothness import curvature_and_sharpness
-from bnsmooth_cli.networks.parameters import flatten, positions
+from bnsmooth_cli.measures.smoothness import second_order
+from bnsmooth_cli.networks.parameters import fill, flatten, positions, restored, trainable
 from bnsmooth_cli.networks.structure import chosen_layers
 from bnsmooth_cli.points.point import Point
 
 
+@measured
 def smoothness_by_layer(
     point: Point,
     alphas: Sequence[float] | None = None,
@@ -60,20 +61,18 @@ def smoothness_by_layer(
     chosen = chosen_layers(point.structure, layers)
     lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
     etas = [alpha * point.config.lr for alpha in lengths]
-    blocks = point.hessian_blocks([names for _, names in chosen])
-    rows = []
-    for number, ((name, names), (gradient, product)) in enumerate(zip(chosen, blocks, strict=True), 1):
-        curvature, sharpness = curvature_and_sharpness(point, gradient, product, number)
+    gradients, rows = point.gradients_at(point.theta[None])[1][0], []
+    for number, (name, names) in enumerate(chosen, 1):
+        gradient = gradients[positions(point.model, names)]
+        curvature, sharpness = second_order(point, names, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
         if etas and norm > 0:
-            # Compute the gradient at the start again, because the one from Hessian products rounds differently.
-            start, *others = _along(point, names, gradient, [0.0, *etas])
-            moved = torch.stack([torch.linalg.vector_norm(g - start) for g in others])
+            moved = torch.stack([torch.linalg.vector_norm(g - gradient) for g in _along(point, names, gradient, etas)])
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
             beta = float(np.max(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)))
         numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": curvature, "sharpness": sharpness}
         rows.append({"layer": number, "layer_name": name, **numbers})
-    return label(point, pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def plan(config: Config, layers: Sequence[str] | None = None, **line: Any) -> dict[str, Any]:
@@ -85,18 +84,20 @@ def _along(
     point: Point, names: Sequence[str], gradient: Float[Tensor, " n"], etas: Sequence[float]
 ) -> Iterator[Float[Tensor, " n"]]:
     """The gradient in the named parameters at each step length, when only these parameters move along it."""
-    theta, where = point.theta, positions(point.model, names)
+    theta = point.theta
     if point.fast_path is not None:  # takes all step lengths at once
+        where = positions(point.model, names)
         thetas = theta.repeat(len(etas), 1)
         thetas[:, where] -= theta.new_tensor(etas)[:, None] * gradient
         yield from point.gradients_at(thetas)[1][:, where]
         return
-    for eta in etas:
-        moved = theta.clone()
-        moved[where] -= eta * gradient
-        values = point.values(moved)
-        leaves = [values[name].requires_grad_() for name in names]
-        yield flatten(torch.autograd.grad(point.loss_at(values), leaves, materialize_grads=True))
+    parameters = trainable(point.model)
+    leaves = [parameters[name] for name in names]
+    start = flatten(p.detach() for p in leaves).to(theta)
+    with restored(leaves):
+        for eta in etas:
+            fill(leaves, start - eta * gradient)
+            yield point.gradient_in(names)
 
 
 MEASUREMENT: Final = Measurement(smoothness_by_layer, plan, chosen_layers)

@@ -11,12 +11,11 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
-from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.networks.chain import Chain
-from bnsmooth_cli.networks.parameters import flatten
+from bnsmooth_cli.networks.parameters import flatten, restored, trainable, unflatten
 from bnsmooth_cli.networks.structure import Names, chosen_layers
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
@@ -25,6 +24,7 @@ from bnsmooth_cli.training.optimisers import sgd_step
 Theta = Float[Tensor, " n"]
 
 
+@measured
 def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     r"""Measure how much each layer's gradient changes when the layers before it step (definition 2.1, figure 3).
 
@@ -56,18 +56,20 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     chosen = chosen_layers(point.structure, layers)
     theta = point.theta
     (gradient,) = point.gradients_at(theta[None])[1]
-    updated, velocity = theta.clone(), [flatten(point.velocity)] if point.velocity else []
+    updated, velocity = theta.clone(), [flatten(point.velocity).to(theta)] if point.velocity else []
     sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
 
-    slopes, updated_values = point.values(gradient), point.values(updated)
+    parameters = trainable(point.model)
+    slopes = dict(zip(parameters, unflatten(gradient, parameters.values()), strict=True))
     before = [flatten(slopes[name] for name in names) for _, names in chosen]
     shifted: Iterable[Tensor]  # G' of every layer from the second on
     if layers is None and point.fast_path is not None:
         shifted = _at_once(point, before, theta, updated)
-    elif isinstance(point.model, Chain) and chosen == point.layers:
-        shifted = _of_chain(point, chosen, updated_values)
     else:
-        shifted = _of_any(point, chosen, point.values(theta), updated_values)
+        values = dict(zip(parameters, unflatten(updated, parameters.values()), strict=True))
+        shift = _of_chain if isinstance(point.model, Chain) and chosen == point.layers else _of_any
+        with restored(parameters.values()):
+            shifted = list(shift(point, chosen, values))
     # No layer precedes layer 1, so its G' equals its G.
     records = [_compare(g, after) for g, after in zip(before, itertools.chain(before[:1], shifted), strict=True)]
     sizes, sizes_updated, distances, products = torch.stack(records).cpu().double().numpy().T
@@ -84,7 +86,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
             "cosine": cosines,
         }
     )
-    return label(point, frame)
+    return frame
 
 
 def _at_once(point: Point, before: list[Tensor], theta: Theta, updated: Theta) -> Iterable[Tensor]:
@@ -100,25 +102,26 @@ def _at_once(point: Point, before: list[Tensor], theta: Theta, updated: Theta) -
     return [g[start : start + size] for g, start, size in zip(gradients, starts, sizes[1:], strict=True)]
 
 
-def _of_any(point: Point, layers: Names, current: dict[str, Tensor], updated: dict[str, Tensor]) -> Iterator[Tensor]:
-    """G' in any network: one pass per layer, differentiated only down to that layer."""
-    values = dict(current)
+def _of_any(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterator[Tensor]:
+    """G' in any network: one pass per layer, differentiated only down to that layer. Updates the layers in place."""
+    parameters = trainable(point.model)
     for (_, moved), (_, names) in itertools.pairwise(layers):
-        values.update({name: updated[name] for name in moved})
-        wanted = {name: current[name].clone().requires_grad_() for name in names}
-        loss = point.loss_at({**values, **wanted})
-        yield flatten(torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True))
+        for name in moved:
+            parameters[name].data.copy_(updated[name])
+        yield point.gradient_in(names)
 
 
 def _of_chain(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterator[Tensor]:
-    """G' in a chain: each updated layer runs once, and only the layers after it are differentiated."""
+    """G' in a chain: each updated layer runs once, and only the layers after it are differentiated. Updates the layers
+    in place."""
     modules = list(cast(Chain, point.model).layers.values())
-    activations = point.inputs
+    parameters, activations = trainable(point.model), cast(Tensor, point.inputs)
     with prepared(point.norms, point.config.seed, point.step):
-        for place, ((name, names), module) in enumerate(zip(layers[:-1], modules, strict=False)):
-            moved = {parameter.removeprefix(f"layers.{name}."): updated[parameter] for parameter in names}
-            with torch.no_grad():
-                activations = functional_call(module, moved, (activations,))
+        for place, ((_, names), module) in enumerate(zip(layers[:-1], modules, strict=False)):
+            for name in names:
+                parameters[name].data.copy_(updated[name])
+            with point.problem.forward_only():
+                activations = module(activations).detach()
             outputs = activations
             for following in modules[place + 1 :]:
                 outputs = following(outputs)

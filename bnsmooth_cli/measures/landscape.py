@@ -17,7 +17,7 @@ from torch import Tensor
 from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import check_direction
-from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
@@ -86,6 +86,7 @@ def plan_objective(config: Config, objective: str) -> dict[str, str]:
     return {} if objective == "batch" else {"objective": objective}
 
 
+@measured
 def landscape(
     point: Point, alphas: Sequence[float] | None = None, objective: str | None = None, direction: str = "gradient"
 ) -> pd.DataFrame:
@@ -122,7 +123,7 @@ def landscape(
     [0.0, 0.5, 1.0]
     """
     check_direction(direction)
-    return label(point, with_direction(probe(point.at(objective), alphas, direction), direction))
+    return with_direction(probe(point.at(objective), alphas, direction), direction)
 
 
 def with_direction(rows: pd.DataFrame, direction: str) -> pd.DataFrame:

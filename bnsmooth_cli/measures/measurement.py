@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 
+from bnsmooth_cli.networks.undisturbed import undisturbed
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import structure_of
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage.runs import CheckpointSource
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,20 @@ class Measurement:
         return problem
 
 
-def label(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
-    """Prepend the columns that identify a point: `run`, `problem`, `norm`, `lr`, `seed` and `step`."""
+def measured(rows: Callable[Concatenate[Point, P], pd.DataFrame]) -> Callable[Concatenate[Point, P], pd.DataFrame]:
+    """The decorator of every measurement: it runs in the context `undisturbed`, and its rows get the columns that
+    identify the point."""
+
+    @functools.wraps(rows)
+    def measure(point: Point, /, *args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
+        with undisturbed(point.model):
+            return _label(point, rows(point, *args, **kwargs))
+
+    return measure
+
+
+def _label(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
+    """Prepend the columns `run`, `problem`, `norm`, `lr`, `seed` and `step`."""
     config = point.config
     values: tuple[str | float, ...] = (point.run, config.problem, config.norm, config.lr, config.seed, point.step)
     lead: dict[str, object] = dict(zip(("run", "problem", "norm", "lr", "seed", "step"), values, strict=True))

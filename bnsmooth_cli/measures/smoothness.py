@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from bnsmooth_cli.derivatives.lanczos import largest_eigenvalue
+from bnsmooth_cli.derivatives.lanczos import SYMMETRY, NotSymmetricError, largest_eigenvalue
+from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.landscape import direction_vector, plan, probe, with_direction
-from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
+from bnsmooth_cli.storage.files import first_line
 
 #: A beta within this share of 1 / (alpha_min lr), at a step that leaves at most LEFT of the gradient, is saturated.
 NEAR: Final = 0.02
 LEFT: Final = 0.1
 
 
+@measured
 def smoothness(
     point: Point, alphas: Sequence[float] | None = None, objective: str | None = None, direction: str = "gradient"
 ) -> pd.DataFrame:
@@ -74,9 +77,7 @@ def smoothness(
     start, moved = line.iloc[0], line.iloc[1:]
     losses, distances = moved["loss"].fillna(np.inf), moved["grad_distance"].fillna(np.inf)
     rising = moved["alpha"][losses > start["loss"]]
-    gradient, product = point.hessian()
-    along = direction_vector(point, gradient, direction)
-    curvature, sharpness = curvature_and_sharpness(point, gradient, product, along=along)
+    curvature, sharpness = second_order(point, direction=direction)
     row = {
         "loss": start["loss"],
         "penalty": point.penalty().item(),
@@ -91,7 +92,7 @@ def smoothness(
         "sharpness": sharpness,
         "critical_alpha": rising.min() if len(rising) else np.nan,
     }
-    return label(point, with_direction(pd.DataFrame([row]), direction))
+    return with_direction(pd.DataFrame([row]), direction)
 
 
 def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, object]:
@@ -108,36 +109,57 @@ def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, o
     return {"beta": beta, "beta_alpha": moved["alpha"].iloc[ratios.argmax()], "saturated": bool(lost and near)}
 
 
-def curvature_and_sharpness(
-    point: Point,
-    gradient: Float[Tensor, " n"],
-    product: Callable[[Tensor], Tensor],
-    place: int = 0,
-    along: Float[Tensor, " n"] | None = None,
+def second_order(
+    point: Point, names: Sequence[str] | None = None, place: int = 0, direction: str = "gradient"
 ) -> tuple[float, float]:
-    """The curvature along a direction, and the Hessian's eigenvalue of largest magnitude.
+    """The curvature along the gradient or a random direction, and the Hessian's eigenvalue of largest magnitude.
+
+    PyTorch has no second derivative of some operations, and a wrong one of others. The products of such a Hessian fail,
+    or are not symmetric.
 
     Args:
-        point: The point, whose seed and step determine the start of Lanczos' iteration.
-        gradient: The gradient.
-        product: Multiplies a vector (n,) by the Hessian.
+        point: The point.
+        names: The parameters of which the loss is a function; all of them by default.
         place: A number that distinguishes several Hessians at one point, such as those of its layers.
-        along: The direction; the gradient by default.
+        direction: "gradient" or "random".
 
     Returns:
-        Both numbers; NaN if the gradient is not finite, or 0.
+        Both numbers; NaN if the gradient is not finite, or 0. NaN with a `Remark` if the Hessian is missing or wrong.
     """
-    squared = torch.dot(gradient, gradient)
-    if not (torch.isfinite(squared) and squared > 0):
-        return float("nan"), float("nan")
-    along = gradient if along is None else along
-    curvature = torch.dot(along, product(along)) / torch.dot(along, along)
-    random = generator(point.config.seed, "lanczos", point.step, place)
-    start = torch.randn(len(gradient), generator=random).to(gradient)
-    # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
-    start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
-    start.add_(gradient / squared.sqrt())
-    return curvature.item(), largest_eigenvalue(product, start)
+    try:
+        gradient, product = point.hessian(names)
+        squared = torch.dot(gradient, gradient)
+        if not (torch.isfinite(squared) and squared > 0):
+            return math.nan, math.nan
+        along = direction_vector(point, gradient, direction)
+        curvature = torch.dot(along, product(along)) / torch.dot(along, along)
+        random = generator(point.config.seed, "lanczos", point.step, place)
+        start = torch.randn(len(gradient), generator=random).to(gradient)
+        # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
+        start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
+        start.add_(gradient / squared.sqrt())
+        return curvature.item(), largest_eigenvalue(product, start)
+    except NotSymmetricError:
+        layers = ", ".join(_asymmetric_layers(point)) if names is None else ""
+        reason = f"the Hessian is not symmetric{layers and f' in {layers}'}, so a second derivative is wrong"
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # PyTorch's error for operations that it differentiates once
+        reason = f"an operation has no second derivative: {first_line(error)}"
+    warnings.warn(f"no curvature and no sharpness: {reason}", Remark, stacklevel=2)
+    return math.nan, math.nan
+
+
+def _asymmetric_layers(point: Point) -> Iterator[str]:
+    """The names of the layers whose own block of the Hessian is not symmetric."""
+    for number, (name, names) in enumerate(point.layers):
+        gradient, product = point.hessian(names)
+        random = generator(point.config.seed, "lanczos", point.step, number)
+        u, v = torch.randn(2, len(gradient), generator=random).to(gradient)
+        forth, back = product(v), product(u)
+        size = torch.linalg.vector_norm(u) * torch.linalg.vector_norm(forth)
+        if (torch.dot(u, forth) - torch.dot(v, back)).abs() > SYMMETRY * size:
+            yield name
 
 
 MEASUREMENT: Final = Measurement(smoothness, plan)

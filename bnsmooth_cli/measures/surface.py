@@ -17,7 +17,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.measures import DIRECTIONS
 from bnsmooth_cli.measures.landscape import plan_objective
-from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.networks.parameters import flatten, trainable
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import visit
@@ -34,6 +34,7 @@ State = Mapping[str, Tensor] | Tensor
 Path = Mapping[int, State]  # by step
 
 
+@measured
 def surface(
     point: Point,
     points: int = POINTS,
@@ -105,7 +106,7 @@ def surface(
         losses = torch.cat([_loss_of(point, path[step]) for step in steps]).cpu().double().numpy()
         columns = {"x": projection[:, 0], "y": projection[:, 1], "loss": losses, "path_step": np.array(steps, float)}
         frame = pd.concat([frame, pd.DataFrame(columns)], ignore_index=True)
-    return label(point, frame.assign(x_share=shares[0], y_share=shares[1]))
+    return frame.assign(x_share=shares[0], y_share=shares[1])
 
 
 def check(points: int, extent: float, dimensions: int, directions: str) -> None:

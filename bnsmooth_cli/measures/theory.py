@@ -108,7 +108,7 @@ from torch.nn import functional as F
 from bnsmooth_cli import kinds
 from bnsmooth_cli.derivatives.products import twice_differentiable
 from bnsmooth_cli.derivatives.taylor import curve, second_derivatives
-from bnsmooth_cli.measures.measurement import Measurement, label
+from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.networks.hooks import captured
@@ -130,6 +130,7 @@ Rows = dict[str, np.ndarray]
 Columns = dict[str, Tensor]
 
 
+@measured
 def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[int] | None = None) -> pd.DataFrame:
     r"""Measure both sides of the statements of Santurkar et al. (2018), section 4 and appendix C, in float64.
 
@@ -174,7 +175,7 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
     selected = select(double.structure, layers, units)
     modules = [site.linear for site, _ in selected]
     with prepared(double.norms, point.config.seed, point.step), twice_differentiable():
-        with torch.no_grad():
+        with double.problem.forward_only():
             inputs = [x for x, _ in captured(modules, double.loss)]
         weights = first_weights(double, modules)
         parts = []
@@ -183,7 +184,7 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
             if first is not None:
                 parts.append(_nearest_optimum(chosen, first.to(x)))
     rows = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-    return label(point, rows.astype({"holds": "boolean", "condition": "boolean"}))
+    return rows.astype({"holds": "boolean", "condition": "boolean"})
 
 
 def first_weights(point: Point, modules: Sequence[nn.Module]) -> list[Tensor | None]:

@@ -32,13 +32,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
-    """Run the network by `forward`. Returns the first input and the output of each module in its first call."""
+    """Run the network by `forward`. Returns the first input and the output of each module in its first call, without
+    their graphs."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
         if module not in seen:
             first = [*inputs, *named.values()][0]
-            seen[module] = first.clone(), output.clone()  # later modules may work in place
+            seen[module] = first.detach().clone(), output.detach().clone()  # later modules may work in place
 
     with hooked([module.register_forward_hook(record, with_kwargs=True) for module in modules]):
         forward()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import copy
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -13,6 +15,50 @@ from torch.nn.utils.parametrizations import _WeightNorm
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training updates, by name, in their order in theta."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def precision(parameters: Iterable[Tensor]) -> torch.dtype:
+    """The floating-point type in which parameters are measured: float64 if one of them has it, otherwise float32.
+
+    >>> precision([torch.ones(1, dtype=torch.bfloat16)])
+    torch.float32
+    """
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def fill(parameters: Collection[Tensor], theta: Shaped[Tensor, " n"]) -> None:
+    """Set parameters to the pieces of a vector, in place.
+
+    Whatever reads the parameters then reads the new values: modules, compiled and scripted ones, the user's functions,
+    and backward passes that run parts of the network again. Graphs that exist already do not notice.
+    """
+    for parameter, piece in zip(parameters, unflatten(theta, parameters), strict=True):
+        parameter.data.copy_(piece)
+
+
+@contextmanager
+def restored(parameters: Collection[Tensor]) -> Iterator[None]:
+    """Restore the values of parameters, bit for bit, when the context ends."""
+    values = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data.copy_(value)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of a network.
+
+    Hooks leave tensors that were computed from parameters in the attributes of modules (`torch.nn.utils.weight_norm`,
+    pruning). `copy.deepcopy` refuses these tensors, so they are copied without their graph. The hooks compute them
+    again in every forward pass.
+    """
+    values = (value for module in model.modules() for value in vars(module).values())
+    computed = {
+        id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 def penalised(model: nn.Module) -> list[str]:
@@ -45,12 +91,13 @@ def squares(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
 
 
 def flatten(tensors: Iterable[Tensor]) -> Shaped[Tensor, " n"]:
-    """Concatenate all elements of the tensors into one vector.
+    """Concatenate all elements of the tensors, which may be sparse, into one vector of the widest type among them.
 
-    >>> flatten([torch.ones(2, 2), torch.zeros(1)])
+    >>> flatten([torch.ones(2, 2), torch.zeros(1).to_sparse()])
     tensor([1., 1., 1., 1., 0.])
     """
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dense = (tensor if tensor.layout == torch.strided else tensor.to_dense() for tensor in tensors)
+    return torch.cat([tensor.reshape(-1) for tensor in dense])
 
 
 def unflatten(theta: Shaped[Tensor, " n"], like: Collection[Tensor]) -> list[Tensor]:

@@ -6,11 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from jaxtyping import Shaped
-from torch import Tensor
-
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.base import Problem, Values, samples
 
 MAX_BATCHES: Final = 10**9
 
@@ -25,8 +22,8 @@ class Batch(NamedTuple):
         share: The weight of the batch's loss in the objective.
     """
 
-    inputs: Shaped[Tensor, "batch ..."]
-    targets: Shaped[Tensor, "batch ..."]
+    inputs: Values
+    targets: Values
     step: int
     share: float = 1.0
 
@@ -79,4 +76,4 @@ class Objective(str):
                 yield Batch(*problem.batch(step), step, 1 / self.steps)
         else:
             for inputs, targets in problem.test_batches():
-                yield Batch(inputs, targets, batch.step, len(targets) / problem.test_size)
+                yield Batch(inputs, targets, batch.step, samples(inputs) / problem.test_size)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config
@@ -19,16 +17,25 @@ from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.hooks import evaluating
-from bnsmooth_cli.networks.parameters import flatten, penalised, positions, squares, trainable, unflatten
+from bnsmooth_cli.networks.parameters import (
+    copied,
+    fill,
+    flatten,
+    penalised,
+    positions,
+    precision,
+    restored,
+    squares,
+    trainable,
+    unflatten,
+)
 from bnsmooth_cli.networks.structure import Names, Structure, structure
+from bnsmooth_cli.networks.undisturbed import uncompiled, undisturbed
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.objective import Batch, Objective
-from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.problems.checks import check_loss
+from bnsmooth_cli.problems.base import Problem, Values
+from bnsmooth_cli.problems.checks import check_loss, check_parameters
 from bnsmooth_cli.problems.loop import ExternalLoop
-
-#: Parameters by name.
-Values = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class Point:
     model: nn.Module
     velocity: list[Tensor]
     step: int
-    inputs: Shaped[Tensor, "batch ..."]
-    targets: Shaped[Tensor, "batch ..."]
+    inputs: Values
+    targets: Values
     run: str
     objective: Objective = Objective("batch")  # noqa: RUF009  immutable
 
@@ -95,20 +102,14 @@ class Point:
         >>> len(bns.landscape(point, alphas=[0.5, 1.0]))
         3
         """
-        parameters = list(trainable(model).values())
-        if not parameters:
-            raise InputError("loss: the model has no trained parameters")
-        problem = ExternalLoop(model, loss, parameters[0].device, lr=lr, step=int(step), norm=norm, seed=seed)
-        no_data = parameters[0].new_empty(0, requires_grad=False)
+        model = uncompiled(model)
+        check_parameters(model, "loss")
+        first = next(iter(trainable(model).values()))
+        problem = ExternalLoop(model, loss, first.device, lr=lr, step=int(step), norm=norm, seed=seed)
+        no_data = torch.empty(0, dtype=first.dtype, device=first.device)
         point = cls(problem, model, [], int(step), no_data, no_data, run)
-        with prepared(point.norms, seed, step):
-            gradient = flatten(check_loss(model, loss, "loss"))
-        by_values = point.gradients_at(point.theta[None])[1][0]
-        if not torch.allclose(by_values, gradient, rtol=1e-3, atol=1e-5 * float(by_values.abs().max())):
-            raise InputError(
-                "loss: depends on parameters that it does not take from the model while it is called; take them, for "
-                "example by model.parameters(), inside the function"
-            )
+        with undisturbed(model), prepared(point.norms, seed, step):
+            check_loss(model, loss, "loss")
         return point
 
     @property
@@ -124,7 +125,7 @@ class Point:
     @functools.cached_property
     def structure(self) -> Structure:
         """The layers of the network and the sites where norms act."""
-        with torch.no_grad():
+        with undisturbed(self.model):
             return structure(self.model, self.at("batch").loss)
 
     @functools.cached_property
@@ -136,16 +137,16 @@ class Point:
         """The c of the penalty in this point's objective."""
         return self.config.weight_decay if self.objective.penalised else 0.0
 
-    def penalty(self, values: Values | None = None) -> Float[Tensor, ""]:
+    def penalty(self, model: nn.Module | None = None) -> Float[Tensor, ""]:
         r"""The L2 penalty $c \|W\|^2 / 2$ of the weights that the objective includes, with its graph.
 
         Args:
-            values: Values of the parameters by name; those of the network by default.
+            model: A module of the same architecture instead of the point's own.
         """
+        parameters = trainable(self.model if model is None else model)
         if not self._weight_decay:
-            return next(self.model.parameters()).new_zeros(())
-        values = trainable(self.model) if values is None else values
-        return self._weight_decay / 2 * squares(values[name] for name in self._penalised)
+            return next(iter(parameters.values())).new_zeros(())
+        return self._weight_decay / 2 * squares(parameters[name] for name in self._penalised)
 
     @property
     def layers(self) -> Names:
@@ -160,18 +161,18 @@ class Point:
         Raises:
             InputError: If the point belongs to your own training loop.
         """
-        if next(self.model.parameters()).dtype == dtype:
+        if all(p.dtype == dtype for p in trainable(self.model).values()):
             return self
         if isinstance(self.problem, ExternalLoop):
             raise InputError(
                 f"a point of your own loop has the precision of its model; for {dtype} convert your model and data"
             )
-        device = self.inputs.device
+        device = next(self.model.parameters()).device
         if dtype == torch.float64 and device.type == "mps":
             device = torch.device("cpu")
         return dataclasses.replace(
             self,
-            model=copy.deepcopy(self.model).to(device, dtype),
+            model=copied(self.model).to(device, dtype),
             velocity=[v.to(device, dtype) for v in self.velocity],
             inputs=_cast(self.inputs, device, dtype),
             targets=_cast(self.targets, device, dtype),
@@ -195,8 +196,9 @@ class Point:
 
     @property
     def theta(self) -> Float[Tensor, " n"]:
-        """A copy of the trained parameters, in the order of `model.parameters()`."""
-        return flatten(p.detach() for p in trainable(self.model).values())
+        """A copy of the trained parameters, in the order of `model.parameters()` and in their `precision`."""
+        parameters = trainable(self.model).values()
+        return flatten(p.detach() for p in parameters).to(precision(parameters), copy=True)
 
     def loss(self, model: nn.Module | None = None) -> Float[Tensor, ""]:
         """The objective, with its graph.
@@ -207,27 +209,27 @@ class Point:
         """
         return _sum(self._terms(self.model if model is None else model))
 
-    def loss_at(self, values: Values) -> Float[Tensor, ""]:
-        """The objective at other values of the parameters, by name, with its graph."""
-        return _sum(self._terms(self.model, values))
-
-    def _terms(self, model: nn.Module, values: Values | None = None) -> Iterator[tuple[float, Tensor]]:
-        """The shares and losses that add up to the objective; `values` replace the network's own parameters."""
+    def _terms(self, model: nn.Module) -> Iterator[tuple[float, Tensor]]:
+        """The shares and losses that add up to the objective."""
         modules = self.norms if model is self.model else stateful(model)
-        parameter = next(model.parameters())
+        device, types = next(model.parameters()).device, {p.dtype for p in trainable(model).values()}
+        dtype = types.pop() if len(types) == 1 else None
         with evaluating(model) if self.objective.kind == "test" else nullcontext():
             own = Batch(self.inputs, self.targets, self.step)
             for inputs, targets, step, share in self.objective.batches(self.problem, own):
-                x, y = (_cast(tensor, parameter.device, parameter.dtype) for tensor in (inputs, targets))
+                x, y = (_cast(values, device, dtype) for values in (inputs, targets))
                 with prepared(modules, self.config.seed, step):
-                    yield share, self.problem.objective(self.problem.call(model, values, x), y)
+                    yield share, self.problem.objective(self.problem.call(model, x), y)
         if self._weight_decay:
-            yield 1.0, self.penalty(trainable(model) if values is None else values)
+            yield 1.0, self.penalty(model)
 
     @property
     def fast_path(self) -> FastPath | None:
         """The problem's fast path to losses and gradients at many parameter vectors; None if it has none."""
-        return self.problem.fast_path(self.inputs.dtype, self.inputs.device) if self.objective == "batch" else None
+        if self.objective != "batch":
+            return None
+        parameter = next(self.model.parameters())
+        return self.problem.fast_path(parameter.dtype, parameter.device)
 
     def gradients_at(
         self, thetas: Float[Tensor, "points n"]
@@ -236,35 +238,34 @@ class Point:
         if self.fast_path is not None:
             passes = self.fast_path(thetas)
             return passes.loss, passes.gradient
-        gradients = torch.zeros_like(thetas)
-        losses = [self._gradient_at(theta, gradient) for theta, gradient in zip(thetas, gradients, strict=True)]
+        gradients, losses = torch.zeros_like(thetas), []
+        parameters = list(trainable(self.model).values())
+        with restored(parameters):
+            for theta, gradient in zip(thetas, gradients, strict=True):
+                fill(parameters, theta)
+                losses.append(self._gradient(parameters, gradient))
         return torch.stack(losses), gradients
 
-    def _gradient_at(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """Return the loss, and add the gradient to `gradient`."""
-        leaves = {name: value.requires_grad_() for name, value in self.values(theta).items()}
-        pieces = unflatten(gradient, leaves.values())
-        total = theta.new_zeros(())
-        for share, loss in self._terms(self.model, leaves):
-            slopes = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    def gradient_in(self, names: Sequence[str]) -> Float[Tensor, " m"]:
+        """The gradient in some parameters alone, in the order of the names."""
+        parameters = trainable(self.model)
+        leaves = [parameters[name] for name in names]
+        gradient = torch.zeros(
+            sum(p.numel() for p in leaves), dtype=precision(parameters.values()), device=leaves[0].device
+        )
+        self._gradient(leaves, gradient)
+        return gradient
+
+    def _gradient(self, leaves: Sequence[Tensor], gradient: Tensor) -> Tensor:
+        """Return the loss, and add the gradient in the leaves to `gradient`."""
+        pieces, total = unflatten(gradient, leaves), gradient.new_zeros(())
+        for share, loss in self._terms(self.model):
+            slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
             for piece, slope in zip(pieces, slopes, strict=True):
                 piece.add_(slope, alpha=share)
             total += share * loss.detach()
         return total
 
-    def values(self, theta: Float[Tensor, " n"]) -> dict[str, Tensor]:
-        """Split a parameter vector into tensors by name, in the memory layouts of the network's parameters.
-
-        In another layout, a convolution would convert its weights and their gradient in every pass.
-        """
-        parameters = trainable(self.model)
-        pieces = unflatten(theta, parameters.values())
-        return {
-            name: torch.empty_like(p, requires_grad=False).copy_(piece)
-            for (name, p), piece in zip(parameters.items(), pieces, strict=True)
-        }
-
-    @torch.no_grad()
     def losses_at(self, thetas: Iterable[Float[Tensor, " n"]]) -> Float[Tensor, " points"]:
         """The losses at parameter vectors, by forward passes alone.
 
@@ -272,46 +273,39 @@ class Point:
         """
         if (fast_path := self.fast_path) is not None:
             return torch.cat([fast_path.losses(theta[None]) for theta in thetas])
-        values, losses = self.values(self.theta), []
-        for theta in thetas:
-            for value, piece in zip(values.values(), unflatten(theta, values.values()), strict=True):
-                value.copy_(piece)
-            losses.append(self.loss_at(values))
+        parameters, losses = list(trainable(self.model).values()), []
+        with restored(parameters), self.problem.forward_only():
+            for theta in thetas:
+                fill(parameters, theta)
+                losses.append(self.loss().detach())
         return torch.stack(losses)
 
-    def hessian(self) -> Curvature:
+    def hessian(self, names: Sequence[str] | None = None) -> Curvature:
         """The gradient (n,) and the function that multiplies a vector (n,) by the Hessian.
 
         Computed by a complex step if the point has a fast path, and by PyTorch's double backward otherwise.
+
+        Args:
+            names: The parameters of which the loss is a function, all others held fixed; all parameters by default.
         """
-        if self._has_complex_step:
-            return complex_step(cast(FastPath, self.fast_path), self.theta)
-        return self._double_backward(list(trainable(self.model)))
-
-    def hessian_blocks(self, blocks: Iterable[Sequence[str]]) -> Iterator[Curvature]:
-        """`hessian` of the loss as a function of some parameters alone, for each block of parameter names."""
-        if not self._has_complex_step:  # the graph of a block ends at the block
-            yield from map(self._double_backward, blocks)
-            return
-        curvature = self.hessian()
-        yield from (restricted(curvature, positions(self.model, names)) for names in blocks)
-
-    @property
-    def _has_complex_step(self) -> bool:
-        return self.fast_path is not None and self.inputs.device.type != "mps"  # MPS lacks complex operations
-
-    def _double_backward(self, names: Sequence[str]) -> Curvature:
-        values = self.values(self.theta)
-        leaves = [values[name].requires_grad_() for name in names]
-        terms = functools.partial(self._terms, self.model, values)
+        fast_path = self.fast_path
+        if fast_path is not None and self.theta.device.type != "mps":  # MPS lacks complex operations
+            curvature = complex_step(fast_path, self.theta)
+            return curvature if names is None else restricted(curvature, positions(self.model, names))
+        parameters = trainable(self.model)
+        leaves = [parameters[name] for name in (parameters if names is None else names)]
         # The graph of one batch serves all products. The graphs of many batches would not fit into memory.
-        return double_backward(terms, leaves, keep_graph=self.objective == "batch")
+        return double_backward(functools.partial(self._terms, self.model), leaves, keep_graph=self.objective == "batch")
 
 
 def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
     return functools.reduce(torch.add, (share * loss for share, loss in terms))
 
 
-def _cast(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Move values to a device, and convert floating-point values to a precision."""
+def _cast(values: Values, device: torch.device, dtype: torch.dtype | None) -> Values:
+    """Move values to a device, and convert floating-point values to a precision; None leaves their type."""
+    if isinstance(values, dict):
+        return {name: _cast(value, device, dtype) for name, value in values.items()}  # type: ignore[misc]
+    if isinstance(values, tuple):
+        return tuple(_cast(value, device, dtype) for value in values)  # type: ignore[misc]
     return values.to(device, dtype if values.is_floating_point() else None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
@@ -17,6 +17,18 @@ from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.user_code import is_code
 
 State = dict[str, Tensor]
+#: The inputs or the targets of a batch: one tensor, or several in a tuple or a dict.
+Values = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def samples(values: Values) -> int:
+    """The number of samples: the length of the first dimension of all tensors.
+
+    >>> samples({"inputs": torch.zeros(3, 2)})
+    3
+    """
+    parts = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else [values]
+    return len(next(iter(parts)))
 
 
 class Problem(ABC):
@@ -63,28 +75,27 @@ class Problem(ABC):
         self.initial.load_state_dict(state)
         self._start = state
 
-    def call(self, model: nn.Module, values: Mapping[str, Tensor] | None, inputs: Tensor) -> Tensor:
-        """The network's outputs, with these values in place of its parameters; None keeps the parameters."""
-        outputs: Tensor = model(inputs) if values is None else functional_call(model, dict(values), (inputs,))
-        return outputs
+    def call(self, model: nn.Module, inputs: Values) -> Any:
+        """The network's outputs."""
+        return model(inputs)
 
     @abstractmethod
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Values, Values]:
         """The inputs and targets of the training step from theta_step to theta_{step+1}."""
 
     @abstractmethod
-    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def objective(self, outputs: Any, targets: Any) -> Tensor:
         """The loss that training minimises, a scalar with a graph."""
 
     def fast_path(self, dtype: torch.dtype, device: torch.device) -> FastPath | None:
         """A faster way to compute the loss and its gradient than the network, if the problem has one."""
         return None
 
-    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def accuracy(self, outputs: Any, targets: Any) -> Tensor:
         """The share of correct answers, a scalar on the device; NaN for a problem without classes."""
         return (outputs.argmax(1) == targets).float().mean()
 
-    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self) -> Iterator[tuple[Values, Values]]:
         """The batches of the test set, in order."""
         return iter(())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +35,8 @@ def check(problem: Problem) -> None:
             outputs = model(inputs)
         if not isinstance(outputs, Tensor):
             raise InputError(f"{option}: its model puts out a {type(outputs).__name__}; a tensor is needed")
-        shapes = f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
+        shape = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        shapes = f"outputs {tuple(outputs.shape)} and targets {shape}"
         with explaining(f"{option}: its loss does not take the model's {shapes}"):
             problem.objective(outputs, targets)
         check_loss(model, lambda: problem.objective(model(inputs), targets), option)
@@ -42,42 +46,118 @@ def check(problem: Problem) -> None:
             problem.objective(model(inputs), targets)
 
 
-def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> list[Tensor]:
-    """Check that a loss is a differentiable function of the model's parameters alone; the model is left as it was.
+def check_parameters(model: nn.Module, option: str) -> None:
+    """stub"""
 
-    The loss must be a scalar with a graph. A second evaluation must give the same outputs of all modules and the same
-    loss, and change no buffer. The backward pass must not run the network again, because a measurement has restored
-    parameters and norms by then.
+
+def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
+    """Check that a loss is a differentiable function of the model's parameters alone.
+
+    The loss must be a scalar with a graph, which begins at the parameters. A second evaluation must give the same
+    outputs of all modules and the same loss, whatever the random generators are. An evaluation must change no buffer,
+    parameter or gradient. The random generators and the buffers are left as they were.
 
     Args:
         model: The network.
         loss: Computes the loss from the model.
         option: How the user named the code, for the message.
 
-    Returns:
-        The gradients in the model's trained parameters.
-
     Raises:
         InputError: If a condition is violated.
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
+    versions = {name: p._version for name, p in model.named_parameters()}
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), _generators():
             with explaining(f"{option}: its loss cannot be computed"):
                 value = loss()
             if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
                 kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(f"{option}: its loss is no scalar of floating point ({kind}); as in reduction='mean'")
+            _check_effects(model, versions, option)
             if not value.requires_grad:
                 raise InputError(f"{option}: its loss does not depend on the model's parameters")
             _check_buffers(model, buffers, option)
             _check_repeatable(model, loss, option)
-            return _gradients(model, loss, option)
+            _check_graph(model, value, loss(), option)
+            with explaining(f"{option}: its loss cannot be differentiated"):
+                _differentiate(loss(), list(trainable(model).values()), option)
     finally:
         with torch.no_grad():
-            for name, value in model.named_buffers():
-                if name in buffers and not torch.equal(value, buffers[name]):
-                    value.copy_(buffers[name])
+            for name, buffer in model.named_buffers():
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
+
+
+def _differentiate(loss: Tensor, parameters: list[nn.Parameter], option: str) -> None:
+    try:
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise InputError(
+            f"{option}: uses torch.utils.checkpoint with use_reentrant=True, which only backward() can differentiate; "
+            "give use_reentrant=False"
+        ) from error
+
+
+@contextmanager
+def _generators(seed: int | None = None) -> Iterator[None]:
+    """Leave all random generators as they were; seed them first, if a seed is given."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            torch.cuda.manual_seed_all(seed)  # does nothing without CUDA
+            np.random.seed(seed)
+            random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _check_effects(model: nn.Module, versions: dict[str, int], option: str) -> None:
+    """Check that computing the loss has changed neither gradients nor parameters."""
+    if any(p.grad is not None for p in model.parameters()):
+        raise InputError(f"{option}: calls backward(); give a function that returns the loss and leaves backward() out")
+    for name, p in model.named_parameters():
+        if p._version != versions.get(name):
+            raise InputError(f"{option}: changes the parameter '{name}'; leave out the optimiser's step")
+
+
+def _check_graph(model: nn.Module, first: Tensor, second: Tensor, option: str) -> None:
+    """Check that each evaluation computes everything that depends on the parameters.
+
+    What was computed from the parameters before would keep its value at other parameters. The graphs of two evaluations
+    then share a node from which a parameter can be reached.
+    """
+    nodes = _nodes([first.grad_fn])
+    again = {id(node) for node in _nodes([second.grad_fn])}
+    shared = [node for node in nodes if id(node) in again and not _is_leaf(node)]
+    ours = {id(p) for p in model.parameters()}
+    if any(_is_leaf(node) and id(node.variable) in ours for node in _nodes(shared)):
+        raise InputError(
+            f"{option}: depends on a tensor that was computed from the parameters before ({shared[0].name()}); compute "
+            "it inside the function"
+        )
+
+
+def _is_leaf(node: Any) -> bool:
+    return type(node).__name__ == "AccumulateGrad"
+
+
+def _nodes(roots: Iterable[Any]) -> list[Any]:
+    """The nodes of graphs, each once."""
+    found, waiting = {}, [*roots]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and id(node) not in found:
+            found[id(node)] = node
+            waiting += [following for following, _ in node.next_functions]
+    return list(found.values())
 
 
 def _check_buffers(model: nn.Module, before: dict[str, Tensor], option: str) -> None:
@@ -89,20 +169,7 @@ def _check_buffers(model: nn.Module, before: dict[str, Tensor], option: str) -> 
             )
 
 
-def _gradients(model: nn.Module, loss: Callable[[], Tensor], option: str) -> list[Tensor]:
-    value, repeated = loss(), []
-    handles = [m.register_forward_pre_hook(lambda m, _: repeated.append(m)) for m in model.modules()]
-    with hooked(handles), explaining(f"{option}: its loss cannot be differentiated"):
-        gradients = torch.autograd.grad(value, list(trainable(model).values()), materialize_grads=True)
-    if repeated:
-        raise InputError(
-            f"{option}: its backward pass runs the network again (gradient checkpointing); switch that off"
-        )
-    return list(gradients)
-
-
 def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str) -> None:
-    device = next(model.parameters()).device
     runs: list[dict[str, Tensor]] = []
     for run in range(2):
         outputs: dict[str, Tensor] = {}
@@ -114,17 +181,18 @@ def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str)
         handles = [
             m.register_forward_hook(lambda m, _, output, name=name, record=record: record(name, output))
             for name, m in model.named_modules()
+            if not isinstance(m, torch.jit.ScriptModule)  # inside, they call each other without hooks
         ]
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), hooked(handles):
-            torch.manual_seed(run) if device.type == "cuda" else torch.default_generator.manual_seed(run)
+        with _generators(run), hooked(handles):
             outputs["loss"] = loss().detach()
         runs.append(outputs)
     modules = dict(model.named_modules())
     # Modules are in the order in which they end: the innermost one at fault comes first, and the whole loss last.
     for name in sorted(runs[0], key=lambda name: name == "loss"):
-        first, second = runs[0][name], runs[1][name]
+        first, second = runs[0][name], cast(Tensor, runs[1].get(name))
         size = float(first.abs().max()) if first.numel() else 0.0
-        if not torch.allclose(first, second, rtol=1e-3, atol=1e-5 * size, equal_nan=True):
+        other = second is None or first.shape != second.shape
+        if other or not torch.allclose(first, second, rtol=1e-3, atol=1e-5 * size, equal_nan=True):
             part = f"the module '{name or 'model'}' ({type(modules[name]).__name__})" if name in modules else "the loss"
             raise InputError(
                 f"{option}: {part} gives another output each time; the loss has to be a function of the parameters: "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from bnsmooth_cli.config import Config, CustomSettings
-from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.base import Problem, Values
 
 
 class ExternalLoop(Problem):
@@ -36,34 +35,20 @@ class ExternalLoop(Problem):
             settings=CustomSettings(eval_every=1),
         )  # fmt: skip
         super().__init__(config, device)
-        self._loss, self._closure = loss, _Closure(model, loss)
+        self._model, self._loss = model, loss
 
     def network(self) -> nn.Module:
         """The loop's model itself."""
-        return self._closure.model
+        return self._model
 
-    def call(self, model: nn.Module, values: Mapping[str, Tensor] | None, inputs: Tensor) -> Tensor:
-        """The loss, with these values in place of the model's parameters."""
-        if values is None:
-            return self._loss()
-        loss: Tensor = functional_call(self._closure, {f"model.{name}": value for name, value in values.items()}, ())
-        return loss
+    def call(self, model: nn.Module, inputs: Values) -> Tensor:
+        """The loss."""
+        return self._loss()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Two empty tensors: the loss function has its own data."""
         return torch.empty(0), torch.empty(0)
 
-    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def objective(self, outputs: Tensor, targets: Values) -> Tensor:
         """The loss, which `call` has computed."""
         return outputs
-
-
-class _Closure(nn.Module):
-    """The loss function as a module that holds the model, so that `functional_call` can replace its parameters."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[], Tensor]) -> None:
-        super().__init__()
-        self.model, self._loss = model, loss
-
-    def forward(self) -> Tensor:
-        return self._loss()

@@ -1,0 +1,122 @@
+"""The context of all measurements: gradients are recorded, nothing is compiled, and the network is left as it was."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bnsmooth_cli.errors import Remark
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The context in which a network is measured.
+
+    Gradients are recorded, even if the caller has switched them off (`no_grad`, `inference_mode`). Compiled modules run
+    eagerly: compiled code has no second derivatives. Parameters of less than 32 bits are converted to float32:
+    rounding would otherwise move them to other points than the measurement asks for. When the context ends, the
+    parameters, their gradients, and the tensors that hooks keep in modules are those from before.
+    """
+    if any(p.is_inference() for p in model.parameters()):
+        yield  # such parameters cannot be differentiated, which `check_loss` reports
+        return
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _eager(model),
+        _attributes(model),
+        _gradients(model),
+        _wide(model),
+    ):
+        yield
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The network itself, if the argument is what `torch.compile` made of it."""
+    original = vars(model).get("_modules", {}).get("_orig_mod")
+    return original if isinstance(original, nn.Module) and len(model._modules) == 1 else model
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        yield
+        return
+    if any(uncompiled(m) is not m or vars(m).get("_compiled_call_impl") is not None for m in model.modules()):
+        warnings.warn("compiled modules are measured in eager mode; the last digits may differ", Remark, stacklevel=4)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def _attributes(model: nn.Module) -> Iterator[None]:
+    """Restore the tensors in the attributes of modules: hooks replace them in every forward pass."""
+    kept = [(m, {name: v for name, v in vars(m).items() if isinstance(v, Tensor)}) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, values in kept:
+            vars(module).update(values)
+
+
+@contextmanager
+def _gradients(model: nn.Module) -> Iterator[None]:
+    """Take the gradients away from the parameters, and give them back when the context ends."""
+    kept = [(p, p.grad) for p in model.parameters()]
+    for parameter, _ in kept:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _wide(model: nn.Module) -> Iterator[None]:
+    """Convert parameters and buffers of reduced precision to float32, and compute with float32 in their place."""
+    narrow = [t for t in chain(model.parameters(), model.buffers()) if _is_narrow(t)]
+    if not any(isinstance(t, nn.Parameter) for t in narrow):
+        yield
+        return
+    types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in narrow}))
+    warnings.warn(f"parameters of {types} are measured in float32", Remark, stacklevel=4)
+    kept = [t.data for t in narrow]
+    try:
+        for tensor, value in zip(narrow, kept, strict=True):
+            tensor.data = value.float()
+        with _Widened():
+            yield
+    finally:
+        for tensor, value in zip(narrow, kept, strict=True):
+            tensor.data = value
+
+
+class _Widened(TorchFunctionMode):
+    """Every operation takes and gives float32 in place of reduced precision."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = {name: _widen(value) for name, value in (kwargs or {}).items()}
+        return _widen(function(*(_widen(value) for value in args), **named))
+
+
+def _is_narrow(value: Tensor) -> bool:
+    return value.is_floating_point() and value.dtype.itemsize < 4
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.float() if _is_narrow(value) else value
+    if type(value) in (list, tuple):
+        return type(value)(_widen(each) for each in value)
+    return value

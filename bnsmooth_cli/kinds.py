@@ -274,7 +274,7 @@ KINDS: Final = (
             **_STEP,
             "x": _double("coordinate along the first direction"),
             "y": _double("coordinate along the second direction; null on a line"),
-            "loss": _double("loss here; a step of the path has its own parameters and running statistics", nullable=False),
+            "loss": _double("loss here; that of a step of the path is its own network's", nullable=False),
             "path_step": _double("step of the path; null on the grid"),
             "x_share": _double("share of the path's variance along x; null for random directions"),
             "y_share": _double("share of the path's variance along y"),

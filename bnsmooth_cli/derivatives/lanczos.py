@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: The relative residual ||Hv - lambda v|| / |lambda| at which the iteration ends. It bounds the relative error of the
-#: eigenvalue, which is about its square if no other eigenvalue is near.
+#: The relative accuracy of the eigenvalue. The iteration ends when the residual ||Hv - lambda v|| / |lambda| is at most
+#: RESIDUAL and the eigenvalue has grown by at most RESIDUAL over the last SETTLED products.
 SHARPNESS_TOLERANCE: Final = 5e-3
+RESIDUAL: Final = 1e-3
+SETTLED: Final = 5
 MAX_PRODUCTS: Final = 200
-
-
+#: The iteration has reached all eigenvectors in the start if the next vector is shorter than this, relative to the
+#: eigenvalue.
+_EXHAUSTED: Final = 1e-5
 #: The largest difference between u'Hv and v'Hu of two vectors of the iteration, relative to the largest eigenvalue.
 SYMMETRY: Final = 5e-3
 
@@ -29,8 +32,8 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor,
 
     The iteration keeps three vectors (Golub & Van Loan 2013, algorithm 10.1.1). As the vectors lose orthogonality,
     eigenvalues that have converged appear again, but no wrong ones appear. A Ritz value is within its residual norm of
-    an eigenvalue (Parlett 1998, theorem 4.5.1). The iteration ends when, at both ends of the spectrum, this bound
-    leaves no room for an eigenvalue that exceeds the result by more than SHARPNESS_TOLERANCE.
+    an eigenvalue (Parlett 1998, theorem 4.5.1), but a larger eigenvalue may be near whose vector has hardly entered the
+    iteration. The iteration therefore goes on until the result has not grown for SETTLED products.
 
     The symmetry that the iteration relies on is checked with the vectors u and v of successive products, at no cost:
     $u^T H v = v^T H u$.
@@ -49,7 +52,7 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor,
     -40.0
     """
     vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
-    tridiagonal = np.zeros((MAX_PRODUCTS + 1, MAX_PRODUCTS + 1))
+    tridiagonal, found = np.zeros((MAX_PRODUCTS + 1, MAX_PRODUCTS + 1)), [0.0] * SETTLED
     for k in range(MAX_PRODUCTS):
         following = product(vector)
         back = torch.dot(following, previous)  # the coupling, if the operator is symmetric
@@ -62,9 +65,12 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Float[Tensor,
             break
         values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
         ends, residuals = np.abs(values[[0, k]]), coupling * np.abs(vectors[-1, [0, k]])
-        if abs(asymmetry) > SYMMETRY * ends.max():
+        found.append(ends.max())
+        if abs(asymmetry) > SYMMETRY * found[-1]:
             raise NotSymmetricError
-        if np.all(ends + residuals <= (1 + SHARPNESS_TOLERANCE) * ends.max()):
+        settled = found[-1] - found[-1 - SETTLED] <= RESIDUAL * found[-1]
+        accurate = np.all(ends + residuals <= (1 + RESIDUAL) * found[-1])
+        if coupling <= _EXHAUSTED * found[-1] or (settled and accurate):
             return float(values[0] if ends[0] > ends[1] else values[k])
         tridiagonal[k + 1, k] = tridiagonal[k, k + 1] = coupling
         vector, previous = following.div_(coupling), vector

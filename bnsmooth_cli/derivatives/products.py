@@ -34,9 +34,9 @@ _STEP: Final = 1e-12  # of the complex step, whose error is proportional to its 
 def twice_differentiable() -> Iterator[None]:
     """A context in which operations whose second derivative is missing, wrong or slow in PyTorch are replaced.
 
-    Fused attention, bags of embeddings, embeddings with sparse gradients and cuDNN's recurrent networks have no second
-    derivative. That of fused weight normalisation treats the norms as constants. That of BatchNorm over batch
-    statistics is correct but slow. Elementary operations replace them.
+    Fused attention, bags of embeddings, embeddings with sparse gradients, the hard sigmoid and cuDNN's recurrent
+    networks have no second derivative. That of fused weight normalisation treats the norms as constants. That of
+    BatchNorm over batch statistics is correct but slow. Elementary operations replace them.
     """
     with sdpa_kernel(SDPBackend.MATH), _Replaced():
         yield
@@ -106,10 +106,15 @@ def _without_cudnn(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(x + 3) / 6
+
+
 _REPLACEMENTS: Final[dict[Any, Callable[..., Any]]] = {
     F.batch_norm: _batch_norm,
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
+    F.hardsigmoid: _hardsigmoid,
     torch._weight_norm: _weight_norm,
     **{function: _without_cudnn(function) for function in (torch.gru, torch.lstm, torch.rnn_relu, torch.rnn_tanh)},
 }

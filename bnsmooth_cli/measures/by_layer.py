@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.measures.landscape import line_alphas
@@ -18,7 +16,7 @@ from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import second_order
-from bnsmooth_cli.networks.parameters import fill, flatten, positions, restored, trainable
+from bnsmooth_cli.networks.parameters import positions
 from bnsmooth_cli.networks.structure import chosen_layers
 from bnsmooth_cli.points.point import Point
 
@@ -67,7 +65,9 @@ def smoothness_by_layer(
         curvature, sharpness = second_order(point, names, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
         if etas and norm > 0:
-            moved = torch.stack([torch.linalg.vector_norm(g - gradient) for g in _along(point, names, gradient, etas)])
+            moved = torch.stack(
+                [torch.linalg.vector_norm(g - gradient) for g in point.gradients_along(names, gradient, etas)]
+            )
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
             beta = float(np.max(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)))
         numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": curvature, "sharpness": sharpness}
@@ -78,26 +78,6 @@ def smoothness_by_layer(
 def plan(config: Config, layers: Sequence[str] | None = None, **line: Any) -> dict[str, Any]:
     """The keyword arguments of `smoothness_by_layer`; `line` goes to the plan of `landscape`."""
     return {**plan_line(config, **line), **plan_layers(config, layers)}
-
-
-def _along(
-    point: Point, names: Sequence[str], gradient: Float[Tensor, " n"], etas: Sequence[float]
-) -> Iterator[Float[Tensor, " n"]]:
-    """The gradient in the named parameters at each step length, when only these parameters move along it."""
-    theta = point.theta
-    if point.fast_path is not None:  # takes all step lengths at once
-        where = positions(point.model, names)
-        thetas = theta.repeat(len(etas), 1)
-        thetas[:, where] -= theta.new_tensor(etas)[:, None] * gradient
-        yield from point.gradients_at(thetas)[1][:, where]
-        return
-    parameters = trainable(point.model)
-    leaves = [parameters[name] for name in names]
-    start = flatten(p.detach() for p in leaves).to(theta)
-    with restored(leaves):
-        for eta in etas:
-            fill(leaves, start - eta * gradient)
-            yield point.gradient_in(names)
 
 
 MEASUREMENT: Final = Measurement(smoothness_by_layer, plan, chosen_layers)

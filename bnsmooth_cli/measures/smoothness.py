@@ -11,12 +11,16 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import SYMMETRY, NotSymmetricError, largest_eigenvalue
 from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.landscape import direction_vector, plan, probe, with_direction
 from bnsmooth_cli.measures.measurement import Measurement, measured
+from bnsmooth_cli.networks.graphs import own_functions
+from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import first_line
@@ -24,6 +28,9 @@ from bnsmooth_cli.storage.files import first_line
 #: A beta within this share of 1 / (alpha_min lr), at a step that leaves at most LEFT of the gradient, is saturated.
 NEAR: Final = 0.02
 LEFT: Final = 0.1
+#: The steps of `_is_confirmed`, relative to the length of theta, and the largest relative difference.
+_STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
+_CONFIRMED: Final = 0.05
 
 
 @measured
@@ -138,7 +145,10 @@ def second_order(
         # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
         start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
         start.add_(gradient / squared.sqrt())
-        return curvature.item(), largest_eigenvalue(product, start)
+        sharpness = largest_eigenvalue(product, start)
+        if not (functions := own_functions([point.loss()])) or _is_confirmed(point, names, start, product(start)):
+            return curvature.item(), sharpness
+        reason = f"the backward pass of {', '.join(functions)} has another derivative than autograd says"
     except NotSymmetricError:
         layers = ", ".join(_asymmetric_layers(point)) if names is None else ""
         reason = f"the Hessian is not symmetric{layers and f' in {layers}'}, so a second derivative is wrong"
@@ -148,6 +158,25 @@ def second_order(
         reason = f"an operation has no second derivative: {first_line(error)}"
     warnings.warn(f"no curvature and no sharpness: {reason}", Remark, stacklevel=2)
     return math.nan, math.nan
+
+
+def _is_confirmed(
+    point: Point, names: Sequence[str] | None, vector: Float[Tensor, " n"], product: Float[Tensor, " n"]
+) -> bool:
+    """Whether a product with the Hessian is the difference of two gradients, for some step length.
+
+    A user's own backward pass may treat as constant what is not. Its Hessian can be symmetric nevertheless.
+    """
+    names = list(trainable(point.model)) if names is None else names
+    unit, size = vector / torch.linalg.vector_norm(vector), torch.linalg.vector_norm(point.theta)
+    expected = product / torch.linalg.vector_norm(vector)
+    for step in (size * h for h in _STEPS):
+        ahead, behind = point.gradients_along(names, unit, [-float(step), float(step)])
+        difference = (ahead - behind) / (2 * step)
+        largest = torch.maximum(torch.linalg.vector_norm(difference), torch.linalg.vector_norm(expected))
+        if torch.linalg.vector_norm(difference - expected) <= _CONFIRMED * largest:
+            return True
+    return False
 
 
 def _asymmetric_layers(point: Point) -> Iterator[str]:

@@ -33,7 +33,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.enable_grad(),
         _eager(model),
         _attributes(model),
-        _gradients(model),
+        gradients_kept(model),
         _wide(model),
     ):
         yield
@@ -68,7 +68,7 @@ def _attributes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _gradients(model: nn.Module) -> Iterator[None]:
+def gradients_kept(model: nn.Module) -> Iterator[None]:
     """Take the gradients away from the parameters, and give them back when the context ends."""
     kept = [(p, p.grad) for p in model.parameters()]
     for parameter, _ in kept:

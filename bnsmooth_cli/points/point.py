@@ -246,6 +246,24 @@ class Point:
                 losses.append(self._gradient(parameters, gradient))
         return torch.stack(losses), gradients
 
+    def gradients_along(
+        self, names: Sequence[str], direction: Float[Tensor, " m"], etas: Sequence[float]
+    ) -> Iterator[Float[Tensor, " m"]]:
+        """The gradient in the named parameters w at w - eta d for each step length, all other parameters held fixed."""
+        if self.fast_path is not None:  # takes all step lengths at once
+            where = positions(self.model, names)
+            thetas = self.theta.repeat(len(etas), 1)
+            thetas[:, where] -= thetas.new_tensor(etas)[:, None] * direction
+            yield from self.gradients_at(thetas)[1][:, where]
+            return
+        parameters = trainable(self.model)
+        leaves = [parameters[name] for name in names]
+        start = flatten(p.detach() for p in leaves).to(direction)
+        with restored(leaves):
+            for eta in etas:
+                fill(leaves, start - eta * direction)
+                yield self.gradient_in(names)
+
     def gradient_in(self, names: Sequence[str]) -> Float[Tensor, " m"]:
         """The gradient in some parameters alone, in the order of the names."""
         parameters = trainable(self.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.graphs import begins_before, own_functions
 from bnsmooth_cli.networks.hooks import evaluating, hooked
-from bnsmooth_cli.networks.parameters import trainable
+from bnsmooth_cli.networks.parameters import restored, trainable
+from bnsmooth_cli.networks.undisturbed import gradients_kept
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.user_code import explaining, is_code
@@ -68,9 +70,11 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     versions = {name: p._version for name, p in model.named_parameters()}
     try:
-        with torch.enable_grad(), _generators():
-            with explaining(f"{option}: its loss cannot be computed"):
-                value = loss()
+        with (
+            torch.enable_grad(), _generators(), gradients_kept(model), restored(list(model.parameters())),
+            explaining(f"{option}: its loss cannot be computed"),
+        ):  # fmt: skip
+            value = loss()
             if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
                 kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(f"{option}: its loss is no scalar of floating point ({kind}); as in reduction='mean'")
@@ -79,26 +83,12 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
                 raise InputError(f"{option}: its loss does not depend on the model's parameters")
             _check_buffers(model, buffers, option)
             _check_repeatable(model, loss, option)
-            _check_graph(model, value, loss(), option)
-            with explaining(f"{option}: its loss cannot be differentiated"):
-                _differentiate(loss(), list(trainable(model).values()), option)
+            _check_graph(model, loss, option)
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 if name in buffers and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
-
-
-def _differentiate(loss: Tensor, parameters: list[nn.Parameter], option: str) -> None:
-    try:
-        torch.autograd.grad(loss, parameters, allow_unused=True)
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise InputError(
-            f"{option}: uses torch.utils.checkpoint with use_reentrant=True, which only backward() can differentiate; "
-            "give use_reentrant=False"
-        ) from error
 
 
 @contextmanager
@@ -125,39 +115,42 @@ def _check_effects(model: nn.Module, versions: dict[str, int], option: str) -> N
         raise InputError(f"{option}: calls backward(); give a function that returns the loss and leaves backward() out")
     for name, p in model.named_parameters():
         if p._version != versions.get(name):
-            raise InputError(f"{option}: changes the parameter '{name}'; leave out the optimiser's step")
+            raise InputError(
+                f"{option}: changes the parameter '{name}'; leave out what writes to it (an optimiser's step, "
+                "nn.Embedding's max_norm)"
+            )
 
 
-def _check_graph(model: nn.Module, first: Tensor, second: Tensor, option: str) -> None:
-    """Check that each evaluation computes everything that depends on the parameters.
+def _check_graph(model: nn.Module, loss: Callable[[], Tensor], option: str) -> None:
+    """Check that each evaluation computes everything that depends on the parameters, and can be differentiated in them.
 
-    What was computed from the parameters before would keep its value at other parameters. The graphs of two evaluations
-    then share a node from which a parameter can be reached.
+    What was computed from the parameters before would keep its value at other parameters.
     """
-    nodes = _nodes([first.grad_fn])
-    again = {id(node) for node in _nodes([second.grad_fn])}
-    shared = [node for node in nodes if id(node) in again and not _is_leaf(node)]
-    ours = {id(p) for p in model.parameters()}
-    if any(_is_leaf(node) and id(node.variable) in ours for node in _nodes(shared)):
+    first, second, parameters = loss(), loss(), list(trainable(model).values())
+    if (operation := begins_before(model, first, second)) is not None:
         raise InputError(
-            f"{option}: depends on a tensor that was computed from the parameters before ({shared[0].name()}); compute "
-            "it inside the function"
+            f"{option}: depends on a tensor that was computed from the parameters before ({operation}); compute it "
+            "inside the function"
         )
-
-
-def _is_leaf(node: Any) -> bool:
-    return type(node).__name__ == "AccumulateGrad"
-
-
-def _nodes(roots: Iterable[Any]) -> list[Any]:
-    """The nodes of graphs, each once."""
-    found, waiting = {}, [*roots]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and id(node) not in found:
-            found[id(node)] = node
-            waiting += [following for following, _ in node.next_functions]
-    return list(found.values())
+    functions = own_functions([first])
+    if "CheckpointFunction" in functions:
+        raise InputError(
+            f"{option}: uses torch.utils.checkpoint with use_reentrant=True, which only backward() can differentiate; "
+            "give use_reentrant=False"
+        )
+    with explaining(f"{option}: its loss cannot be differentiated"):
+        gradients = torch.autograd.grad(first, parameters, allow_unused=True)
+        if not functions or any(p._post_accumulate_grad_hooks for p in parameters):  # such a hook may be an optimiser
+            return
+        # A function of the user's may run backward() inside, which autograd.grad does not see.
+        second.backward()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        after, parameter.grad = parameter.grad, None
+        if after is not None and (gradient is None or not torch.allclose(gradient, after)):
+            raise InputError(
+                f"{option}: its gradients by torch.autograd.grad are not those of backward() ({', '.join(functions)}); "
+                "write the function's backward without backward()"
+            )
 
 
 def _check_buffers(model: nn.Module, before: dict[str, Tensor], option: str) -> None:

@@ -49,7 +49,9 @@ def check(problem: Problem) -> None:
 
 
 def check_parameters(model: nn.Module, option: str) -> None:
-    """stub"""
+    """Check that a network has trained parameters."""
+    if not trainable(model):
+        raise InputError(f"{option}: its model has no parameters that are trained")
 
 
 def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:

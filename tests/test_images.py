@@ -1,25 +1,19 @@
-"""Image data sets: three folder layouts, downloads, and files that are refused."""
+"""A user's folder of images: class folders and Parquet files, and what is refused."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import pickle
-import urllib.error
-from pathlib import Path
+import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from torchvision import datasets
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
-from bnsmooth_cli.data import images
-
-REAL = Path(__file__).parents[2] / "shared/data/cifar10"
+from bnsmooth_cli.data import folders, images
 
 
 @pytest.fixture(autouse=True)
@@ -45,33 +39,6 @@ def write_parquet(folder, column="img", label="label"):
         pq.write_table(table, folder / f"plain_text/{split}-00000-of-00001.parquet")
 
 
-def write_cifar(folder, hundred=False):
-    """Four images a file, in the structure of the original files."""
-    folder.mkdir(parents=True)
-    names = ["train", "test"] if hundred else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    for name in names:
-        rows = pictures(4).transpose(0, 3, 1, 2).reshape(4, -1)
-        content = {
-            "data": rows,
-            "fine_labels" if hundred else "labels": [0, 1, 0, 1],
-        }
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    meta = {"fine_label_names" if hundred else "label_names": ["cat", "dog"]}
-    (folder / ("meta" if hundred else "batches.meta")).write_bytes(pickle.dumps(meta))
-
-
-def publish(folder, monkeypatch, hundred=False):
-    """Let torchvision take these files for the published ones."""
-    kind = datasets.CIFAR100 if hundred else datasets.CIFAR10
-
-    def md5(name):
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    for names in ("train_list", "test_list"):
-        monkeypatch.setattr(kind, names, [[name, md5(name)] for name, _ in getattr(kind, names)])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(kind.meta["filename"])})
-
-
 def write_classes(folder):
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(("cat", "dog")):
@@ -95,18 +62,6 @@ def test_parquet_columns_may_have_other_names(tmp_path):
     assert images.load(str(tmp_path / "d")).num_classes == 2
 
 
-@pytest.mark.parametrize("hundred", [False, True])
-@pytest.mark.parametrize("below", [False, True])
-def test_a_cifar_folder_is_read_by_itself_or_as_its_usual_subfolder(tmp_path, monkeypatch, hundred, below):
-    folder = tmp_path / "d" / ("cifar-100-python" if hundred else "cifar-10-batches-py") if below else tmp_path / "d"
-    write_cifar(folder, hundred)
-    publish(folder, monkeypatch, hundred)
-    data = images.load(str(tmp_path / "d"))
-    assert len(data.train) == (4 if hundred else 20)
-    assert np.array_equal(data.test.numpy(), pictures(4).transpose(0, 3, 1, 2))
-    assert data.test_labels.tolist() == [0, 1, 0, 1]
-
-
 def test_folders_of_classes_are_read(tmp_path):
     write_classes(tmp_path / "d")
     data = images.load(str(tmp_path / "d"))
@@ -119,43 +74,190 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(tmp_path, monkeypatc
     first = images.load(str(tmp_path / "d"))
     images.load.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_decode", lambda _: pytest.fail("decoded again"))
+        patch.setattr(folders, "decode", lambda _: pytest.fail("decoded again"))
         assert images.load(str(tmp_path / "d")).digest == first.digest
     images.load.cache_clear()
     Image.fromarray(pictures(1, seed=9)[0]).save(tmp_path / "d/train/dog/9.png")
     assert len(images.load(str(tmp_path / "d")).train) == 7
 
 
-class Payload:
-    def __reduce__(self):
-        return (Path.touch, (Path("executed"),))
+def draw(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pictures(1, seed)[0]).save(path)
 
 
-@pytest.mark.parametrize(("hundred", "name"), [
-    (False, "data_batch_3"), (False, "test_batch"), (False, "batches.meta"), (True, "train"), (True, "meta"),
-])  # fmt: skip
-def test_a_cifar_file_that_is_not_the_published_one_is_refused_and_never_unpickled(
-    tmp_path, monkeypatch, hundred, name
-):
-    monkeypatch.chdir(tmp_path)
-    write_cifar(tmp_path / "d", hundred)
-    publish(tmp_path / "d", monkeypatch, hundred)
-    hostile = pickle.dumps({"data": Payload(), "labels": [0]})
-    (tmp_path / "d" / name).write_bytes(hostile)
-    with pytest.raises(InputError, match=rf"d.{name}: .*MD5 .*https://.*Parquet or class folders") as refused:
-        images.load(str(tmp_path / "d"))
-    assert "\n" not in str(refused.value)
-    assert not (tmp_path / "executed").exists()
-    pickle.loads(hostile)
-    assert (tmp_path / "executed").exists()  # what reading it would have done
+def write_splits(folder, **classes):
+    """A picture for each class of each split, such as train="abc"; the picture depends on the class."""
+    for split, names in classes.items():
+        for name in names:
+            draw(folder / split / name / "0.png", seed=ord(name[0]))
 
 
-def test_a_cifar_folder_that_lacks_a_file_is_refused(tmp_path, monkeypatch):
-    write_cifar(tmp_path / "d")
-    publish(tmp_path / "d", monkeypatch)
-    (tmp_path / "d/data_batch_5").unlink()
-    with pytest.raises(InputError, match="data_batch_5: missing"):
-        images.load(str(tmp_path / "d"))
+def test_trains_classes_number_every_split(tmp_path):
+    write_splits(tmp_path, train="abcd", test="acd")
+    data = images.load(str(tmp_path))
+    assert data.train_labels.tolist() == [0, 1, 2, 3]
+    assert data.test_labels.tolist() == [0, 2, 3]
+    assert np.array_equal(data.test.numpy(), data.train[[0, 2, 3]].numpy())
+    (tmp_path / "train/Aa").mkdir()  # without images, it is no class
+    images.load.cache_clear()
+    assert images.load(str(tmp_path)).test_labels.tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["e", "A", "Aa"])
+def test_a_class_that_train_lacks_is_refused(tmp_path, name):
+    write_splits(tmp_path, train="abcd", test=["a", name])
+    (tmp_path / "train/Aa").mkdir()
+    with pytest.raises(InputError, match=rf"test.{name}: a class without images in train \(a, b, c, d\); rename"):
+        images.load(str(tmp_path))
+
+
+def test_names_with_a_dot_are_no_classes_and_no_images(tmp_path):
+    write_splits(tmp_path, train=["a", "b", ".ipynb_checkpoints"], test=["a", "b", ".trash"])
+    for split in ("train", "test"):
+        (tmp_path / split / ".DS_Store").write_bytes(b"x")
+        (tmp_path / split / "a/._0.png").write_bytes(b"a resource fork")
+        (tmp_path / split / "a/Thumbs.db").write_bytes(b"x")
+        (tmp_path / split / "labels.csv").write_bytes(b"x")
+        draw(tmp_path / split / "b/.ipynb_checkpoints/0.png")
+    data = images.load(str(tmp_path))
+    assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("train/a/1.tif", "1.tif: would be left out .*images are read as png, "),
+        ("test/a/1.GIF", "1.GIF: would be left out"),
+        ("train/a/1.heic", "1.heic: would be left out"),
+        ("train/a/1", "train.a.1: would be left out"),
+        ("train/1.png", "train.1.png: would be left out .train/CLASS/IMAGE is read"),
+        ("test/a/deep/1.png", "deep: a folder in a class's folder"),
+    ],
+)
+def test_no_image_is_left_out_silently(tmp_path, name, why):
+    write_splits(tmp_path, train="ab", test="ab")
+    images.load(str(tmp_path))
+    images.load.cache_clear()
+    draw(tmp_path / "1.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "1.png").rename(tmp_path / name)
+    with pytest.raises(InputError, match=why):
+        images.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_split_takes_the_place_of_a_missing_test_split(tmp_path, name):
+    write_splits(tmp_path, train="ab", **{name: "b"})
+    draw(tmp_path / "test/1.png")  # of a competition: without classes
+    assert images.load(str(tmp_path)).test_labels.tolist() == [1]
+
+
+def test_a_missing_test_split_and_a_dead_link_are_named(tmp_path):
+    write_splits(tmp_path, train="ab")
+    with pytest.raises(InputError, match=r"has train/CLASS/IMAGE, but no test/CLASS/IMAGE \(val/, valid/"):
+        images.load(str(tmp_path))
+    write_splits(tmp_path, test="ab")
+    (tmp_path / "train/a/link.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"link\.png: cannot be read"):
+        images.load(str(tmp_path))
+
+
+def test_every_suffix_of_a_format_that_is_read_is_read(tmp_path):
+    write_splits(tmp_path, train="ab", test="ab")
+    for suffix in ("JPG", "jfif", "pgm", "pbm", "ppm", "bmp", "webp"):
+        Image.fromarray(pictures(1)[0, :, :, 0]).convert("1" if suffix == "pbm" else "L").save(
+            tmp_path / f"train/b/x.{suffix}"
+        )
+    assert images.load(str(tmp_path)).train_labels.tolist() == [0] + [1] * 8
+
+
+def write_shard(path, labels, names=None, column="label", **more):
+    """A Parquet file with a picture for each label. `names` are listed as Hugging Face's ClassLabel lists them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"bytes": png(array), "path": None} for array in pictures(len(labels))]
+    table = pa.table({"image": rows, **more, column: labels})
+    if names is not None:
+        features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+
+
+def labels_of(folder):
+    images.load.cache_clear()
+    data = images.load(str(folder))
+    return data.train_labels.tolist(), data.test_labels.tolist()
+
+
+def test_names_of_labels_are_numbered_as_train_numbers_them(tmp_path):
+    write_shard(tmp_path / "train-00000-of-00002.parquet", [0, 1], ["cat", "dog", "owl"])
+    write_shard(tmp_path / "train-00001-of-00002.parquet", [0, 1, 2], ["owl", "dog", "cat"])
+    write_shard(tmp_path / "test-00000-of-00001.parquet", [0, 1, 0], ["owl", "cat"])
+    assert labels_of(tmp_path) == ([0, 1, 2, 1, 0], [2, 0, 2])
+    write_shard(tmp_path / "test-00000-of-00001.parquet", [2, 0, 1])  # without names, a number is a number
+    assert labels_of(tmp_path)[1] == [2, 0, 1]
+    write_shard(tmp_path / "test-00000-of-00001.parquet", ["dog", "owl"])
+    assert labels_of(tmp_path)[1] == [1, 2]
+    write_shard(tmp_path / "test-00000-of-00001.parquet", [0, 0], ["cat", "emu"])  # a name without images
+    assert labels_of(tmp_path)[1] == [0, 0]
+    for labels, names in (([0, 1], ["cat", "emu"]), (["cat", "emu"], None)):
+        write_shard(tmp_path / "test-00000-of-00001.parquet", labels, names)
+        with pytest.raises(
+            InputError, match=r"test-00000.*: a class 'emu' that .*train-00000.* lacks \(cat, dog, owl\)"
+        ):
+            labels_of(tmp_path)
+    write_shard(tmp_path / "test-00000-of-00001.parquet", [0, -1], ["owl", "cat"])
+    with pytest.raises(InputError, match="a label of -1, but its classes are 0 to 1"):
+        labels_of(tmp_path)
+    write_shard(tmp_path / "test-00000-of-00001.parquet", [3], ["cat", "dog", "owl"])
+    with pytest.raises(InputError, match="a label of 3, but it has 3 classes"):
+        labels_of(tmp_path)
+
+
+def test_labels_may_be_names(tmp_path):
+    write_shard(tmp_path / "train-0.parquet", ["owl", "cat", "10", "9"])
+    write_shard(tmp_path / "test-0.parquet", pa.array(["owl", "9"]).dictionary_encode())
+    assert labels_of(tmp_path) == ([3, 2, 0, 1], [3, 1])
+    write_shard(tmp_path / "test-0.parquet", [0, 1])
+    with pytest.raises(
+        InputError, match=r"test-0\.parquet: its labels are numbers, and those of .*train-0.* are names"
+    ):
+        labels_of(tmp_path)
+    write_shard(tmp_path / "test-0.parquet", ["owl", None])
+    with pytest.raises(InputError, match="an image without a label"):
+        labels_of(tmp_path)
+
+
+def test_the_column_of_the_labels_is_never_guessed(tmp_path):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}-0.parquet", [1, 0], column="animal", id=[0, 1])
+    with pytest.raises(InputError, match="no column of labels named 'label'"):
+        labels_of(tmp_path)
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}-0.parquet", [1, 0], ["cat", "dog"], column="animal", id=[0, 1])
+    assert labels_of(tmp_path) == ([1, 0], [1, 0])
+    more = {"mask": [{"bytes": b"", "path": None}] * 2}
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}-0.parquet", [1, 0], **more)
+    assert labels_of(tmp_path) == ([1, 0], [1, 0])
+
+
+def test_files_that_are_missing_or_of_another_data_set_are_named(tmp_path):
+    write_shard(tmp_path / "a/train-00000-of-00003.parquet", [0, 1])
+    write_shard(tmp_path / "a/train-00002-of-00003.parquet", [0, 1])
+    write_shard(tmp_path / "a/validation-00000-of-00001.parquet", [0, 1])
+    with pytest.raises(InputError, match=r"train-00001-of-00003\.parquet: is missing"):
+        labels_of(tmp_path)
+    write_shard(tmp_path / "a/train-00001-of-00003.parquet", [1, 0])
+    assert labels_of(tmp_path) == ([0, 1, 1, 0, 0, 1], [0, 1])
+    write_shard(tmp_path / "a/train-00000-of-00001.parquet", [1, 0])
+    with pytest.raises(InputError, match=r"train-00000-of-00001\.parquet: is one of 1, but there are 4"):
+        labels_of(tmp_path)
+    (tmp_path / "a/train-00000-of-00001.parquet").unlink()
+    write_shard(tmp_path / "b/train-00000-of-00001.parquet", [1, 0])
+    write_shard(tmp_path / ".cache/train-00000-of-00001.parquet", [1, 0])
+    with pytest.raises(InputError, match=r"of several data sets \(a, b\); give one of the folders"):
+        labels_of(tmp_path)
 
 
 def test_unreadable_images_and_tables_are_named(tmp_path):
@@ -179,47 +281,6 @@ def test_a_path_without_a_data_set_is_refused_with_a_hint(tmp_path):
         images.load(str(tmp_path))
 
 
-def test_a_failed_download_says_how_to_fix_it(monkeypatch):
-    def offline(*_, **__):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", offline)
-    with pytest.raises(InputError, match=r"connect to the network.*--data PATH"):
-        images.load("cifar10")
-
-
-@pytest.mark.parametrize(("name", "kind"), [("mnist", "MNIST"), ("svhn", "SVHN")])
-def test_downloaded_sets_become_32_pixel_planes(monkeypatch, name, kind):
-    class Downloaded:
-        def __init__(self, root, download, **_):
-            shape = {"mnist": (5, 28, 28), "svhn": (5, 3, 32, 32)}[name]
-            self.data = np.full(shape, 7, np.uint8)
-            setattr(self, "labels" if name == "svhn" else "targets", [0, 1, 0, 1, 0])
-
-    monkeypatch.setattr(datasets, kind, Downloaded)
-    data = images.load(name)
-    assert data.train.shape == (5, 1 if name == "mnist" else 3, 32, 32)
-    assert data.train[0, 0, 16, 16] == 7
-    assert data.train[0, 0, 0, 0] == (0 if name == "mnist" else 7)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_downloaded_cifar_is_read(monkeypatch, name):
-    hundred = name == "cifar100"
-
-    def download(url, root, *, filename, md5):
-        assert url.startswith("https://")
-        assert len(md5) == 32
-        folder = root / ("cifar-100-python" if hundred else "cifar-10-batches-py")
-        write_cifar(folder, hundred)
-        publish(folder, monkeypatch, hundred)
-
-    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", download)
-    data = images.load(name)
-    assert data.test.shape == (4, 3, 32, 32)
-    assert data.test_labels.tolist() == [0, 1, 0, 1]
-
-
 def test_images_that_changed_since_training_are_refused(tmp_path):
     write_classes(tmp_path / "d")
     settings = {"width": 0.05, "batch_size": 2, "steps": 2, "save_every": 1, "eval_every": 2}
@@ -231,11 +292,3 @@ def test_images_that_changed_since_training_are_refused(tmp_path):
     images.load.cache_clear()
     with pytest.raises(InputError, match="digest"):
         bns.load_point(run, step=1, data=str(tmp_path / "moved"))
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real CIFAR-10 is not beside the checkout")
-def test_the_real_cifar10():
-    data = images.load(str(REAL))
-    assert (data.train.shape, data.test.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))
-    assert data.mean.numpy() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-3)
-    assert data.train_labels.bincount().tolist() == [5000] * 10

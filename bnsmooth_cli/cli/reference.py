@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Final, get_args
 
 from rich.text import Text
 from typer.models import CommandInfo
@@ -86,6 +86,23 @@ def columns(of: Mapping[str, Column]) -> Iterator[str]:
     return table("column | type | meaning", ((f"`{name}`", column.type, column.text) for name, column in of.items()))
 
 
+#: The folders that `--data` takes.
+DATA: Final = (
+    (
+        "images",
+        "`train/CLASS/IMAGE` and `test/CLASS/IMAGE` (or `val/`, `valid/`, `validation/`): PNG, JPEG, BMP, WebP, PPM",
+    ),
+    ("Hugging Face", "`train-*.parquet` and `test-*.parquet` (or `val-`, `valid-`, `validation-`), at any depth"),
+    ("CIFAR", "the published Python files, or the folder that holds `cifar-10-batches-py` or `cifar-100-python`"),
+    (
+        "MNIST and its like",
+        "the four files `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and "
+        "`t10k-labels-idx1-ubyte`, gzipped or not, or a folder with `raw/` or `MNIST/raw/` that holds them",
+    ),
+    ("SVHN", "the published `train_32x32.mat` and `test_32x32.mat`"),
+)
+
+
 def page() -> str:
     """The whole page."""
     lines = [
@@ -101,8 +118,14 @@ def page() -> str:
         "that the paper states; VGG-A and the scale of the linear network's loss are our choice.\n",
         *presets(),
         "## Data sets\n",
-        f"`--data` takes {', '.join(f'`{name}`' for name in NAMES)}, or a folder. A folder holds CIFAR's Python files, "
-        "Hugging Face Parquet files, or `train/CLASS/IMAGE` and `test/CLASS/IMAGE`.\n",
+        f"`--data` takes {', '.join(f'`{name}`' for name in NAMES)}, or a folder:\n",
+        *table("folder | contents", DATA),
+        "Train numbers the classes. A class folder of the test split that train lacks is refused, and Parquet labels "
+        "are mapped by their names where the files list them. Names that begin with a dot are ignored. A file in a "
+        "class folder that is neither an image nor text is refused, because it would be left out.\n",
+        "Images become 32 x 32 pixels of 8 bits, as a viewer shows them on a white page: turned by their EXIF "
+        "orientation, transparent parts white, 16 bits scaled to 8 (grey level v to v / 257), and the first frame of "
+        "an animation. Digits of 28 x 28 are padded with their background. Colour profiles are not applied.\n",
         "## Tables\n",
         "A null means \"not measured\". An overflow is recorded as inf or NaN. The metadata of a table (key "
         "`bnsmooth`, JSON) records the version and the configurations that it comes from.\n",

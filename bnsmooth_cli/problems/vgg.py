@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.config import Config, VggSettings
-from bnsmooth_cli.data.images import SIZE, load
+from bnsmooth_cli.data.images import load
+from bnsmooth_cli.data.pictures import SIZE
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems.base import Problem

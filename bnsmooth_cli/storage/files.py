@@ -125,6 +125,55 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{path}: is not a file")
 
 
+#: How many bytes of a file `kind_of` needs.
+HEAD: Final = 512
+#: Kinds of files that people give in place of others: where a mark of the kind is, the mark, and what the file is.
+_KINDS: Final = (
+    (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself by `git lfs pull`"),
+    (0, b"\x1f\x8b", "compressed by gzip; decompress it"),
+    (0, b"BZh", "compressed by bzip2; decompress it"),
+    (0, b"\xfd7zXZ\x00", "compressed by xz; decompress it"),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd; decompress it"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    (0, b"Rar!", "a RAR archive; unpack it"),
+    (257, b"ustar", "a tar archive; unpack it"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"GGUF", "a GGUF file"),
+    (0, b"PAR1", "a Parquet table"),
+    (0, b"MATLAB 5.0", "a MATLAB file"),
+    (0, b"%PDF", "a PDF file"),
+    (0, b"GIF8", "a GIF picture"),
+    (0, b"II*\x00", "a TIFF picture"),
+    (0, b"MM\x00*", "a TIFF picture"),
+    (4, b"ftypavif", "an AVIF picture"),
+    (4, b"ftyp", "a HEIC picture or a video"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+)
+
+
+def read_head(path: Path) -> bytes:
+    """The first HEAD bytes of a file."""
+    with path.open("rb") as stream:
+        return stream.read(HEAD)
+
+
+def kind_of(head: bytes) -> str | None:
+    """What a file is, by its first HEAD bytes, with an article; None if it is of no kind that people give by mistake.
+
+    >>> kind_of(b"<!DOCTYPE html>")
+    'an HTML or XML page instead of a file, such as a page of errors'
+    """
+    for start, mark, kind in _KINDS:
+        if head[start:].startswith(mark):
+            return kind
+    first = head.lstrip()[:1]
+    if first == b"<":
+        return "an HTML or XML page instead of a file, such as a page of errors"
+    return "JSON" if first in (b"{", b"[") and head.lstrip()[1:2] in b'"\n\r {[0123456789' else None
+
+
 def unicode(name: str) -> str:
     """A file name with escapes for bytes that are not UTF-8, which a table could not store.
 

@@ -28,6 +28,18 @@ class Scaled(nn.Module):
         return y * (self.gamma / (size if self.training else self.seen.clamp_min(0.1))).view(unit)
 
 
+class Rectified(nn.Module):
+    """BatchNorm with a non-linearity inside, which is no norm."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(num_features))
+
+    def forward(self, y: Tensor) -> Tensor:
+        normalised = F.batch_norm(y, None, None, training=True)
+        return F.leaky_relu(normalised * self.gamma.view((-1,) + (1,) * (y.dim() - 2)))
+
+
 def _images(count: int, size: int = 16) -> tuple[Tensor, Tensor]:
     x = torch.randn(count, 3, size, size)
     return x, (x.mean((1, 2, 3)) > 0).long() + 2 * (x[:, 0, :4].mean((1, 2)) > 0).long()

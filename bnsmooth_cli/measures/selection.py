@@ -43,6 +43,11 @@ def select(
         InputError: If the network does not have a layer or unit, or has no sites.
     """
     sites = structure.sites
+    if (unfit := structure.unfit) is not None:
+        raise InputError(
+            f"--norm {type(unfit).__module__}:{type(unfit).__qualname__}: its output is not an affine function of its "
+            "normalised input, so that it is no norm; train, landscape, smoothness, surface and ics take it"
+        )
     if not sites:
         raise InputError("no layer of this network takes a norm, so nothing can be measured")
     for name in layers or ():

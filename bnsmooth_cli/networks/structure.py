@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.networks.chain import Chain
-from bnsmooth_cli.networks.hooks import hooked
+from bnsmooth_cli.networks.hooks import captured, hooked
 from bnsmooth_cli.networks.parameters import trainable
-from bnsmooth_cli.norms.noise import Noise
+from bnsmooth_cli.networks.rescaling import is_known, is_norm
 
 #: Layers in order, each as its name and the names of its parameters.
 Names = list[tuple[str, list[str]]]
@@ -65,38 +65,59 @@ class Site:
 
 
 class Structure(NamedTuple):
-    """The layers of a network and the sites where norms act."""
+    """The layers of a network and the sites where norms act.
+
+    Attributes:
+        model: The network.
+        layers: Its layers.
+        sites: Its sites.
+        unfit: What is in the place of a chain's norm and is no norm, if there is one.
+    """
 
     model: nn.Module
     layers: Names
     sites: list[Site]
+    unfit: nn.Module | None = None
 
 
 def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
     """Find the layers of a network, and the sites where norms act or could act.
 
-    A chain defines its own layers, and a site for each layer that can have a norm. The layers of any other module are
-    the modules with parameters of their own, in the order in which they are first called. A module that only scales,
-    shifts or normalises the output of the module before it, and is called once, belongs to that module's layer. The
-    parameters of modules that are not called (as in nn.MultiheadAttention) belong to the module that contains them. The
-    sites are the linear maps and convolutions that are called once.
+    A chain defines its own layers, and a site for each layer that can have a norm, unless it is not a norm that is
+    there (`networks.rescaling`). The layers of any other module are the modules with parameters of their own, in the
+    order in which they are first called. A norm that acts on the output of the module before it, and is called once,
+    belongs to that module's layer; so does a module that only scales or shifts. The parameters of modules that are not
+    called (as in nn.MultiheadAttention) belong to the module that contains them. The sites are the linear maps and
+    convolutions that are called once.
 
     Args:
         model: The network.
-        forward: Runs the network; a chain is not run.
+        forward: Runs the network; a chain is run only if its norm is the user's.
     """
     if isinstance(model, Chain):
-        layers = [(name, _within(model, f"layers.{name}")) for name in model.layers]
-        numbered = enumerate(model.named_layers(), 1)
-        sites = [Site(i, name, layer.linear, (layer.norm,)) for i, (name, layer) in numbered if layer.normalisable]
-        return Structure(model, layers, sites)
+        return _of_chain(model, forward)
     groups = _Trace(model, forward).layers()
     sites = [
-        Site(i, group.name, group.module, tuple(group.norms), isinstance(group.module, nn.Linear) and group.rank > 2)
+        Site(i, group.name, group.module, tuple(group.norms), group.units_last)
         for i, group in enumerate(groups, 1)
         if isinstance(group.module, nn.Linear | nn.Conv2d) and group.calls == 1
     ]
     return Structure(model, [(group.name, group.parameters) for group in groups], sites)
+
+
+def _of_chain(model: Chain, forward: Callable[[], object]) -> Structure:
+    layers = [(name, _within(model, f"layers.{name}")) for name in model.layers]
+    sites = [
+        Site(i, name, layer.linear, (layer.norm,))
+        for i, (name, layer) in enumerate(model.named_layers(), 1)
+        if layer.normalisable
+    ]
+    users = [site for site in sites if not is_known(site.norms[0])]
+    outputs = [output for _, output in captured([site.linear for site in users], forward)] if users else []
+    for site, output in zip(users, outputs, strict=True):
+        if not is_norm(site.norms[0], output):
+            return Structure(model, layers, [], site.norms[0])
+    return Structure(model, layers, sites)
 
 
 def chosen_layers(structure: Structure, layers: Sequence[str] | None) -> Names:
@@ -143,6 +164,11 @@ class _Group:
     calls: int = 0
     rank: int = 0  # of the module's output
 
+    @property
+    def units_last(self) -> bool:
+        """Whether the last dimension of the module's output holds the units."""
+        return isinstance(self.module, nn.Linear) and self.rank > 2
+
 
 class _Trace:
     """Runs a network and groups the modules that it calls into layers.
@@ -155,6 +181,8 @@ class _Trace:
         self.model = model
         self.calls: Counter[str] = Counter()
         modules = list(model.named_modules())
+        #: The modules that hooks of the user's may turn into something else.
+        self.hooked = {module for _, module in modules if module._forward_hooks or module._forward_pre_hooks}
         with hooked([m.register_forward_pre_hook(lambda m, _, n=n: self.calls.update([n])) for n, m in modules]):
             forward()
         self.parameters: dict[str, list[str]] = {}  # by the called module that contains them
@@ -163,7 +191,8 @@ class _Trace:
         self.groups: dict[str, _Group] = {}
         #: The layer that ended last, its output, and the output's version, which counts changes in place.
         self.last: tuple[_Group, Tensor, int] | None = None
-        self.norm: str | None = None  # the norm that is running; the modules inside it are not layers
+        #: The norm that is running, or the module that is tested for being one; the modules inside are not layers.
+        self.norm: str | None = None
         handles: list[Any] = []
         for name, module in modules:
             handles.append(module.register_forward_pre_hook(lambda m, inputs, n=name: self._enter(n, m, inputs)))
@@ -191,40 +220,44 @@ class _Trace:
             return
         _, output, version = self.last or (None, None, 0)
         takes_output = output is not None and bool(inputs) and inputs[0] is output and output._version == version
-        if takes_output and self.calls[name] == 1 and _rescales(module):
+        if takes_output and self.calls[name] == 1 and self._is_norm(name, module):
             self.norm = name
         elif name in self.parameters and name not in self.groups:
             self.groups[name] = _Group(name or type(self.model).__name__, module, self.parameters[name])
 
+    def _is_norm(self, name: str, module: nn.Module) -> bool:
+        """Whether a module that takes the last layer's output is a norm. Other modules are tested only if their
+        parameters have at most a value per unit."""
+        if isinstance(module, nn.Sequential):  # a container, whose modules are examined one by one
+            return False
+        if is_known(module) and module not in self.hooked:
+            return True
+        ranks = [p.dim() for p in module.parameters()]
+        if not ranks or max(ranks) > 1:
+            return False
+        assert self.last is not None
+        group, output, _ = self.last
+        self.norm = "."  # no module's name, so that the hooks wait for the end of the test
+        try:
+            return is_norm(module, output, group.units_last)
+        finally:
+            self.norm = None
+
     def _leave(self, name: str, module: nn.Module, output: object) -> None:
         if self.norm not in (None, name):
             return
-        group = self.groups.get(name) if self.norm is None else self._end_norm(name, module, output)
+        group = self.groups.get(name) if self.norm is None else self._end_norm(name, module)
         if group is not None and isinstance(output, Tensor):
             if group.module is module:
                 group.calls, group.rank = group.calls + 1, output.dim()
             self.last = group, output, output._version
 
-    def _end_norm(self, name: str, module: nn.Module, output: object) -> _Group:
+    def _end_norm(self, name: str, module: nn.Module) -> _Group:
         assert self.last is not None
         self.norm = None
-        group, layer_output, _ = self.last
-        holders = [holder for holder in self.parameters if holder == name or holder.startswith(f"{name}.")]
-        parameters = [parameter for holder in holders for parameter in self.parameters[holder]]
-        if not isinstance(output, Tensor) or output.shape != layer_output.shape:  # more than a norm
-            group = self.groups[name] = _Group(name, module, [])
-        else:
-            group.norms.append(module)
-        group.parameters += parameters
+        group = self.last[0]
+        group.norms.append(module)
+        for holder, parameters in self.parameters.items():
+            if holder == name or holder.startswith(f"{name}."):
+                group.parameters += parameters
         return group
-
-
-def _rescales(module: nn.Module) -> bool:
-    """Whether a module only scales, shifts or normalises units: a norm, or one with at most a value per unit."""
-    if isinstance(
-        module, nn.PReLU | nn.Sequential
-    ):  # a non-linearity; a container, whose modules are examined one by one
-        return False
-    known = (Noise, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
-    ranks = [p.dim() for p in module.parameters()]
-    return isinstance(module, known) or (bool(ranks) and max(ranks) <= 1)

@@ -107,12 +107,16 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+_remarks: set[str] = set()  # that have been printed
+
+
 def _remark(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Print a remark as one line; leave the other warnings to `others`."""
-    if issubclass(category, Remark):
-        terminal.complain(f"note: {message}")
-    else:
+    """Print a remark as one line, once; leave the other warnings to `others`."""
+    if not issubclass(category, Remark):
         others(message, category, *place)
+    elif str(message) not in _remarks:
+        _remarks.add(str(message))
+        terminal.complain(f"note: {message}")
 
 
 def _explain(error: BaseException) -> int:

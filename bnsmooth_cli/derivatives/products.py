@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.parameters import flatten, unflatten
@@ -145,9 +146,22 @@ def double_backward(
         keep_graph: Whether the graphs of the terms are kept for all products. Otherwise they are computed again for
             each product, so that memory holds the graph of a single term.
     """
+    try:
+        return _double_backward(terms, leaves, keep_graph, twice_differentiable)
+    except CheckpointError:
+        # The network runs parts again in the backward pass (torch.utils.checkpoint). PyTorch leaves function modes out
+        # there, so that the replacements would be missing. The kernel of attention is a setting that it keeps.
+        return _double_backward(terms, leaves, keep_graph, lambda: sdpa_kernel(SDPBackend.MATH))
 
+
+def _double_backward(
+    terms: Callable[[], Iterator[tuple[float, Tensor]]],
+    leaves: Sequence[Tensor],
+    keep_graph: bool,
+    operations: Callable[[], AbstractContextManager[None]],
+) -> Curvature:
     def slopes() -> Iterator[tuple[float, Sequence[Tensor]]]:
-        with twice_differentiable():
+        with operations():
             for share, loss in terms():
                 yield share, torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
 
@@ -156,7 +170,7 @@ def double_backward(
     def product(v: Tensor) -> Tensor:
         pieces = unflatten(v, leaves)
         total = torch.zeros_like(v)
-        with twice_differentiable():  # the pass back may run parts of the network again
+        with operations():
             for share, slope in kept or slopes():
                 curved = [i for i, g in enumerate(slope) if g.requires_grad]
                 if curved:  # otherwise the loss is linear

@@ -30,7 +30,7 @@ NEAR: Final = 0.02
 LEFT: Final = 0.1
 #: The steps of `_is_confirmed`, relative to the length of theta, and the largest relative difference.
 _STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
-_CONFIRMED: Final = 0.05
+_CONFIRMED: Final = {torch.float32: 0.01, torch.float64: 0.001}
 
 
 @measured
@@ -151,7 +151,9 @@ def second_order(
         reason = f"the backward pass of {', '.join(functions)} has another derivative than autograd says"
     except NotSymmetricError:
         layers = ", ".join(_asymmetric_layers(point)) if names is None else ""
-        reason = f"the Hessian is not symmetric{layers and f' in {layers}'}, so a second derivative is wrong"
+        own = ", ".join(own_functions([point.loss()]))
+        reason = f"the Hessian is not symmetric{layers and f' in {layers}'}: a second derivative is wrong"
+        reason += f"; see the backward pass of {own}" if own else ""
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # PyTorch's error for operations that it differentiates once
@@ -174,7 +176,7 @@ def _is_confirmed(
         ahead, behind = point.gradients_along(names, unit, [-float(step), float(step)])
         difference = (ahead - behind) / (2 * step)
         largest = torch.maximum(torch.linalg.vector_norm(difference), torch.linalg.vector_norm(expected))
-        if torch.linalg.vector_norm(difference - expected) <= _CONFIRMED * largest:
+        if torch.linalg.vector_norm(difference - expected) <= _CONFIRMED[vector.dtype] * largest:
             return True
     return False
 

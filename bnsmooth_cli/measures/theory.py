@@ -116,6 +116,7 @@ from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
 from bnsmooth_cli.randomness import generator
+from bnsmooth_cli.user_code import explaining
 
 TOLERANCE: Final = 1e-9  # of the residual of a proved statement; each is an equality
 #: A unit counts as constant if its standard deviation is below this fraction of its activations' size: the difference
@@ -180,7 +181,10 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
         weights = first_weights(double, modules)
         parts = []
         for chosen, x, first in zip(selected, inputs, weights, strict=True):
-            parts += _activations(double, chosen, x)
+            # Hooks that replace the output of a layer are gone when a recomputation runs that layer again.
+            unsaved = torch.autograd.graph.disable_saved_tensors_hooks("the network runs parts again going back")
+            with explaining(f"layer {chosen.site.name}: its output cannot be replaced"), unsaved:
+                parts += _activations(double, chosen, x)
             if first is not None:
                 parts.append(_nearest_optimum(chosen, first.to(x)))
     rows = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,6 +18,11 @@ def hooked(handles: Sequence[Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def observable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The names and modules that can be observed. Inside a scripted module, no Python is called."""
+    return [(name, m) for name, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
 
 
 @contextmanager

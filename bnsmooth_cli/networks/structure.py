@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.networks.chain import Chain
-from bnsmooth_cli.networks.hooks import captured, hooked
+from bnsmooth_cli.networks.hooks import captured, hooked, observable
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.networks.rescaling import is_known, is_norm
 
@@ -180,7 +180,7 @@ class _Trace:
     def __init__(self, model: nn.Module, forward: Callable[[], object]) -> None:
         self.model = model
         self.calls: Counter[str] = Counter()
-        modules = list(model.named_modules())
+        modules = observable(model)
         #: The modules that hooks of the user's may turn into something else.
         self.hooked = {module for _, module in modules if module._forward_hooks or module._forward_pre_hooks}
         with hooked([m.register_forward_pre_hook(lambda m, _, n=n: self.calls.update([n])) for n, m in modules]):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """The network itself, if the argument is what `torch.compile` made of it."""
-    original = vars(model).get("_modules", {}).get("_orig_mod")
-    return original if isinstance(original, nn.Module) and len(model._modules) == 1 else model
+    if type(model).__name__ != "OptimizedModule":
+        return model
+    _say_eager()
+    return cast(nn.Module, model._orig_mod)
 
 
 @contextmanager
@@ -51,9 +53,13 @@ def _eager(model: nn.Module) -> Iterator[None]:
         yield
         return
     if any(uncompiled(m) is not m or vars(m).get("_compiled_call_impl") is not None for m in model.modules()):
-        warnings.warn("compiled modules are measured in eager mode; the last digits may differ", Remark, stacklevel=4)
+        _say_eager()
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def _say_eager() -> None:
+    warnings.warn("compiled modules are measured in eager mode; the last digits may differ", Remark, stacklevel=2)
 
 
 @contextmanager
@@ -88,7 +94,7 @@ def _wide(model: nn.Module) -> Iterator[None]:
         yield
         return
     types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in narrow}))
-    warnings.warn(f"parameters of {types} are measured in float32", Remark, stacklevel=4)
+    warnings.warn(f"parameters of {types} are measured in float32", Remark, stacklevel=2)
     kept = [t.data for t in narrow]
     try:
         for tensor, value in zip(narrow, kept, strict=True):

@@ -313,7 +313,14 @@ class Point:
         parameters = trainable(self.model)
         leaves = [parameters[name] for name in (parameters if names is None else names)]
         # The graph of one batch serves all products. The graphs of many batches would not fit into memory.
-        return double_backward(functools.partial(self._terms, self.model), leaves, keep_graph=self.objective == "batch")
+        keep_graph = self.objective == "batch"
+        gradient, product = double_backward(functools.partial(self._terms, self.model), leaves, keep_graph=keep_graph)
+
+        def prepared_product(v: Tensor) -> Tensor:
+            with prepared(self.norms, self.config.seed, self.step):  # the pass back may run parts of the network again
+                return product(v)
+
+        return gradient, prepared_product if keep_graph else product
 
 
 def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.graphs import begins_before, own_functions
-from bnsmooth_cli.networks.hooks import evaluating, hooked
+from bnsmooth_cli.networks.hooks import evaluating, hooked, observable
 from bnsmooth_cli.networks.parameters import restored, trainable
 from bnsmooth_cli.networks.undisturbed import gradients_kept
 from bnsmooth_cli.norms.state import prepared, stateful
@@ -69,6 +69,8 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
     Raises:
         InputError: If a condition is violated.
     """
+    if any(p.is_inference() for p in model.parameters()):
+        raise InputError(f"{option}: its model was made in torch.inference_mode(); make it outside")
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     versions = {name: p._version for name, p in model.named_parameters()}
     try:
@@ -175,8 +177,7 @@ def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str)
 
         handles = [
             m.register_forward_hook(lambda m, _, output, name=name, record=record: record(name, output))
-            for name, m in model.named_modules()
-            if not isinstance(m, torch.jit.ScriptModule)  # inside, they call each other without hooks
+            for name, m in observable(model)
         ]
         with _generators(run), hooked(handles):
             outputs["loss"] = loss().detach()

@@ -1,0 +1,563 @@
+"""Networks and losses as users write them: measured as by plain autograd, or refused by the name of the cause."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune, weight_norm
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+import bnsmooth_cli as bns
+from bnsmooth_cli import InputError
+from bnsmooth_cli.errors import Remark
+
+ALPHAS = [0.5, 1.0, 2.0]
+LR = 0.1
+
+
+def flat(tensors):
+    return torch.cat([t.detach().reshape(-1).double() for t in tensors])
+
+
+def gradient(loss, parameters):
+    found = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    return flat(
+        torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g)
+        for p, g in zip(parameters, found, strict=True)
+    )
+
+
+def by_hand(model, loss, hessian=None):
+    """The line probe, ICS and the Hessian, by moving the parameters by hand.
+
+    The Hessian is that of the loss `hessian`, or the differences of gradients (float64).
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    start = [p.detach().clone() for p in parameters]
+
+    def moved(vector):
+        with torch.no_grad():
+            for p, s, piece in zip(parameters, start, vector.split([p.numel() for p in parameters]), strict=True):
+                p.copy_((s.double() + piece.view(s.shape)).to(p))
+        found = loss().item(), gradient(loss, parameters)
+        with torch.no_grad():
+            for p, s in zip(parameters, start, strict=True):
+                p.copy_(s)
+        return found
+
+    g = gradient(loss, parameters)
+    lines = [moved(-alpha * LR * g) for alpha in ALPHAS]
+    distances = [(g - there).norm().item() for _, there in lines]
+    step = 1e-6
+    rows = []
+    for i in range(len(g)):
+        unit = torch.zeros_like(g)
+        unit[i] = step
+        rows.append((moved(unit)[1] - moved(-unit)[1]) / (2 * step))
+    matrix = torch.stack(rows)
+    found = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    reached = torch.cat(
+        [torch.full((p.numel(),), float(g is not None)) for p, g in zip(parameters, found, strict=True)]
+    )
+    matrix = matrix * reached[:, None]  # parameters under no_grad change the loss, but not for autograd
+    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    return {
+        "losses": [value for value, _ in lines],
+        "distances": distances,
+        "beta": max(d / (alpha * LR * g.norm().item()) for d, alpha in zip(distances, ALPHAS, strict=True)),
+        "curvature": (g @ matrix @ g / (g @ g)).item(),
+        "sharpness": values[values.abs().argmax()].item(),
+    }
+
+
+def agrees(point, expected, rel=1e-6, second=True):
+    line, row = bns.landscape(point, ALPHAS).iloc[1:], bns.smoothness(point, ALPHAS).iloc[0]
+    assert line["loss"].tolist() == pytest.approx(expected["losses"], rel=rel)
+    assert line["grad_distance"].tolist() == pytest.approx(expected["distances"], rel=rel)
+    assert row["beta"] == pytest.approx(expected["beta"], rel=rel)
+    if second:
+        assert row["curvature"] == pytest.approx(expected["curvature"], rel=max(rel, 1e-4))
+        assert row["sharpness"] == pytest.approx(expected["sharpness"], rel=0.006)
+    assert len(bns.surface(point, 3)) == 9
+    assert len(bns.ics(point)) == len(bns.smoothness_by_layer(point, ALPHAS))
+
+
+def point_of(model, loss, **more):
+    return bns.Point.of(model, loss, lr=LR, **more)
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(0)
+    return torch.randn(16, 3).double(), torch.randint(2, (16,))
+
+
+def classifier(*parts):
+    torch.manual_seed(1)
+    return nn.Sequential(*[part() for part in parts]).double()
+
+
+def usual():
+    return classifier(lambda: nn.Linear(3, 4), lambda: nn.BatchNorm1d(4), nn.Tanh, lambda: nn.Linear(4, 2))
+
+
+def physics(t):
+    """u' = -u with u(0) = 1: a loss that differentiates in the inputs."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def loss():
+        u = net(t)
+        (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+        return (slope + u).square().mean() + (u[0] - 1).square().sum()
+
+    return net, loss
+
+
+def test_a_loss_may_differentiate_inside():
+    net, loss = physics(torch.linspace(0, 2, 10).double()[:, None].requires_grad_())
+    point = point_of(net, loss)
+    agrees(point, by_hand(net, loss))
+    assert not bns.activations(point).empty
+    with pytest.raises(InputError, match="layer 0: its output cannot be replaced"):
+        bns.theory(point)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_measurements_work_where_gradients_are_off(data, mode):
+    x, y = data
+    model = usual()
+    outside = point_of(model, lambda: F.cross_entropy(model(x), y))
+    with mode():
+        inside = point_of(model, lambda: F.cross_entropy(model(x), y))
+        rows = [[measure(point) for measure in (bns.landscape, bns.smoothness, bns.ics)] for point in (inside, outside)]
+        assert not torch.is_grad_enabled()
+    for mine, theirs, table in zip(
+        *rows, (bns.landscape(outside), bns.smoothness(outside), bns.ics(outside)), strict=True
+    ):
+        assert mine.equals(table)
+        assert theirs.equals(table)
+
+
+def test_a_model_made_in_inference_mode_is_refused(data):
+    x, y = data
+    with torch.inference_mode():
+        model = usual()
+    with pytest.raises(InputError, match="inference"):
+        point_of(model, lambda: F.cross_entropy(model(x), y))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_loss_that_calls_backward_is_named_and_the_gradients_are_kept(data, keep):
+    x, y = data
+    model = usual()
+
+    def closure():
+        model.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward(retain_graph=keep)
+        return loss
+
+    gradients = [torch.full_like(p, 7.0) for p in model.parameters()]
+    for p, g in zip(model.parameters(), gradients, strict=True):
+        p.grad = g
+    with pytest.raises(InputError, match=r"calls backward\(\)"):
+        point_of(model, closure)
+    for p, g in zip(model.parameters(), gradients, strict=True):
+        assert p.grad is g
+        assert bool((g == 7).all())
+    bns.smoothness(point_of(model, lambda: F.cross_entropy(model(x), y)))
+    assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
+
+
+def test_a_loss_that_writes_to_the_parameters_is_named_and_they_are_kept():
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=0.1), nn.Linear(3, 2))
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(InputError, match=r"changes the parameter '0\.weight'"):
+        point_of(model, lambda: model(torch.arange(5)).square().mean())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_loss_that_draws_leaves_all_generators_as_they_were(data):
+    x, _ = data
+    model = nn.Linear(3, 2).double()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    for draw in (lambda: torch.rand(1).double(), lambda: np.random.rand(), lambda: random.random()):
+        with pytest.raises(InputError, match="another output each time"):
+            point_of(model, lambda: (model(x) * draw()).square().mean())  # noqa: B023
+        assert torch.equal(torch.get_rng_state(), expected[0])
+        assert np.random.get_state()[1].tolist() == expected[1]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_modules_are_measured_eagerly(data, backend):
+    x, y = data
+    model = usual()
+    torch._dynamo.reset()
+    fast = torch.compile(model, backend=backend)
+    fast(x).sum().backward()
+    model.zero_grad()
+    expected = by_hand(model, lambda: F.cross_entropy(model(x), y))
+    agrees(point_of(model, lambda: F.cross_entropy(fast(x), y)), expected)
+    with pytest.warns(Remark, match="eager"):
+        whole = bns.ics(point_of(fast, lambda: F.cross_entropy(fast(x), y)))
+    assert whole["layer_name"].tolist() == ["0", "3"]
+    assert whole.equals(bns.ics(point_of(model, lambda: F.cross_entropy(model(x), y))))
+
+
+def test_scripted_modules_are_measured(data):
+    x, y = data
+    plain = classifier(lambda: nn.Linear(3, 4), nn.Tanh, lambda: nn.Linear(4, 2))
+    expected = by_hand(plain, lambda: F.cross_entropy(plain(x), y))
+    scripted = torch.jit.script(plain)
+    agrees(point_of(scripted, lambda: F.cross_entropy(scripted(x), y)), expected)
+    partly = nn.Sequential(torch.jit.script(plain[:2]), plain[2])
+    agrees(point_of(partly, lambda: F.cross_entropy(partly(x), y)), expected)
+
+
+class Recomputing(nn.Module):
+    """Recomputes a module and a function of its parameters in the backward pass."""
+
+    def __init__(self, reentrant, active=True):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.weight = nn.Linear(3, 3), nn.Parameter(torch.randn(3, 3) / 2)
+        self.middle = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh())
+        self.run = (lambda f, x: checkpoint(f, x, use_reentrant=reentrant)) if active else (lambda f, x: f(x))
+
+    def forward(self, x):
+        x = self.run(lambda x: torch.tanh(x @ self.weight), torch.tanh(self.first(x)))
+        return self.run(self.middle, x)
+
+
+def test_recomputed_modules_and_functions_are_measured_at_the_moved_parameters(data):
+    x, y = data
+    plain, saving = Recomputing(False, active=False).double(), Recomputing(False).double()
+    expected = by_hand(plain, lambda: F.cross_entropy(plain(x), y))
+    points = [point_of(model, lambda model=model: F.cross_entropy(model(x), y)) for model in (plain, saving)]
+    for point in points:
+        agrees(point, expected)
+    with pytest.raises(InputError, match="layer first: .*runs parts again going back"):
+        bns.theory(points[1])
+    assert bns.ics(points[0])["ics"].tolist() == pytest.approx(bns.ics(points[1])["ics"].tolist(), rel=1e-9)
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+def test_reentrant_recomputation_is_refused(data, leaf):
+    x, y = data
+    model = Recomputing(True).double()
+    x = x.clone().requires_grad_(leaf)
+    with pytest.raises(InputError, match="use_reentrant=False"):
+        point_of(model, lambda: F.cross_entropy(model(x), y))
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "weight_norm over all", "pruned", "spectral norm"])
+def test_hooks_that_compute_weights_are_measured_and_copied(data, kind, tmp_path):
+    x, y = data
+
+    def hooked(layer):
+        if kind == "pruned":
+            return prune.random_unstructured(layer, "weight", 0.3)
+        if kind == "spectral norm":
+            return nn.utils.spectral_norm(layer).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated, and used everywhere
+            return weight_norm(layer, dim=0 if kind == "weight_norm" else None)
+
+    model = classifier(lambda: hooked(nn.Linear(3, 4)), nn.Tanh, lambda: hooked(nn.Linear(4, 2)))
+    loss = lambda: F.cross_entropy(model(x), y)  # noqa: E731
+    loss().backward()
+    model.zero_grad()
+    kept = model[0].weight
+    point = point_of(model, loss)
+    agrees(point, by_hand(model, loss), second=kind != "weight_norm")
+    assert torch.equal(model[0].weight, kept)
+
+
+def test_old_weight_norm_has_the_second_derivative_of_its_formula(data):
+    x, y = data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = classifier(lambda: weight_norm(nn.Linear(3, 2)))
+
+    class Formula(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = model[0]
+            self.bias, self.g, self.v = (
+                nn.Parameter(p.detach().clone()) for p in (layer.bias, layer.weight_g, layer.weight_v)
+            )
+
+        def forward(self, x):
+            return F.linear(x, self.g * self.v / self.v.norm(dim=1, keepdim=True), self.bias)
+
+    formula = Formula()
+    agrees(
+        point_of(model, lambda: F.cross_entropy(model(x), y)), by_hand(formula, lambda: F.cross_entropy(formula(x), y))
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lr", [0.1, 1e-4])
+def test_reduced_precision_is_measured_in_float32_and_said_so(data, dtype, lr):
+    x, y = data
+    model = usual().to(dtype)
+    inputs = x.to(dtype)
+    wide = usual().float()
+    wide.load_state_dict(model.state_dict())
+    before = [p.detach().clone() for p in model.state_dict().values()]
+    with pytest.warns(Remark, match=f"{str(dtype)[6:]} are measured in float32"):
+        point = bns.Point.of(model, lambda: F.cross_entropy(model(inputs), y), lr=lr)
+    expected = bns.Point.of(wide, lambda: F.cross_entropy(wide(inputs.float()), y), lr=lr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Remark)
+        for measure in (bns.landscape, bns.smoothness, bns.ics, bns.smoothness_by_layer):
+            mine, theirs = (measure(p).select_dtypes("float").to_numpy() for p in (point, expected))
+            assert mine == pytest.approx(theirs, rel=1e-5, nan_ok=True)
+    assert all(p.dtype == dtype for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+
+
+class Mixed(nn.Module):
+    """A network in bfloat16 with a norm and a head in float32, as language models are."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body, self.norm, self.head = nn.Linear(3, 4).bfloat16(), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.body(x.to(self.body.weight.dtype)).float())))
+
+
+@pytest.mark.filterwarnings("ignore::bnsmooth_cli.errors.Remark")
+def test_mixed_types_in_one_network_are_measured(data):
+    x, y = data[0].float(), data[1]
+    model, wide = Mixed(), Mixed().double()
+    agrees(
+        point_of(model, lambda: F.cross_entropy(model(x), y)),
+        by_hand(wide, lambda: F.cross_entropy(wide.head(torch.tanh(wide.norm(wide.body(x.double())))), y)),
+        rel=2e-3,
+    )
+    double = nn.Sequential(nn.Linear(3, 4).double(), nn.Linear(4, 2))
+    loss = lambda: F.cross_entropy(double[1](torch.tanh(double[0](x.double())).float()), y)  # noqa: E731
+    assert point_of(double, loss).theta.dtype == torch.float64
+
+
+def embedding(**options):
+    return classifier(lambda: nn.Embedding(6, 3, **options), nn.Flatten, lambda: nn.Linear(6, 2))
+
+
+def test_sparse_gradients_are_those_of_the_dense_embedding():
+    ids, y = torch.randint(6, (16, 2), generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
+    dense, sparse = embedding(), embedding(sparse=True)
+    expected = by_hand(dense, lambda: F.cross_entropy(dense(ids), y))
+    for model in (dense, sparse):
+        agrees(point_of(model, lambda model=model: F.cross_entropy(model(ids), y)), expected)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("form", ["rows", "offsets", "last offset", "padding", "weights"])
+def test_bags_of_embeddings_have_a_second_derivative(mode, form):
+    if form == "weights" and mode != "sum":
+        pytest.skip("torch takes weights for sums alone")
+    torch.manual_seed(0)
+    bag = nn.EmbeddingBag(
+        7, 3, mode=mode, padding_idx=2 if form == "padding" else None, include_last_offset=form == "last offset"
+    ).double()
+    head, y = nn.Linear(3, 2).double(), torch.arange(4) % 2
+    model = nn.ModuleList([bag, head])
+    ids = torch.randint(7, (4, 3))
+    more = {
+        "offsets": [torch.tensor([0, 2, 2, 9])], "last offset": [torch.tensor([0, 2, 2, 9, 12])],
+        "weights": [None, torch.rand(4, 3).double()],
+    }.get(form, [])  # fmt: skip
+    if more and more[0] is not None:
+        ids = ids.flatten()
+    loss = lambda: F.cross_entropy(head(torch.tanh(bag(ids, *more))), y)  # noqa: E731
+    agrees(point_of(model, loss), by_hand(model, loss))
+
+
+class Once(torch.autograd.Function):
+    """tanh with a backward pass that hides its own derivative."""
+
+    @staticmethod
+    def forward(ctx, x, how):
+        ctx.save_for_backward(x)
+        ctx.how = how
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        if ctx.how == "detached":
+            x = x.detach()
+        elif ctx.how == "once":
+            return OnceMarked.apply(g, x), None
+        return g * (1 - torch.tanh(x) ** 2), None
+
+
+class OnceMarked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, g, x):
+        return g * (1 - torch.tanh(x) ** 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return g, None
+
+
+@pytest.mark.parametrize("how", ["right", "detached", "once"])
+def test_a_function_that_hides_its_second_derivative_gives_nulls_and_a_remark(data, how):
+    x, y = data
+    first, last = nn.Linear(3, 3).double(), nn.Linear(3, 2).double()
+    model = nn.ModuleList([first, last])
+    point = point_of(model, lambda: F.cross_entropy(last(Once.apply(first(x), how)), y))
+    expected = by_hand(model, lambda: F.cross_entropy(last(torch.tanh(first(x))), y))
+    if how == "right":
+        agrees(point, expected)
+        return
+    with pytest.warns(Remark, match="no curvature and no sharpness.*Once"):
+        row = bns.smoothness(point, ALPHAS).iloc[0]
+    assert math.isnan(row["curvature"])
+    assert math.isnan(row["sharpness"])
+    assert row["beta"] == pytest.approx(expected["beta"], rel=1e-6)
+    with pytest.warns(Remark):
+        rows = bns.smoothness_by_layer(point, ALPHAS)
+    assert rows["sharpness"].isna()[0]
+    assert rows["beta"].notna().all()
+
+
+class Inner(torch.autograd.Function):
+    """Calls backward() inside, as some libraries' recomputation does."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.layer(x).backward(g)
+        return x.grad, None
+
+
+def test_a_function_that_calls_backward_is_refused(data):
+    x, y = data
+    first, middle = nn.Linear(3, 3).double(), nn.Linear(3, 2).double()
+    model = nn.ModuleList([first, middle])
+    with pytest.raises(InputError, match=r"not those of backward\(\).*Inner"):
+        point_of(model, lambda: F.cross_entropy(Inner.apply(first(x), middle), y))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_loss_without_a_second_derivative_keeps_beta():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 6).double(), torch.randn(6, 5, 4).double()
+    marks, lengths = torch.tensor([[1, 2]] * 6), (torch.full((6,), 5), torch.full((6,), 2))
+    loss = lambda: F.ctc_loss(F.log_softmax(net(x), -1).transpose(0, 1), marks, *lengths)  # noqa: E731
+    point = point_of(net, loss)
+    with pytest.warns(Remark, match="no second derivative"):
+        row = bns.smoothness(point, ALPHAS).iloc[0]
+    assert row["beta"] == pytest.approx(by_hand(net, loss)["beta"], rel=1e-6)
+    assert row[["curvature", "sharpness"]].isna().all()
+
+
+class Lopsided(torch.autograd.Function):
+    """A fused layer x w / |w| whose backward pass treats |w| as a constant."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ (w / w.norm())
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        size, unit = w.norm().detach(), (w / w.norm())
+        slope = x.T @ g
+        return g @ unit.T, (slope - unit * (unit * slope).sum()) / size
+
+
+def test_a_hessian_that_is_not_symmetric_is_found_and_its_layer_named(data, monkeypatch):
+    x, y = data
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).double())
+
+        def forward(self, x):
+            return Lopsided.apply(x, self.w)
+
+    model = nn.Sequential(nn.Linear(3, 3).double(), nn.Tanh(), Layer())
+    point = point_of(model, lambda: F.cross_entropy(model(x), y))
+    with pytest.warns(Remark, match="not symmetric in 2"):
+        row = bns.smoothness(point, ALPHAS).iloc[0]
+    assert row[["curvature", "sharpness"]].isna().all()
+
+
+class Frozen(nn.Module):
+    """Frozen, unused, called but unused, and detached parts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh())
+        self.unused, self.aside, self.fixed = nn.Linear(3, 3), nn.Linear(4, 2), nn.Linear(3, 3)
+        self.head = nn.Linear(4, 2)
+        self.body[0].weight.requires_grad_(False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.fixed(x)
+        x = self.body(x)
+        self.aside(x)
+        return self.head(x)
+
+
+def test_parameters_that_the_loss_does_not_reach_have_zero_gradients(data):
+    x, y = data
+    model = Frozen().double()
+    loss = lambda: F.cross_entropy(model(x), y)  # noqa: E731
+    point = point_of(model, loss)
+    agrees(point, by_hand(model, loss))
+    rows = bns.smoothness_by_layer(point, ALPHAS).set_index("layer_name")
+    shifts = bns.ics(point).set_index("layer_name")
+    for name in ("Frozen", "fixed", "aside"):
+        assert rows.loc[name, "grad_norm"] == 0
+        assert rows.loc[name, ["beta", "curvature", "sharpness"]].isna().all()
+        assert shifts.loc[name, ["grad_norm", "ics"]].eq(0).all()
+        assert math.isnan(shifts.loc[name, "cosine"])
+    head = by_hand(model.head, loss)
+    assert rows.loc["head", "sharpness"] == pytest.approx(head["sharpness"], rel=0.006)
+    assert rows.loc["head", "beta"] == pytest.approx(head["beta"], rel=1e-6)
+
+
+def test_a_tensor_of_the_parameters_themselves_moves_with_them(data):
+    x, y = data
+    model = usual()
+    weight: Tensor = model[3].weight
+    loss = lambda: F.cross_entropy(model(x), y) + weight.square().sum()  # noqa: E731
+    agrees(point_of(model, loss), by_hand(model, loss))
+
+
+def test_spectral_norm_in_train_mode_is_refused(data):
+    x, y = data
+    model = nn.Sequential(spectral_norm(nn.Linear(3, 2))).double()
+    with pytest.raises(InputError, match=r"buffer '0\.parametrizations\.weight\.0\._u' changes"):
+        point_of(model, lambda: F.cross_entropy(model(x), y))

@@ -45,6 +45,18 @@ def test_lp_is_its_formula_and_gradient(name, shape):
     assert torch.autograd.gradcheck(norm, (y[:4].requires_grad_(),))
 
 
+@pytest.mark.parametrize("name", P)
+def test_an_lp_norm_that_acts_twice_has_its_gradient(name):
+    norm, y = norms.build(name, 5).double(), data((8, 5, 3, 4))
+    prepare([norm], 0, 0)
+    found = []
+    for twice in (False, True):  # whether the gradient will be differentiated
+        loss = norm(norm(y).sin()).cos().sum()
+        found.append(torch.autograd.grad(loss, [norm.gamma, norm.beta], create_graph=twice))
+    for once, again in zip(*found, strict=True):
+        torch.testing.assert_close(once, again, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("block", [lp._BLOCK, 150])  # all at once, and a few samples at a time

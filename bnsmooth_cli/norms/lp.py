@@ -73,7 +73,8 @@ class _FusedLpNorm(torch.autograd.Function):
         y, gamma, mean, scale = ctx.saved_tensors
         norm: LpNorm = ctx.norm
         if torch.is_grad_enabled():  # the gradient will be differentiated, so use elementary operations
-            beta = torch.zeros_like(gamma, requires_grad=True)
+            # Views, because y may depend on gamma: in a norm that acts twice.
+            y, gamma, beta = y.view_as(y), gamma.view_as(gamma), torch.zeros_like(gamma, requires_grad=True)
             z = as_matrix(y)
             out = (z - z.mean(0)) * (gamma / lp_scale(z, norm.p)) + beta
             needed = [x for x, needs in zip((y, gamma, beta), ctx.needs_input_grad, strict=False) if needs]

@@ -247,7 +247,7 @@ def test_recomputed_modules_and_functions_are_measured_at_the_moved_parameters(d
     points = [point_of(model, lambda model=model: F.cross_entropy(model(x), y)) for model in (plain, saving)]
     for point in points:
         agrees(point, expected)
-    with pytest.raises(InputError, match="layer first: .*runs parts again going back"):
+    with pytest.raises(InputError, match=r"layer first: .*runs parts again going back"):
         bns.theory(points[1])
     assert bns.ics(points[0])["ics"].tolist() == pytest.approx(bns.ics(points[1])["ics"].tolist(), rel=1e-9)
 

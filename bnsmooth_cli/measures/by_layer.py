@@ -65,9 +65,8 @@ def smoothness_by_layer(
         curvature, sharpness = second_order(point, names, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
         if etas and norm > 0:
-            moved = torch.stack(
-                [torch.linalg.vector_norm(g - gradient) for g in point.gradients_along(names, gradient, etas)]
-            )
+            line = point.along(gradient, etas, names)
+            moved = torch.cat([torch.linalg.vector_norm(gradients - gradient, dim=1) for _, gradients in line])
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
             beta = float(np.max(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)))
         numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": curvature, "sharpness": sharpness}

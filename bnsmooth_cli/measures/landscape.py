@@ -143,17 +143,12 @@ def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.Da
     """The rows of `landscape`, without the columns that identify the point and the direction."""
     alphas = line_alphas(point.config.problem) if alphas is None else list(alphas)
     lr = point.config.lr
-    theta = point.theta[None]
-    loss, gradient = point.gradients_at(theta)
-    norm, along = torch.linalg.vector_norm(gradient, dim=1), direction_vector(point, gradient[0], direction)
+    loss, gradient = point.gradients_at(point.theta[None])
+    norm, vector = torch.linalg.vector_norm(gradient, dim=1), direction_vector(point, gradient[0], direction)
     zero, sizes = torch.zeros_like(norm), [p.numel() for p in trainable(point.model).values()]
     records = [torch.stack((loss, norm, zero, norm * norm, zero))]
-    # A fast path takes the whole line at once. A network evaluates one step length after another, in the same memory.
-    at_once = len(alphas) if point.fast_path is not None else 1
-    moved = theta.new_empty(at_once, theta.shape[1])
-    for etas in theta.new_tensor([[-alpha * lr] for alpha in alphas]).split(at_once) if alphas else ():
-        torch.addcmul(theta, etas, along, out=moved)
-        records.append(_compare(*point.gradients_at(moved), gradient, sizes))
+    for losses, gradients in point.along(vector, [alpha * lr for alpha in alphas]):
+        records.append(_compare(losses, gradients, gradient, sizes))
     # One transfer for the whole line: nothing before it waits for the device.
     losses, norms, distances, products, summed = torch.cat(records, 1).cpu().double().numpy()
     step_sizes = lr * np.array([0.0, *alphas])

@@ -20,7 +20,6 @@ from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.landscape import direction_vector, plan, probe, with_direction
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.networks.graphs import own_functions
-from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import first_line
@@ -169,11 +168,10 @@ def _is_confirmed(
 
     A user's own backward pass may treat as constant what is not. Its Hessian can be symmetric nevertheless.
     """
-    names = list(trainable(point.model)) if names is None else names
     unit, size = vector / torch.linalg.vector_norm(vector), torch.linalg.vector_norm(point.theta)
     expected = product / torch.linalg.vector_norm(vector)
-    for step in (size * h for h in _STEPS):
-        ahead, behind = point.gradients_along(names, unit, [-float(step), float(step)])
+    for step in (float(size) * h for h in _STEPS):
+        ahead, behind = torch.cat([gradients.clone() for _, gradients in point.along(unit, [-step, step], names)])
         difference = (ahead - behind) / (2 * step)
         largest = torch.maximum(torch.linalg.vector_norm(difference), torch.linalg.vector_norm(expected))
         if torch.linalg.vector_norm(difference - expected) <= _CONFIRMED[vector.dtype] * largest:

@@ -80,12 +80,12 @@ class Point:
     ) -> Point:
         """The current point of your own training loop.
 
-        The model, its mode and torch's random generators are left as they are.
+        The model, its mode, its gradients and the random generators are left as they are.
 
         Args:
             model: The network that is being trained.
-            loss: A function that computes the scalar loss of the model's current state. It must call the model, and
-                must call neither `backward` nor an optimiser.
+            loss: A function that computes the scalar loss of the model's current state. It may differentiate, but must
+                call neither `backward` nor an optimiser.
             lr: The learning rate: the unit of step length of the line probes, and the length of ICS's SGD step.
             step: The training step.
             run: The name of the run in the rows of a measurement.
@@ -94,7 +94,8 @@ class Point:
 
         Raises:
             InputError: If the loss cannot be measured: it is not a scalar with a graph, it differs between two calls
-                (the message names the module), or it depends on parameters that it does not take from the model.
+                (the message names the module), it calls `backward`, or it depends on a tensor that was computed from
+                the parameters before.
 
         >>> import bnsmooth_cli as bns
         >>> model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
@@ -246,23 +247,35 @@ class Point:
                 losses.append(self._gradient(parameters, gradient))
         return torch.stack(losses), gradients
 
-    def gradients_along(
-        self, names: Sequence[str], direction: Float[Tensor, " m"], etas: Sequence[float]
-    ) -> Iterator[Float[Tensor, " m"]]:
-        """The gradient in the named parameters w at w - eta d for each step length, all other parameters held fixed."""
+    def along(
+        self, direction: Float[Tensor, " m"], etas: Sequence[float], names: Sequence[str] | None = None
+    ) -> Iterator[tuple[Float[Tensor, " points"], Float[Tensor, "points m"]]]:
+        """The losses and the gradients at w - eta d, in parts that hold one step length or several.
+
+        The next part may use the memory of the gradients again.
+
+        Args:
+            direction: The vector d.
+            etas: The step lengths.
+            names: The parameters w, all others held fixed; all parameters by default.
+        """
+        if not etas:
+            return
         if self.fast_path is not None:  # takes all step lengths at once
-            where = positions(self.model, names)
+            where = positions(self.model, list(trainable(self.model)) if names is None else names)
             thetas = self.theta.repeat(len(etas), 1)
             thetas[:, where] -= thetas.new_tensor(etas)[:, None] * direction
-            yield from self.gradients_at(thetas)[1][:, where]
+            losses, gradients = self.gradients_at(thetas)
+            yield losses, gradients[:, where]
             return
         parameters = trainable(self.model)
-        leaves = [parameters[name] for name in names]
+        leaves = [parameters[name] for name in (parameters if names is None else names)]
         start = flatten(p.detach() for p in leaves).to(direction)
+        moved, gradient = torch.empty_like(start), torch.empty_like(start)
         with restored(leaves):
             for eta in etas:
-                fill(leaves, start - eta * direction)
-                yield self.gradient_in(names)
+                fill(leaves, torch.add(start, direction, alpha=-eta, out=moved))
+                yield self._gradient(leaves, gradient.zero_())[None], gradient[None]
 
     def gradient_in(self, names: Sequence[str]) -> Float[Tensor, " m"]:
         """The gradient in some parameters alone, in the order of the names."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -326,6 +327,34 @@ def test_reduced_precision_is_measured_in_float32_and_said_so(data, dtype, lr):
             assert mine == pytest.approx(theirs, rel=1e-5, nan_ok=True)
     assert all(p.dtype == dtype for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("where", ["around", "inside", "forward"])
+def test_autocast_is_off_in_measurements_and_on_again_afterwards(data, where):
+    x, y = data[0].float(), data[1]
+    model, lr = usual().float(), 1e-4
+    if where == "forward":
+        model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    cast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=where != "forward")
+
+    def loss():
+        if where != "inside":
+            return F.cross_entropy(model(x), y)
+        with cast:
+            return F.cross_entropy(model(x), y)
+
+    plain = usual().float()
+    expected = bns.smoothness(bns.Point.of(plain, lambda: F.cross_entropy(plain(x), y), lr=lr))
+    with cast if where == "around" else nullcontext(), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = bns.smoothness(bns.Point.of(model, loss, lr=lr))
+        assert torch.is_autocast_enabled("cpu") == (where == "around")
+    assert any("autocast is off" in str(each.message) for each in seen) == (where != "around")
+    assert found.select_dtypes("float").to_numpy() == pytest.approx(
+        expected.select_dtypes("float").to_numpy(), rel=1e-5, nan_ok=True
+    )
+    with cast if where == "inside" else nullcontext():
+        assert (model(x).dtype == torch.bfloat16) == (where != "around")
 
 
 class Mixed(nn.Module):

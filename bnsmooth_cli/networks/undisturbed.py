@@ -21,21 +21,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """The context in which a network is measured.
 
     Gradients are recorded, even if the caller has switched them off (`no_grad`, `inference_mode`). Compiled modules run
-    eagerly: compiled code has no second derivatives. Parameters of less than 32 bits are converted to float32:
-    rounding would otherwise move them to other points than the measurement asks for. When the context ends, the
-    parameters, their gradients, and the tensors that hooks keep in modules are those from before.
+    eagerly: compiled code has no second derivatives. Parameters of less than 32 bits are converted to float32, and
+    autocast is off: rounding would move parameters to other points than the measurement asks for, and hide the
+    differences of gradients. When the context ends, the parameters, their gradients, and the tensors that hooks keep in
+    modules are those from before.
     """
     if any(p.is_inference() for p in model.parameters()):
         yield  # such parameters cannot be differentiated, which `check_loss` reports
         return
+    device = next(model.parameters()).device.type
     with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        _eager(model),
-        _attributes(model),
-        gradients_kept(model),
-        _wide(model),
-    ):
+        torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False), _no_autocast(),
+        _eager(model), _attributes(model), gradients_kept(model), _wide(model),
+    ):  # fmt: skip
         yield
 
 
@@ -84,6 +82,24 @@ def gradients_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in kept:
             parameter.grad = gradient
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Let `torch.autocast` do nothing, also where the user's code enters it."""
+    enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
+
+    def skip(self: torch.autocast) -> torch.autocast:
+        if self._enabled:
+            warnings.warn("autocast is off in measurements: they are in float32", Remark, stacklevel=2)
+        return self
+
+    try:
+        torch.autocast.__enter__ = skip  # type: ignore[method-assign]
+        torch.autocast.__exit__ = lambda *_: None  # type: ignore[method-assign]
+        yield
+    finally:
+        torch.autocast.__enter__, torch.autocast.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 @contextmanager

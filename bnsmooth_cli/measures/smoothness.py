@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bnsmooth_cli.derivatives.lanczos import SYMMETRY, NotSymmetricError, largest_eigenvalue
+from bnsmooth_cli.derivatives.lanczos import MAX_PRODUCTS, SYMMETRY, NotSymmetricError, largest_eigenvalue
 from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.landscape import direction_vector, plan, probe, with_direction
 from bnsmooth_cli.measures.measurement import Measurement, measured
-from bnsmooth_cli.networks.graphs import own_functions
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import first_line
@@ -145,19 +144,22 @@ def second_order(
         start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
         start.add_(gradient / squared.sqrt())
         sharpness = largest_eigenvalue(product, start)
-        if not (functions := own_functions([point.loss()])) or _is_confirmed(point, names, start, product(start)):
+        if math.isnan(sharpness) and torch.isfinite(curvature):
+            warnings.warn(
+                f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=2
+            )
+        if not point.own_functions or _is_confirmed(point, names, start, product(start)):
             return curvature.item(), sharpness
-        reason = f"the backward pass of {', '.join(functions)} has another derivative than autograd says"
+        reason = "a backward pass has another derivative than autograd says"
     except NotSymmetricError:
         layers = ", ".join(_asymmetric_layers(point)) if names is None else ""
-        own = ", ".join(own_functions([point.loss()]))
         reason = f"the Hessian is not symmetric{layers and f' in {layers}'}: a second derivative is wrong"
-        reason += f"; see the backward pass of {own}" if own else ""
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # PyTorch's error for operations that it differentiates once
         reason = f"an operation has no second derivative: {first_line(error)}"
-    warnings.warn(f"no curvature and no sharpness: {reason}", Remark, stacklevel=2)
+    own = f"; see the backward pass of {', '.join(point.own_functions)}" if point.own_functions else ""
+    warnings.warn(f"no curvature and no sharpness: {reason}{own}", Remark, stacklevel=2)
     return math.nan, math.nan
 
 

@@ -16,6 +16,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.graphs import own_functions
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import (
     copied,
@@ -128,6 +129,11 @@ class Point:
         """The layers of the network and the sites where norms act."""
         with undisturbed(self.model):
             return structure(self.model, self.at("batch").loss)
+
+    @functools.cached_property
+    def own_functions(self) -> list[str]:
+        """The names of the user's subclasses of torch.autograd.Function that compute the objective."""
+        return own_functions([self.loss()]) if self.problem.has_users_code else []
 
     @functools.cached_property
     def _penalised(self) -> list[str]:

@@ -12,6 +12,7 @@ from bnsmooth_cli import problems
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.structure import Structure
+from bnsmooth_cli.networks.undisturbed import uncompiled
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
@@ -42,7 +43,7 @@ def open_problem(source: CheckpointSource, device: str = "auto") -> Problem:
 
 def structure_of(problem: Problem) -> Structure:
     """The layers and sites of a problem's network, before any training."""
-    return Point(problem, problem.initial, [], 0, *problem.batch(0), problem.config.name).structure
+    return Point(problem, uncompiled(problem.initial), [], 0, *problem.batch(0), problem.config.name).structure
 
 
 def visit(
@@ -75,7 +76,7 @@ def visit(
 
 def _point(trajectory: Trajectory, run: str) -> Point:
     problem, step = trajectory.problem, trajectory.step
-    return Point(problem, trajectory.model, trajectory.velocity, step, *problem.batch(step), run)
+    return Point(problem, uncompiled(trajectory.model), trajectory.velocity, step, *problem.batch(step), run)
 
 
 def _check_record(source: CheckpointSource, point: Point) -> None:

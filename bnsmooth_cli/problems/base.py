@@ -99,6 +99,11 @@ class Problem(ABC):
         """The batches of the test set, in order."""
         return iter(())
 
+    @property
+    def has_users_code(self) -> bool:
+        """Whether the network, its norm or the loss is the user's."""
+        return is_code(self.config.problem) or is_code(self.config.norm)
+
     @contextmanager
     def forward_only(self) -> Iterator[None]:
         """A context for forward passes whose gradients are not needed.
@@ -106,8 +111,7 @@ class Problem(ABC):
         Nothing is recorded, unless the user's code runs: a network may compute forces as the derivative of an energy,
         and a loss may penalise a gradient. Detach what is kept.
         """
-        users = is_code(self.config.problem) or is_code(self.config.norm)
-        with torch.inference_mode(False), torch.set_grad_enabled(users):
+        with torch.inference_mode(False), torch.set_grad_enabled(self.has_users_code):
             yield
 
     def evaluate(self, model: nn.Module) -> tuple[float, float]:

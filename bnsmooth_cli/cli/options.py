@@ -309,7 +309,8 @@ class FileOptions(Options):
     """The weights that a measuring command reads, and the table that it writes."""
 
     weights: Path | None = option(
-        "Measure these weights instead of training: a file with a state dict that fits the problem's network.",
+        "Measure these weights instead of training: a file with a state dict that fits the problem's network, from "
+        "torch.save or safetensors.",
         _SETTINGS,
         metavar="FILE",
     )

@@ -23,7 +23,7 @@ from bnsmooth_cli.data.folders import Arrays, Files, class_folders, parquet_file
 from bnsmooth_cli.data.published import ORIGINALS, download
 from bnsmooth_cli.data.shapes import shapes
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.storage.files import load_tensors, save_tensors
+from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
 
 _CACHE_FORMAT: Final = 2  # of the decoded images; another way of decoding them has another number
 

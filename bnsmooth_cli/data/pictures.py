@@ -73,10 +73,11 @@ def decode(sources: Sequence[tuple[str, Path | io.BytesIO]]) -> UInt8[np.ndarray
 
 
 def _reason(source: Path | io.BytesIO, error: Exception) -> str:
-    with suppress(OSError):
-        head = read_head(source) if isinstance(source, Path) else source.getvalue()[:HEAD]
-        if isinstance(error, UnidentifiedImageError) and (kind := kind_of(head)):
-            return f"it is {kind}"
+    if isinstance(error, UnidentifiedImageError):  # of a regular file: others are not opened
+        with suppress(OSError):
+            head = read_head(source) if isinstance(source, Path) else source.getvalue()[:HEAD]
+            if kind := kind_of(head):
+                return f"it is {kind}"
     return first_line(error)
 
 

@@ -174,7 +174,8 @@ def load_weights(
     """Load the point of already-trained weights, with the batch of step 0.
 
     Args:
-        path: The file of a state dict that fits the problem's network.
+        path: The file of a state dict that fits the problem's network, written by `torch.save` or safetensors. It may
+            be inside other dicts, and have the names that DataParallel, `torch.compile` or Lightning give it.
         problem: The problem, as `train` takes it.
         norm: The norm, as `train` takes it.
         seed: The seed of the data order and the noise.
@@ -187,7 +188,8 @@ def load_weights(
         The point, on the device.
 
     Raises:
-        InputError: If the state dict does not fit; the message lists the keys that differ.
+        InputError: If the file is of another kind, or the state dict does not fit; the message says what it is, or
+            lists the keys that differ.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import pickle
 import re
 import secrets
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from bnsmooth_cli.errors import DamagedError, InputError
 
@@ -127,6 +123,9 @@ def check_regular(path: Path) -> None:
 
 #: How many bytes of a file `kind_of` needs.
 HEAD: Final = 512
+#: What `kind_of` calls a safetensors file.
+SAFETENSORS: Final = "a safetensors file, which --weights takes"
+_MAX_HEADER: Final = 10**8  # bytes of a safetensors header, the library's own limit
 #: Kinds of files that people give in place of others: where a mark of the kind is, the mark, and what the file is.
 _KINDS: Final = (
     (0, b"version https://git-lfs", "a Git LFS pointer; fetch the file itself by `git lfs pull`"),
@@ -165,6 +164,8 @@ def kind_of(head: bytes) -> str | None:
     >>> kind_of(b"<!DOCTYPE html>")
     'an HTML or XML page instead of a file, such as a page of errors'
     """
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
+        return SAFETENSORS
     for start, mark, kind in _KINDS:
         if head[start:].startswith(mark):
             return kind
@@ -244,108 +245,3 @@ def load_json(path: Path, folder_is: str, format: int) -> dict[str, Any]:
             f"{path}: has format {str(content.get('format'))[:20]}, this bnsmooth reads {format}; upgrade it"
         )
     return content
-
-
-def save_tensors(path: Path, content: dict[str, Any], make_folder: bool = True) -> None:
-    """Write a dict of tensors and plain values with `torch.save`. Equal contents give equal bytes."""
-    import torch
-
-    # To a stream: given a path, torch stores the temporary file's name in the archive.
-    with atomic(path, make_folder) as temporary, _Stream(io.FileIO(temporary, "wb")) as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:  # torch hides the stream's own error
-            raise stream.failed or error from error
-
-
-class _Stream(io.BufferedWriter):
-    """A file that keeps the error of a failed write."""
-
-    failed: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.failed = error
-            raise
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Read a dict of tensors and plain values that `torch.save` wrote, onto the CPU.
-
-    Raises:
-        InputError: If the file does not exist or does not hold a dict.
-        DamagedError: If it cannot be read, or its checksums do not match.
-    """
-    import torch
-
-    check_regular(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # torch.save does not compress, so an archive that declares more than its size is damaged or a zip bomb.
-            if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
-                raise zipfile.BadZipFile("declares more than its size")
-            if archive.testzip() is not None:  # torch.load does not compare the checksums
-                raise zipfile.BadZipFile("wrong checksum")
-            for item in archive.infolist():
-                if item.filename.endswith("data.pkl"):
-                    _KeyCheck(io.BytesIO(archive.read(item))).load()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about what it finds odd in a damaged file
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise DamagedError(
-            f"{path}: not a readable file of tensors (damaged, truncated, or not a state dict that torch.save wrote)"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: does not hold a checkpoint")
-    return content
-
-
-class _Stub(dict[Any, Any]):
-    """Stands for every object in a pickle."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-
-def _list_of(count: int) -> Callable[[Any], None]:
-    def load(unpickler: Any) -> None:
-        unpickler.stack[-count:] = [unpickler.stack[-count:]]
-
-    return load
-
-
-_REBUILD: Final = (("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"))
-
-
-class _KeyCheck(pickle._Unpickler):
-    """Walks through a pickle of a state dict and refuses tuples as keys. Creates no objects.
-
-    `torch.load(weights_only=True)` executes nothing, but it hashes the keys of dicts and the elements of sets and
-    counters. A tuple of two references to a tuple of two references, and so on, takes 5 bytes per level and 2^levels
-    steps to hash, in C, where Ctrl-C cannot interrupt it: a pickle of 210 bytes did not load in 15 s (torch 2.14).
-    Here, tuples become lists, which cannot be keys, and classes that a state dict does not need are refused.
-    """
-
-    dispatch: ClassVar = {
-        **pickle._Unpickler.dispatch,
-        pickle.EMPTY_TUPLE[0]: pickle._Unpickler.dispatch[pickle.EMPTY_LIST[0]],
-        pickle.TUPLE[0]: pickle._Unpickler.dispatch[pickle.LIST[0]],
-        pickle.TUPLE1[0]: _list_of(1),
-        pickle.TUPLE2[0]: _list_of(2),
-        pickle.TUPLE3[0]: _list_of(3),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = (module, name) in _REBUILD or (module == "torch" and name.endswith("Storage"))
-        if not known and (module, name) != ("collections", "OrderedDict"):
-            raise pickle.UnpicklingError(f"a state dict does not need {module}.{name}")
-        return _Stub
-
-    def persistent_load(self, pid: Any) -> Any:
-        return _Stub()

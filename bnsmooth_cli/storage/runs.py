@@ -15,7 +15,8 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import load_json, load_tensors, save_json, save_tensors, unicode
+from bnsmooth_cli.storage.files import load_json, save_json, unicode
+from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
 
 FORMAT: Final = 1
 CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
@@ -226,7 +227,7 @@ def read_checkpoint(path: Path) -> tuple[CheckpointSource, dict[str, Any]]:
     content = load_tensors(path)
     step, run, format = content.get("step"), content.get("run"), content.get("format")
     if not isinstance(step, int) or not isinstance(run, str) or not isinstance(format, int):
-        raise InputError(f"{path}: a torch file, but not a checkpoint of bnsmooth")
+        raise InputError(f"{path}: a torch file, but not a checkpoint of bnsmooth (--weights FILE takes state dicts)")
     if format != FORMAT:
         raise InputError(f"{path}: a checkpoint of format {format}, this bnsmooth reads {FORMAT}; upgrade it")
     config = from_dict(content.get("config"), str(path))
@@ -237,6 +238,8 @@ def read_checkpoint(path: Path) -> tuple[CheckpointSource, dict[str, Any]]:
 
 def open_weights(path: Path, config: Config) -> CheckpointSource:
     """A file of a state dict as a source: step 0 of a run that starts from these weights."""
+    if path.is_dir():
+        raise InputError(f"--weights {path}: is a folder; give the file of a state dict")
     if not path.is_file():
         raise InputError(f"--weights {path}: no such file; give the file of a state dict")
     return CheckpointSource(path, unicode(path.stem), config, {0: path}, weights=path)

@@ -20,7 +20,7 @@ from broken import image_parquet
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import load_tensors
+from bnsmooth_cli.storage.tensors import load_tensors
 
 TRAIN = f"train {DLN} --lr 1e-4 --steps 20 --save-every 4"
 VGG = "train --problem vgg --width 0.05 --batch-size 8 --steps 1"

@@ -585,6 +585,38 @@ def test_a_tensor_of_the_parameters_themselves_moves_with_them(data):
     agrees(point_of(model, loss), by_hand(model, loss))
 
 
+def test_a_hook_may_watch_the_gradient_of_a_parameter_but_not_change_it(data):
+    x, y = data
+    model, seen = usual(), []
+    watching = model[3].weight.register_hook(lambda g: seen.append(float(g.norm())))
+    loss = lambda: F.cross_entropy(model(x), y)  # noqa: E731
+    agrees(point_of(model, loss), by_hand(model, loss))
+    seen.clear()
+    loss().backward()
+    assert len(seen) == 1
+    watching.remove()
+    loss().backward()
+    assert len(seen) == 1
+    model[3].weight.register_hook(lambda g: g / 2)
+    with pytest.raises(InputError, match=r"a hook changes the gradient of '3\.weight'"):
+        point_of(model, loss)
+
+
+def test_losses_of_torch_func_are_measured():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.randn(6, 3).double()
+    own = dict(model.named_parameters())
+
+    def steep(z: Tensor) -> Tensor:
+        return torch.func.functional_call(model, own, (z,)).sum()
+
+    loss = lambda: torch.func.vmap(lambda z: torch.func.grad(steep)(z).square().sum())(x).mean()  # noqa: E731
+    point = point_of(model, loss)
+    agrees(point, by_hand(model, loss))
+    with pytest.raises(InputError, match=r"runs inside torch\.func"):
+        bns.activations(point)
+
+
 def test_spectral_norm_in_train_mode_is_refused(data):
     x, y = data
     model = nn.Sequential(spectral_norm(nn.Linear(3, 2))).double()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnsmooth_cli.errors import InputError
+
 
 @contextmanager
 def hooked(handles: Sequence[Any]) -> Iterator[None]:
@@ -23,6 +25,11 @@ def hooked(handles: Sequence[Any]) -> Iterator[None]:
 def observable(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The names and modules that can be observed. Inside a scripted module, no Python is called."""
     return [(name, m) for name, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)]
+
+
+def is_transformed(value: Tensor) -> bool:
+    """Whether a tensor stands for others inside a transformation of `torch.func` (vmap, grad), which it must not leave."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 @contextmanager
@@ -43,6 +50,8 @@ def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> lis
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        if is_transformed(output):
+            raise InputError(f"{type(module).__name__}: runs inside torch.func, so its outputs cannot be observed")
         if module not in seen:
             first = [*inputs, *named.values()][0]
             seen[module] = first.detach().clone(), output.detach().clone()  # later modules may work in place

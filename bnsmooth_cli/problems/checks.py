@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.graphs import begins_before, own_functions
-from bnsmooth_cli.networks.hooks import evaluating, hooked, observable
+from bnsmooth_cli.networks.hooks import evaluating, hooked, is_transformed, observable
 from bnsmooth_cli.networks.parameters import restored, trainable
 from bnsmooth_cli.networks.undisturbed import gradients_kept
 from bnsmooth_cli.norms.state import prepared, stateful
@@ -144,6 +144,7 @@ def _check_graph(model: nn.Module, loss: Callable[[], Tensor], option: str) -> N
         )
     with explaining(f"{option}: its loss cannot be differentiated"):
         gradients = torch.autograd.grad(first, parameters, allow_unused=True)
+        _check_hooks(model, loss, gradients, option)
         if not functions or any(p._post_accumulate_grad_hooks for p in parameters):  # such a hook may be an optimiser
             return
         # A function of the user's may run backward() inside, which autograd.grad does not see.
@@ -155,6 +156,23 @@ def _check_graph(model: nn.Module, loss: Callable[[], Tensor], option: str) -> N
                 f"{option}: its gradients by torch.autograd.grad are not those of backward() ({', '.join(functions)}); "
                 "write the function's backward without backward()"
             )
+
+
+def _check_hooks(model: nn.Module, loss: Callable[[], Tensor], gradients: Sequence[Tensor | None], option: str) -> None:
+    """Check that no hook changes the gradient of a parameter: it would not be the gradient of the loss any more."""
+    hooks = [(parameter, parameter._backward_hooks) for parameter in trainable(model).values()]
+    if not any(hook for _, hook in hooks):
+        return
+    try:
+        for parameter, _ in hooks:
+            parameter._backward_hooks = None
+        free = torch.autograd.grad(loss(), [parameter for parameter, _ in hooks], allow_unused=True)
+    finally:
+        for parameter, hook in hooks:
+            parameter._backward_hooks = hook
+    for name, gradient, own in zip(trainable(model), gradients, free, strict=True):
+        if gradient is not None and own is not None and not torch.allclose(gradient.to_dense(), own.to_dense()):
+            raise InputError(f"{option}: a hook changes the gradient of '{name}'; remove it (register_hook)")
 
 
 def _check_buffers(model: nn.Module, before: dict[str, Tensor], option: str) -> None:
@@ -172,7 +190,7 @@ def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str)
         outputs: dict[str, Tensor] = {}
 
         def record(name: str, output: object, outputs: dict[str, Tensor] = outputs) -> None:
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and not is_transformed(output):
                 outputs.setdefault(name, output.detach().clone())
 
         handles = [

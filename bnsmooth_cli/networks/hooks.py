@@ -28,7 +28,7 @@ def observable(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def is_transformed(value: Tensor) -> bool:
-    """Whether a tensor stands for others inside a transformation of `torch.func` (vmap, grad), which it must not leave."""
+    """Whether a tensor stands for others inside a transformation of `torch.func`, which it must not leave."""
     return torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 

@@ -61,7 +61,7 @@ def smoothness_by_layer(
     etas = [alpha * point.config.lr for alpha in lengths]
     gradients, rows = point.gradients_at(point.theta[None])[1][0], []
     for number, (name, names) in enumerate(chosen, 1):
-        gradient = gradients[positions(point.model, names)]
+        gradient = gradients[positions(point.parameters, names)]
         curvature, sharpness = second_order(point, names, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
         if etas and norm > 0:

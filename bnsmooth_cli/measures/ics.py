@@ -15,7 +15,7 @@ from torch import Tensor
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.networks.chain import Chain
-from bnsmooth_cli.networks.parameters import flatten, restored, trainable, unflatten
+from bnsmooth_cli.networks.parameters import flatten, restored, unflatten
 from bnsmooth_cli.networks.structure import Names, chosen_layers
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
@@ -59,7 +59,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     updated, velocity = theta.clone(), [flatten(point.velocity).to(theta)] if point.velocity else []
     sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
 
-    parameters = trainable(point.model)
+    parameters = point.parameters
     slopes = dict(zip(parameters, unflatten(gradient, parameters.values()), strict=True))
     before = [flatten(slopes[name] for name in names) for _, names in chosen]
     shifted: Iterable[Tensor]  # G' of every layer from the second on
@@ -104,7 +104,7 @@ def _at_once(point: Point, before: list[Tensor], theta: Theta, updated: Theta) -
 
 def _of_any(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterator[Tensor]:
     """G' in any network: one pass per layer, differentiated only down to that layer. Updates the layers in place."""
-    parameters = trainable(point.model)
+    parameters = point.parameters
     for (_, moved), (_, names) in itertools.pairwise(layers):
         for name in moved:
             parameters[name].data.copy_(updated[name])
@@ -115,7 +115,7 @@ def _of_chain(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterat
     """G' in a chain: each updated layer runs once, and only the layers after it are differentiated. Updates the layers
     in place."""
     modules = list(cast(Chain, point.model).layers.values())
-    parameters, activations = trainable(point.model), cast(Tensor, point.inputs)
+    parameters, activations = point.parameters, cast(Tensor, point.inputs)
     with prepared(point.norms, point.config.seed, point.step):
         for place, ((_, names), module) in enumerate(zip(layers[:-1], modules, strict=False)):
             for name in names:

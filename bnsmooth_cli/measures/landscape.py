@@ -18,7 +18,6 @@ from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.measurement import Measurement, measured
-from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
@@ -145,7 +144,7 @@ def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.Da
     lr = point.config.lr
     loss, gradient = point.gradients_at(point.theta[None])
     norm, vector = torch.linalg.vector_norm(gradient, dim=1), direction_vector(point, gradient[0], direction)
-    zero, sizes = torch.zeros_like(norm), [p.numel() for p in trainable(point.model).values()]
+    zero, sizes = torch.zeros_like(norm), [p.numel() for p in point.parameters.values()]
     records = [torch.stack((loss, norm, zero, norm * norm, zero))]
     for losses, gradients in point.along(vector, [alpha * lr for alpha in alphas]):
         records.append(_compare(losses, gradients, gradient, sizes))

@@ -9,7 +9,6 @@ from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 
-from bnsmooth_cli.networks.undisturbed import undisturbed
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import structure_of
 from bnsmooth_cli.problems.base import Problem
@@ -62,7 +61,7 @@ def measured(rows: Callable[Concatenate[Point, P], pd.DataFrame]) -> Callable[Co
 
     @functools.wraps(rows)
     def measure(point: Point, /, *args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
-        with undisturbed(point.model):
+        with point.undisturbed():
             return _label(point, rows(point, *args, **kwargs))
 
     return measure

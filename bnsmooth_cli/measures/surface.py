@@ -18,7 +18,7 @@ from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.measures import DIRECTIONS
 from bnsmooth_cli.measures.landscape import plan_objective
 from bnsmooth_cli.measures.measurement import Measurement, measured
-from bnsmooth_cli.networks.parameters import flatten, trainable
+from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.problems.base import Problem
@@ -142,7 +142,7 @@ def path_of(source: CheckpointSource, arguments: Mapping[str, Any], problem: Pro
 
 def _state(point: Point) -> dict[str, Tensor]:
     """A copy of what changes along a path: the trained parameters and the buffers. Frozen parameters stay the same."""
-    changing = trainable(point.model) | dict(point.model.named_buffers())
+    changing = point.parameters | dict(point.model.named_buffers())
     return {name: value.detach().to("cpu", copy=True) for name, value in changing.items()}
 
 
@@ -154,9 +154,9 @@ def _theta(point: Point, state: State) -> Tensor:
     """The parameter vector of a state, on the point's device. Raises InputError if the state lacks a parameter."""
     if isinstance(state, Tensor):
         return state.to(point.theta)
-    if lacking := [name for name in trainable(point.model) if name not in state]:
+    if lacking := [name for name in point.parameters if name not in state]:
         raise InputError(f"path: a state dict lacks {lacking[0]}; give those of this network")
-    return flatten(state[name] for name in trainable(point.model)).to(point.theta)
+    return flatten(state[name] for name in point.parameters).to(point.theta)
 
 
 def _loss_of(point: Point, state: State) -> Float[Tensor, " 1"]:
@@ -183,9 +183,7 @@ def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
     """Filter-normalised random directions."""
     random = generator(point.config.seed, "surface", point.step)
     return [
-        flatten(
-            _like(p.detach(), torch.randn(p.shape, generator=random).to(p)) for p in trainable(point.model).values()
-        )
+        flatten(_like(p.detach(), torch.randn(p.shape, generator=random).to(p)) for p in point.parameters.values())
         for _ in range(count)
     ]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -110,14 +111,13 @@ def unflatten(theta: Shaped[Tensor, " n"], like: Collection[Tensor]) -> list[Ten
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, like, strict=True)]
 
 
-def positions(model: nn.Module, names: Sequence[str]) -> Int[Tensor, " n"]:
+def positions(parameters: Mapping[str, Tensor], names: Sequence[str]) -> Int[Tensor, " m"]:
     """The indices in theta of the elements of the named parameters.
 
-    >>> positions(nn.Linear(2, 1), ["bias"])
+    >>> positions(dict(nn.Linear(2, 1).named_parameters()), ["bias"])
     tensor([2])
     """
-    parameters = trainable(model)
-    count = sum(p.numel() for p in parameters.values())
-    every = torch.arange(count, device=next(iter(parameters.values())).device)
-    places = dict(zip(parameters, unflatten(every, parameters.values()), strict=True))
-    return flatten(places[name] for name in names)
+    ends = dict(zip(parameters, itertools.accumulate(p.numel() for p in parameters.values()), strict=True))
+    device = next(iter(parameters.values())).device
+    spans = ((ends[name] - parameters[name].numel(), ends[name]) for name in names)
+    return torch.cat([torch.arange(start, end, device=device) for start, end in spans])

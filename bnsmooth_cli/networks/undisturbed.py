@@ -31,9 +31,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         return
     device = next(model.parameters()).device.type
     with (
-        torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False), _no_autocast(),
+        recording(), torch.autocast(device, enabled=False), _no_autocast(),
         _eager(model), _attributes(model), gradients_kept(model), _wide(model),
     ):  # fmt: skip
+        yield
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record gradients, even if the caller has switched them off."""
+    with torch.inference_mode(False), torch.enable_grad():
         yield
 
 

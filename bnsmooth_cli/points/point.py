@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ from bnsmooth_cli.networks.parameters import (
     unflatten,
 )
 from bnsmooth_cli.networks.structure import Names, Structure, structure
-from bnsmooth_cli.networks.undisturbed import uncompiled, undisturbed
+from bnsmooth_cli.networks.undisturbed import recording, uncompiled, undisturbed
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem, Values
@@ -120,6 +120,11 @@ class Point:
         return self.problem.config
 
     @functools.cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, in their order in theta."""
+        return trainable(self.model)
+
+    @functools.cached_property
     def norms(self) -> tuple[nn.Module, ...]:
         """The modules that `prepared` sets to a step; cached because each pass needs them."""
         return stateful(self.model)
@@ -127,8 +132,12 @@ class Point:
     @functools.cached_property
     def structure(self) -> Structure:
         """The layers of the network and the sites where norms act."""
-        with undisturbed(self.model):
+        with self.undisturbed():
             return structure(self.model, self.at("batch").loss)
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """The context of a measurement (`networks.undisturbed`). Built-in networks need no more than gradients."""
+        return undisturbed(self.model) if self.problem.has_users_code else recording()
 
     @functools.cached_property
     def own_functions(self) -> list[str]:
@@ -150,7 +159,7 @@ class Point:
         Args:
             model: A module of the same architecture instead of the point's own.
         """
-        parameters = trainable(self.model if model is None else model)
+        parameters = self.parameters if model is None else trainable(model)
         if not self._weight_decay:
             return next(iter(parameters.values())).new_zeros(())
         return self._weight_decay / 2 * squares(parameters[name] for name in self._penalised)
@@ -168,7 +177,7 @@ class Point:
         Raises:
             InputError: If the point belongs to your own training loop.
         """
-        if all(p.dtype == dtype for p in trainable(self.model).values()):
+        if all(p.dtype == dtype for p in self.parameters.values()):
             return self
         if isinstance(self.problem, ExternalLoop):
             raise InputError(
@@ -204,8 +213,8 @@ class Point:
     @property
     def theta(self) -> Float[Tensor, " n"]:
         """A copy of the trained parameters, in the order of `model.parameters()` and in their `precision`."""
-        parameters = trainable(self.model).values()
-        return flatten(p.detach() for p in parameters).to(precision(parameters), copy=True)
+        parameters = self.parameters.values()
+        return flatten(p.detach() for p in parameters).to(precision(parameters))
 
     def loss(self, model: nn.Module | None = None) -> Float[Tensor, ""]:
         """The objective, with its graph.
@@ -218,8 +227,10 @@ class Point:
 
     def _terms(self, model: nn.Module) -> Iterator[tuple[float, Tensor]]:
         """The shares and losses that add up to the objective."""
-        modules = self.norms if model is self.model else stateful(model)
-        device, types = next(model.parameters()).device, {p.dtype for p in trainable(model).values()}
+        modules, parameters = self.norms, self.parameters
+        if model is not self.model:
+            modules, parameters = stateful(model), trainable(model)
+        device, types = next(iter(parameters.values())).device, {p.dtype for p in parameters.values()}
         dtype = types.pop() if len(types) == 1 else None
         with evaluating(model) if self.objective.kind == "test" else nullcontext():
             own = Batch(self.inputs, self.targets, self.step)
@@ -228,14 +239,14 @@ class Point:
                 with prepared(modules, self.config.seed, step):
                     yield share, self.problem.objective(self.problem.call(model, x), y)
         if self._weight_decay:
-            yield 1.0, self.penalty(model)
+            yield 1.0, self.penalty(None if model is self.model else model)
 
     @property
     def fast_path(self) -> FastPath | None:
         """The problem's fast path to losses and gradients at many parameter vectors; None if it has none."""
         if self.objective != "batch":
             return None
-        parameter = next(self.model.parameters())
+        parameter = next(iter(self.parameters.values()))
         return self.problem.fast_path(parameter.dtype, parameter.device)
 
     def gradients_at(
@@ -246,7 +257,7 @@ class Point:
             passes = self.fast_path(thetas)
             return passes.loss, passes.gradient
         gradients, losses = torch.zeros_like(thetas), []
-        parameters = list(trainable(self.model).values())
+        parameters = list(self.parameters.values())
         with restored(parameters):
             for theta, gradient in zip(thetas, gradients, strict=True):
                 fill(parameters, theta)
@@ -268,14 +279,13 @@ class Point:
         if not etas:
             return
         if self.fast_path is not None:  # takes all step lengths at once
-            where = positions(self.model, list(trainable(self.model)) if names is None else names)
+            where = slice(None) if names is None else positions(self.parameters, names)
             thetas = self.theta.repeat(len(etas), 1)
             thetas[:, where] -= thetas.new_tensor(etas)[:, None] * direction
             losses, gradients = self.gradients_at(thetas)
             yield losses, gradients[:, where]
             return
-        parameters = trainable(self.model)
-        leaves = [parameters[name] for name in (parameters if names is None else names)]
+        leaves = [self.parameters[name] for name in (self.parameters if names is None else names)]
         start = flatten(p.detach() for p in leaves).to(direction)
         moved, gradient = torch.empty_like(start), torch.empty_like(start)
         with restored(leaves):
@@ -285,10 +295,9 @@ class Point:
 
     def gradient_in(self, names: Sequence[str]) -> Float[Tensor, " m"]:
         """The gradient in some parameters alone, in the order of the names."""
-        parameters = trainable(self.model)
-        leaves = [parameters[name] for name in names]
+        leaves = [self.parameters[name] for name in names]
         gradient = torch.zeros(
-            sum(p.numel() for p in leaves), dtype=precision(parameters.values()), device=leaves[0].device
+            sum(p.numel() for p in leaves), dtype=precision(self.parameters.values()), device=leaves[0].device
         )
         self._gradient(leaves, gradient)
         return gradient
@@ -310,7 +319,7 @@ class Point:
         """
         if (fast_path := self.fast_path) is not None:
             return torch.cat([fast_path.losses(theta[None]) for theta in thetas])
-        parameters, losses = list(trainable(self.model).values()), []
+        parameters, losses = list(self.parameters.values()), []
         with restored(parameters), self.problem.forward_only():
             for theta in thetas:
                 fill(parameters, theta)
@@ -328,9 +337,8 @@ class Point:
         fast_path = self.fast_path
         if fast_path is not None and self.theta.device.type != "mps":  # MPS lacks complex operations
             curvature = complex_step(fast_path, self.theta)
-            return curvature if names is None else restricted(curvature, positions(self.model, names))
-        parameters = trainable(self.model)
-        leaves = [parameters[name] for name in (parameters if names is None else names)]
+            return curvature if names is None else restricted(curvature, positions(self.parameters, names))
+        leaves = [self.parameters[name] for name in (self.parameters if names is None else names)]
         # The graph of one batch serves all products. The graphs of many batches would not fit into memory.
         keep_graph = self.objective == "batch"
         gradient, product = double_backward(functools.partial(self._terms, self.model), leaves, keep_graph=keep_graph)

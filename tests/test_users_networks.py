@@ -468,6 +468,15 @@ def test_a_function_that_hides_its_second_derivative_gives_nulls_and_a_remark(da
     assert rows["beta"].notna().all()
 
 
+def test_the_gradients_of_other_networks_stay(data):
+    x, y = data
+    judge, model = nn.Linear(3, 2).double(), nn.Linear(3, 3).double()
+    judge.weight.grad = torch.full_like(judge.weight, 7.0)
+    point_of(model, lambda: F.cross_entropy(judge(Once.apply(model(x), "right")), y))
+    assert bool((judge.weight.grad == 7).all())
+    assert judge.bias.grad is None
+
+
 class Inner(torch.autograd.Function):
     """Calls backward() inside, as some libraries' recomputation does."""
 

@@ -32,6 +32,11 @@ def own_functions(values: Iterable[Tensor]) -> list[str]:
     return sorted({each.__name__ for each in classes if not each.__module__.startswith("bnsmooth_cli.")})
 
 
+def leaves(root: Tensor) -> list[Tensor]:
+    """The tensors that a value was computed from: parameters, and other tensors that record their gradient."""
+    return [node.variable for node in nodes([root.grad_fn]) if _is_leaf(node)]
+
+
 def begins_before(model: nn.Module, first: Tensor, second: Tensor) -> str | None:
     """The operation of a tensor that was computed from the parameters before two losses were; None if there is none.
 

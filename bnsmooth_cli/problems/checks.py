@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.networks.graphs import begins_before, own_functions
+from bnsmooth_cli.networks.graphs import begins_before, leaves, own_functions
 from bnsmooth_cli.networks.hooks import evaluating, hooked, is_transformed, observable
 from bnsmooth_cli.networks.parameters import restored, trainable
 from bnsmooth_cli.networks.undisturbed import gradients_kept
@@ -148,9 +148,14 @@ def _check_graph(model: nn.Module, loss: Callable[[], Tensor], option: str) -> N
         if not functions or any(p._post_accumulate_grad_hooks for p in parameters):  # such a hook may be an optimiser
             return
         # A function of the user's may run backward() inside, which autograd.grad does not see.
+        others = [(leaf, leaf.grad) for leaf in leaves(second)]  # of other networks too
+        for leaf, _ in others:
+            leaf.grad = None
         second.backward()
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        after, parameter.grad = parameter.grad, None
+    seen = [parameter.grad for parameter in parameters]
+    for leaf, gradient in others:
+        leaf.grad = gradient
+    for gradient, after in zip(gradients, seen, strict=True):
         if after is not None and (gradient is None or not torch.allclose(gradient, after)):
             raise InputError(
                 f"{option}: its gradients by torch.autograd.grad are not those of backward() ({', '.join(functions)}); "

@@ -24,9 +24,9 @@ from bnsmooth_cli.config import resolve
 from bnsmooth_cli.derivatives.products import twice_differentiable
 from bnsmooth_cli.derivatives.taylor import second_derivatives
 from bnsmooth_cli.measures.landscape import line_alphas
-from bnsmooth_cli.measures.smoothness import curvature_and_sharpness
+from bnsmooth_cli.measures.smoothness import second_order
 from bnsmooth_cli.measures.surface import random_directions
-from bnsmooth_cli.networks.parameters import flatten
+from bnsmooth_cli.networks.parameters import flatten, unflatten
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.training.trajectory import Trajectory
@@ -210,16 +210,35 @@ def _cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(model(x), y)
 
 
+class _Loss(nn.Module):
+    """The loss of a point as a module that holds the network, so that its parameters can be replaced."""
+
+    def __init__(self, point: bns.Point) -> None:
+        super().__init__()
+        self.model, self.loss = point.model, point.loss
+
+    def forward(self) -> Tensor:
+        return self.loss()
+
+
 def _engines(case: str, point: bns.Point) -> Iterator[Result]:
     torch.manual_seed(0)
     theta, vector = point.theta, torch.randn(len(point.theta))
     _, ours = point.hessian()
 
+    names, module = list(point.parameters), _Loss(point)
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        found: Tensor = torch.func.functional_call(module, values, ())
+        return found
+
     def forward_over_reverse() -> Tensor:
-        values = {name: value.detach() for name, value in point.values(theta).items()}
-        directions = point.values(vector)
+        values, directions = (
+            {f"model.{name}": piece for name, piece in zip(names, unflatten(v, point.parameters.values()), strict=True)}
+            for v in (theta, vector)
+        )
         with twice_differentiable():
-            slopes = torch.func.jvp(torch.func.grad(point.loss_at), (values,), (directions,))[1]
+            slopes = torch.func.jvp(torch.func.grad(loss), (values,), (directions,))[1]
         return flatten(slopes.values())
 
     agree(ours(vector), forward_over_reverse(), 1e-3)
@@ -235,9 +254,9 @@ def sharpness() -> Iterator[Result]:
         run = bns.train("vgg", "batch", steps=150, output=f"{folder}/run", device="cpu")
         for point in visit(run.source(), [0, 20, 150], "cpu"):
             model, loss = references.plain_loss(point)
-            value = curvature_and_sharpness(point, *point.hessian())[1]
+            value = second_order(point)[1]
             works = {
-                "ours": lambda: curvature_and_sharpness(point, *point.hessian()),
+                "ours": lambda: second_order(point),
                 "power iteration, told the value, to 1%": lambda: references.power_iteration(model, loss, value, 1e-2),
             }
             if importlib.util.find_spec("pyhessian"):

@@ -357,6 +357,14 @@ def test_autocast_is_off_in_measurements_and_on_again_afterwards(data, where):
         assert (model(x).dtype == torch.bfloat16) == (where != "around")
 
 
+def test_recomputation_in_reduced_precision_is_refused(data):
+    x, y = data
+    model = Recomputing(False).bfloat16()
+    with pytest.raises(InputError, match="checkpoint cannot be measured in reduced precision"):
+        point_of(model, lambda: F.cross_entropy(model(x.bfloat16()), y))
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+
+
 class Mixed(nn.Module):
     """A network in bfloat16 with a norm and a head in float32, as language models are."""
 
@@ -385,6 +393,12 @@ def test_mixed_types_in_one_network_are_measured(data):
 
 def embedding(**options):
     return classifier(lambda: nn.Embedding(6, 3, **options), nn.Flatten, lambda: nn.Linear(6, 2))
+
+
+def test_a_hook_may_watch_sparse_gradients():
+    model, ids = embedding(sparse=True), torch.arange(12).view(6, 2) % 6
+    model[0].weight.register_hook(lambda g: None)
+    assert len(bns.landscape(point_of(model, lambda: model(ids).square().mean()), ALPHAS)) == 4
 
 
 def test_sparse_gradients_are_those_of_the_dense_embedding():

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,11 +122,17 @@ def _wide(model: nn.Module) -> Iterator[None]:
     try:
         for tensor, value in zip(narrow, kept, strict=True):
             tensor.data = value.float()
-        with _Widened():
+        with _Widened(), torch.autograd.graph.disable_saved_tensors_hooks(_NARROW_CHECKPOINT):
             yield
     finally:
         for tensor, value in zip(narrow, kept, strict=True):
             tensor.data = value
+
+
+#: PyTorch leaves function modes out where it runs a network again in the backward pass.
+_NARROW_CHECKPOINT: Final = (
+    "torch.utils.checkpoint cannot be measured in reduced precision; switch it off, or convert the model to float32"
+)
 
 
 class _Widened(TorchFunctionMode):

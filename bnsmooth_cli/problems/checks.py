@@ -156,7 +156,7 @@ def _check_graph(model: nn.Module, loss: Callable[[], Tensor], option: str) -> N
     for leaf, gradient in others:
         leaf.grad = gradient
     for gradient, after in zip(gradients, seen, strict=True):
-        if after is not None and (gradient is None or not torch.allclose(gradient, after)):
+        if after is not None and (gradient is None or not torch.allclose(gradient.to_dense(), after.to_dense())):
             raise InputError(
                 f"{option}: its gradients by torch.autograd.grad are not those of backward() ({', '.join(functions)}); "
                 "write the function's backward without backward()"

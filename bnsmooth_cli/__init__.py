@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bnsmooth_cli import norms as norms
     from bnsmooth_cli import paper as paper
     from bnsmooth_cli.errors import InputError as InputError
+    from bnsmooth_cli.errors import Remark as Remark
     from bnsmooth_cli.figures import plot as plot
     from bnsmooth_cli.measures.activations import activations as activations
     from bnsmooth_cli.measures.by_layer import smoothness_by_layer as smoothness_by_layer
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "InputError": "errors",
     "Point": "points.point",
+    "Remark": "errors",
     "Run": "storage.runs",
     "Study": "studies.folder",
     "StudyProgress": "studies.progress",

@@ -200,6 +200,36 @@ def test_a_loss_that_draws_leaves_all_generators_as_they_were(data):
         assert np.random.get_state()[1].tolist() == expected[1]
 
 
+@pytest.mark.filterwarnings("ignore::bnsmooth_cli.errors.Remark")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("measure", [bns.landscape, bns.smoothness, bns.smoothness_by_layer, bns.ics, bns.surface])
+def test_an_interruption_leaves_the_network_as_it_was(data, measure, dtype):
+    x, y = data[0].to(dtype), data[1]
+    model = usual().to(dtype)
+    calls = [0, math.inf]
+
+    def loss():
+        calls[0] += 1
+        if calls[0] > calls[1]:
+            raise KeyboardInterrupt
+        return F.cross_entropy(model(x), y)
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = [torch.ones_like(p) for p in model.parameters()]
+    for p, g in zip(model.parameters(), gradients, strict=True):
+        p.grad = g
+    point = point_of(model, loss)
+    calls[1] = calls[0] + 3
+    with pytest.raises(KeyboardInterrupt):
+        measure(point)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.dtype == before[name].dtype for name, value in model.state_dict().items())
+    assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert type(torch.autocast.__enter__).__name__ == "function"
+    assert torch.is_autocast_enabled("cpu") is False
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_modules_are_measured_eagerly(data, backend):
     x, y = data

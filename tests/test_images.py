@@ -231,7 +231,7 @@ def test_labels_may_be_names(tmp_path):
 def test_the_column_of_the_labels_is_never_guessed(tmp_path):
     for split in ("train", "test"):
         write_shard(tmp_path / f"{split}-0.parquet", [1, 0], column="animal", id=[0, 1])
-    with pytest.raises(InputError, match="no column of labels named 'label'"):
+    with pytest.raises(InputError, match=r"no column of labels \(whole numbers or text\) named 'label'"):
         labels_of(tmp_path)
     for split in ("train", "test"):
         write_shard(tmp_path / f"{split}-0.parquet", [1, 0], ["cat", "dog"], column="animal", id=[0, 1])

@@ -98,7 +98,8 @@ def test_compiled_parts_and_wrapped_networks_have_the_plain_names(tmp_path):
     torch.save({f"features._orig_mod.{n}": v for n, v in STATE.items()}, tmp_path / "w.pt")
     check(tmp_path / "w.pt", *({f"features.{n}": v for n, v in s.items()} for s in (EXPECTED, STATE)))
     torch.save(STATE, tmp_path / "w.pt")
-    check(tmp_path / "w.pt", *({f"module.{n}": v for n, v in s.items()} for s in (EXPECTED, STATE)))
+    for wrapped in ("module.", "model.", "_orig_mod.", "model.module."):
+        check(tmp_path / "w.pt", *({wrapped + n: v for n, v in s.items()} for s in (EXPECTED, STATE)))
 
 
 def test_safetensors_files_are_read(tmp_path):
@@ -170,6 +171,7 @@ def other_values():
         ),
         ({}, "lacks 0.weight"),
         ({0: torch.ones(1)}, "has 0"),
+        ({"state_dict": STATE, "shapes": {(1, 2): 3}}, "has tuples as keys"),
         ([1, 2], "holds a list, not a dict of tensors"),
         (torch.ones(3), "holds a Tensor, not a dict of tensors"),
         (STATE | {"0.bias": torch.ones(5, dtype=torch.complex64)}, "0.bias is no tensor of plain numbers"),

@@ -224,7 +224,7 @@ def _labels(path: Path) -> _Labels:
         schema, listed = file.schema_arrow, _listed_names(file.metadata.metadata or {})
         usual = [c.name for c in schema if pa.types.is_integer(c.type) or _is_text(c.type)]
         usual = [name for name in usual if name in _LABEL_NAMES or name in listed]
-        column = _only(path, usual, _LABEL_NAMES, "of labels")
+        column = _only(path, usual, _LABEL_NAMES, "of labels (whole numbers or text)")
         text = _is_text(schema.field(column).type)
         seen: dict[str, int] = {}
         parts: list[NDArray[np.int64]] = [np.empty(0, np.int64)]

@@ -47,7 +47,10 @@ class Vgg(Problem):
             raise InputError(f"--depth {depth}: VGG comes with 11, 13, 16 or 19 weight layers")
         self.images = load(data)
         if digest not in (None, self.images.digest):
-            raise InputError(f"--data {data}: not the images that the run was trained on (their digest differs)")
+            raise InputError(
+                f"--data {data}: not the images that the run was trained on (their digest differs); give those, or "
+                "train again if an earlier version decoded them in another way (16-bit, transparent or turned pictures)"
+            )
         self.config = config.changed(data_digest=self.images.digest)
         self.num_samples, self.test_size = len(self.images.train_labels), len(self.images.test_labels)
         if config.batch_size > self.num_samples:

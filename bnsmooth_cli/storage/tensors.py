@@ -118,7 +118,7 @@ def _check_archive(path: Path) -> int:
             if item.filename.endswith("data.pkl")
         ]
         for walk in walks:
-            walk.load()
+            walk.check()
         return max(walk.proto for walk in walks)
 
 
@@ -126,10 +126,10 @@ def _check_legacy(path: Path) -> int:
     """Check a file of the legacy format, which is five pickles and the storages; return the pickle protocol."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for _ in ("magic number", "version", "system"):
-            _KeyCheck(mapped, mapped.size()).load()
+            _KeyCheck(mapped, mapped.size()).check()
         walk = _KeyCheck(mapped, mapped.size())
-        walk.load()
-        keys = _KeyCheck(mapped, mapped.size()).load()
+        walk.check()
+        keys = _KeyCheck(mapped, mapped.size()).check()
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise pickle.UnpicklingError("the names of the storages are no strings")
         return walk.proto
@@ -208,6 +208,18 @@ class _KeyCheck(pickle._Unpickler):
         self.proto = 2
         self._storages: set[str] = set()
         self._room = size
+
+    def check(self) -> Any:
+        """Walk through one pickle, and return what stands for its object."""
+        try:
+            return self.load()
+        except TypeError as error:
+            if "unhashable" in str(error):
+                raise _OtherFileError(
+                    "has tuples as keys, which are not read because they could take for ever to compare; save the "
+                    "state dict alone"
+                ) from error
+            raise
 
     def find_class(self, module: str, name: str) -> Any:
         import torch

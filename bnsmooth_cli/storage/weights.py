@@ -111,6 +111,8 @@ def _fit(path: Path, state: Mapping[Any, Any], expected: Mapping[str, Any]) -> t
         given.pop(_AVERAGED, None)
     while not given.keys() & names.keys() and any(name.startswith(_LIGHTNING) for name in given):
         given = {name.removeprefix(_LIGHTNING): value for name, value in given.items()}
+    if not given.keys() & names.keys():  # the network is the one that Lightning wraps
+        names = {name.removeprefix(_LIGHTNING): original for name, original in names.items()}
     differences, fitted = _complete(given, names, expected), State()
     missing = [f"lacks {original}" for name, original in names.items() if name not in given]
     extra = [f"has {name}" for name in given if name not in names]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import io
+import json
 import random
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ import mutations
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.torch
 import torch
 from attempts import DLN, KINDS, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
 from PIL import Image
@@ -108,6 +112,29 @@ def class_folders(suffix: str) -> Callable[[Path], None]:
     return make
 
 
+def sixteen_bits(folder: Path) -> None:
+    """Grey pictures of 16 bits with a transparent level."""
+    class_folders("png")(folder)
+    for path in (folder / "data").rglob("*.png"):
+        levels = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 257
+        Image.fromarray(levels).save(path, transparency=int(levels[0, 0]))
+
+
+def mnist(folder: Path) -> None:
+    """MNIST's four files, one of them not gzipped."""
+    random, raw = np.random.default_rng(0), folder / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for name, array in (
+            ("images-idx3", random.integers(0, 256, (20, 28, 28))),
+            ("labels-idx1", np.arange(20) % 3),
+        ):
+            sizes = struct.pack(f">{array.ndim + 1}I", 0x800 + array.ndim, *array.shape)
+            body = sizes + array.astype(np.uint8).tobytes()
+            plain = name.startswith("labels") and part == "train"
+            (raw / f"{part}-{name}-ubyte{'' if plain else '.gz'}").write_bytes(body if plain else gzip.compress(body))
+
+
 def image_parquet(folder: Path) -> None:
     rows: dict[str, list[Any]] = {"train": [], "test": []}
     for split, _, label, pixels in _few_images():
@@ -116,13 +143,21 @@ def image_parquet(folder: Path) -> None:
         rows[split].append({"img": {"bytes": stream.getvalue(), "path": None}, "label": label})
     (folder / "data").mkdir()
     for split, its in rows.items():
-        pq.write_table(pa.Table.from_pylist(its), folder / "data" / f"{split}-00000-of-00001.parquet")
+        names = ["a", "b", "c"] if split == "train" else ["c", "b", "a"]
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = pa.Table.from_pylist(its).replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
 def state_dict(folder: Path) -> None:
-    """A state dict as other programs save it."""
+    """A state dict as other programs save it, in three formats."""
     done(TRAINED, folder)
-    torch.save(torch.load(folder / "run/checkpoints/000020.pt", weights_only=True)["model"], folder / "model.pt")
+    state = torch.load(folder / "run/checkpoints/000020.pt", weights_only=True)["model"]
+    torch.save(state, folder / "model.pt")
+    torch.save({"state_dict": state, "epoch": 3}, folder / "model.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(state, folder / "model.safetensors")
 
 
 _STUDY_FILE = b"""norms = ["none", "batch"]
@@ -157,6 +192,12 @@ BROKEN: dict[str, Broken] = {
             for line in ("landscape", "ics", "surface --points 3")
         ),
         ways=(mutations.twist_checkpoint, mutations.twist_checkpoint, mutations.bomb_checkpoint),
+    ),
+    "state dict in another format": Broken(
+        make=state_dict,
+        files=("model.pth", "model.safetensors"),
+        commands=(f"landscape --weights FILE {DLN} --norm batch -o t.parquet",),
+        ways=(),
     ),
     "last checkpoint of a run": Broken(
         before=(TRAINED.replace("--steps 20", "--steps 8"),),
@@ -221,6 +262,22 @@ BROKEN: dict[str, Broken] = {
         commands=(_LEARN,),
         ways=(mutations.twist_table,),
         named="data",  # labels are checked over the whole set
+    ),
+    "MNIST": Broken(
+        make=mnist,
+        files=tuple(
+            f"data/MNIST/raw/{name}"
+            for name in ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte.gz")
+        ),
+        commands=(_LEARN,),
+        ways=(),
+        named="data",  # labels are checked over the whole set
+    ),
+    "PNG of 16 bits": Broken(
+        make=sixteen_bits,
+        files=("data/train/class1/01.png", "data/test/class0/21.png"),
+        commands=(_LEARN,),
+        ways=(mutations.twist_png,),
     ),
     "PNG": Broken(
         make=class_folders("png"),

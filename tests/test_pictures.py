@@ -98,6 +98,16 @@ def test_a_black_drawing_on_a_transparent_ground_stays_visible():
     assert np.array_equal(shown(saved(Image.fromarray(canvas))), grey(np.where(canvas[:, :, 3], 0, 255)))
 
 
+@pytest.mark.parametrize("alpha", [255, 128, 0])
+def test_the_alpha_of_a_bmp_counts_unless_it_is_zero_everywhere(alpha):
+    pixels = np.dstack([COLOURS[::-1, :, ::-1], np.full((32, 32), alpha, np.uint8)]).tobytes()
+    sizes = struct.pack("<IiiHHIIiiII", 108, 32, 32, 1, 32, 3, len(pixels), 2835, 2835, 0, 0)
+    header = sizes + struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    body = b"BM" + struct.pack("<IHHI", 14 + 108 + len(pixels), 0, 0, 14 + 108) + header + pixels
+    expected = COLOURS if alpha == 0 else on_white(COLOURS, np.full((32, 32), alpha))
+    assert np.abs(shown(body) - expected).max() <= 1
+
+
 def tRNS(*levels):
     return chunk(b"tRNS", struct.pack(f">{len(levels)}H", *levels))
 

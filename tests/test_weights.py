@@ -180,7 +180,7 @@ def other_values():
         (STATE | {"0.bias": torch.ones(5, 1)}, r"0.bias is \(5, 1\), not \(5,\)"),
         (STATE | {"0.bias": torch.ones(1).expand(10**12)}, r"0.bias is \(1000000000000,\), not \(5,\)"),
         (STATE | {"0.bias": None}, "0.bias is a NoneType"),
-        (MODEL, r"whole object of the class torch\.nn\.modules\.container\.Sequential.*model\.state_dict\(\)"),
+        (MODEL, r"holds a whole object of the class torch\.nn\.modules\.container\.Sequential.*model\.state_dict\(\)"),
         ({"model": MODEL}, r"holds a torch\.nn\.modules\.container\.Sequential beside tensors, .*could run code"),
         ({"state_dict": STATE, "args": argparse.Namespace(lr=1)}, r"holds a argparse\.Namespace beside tensors"),
         ({"state_dict": STATE, "best": np.float64(3)}, r"holds a numpy.* beside tensors"),
@@ -229,7 +229,7 @@ def saved(content=STATE, **options):
 
 OTHER_FILES = {
     "w.ts": (scripted, "a TorchScript archive"),
-    "w.npz": (compressed, "NumPy arrays"),
+    "w.npz": (compressed, "holds NumPy arrays"),
     "w.keras": (lambda: archive("config.json", "model.weights.h5"), "a zip archive that torch.save did not write"),
     "w.npy": (lambda: b"\x93NUMPY\x01\0", "a NumPy array"),
     "w.h5": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
@@ -243,7 +243,7 @@ OTHER_FILES = {
         "a Git LFS pointer.*git lfs pull",
     ),
     "page.pt": (lambda: b"\n<!DOCTYPE html>\n<html>", "an HTML or XML page"),
-    "model.safetensors.index.json": (lambda: b'{"metadata": {}}', "JSON"),
+    "model.safetensors.index.json": (lambda: b'{"metadata": {}}', "is JSON, not a file that torch.save wrote"),
     "plain.pkl": (lambda: pickle.dumps({"a": np.ones(3)}), "a pickle that torch.save did not write"),
     "plain2.pkl": (lambda: pickle.dumps({"a": 1}, protocol=0), "not a file that torch.save wrote"),
     "text.pt": (lambda: b"weights", "not a file that torch.save wrote"),

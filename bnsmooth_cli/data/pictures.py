@@ -95,10 +95,12 @@ def as_shown(image: Image.Image) -> Image.Image:
     clear = image.info.get("transparency")
     if image.mode in _GREY_16:
         return _from_16_bits(image, clear)
-    if raw in _SCALES and isinstance(clear, int):
-        image.info["transparency"] = clear * _SCALES[raw]
+    if isinstance(clear, int) and clear * _SCALES.get(raw, 1) <= 255:
+        image.info["transparency"] = clear * _SCALES.get(raw, 1)
     if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
         raise ValueError("colours of 16 bits, one of which is transparent; save it with an alpha channel")
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # many programs leave a BMP's alpha at 0, and viewers ignore it then
     if image.has_transparency_data:
         page = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")

@@ -62,7 +62,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         elif _LEGACY in head[:32]:
             protocol = _check_legacy(path)
         else:
-            raise _OtherFileError(kind_of(head) or _unknown(head))
+            raise _OtherFileError(_kind(head))
         # To torch as a stream: given a path, it goes by its ending.
         with warnings.catch_warnings(), path.open("rb") as stream:
             warnings.simplefilter("ignore")  # torch warns about what it finds odd in a damaged file
@@ -87,7 +87,9 @@ class _OtherFileError(Exception):
     """A file is not what it was given as. The message says what it is instead."""
 
 
-def _unknown(head: bytes) -> str:
+def _kind(head: bytes) -> str:
+    if kind := kind_of(head):
+        return f"is {kind}" if ";" in kind else f"is {kind}, not a file that torch.save wrote"
     if head.startswith(b"\x80"):
         return "a pickle that torch.save did not write, which could run code; save a state dict with torch.save"
     return (
@@ -101,12 +103,16 @@ def _check_archive(path: Path) -> int:
         names = [item.filename.rpartition("/")[2] for item in archive.infolist()]
         if "constants.pkl" in names:
             raise _OtherFileError(
-                "a TorchScript archive, which is a program; save its tensors: "
+                "is a TorchScript archive, which is a program; save its tensors: "
                 "torch.save(torch.jit.load(FILE).state_dict(), NEW)"
             )
         if "data.pkl" not in names:
             numpy = all(name.endswith(".npy") for name in names)
-            raise _OtherFileError("NumPy arrays (.npz)" if numpy else "a zip archive that torch.save did not write")
+            raise _OtherFileError(
+                "holds NumPy arrays (.npz), not a state dict"
+                if numpy
+                else "is a zip archive that torch.save did not write"
+            )
         # torch.save does not compress, so an archive that declares more than its size is damaged or a zip bomb.
         if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
             raise zipfile.BadZipFile("declares more than its size")
@@ -235,7 +241,7 @@ class _KeyCheck(pickle._Unpickler):
             raise _OtherFileError(f"holds a tensor that is not of plain numbers ({kind}); save it as an ordinary one")
         if not any(self.metastack) and self.stack in ([], ["module"]):
             raise _OtherFileError(
-                f"a whole object of the class {module}.{name}, which only its code can read; save its state dict "
+                f"holds a whole object of the class {module}.{name}, which only its code can read; save its state dict "
                 "instead: torch.save(model.state_dict(), NEW)"
             )
         raise _OtherFileError(

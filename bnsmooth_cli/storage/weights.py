@@ -69,7 +69,7 @@ def read_weights(path: Path, expected: Mapping[str, Any]) -> State:
 def _content(path: Path) -> State:
     """What a file of weights holds."""
     if path.suffix in _OTHERS:
-        raise InputError(f"{path}: {_OTHERS[path.suffix]}, not the weights of a torch module; give a state dict")
+        raise InputError(f"{path}: is {_OTHERS[path.suffix]}, not the weights of a torch module; give a state dict")
     check_regular(path)
     try:
         kind = kind_of(read_head(path))

@@ -124,8 +124,8 @@ test: setup
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Many attempts to break every command by kills, damaged files and odd options. Takes an hour and a half, resumes after an
-# interruption, and prints a table at the end (docs/reliability.md).
+# Many attempts to break every command by kills, damaged files and odd options, and measurements by odd networks. Takes two
+# hours, resumes after an interruption, and prints a table at the end (docs/reliability.md).
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py
 

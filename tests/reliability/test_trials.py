@@ -23,7 +23,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import read_checkpoint
 
-TRIES = {"kill": 2, "broken": 6, "options": 4, "long": 1}
+TRIES = {"kill": 2, "broken": 6, "options": 4, "networks": 15, "long": 1}
 #: Trials that take minutes; `make torture` runs them.
 MINUTES = [name for name in TRIALS if name.startswith("long: ") and name.endswith(", vgg") and "train" not in name]
 

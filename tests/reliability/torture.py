@@ -25,14 +25,16 @@ from trials import TRIALS
 from bnsmooth_cli.storage.runs import locked
 
 #: The number of tries of a trial, by the beginning of its name.
-COUNTS = {"kill": 100, "broken": 1000, "options": 200, "long": 1}
+COUNTS = {"kill": 100, "broken": 1000, "options": 200, "networks": 200, "long": 1}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="the trials to run, by the beginning of their names")
     parser.add_argument("-o", "--output", type=Path, default=Path("torture"), help="where results are kept")
-    parser.add_argument("--tries", type=int, help="in place of 100 kills, 1,000 broken files, 200 times 20 lines")
+    parser.add_argument(
+        "--tries", type=int, help="in place of 100 kills, 1,000 broken files, 200 times 20 lines or networks"
+    )
     arguments = parser.parse_args()
     names = [name for name in TRIALS if not arguments.only or name.startswith(tuple(arguments.only))]
     arguments.output.mkdir(parents=True, exist_ok=True)

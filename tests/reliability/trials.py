@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import command_lines
+import measured_networks
 from attempts import Attempt
 from broken import BROKEN
 from kills import KILLS
@@ -16,5 +17,6 @@ TRIALS: dict[str, Callable[[Path], Attempt]] = {
     **{f"kill: {name}": kill.prepare for name, kill in KILLS.items()},
     **{f"broken: {name}": broken.prepare for name, broken in BROKEN.items()},
     "options": command_lines.prepare,
+    "networks": measured_networks.prepare,
     **{f"long: {name}": long.prepare for name, long in LONG.items()},
 }

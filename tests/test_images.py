@@ -196,6 +196,8 @@ def test_names_of_labels_are_numbered_as_train_numbers_them(tmp_path):
     assert labels_of(tmp_path) == ([0, 1, 2, 1, 0], [2, 0, 2])
     write_shard(tmp_path / "test-00000-of-00001.parquet", [2, 0, 1])  # without names, a number is a number
     assert labels_of(tmp_path)[1] == [2, 0, 1]
+    write_shard(tmp_path / "test-00000-of-00001.parquet", [0, 1], {"0": "owl", "1": "cat"})
+    assert labels_of(tmp_path)[1] == [2, 0]
     write_shard(tmp_path / "test-00000-of-00001.parquet", ["dog", "owl"])
     assert labels_of(tmp_path)[1] == [1, 2]
     write_shard(tmp_path / "test-00000-of-00001.parquet", [0, 0], ["cat", "emu"])  # a name without images
@@ -245,6 +247,14 @@ def test_the_column_of_the_labels_is_never_guessed(tmp_path):
 def test_files_that_are_missing_or_of_another_data_set_are_named(tmp_path):
     write_shard(tmp_path / "a/train-00000-of-00003.parquet", [0, 1])
     write_shard(tmp_path / "a/train-00002-of-00003.parquet", [0, 1])
+    with pytest.raises(InputError, match=r"train-00001-of-00003\.parquet: is missing"):
+        labels_of(tmp_path)
+    (tmp_path / "a/train-00002-of-00003.parquet").rename(tmp_path / "kept")
+    (tmp_path / "a/train-00000-of-00003.parquet").rename(tmp_path / "a/train-0.parquet")
+    with pytest.raises(InputError, match=r"has train-\*\.parquet, but no test-\*\.parquet \(val-\*, valid"):
+        labels_of(tmp_path)
+    (tmp_path / "a/train-0.parquet").rename(tmp_path / "a/train-00000-of-00003.parquet")
+    (tmp_path / "kept").rename(tmp_path / "a/train-00002-of-00003.parquet")
     write_shard(tmp_path / "a/validation-00000-of-00001.parquet", [0, 1])
     with pytest.raises(InputError, match=r"train-00001-of-00003\.parquet: is missing"):
         labels_of(tmp_path)

@@ -179,7 +179,7 @@ def test_floating_point_pixels_are_refused():
         (saved(Image.fromarray(COLOURS), "GIF"), "a GIF picture"),
         (saved(Image.fromarray(COLOURS), "TIFF"), "a TIFF picture"),
         (saved(Image.fromarray(COLOURS))[:-300], "picture: not a readable image"),
-        (b"", "picture: not a readable image"),
+        (b"", r"picture: not a readable image \(it is none of PNG, JPEG"),
     ],
 )
 def test_other_files_are_refused_by_what_they_are(body, why, tmp_path):

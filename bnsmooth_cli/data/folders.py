@@ -116,8 +116,13 @@ def parquet_files(folder: Path) -> Files:
     Raises:
         InputError: If files are missing, or belong to several data sets.
     """
-    files = {"train": _shards(folder, "train"), "test": next(filter(None, (_shards(folder, n) for n in _TESTS)), [])}
-    return files if all(files.values()) else {}
+    if not (train := _shards(folder, "train")):
+        return {}
+    test = next(filter(None, (_shards(folder, name) for name in _TESTS)), None)
+    if test is None:
+        others = ", ".join(f"{name}-*" for name in _TESTS[1:])
+        raise InputError(f"{folder}: has train-*.parquet, but no test-*.parquet ({others} will do)")
+    return {"train": train, "test": test}
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
@@ -246,11 +251,15 @@ def _listed_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """The names of the classes in each column, as Hugging Face's `ClassLabel` lists them in a file's metadata."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {
-            column: tuple(map(str, f["names"])) for column, f in features.items() if isinstance(f.get("names"), list)
-        }
+        names = {column: feature["names"] for column, feature in features.items() if feature.get("names")}
+        return {column: _in_order(listed) for column, listed in names.items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}  # no such metadata, or of another version
+
+
+def _in_order(names: list[str] | dict[str, str]) -> tuple[str, ...]:
+    """The names of the classes; some files list them by number."""
+    return tuple(names[str(i)] for i in range(len(names))) if isinstance(names, dict) else tuple(map(str, names))
 
 
 def _by_name(splits: dict[str, list[_Labels]]) -> dict[str, NDArray[np.int64]]:

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -73,12 +73,10 @@ def decode(sources: Sequence[tuple[str, Path | io.BytesIO]]) -> UInt8[np.ndarray
 
 
 def _reason(source: Path | io.BytesIO, error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # of a regular file: others are not opened
-        with suppress(OSError):
-            head = read_head(source) if isinstance(source, Path) else source.getvalue()[:HEAD]
-            if kind := kind_of(head):
-                return f"it is {kind}"
-    return first_line(error)
+    if not isinstance(error, UnidentifiedImageError):
+        return first_line(error)
+    head = read_head(source) if isinstance(source, Path) else source.getvalue()[:HEAD]
+    return f"it is {kind_of(head) or 'none of ' + ', '.join(_FORMATS)}"
 
 
 def as_shown(image: Image.Image) -> Image.Image:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -27,3 +30,31 @@ def generator(
     """
     entropy = np.random.SeedSequence((seed, _STREAMS.index(stream), step, place))
     return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the default generators of torch, numpy and `random` for the user's code, and restore them afterwards.
+
+    Args:
+        seed: A seed, such as a run's own or the `initial_seed()` of a `generator`.
+
+    >>> with seeded(3):
+    ...     first = random.random(), np.random.rand(), torch.rand(())
+    >>> with seeded(3):
+    ...     first == (random.random(), np.random.rand(), torch.rand(()))
+    True
+    """
+    devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+    with torch.random.fork_rng(devices):
+        try:
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+            random.seed(seed)
+            np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

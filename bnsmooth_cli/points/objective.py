@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.problems.base import Problem, Values, samples
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.batches import Values, size
 
 MAX_BATCHES: Final = 10**9
 
@@ -76,4 +77,4 @@ class Objective(str):
                 yield Batch(*problem.batch(step), step, 1 / self.steps)
         else:
             for inputs, targets in problem.test_batches():
-                yield Batch(inputs, targets, batch.step, samples(inputs) / problem.test_size)
+                yield Batch(inputs, targets, batch.step, size(inputs) / problem.test_size)

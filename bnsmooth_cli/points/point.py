@@ -34,7 +34,8 @@ from bnsmooth_cli.networks.structure import Names, Structure, structure
 from bnsmooth_cli.networks.undisturbed import recording, uncompiled, undisturbed
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.objective import Batch, Objective
-from bnsmooth_cli.problems.base import Problem, Values
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.batches import Values, mapped
 from bnsmooth_cli.problems.checks import check_loss, check_parameters
 from bnsmooth_cli.problems.loop import ExternalLoop
 
@@ -356,8 +357,4 @@ def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
 
 def _cast(values: Values, device: torch.device, dtype: torch.dtype | None) -> Values:
     """Move values to a device, and convert floating-point values to a precision; None leaves their type."""
-    if isinstance(values, dict):
-        return {name: _cast(value, device, dtype) for name, value in values.items()}  # type: ignore[misc]
-    if isinstance(values, tuple):
-        return tuple(_cast(value, device, dtype) for value in values)  # type: ignore[misc]
-    return values.to(device, dtype if values.is_floating_point() else None)
+    return mapped(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None), values)

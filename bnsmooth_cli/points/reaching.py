@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +18,14 @@ from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.runs import CheckpointSource
-from bnsmooth_cli.training.devices import choose_device
+from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.trajectory import Trajectory
-from bnsmooth_cli.user_code import is_code, name_of
+from bnsmooth_cli.user_code import digest, name_of
 
-#: The largest relative difference between a recomputed and a recorded loss. Devices and versions round differently.
-_LOSS_TOLERANCE: Final = 0.02
+#: The largest relative difference between recomputed and recorded values on the machine that recorded them, and on
+#: others, which round differently.
+_TOLERANCE: Final = 1e-3
+_TOLERANCE_ELSEWHERE: Final = 0.02
 
 
 def open_problem(source: CheckpointSource, device: str = "auto") -> Problem:
@@ -41,11 +44,15 @@ def open_problem(source: CheckpointSource, device: str = "auto") -> Problem:
         raise InputError(f"{source.path}: {error}") from error
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def structure_of(problem: Problem) -> Structure:
     """The layers and sites of a problem's network, before any training."""
     return Point(problem, uncompiled(problem.initial), [], 0, *problem.batch(0), problem.config.name).structure
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def visit(
     source: CheckpointSource, steps: Iterable[int], device: str = "auto", problem: Problem | None = None
 ) -> Iterator[Point]:
@@ -68,7 +75,7 @@ def visit(
         if source.weights is None and (place == 0 or trajectory.step < nearest):
             trajectory.load(source.checkpoints[nearest], nearest)
         if place == 0:
-            _check_record(source, _point(trajectory, source.name))
+            _check_record(source, trajectory)
         while trajectory.step < step:
             trajectory.advance()
         yield _point(trajectory, source.name)
@@ -79,21 +86,67 @@ def _point(trajectory: Trajectory, run: str) -> Point:
     return Point(problem, uncompiled(trajectory.model), trajectory.velocity, step, *problem.batch(step), run)
 
 
-def _check_record(source: CheckpointSource, point: Point) -> None:
-    """Raise InputError if the user's code or data no longer gives the loss that training recorded."""
-    table = source.path / "train.parquet"
-    if not (is_code(point.config.problem) or is_code(point.config.norm)) or not table.is_file():
+def _check_record(source: CheckpointSource, trajectory: Trajectory) -> None:
+    """Raise InputError if the user's code or data no longer gives the loss and the gradient that training recorded."""
+    problem, path = trajectory.problem, source.path / "train.parquet"
+    if not problem.has_users_code or not path.is_file():
         return
-    rows = tables.read_table(table, "train", ["step", "loss"])
-    recorded = rows["loss"][rows["step"] == point.step]
-    with torch.no_grad():
-        loss = point.loss().item()
-    if len(recorded) and not abs(loss - recorded.iloc[0]) <= _LOSS_TOLERANCE * abs(recorded.iloc[0]) + 1e-4:
+    rows = tables.read_table(path, "train", ["step", "loss", "grad_norm"])
+    recorded = rows[rows["step"] == trajectory.step]
+    if not len(recorded):
+        return
+    same_machine = rows.attrs["bnsmooth"].get("machines") == [machine(problem.device)]
+    exact = same_machine and all(p.element_size() >= 4 for p in trajectory.parameters)
+    loss, norm = _recomputed(trajectory)
+    old_loss, old_norm = float(recorded["loss"].iloc[0]), float(recorded["grad_norm"].iloc[0])
+    tolerance = _TOLERANCE if exact else _TOLERANCE_ELSEWHERE
+    if not _agree(loss, old_loss, tolerance) or (exact and not _agree(norm, old_norm, tolerance)):
         raise InputError(
-            f"{source.path}: the loss at step {point.step} is {loss:.4g}, but training recorded "
-            f"{recorded.iloc[0]:.4g}: your code or data has changed since; train the run again "
-            "(bnsmooth train ... --force)"
+            f"{source.path}: at step {trajectory.step} the loss is {loss:.6g} and its gradient's norm {norm:.6g}, but "
+            f"training recorded {old_loss:.6g} and {old_norm:.6g}; {_cause(source, rows.attrs['bnsmooth'], problem)} "
+            "train the run again (bnsmooth train ... --force)"
         )
+
+
+def _recomputed(trajectory: Trajectory) -> tuple[float, float]:
+    """The loss and the gradient's norm, as training computes them: a norm may use statistics that it has just updated.
+
+    The network is left as it was.
+    """
+    buffers = [buffer.clone() for buffer in trajectory.model.buffers()]
+    ended = trajectory.step >= trajectory.problem.config.steps
+    loss, _, _, norm = trajectory.gradients(update_statistics=not ended)[0].tolist()
+    with torch.no_grad():
+        for buffer, value in zip(trajectory.model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    return loss, norm
+
+
+def _cause(source: CheckpointSource, provenance: dict[str, Any], problem: Problem) -> str:
+    """Why a run of the user's code cannot be computed again, as far as its table tells, and what to do about it."""
+    names, machines = (source.config.problem, source.config.norm), provenance.get("machines")
+    now = {name: state for name in names if (state := digest(name)) is not None}
+    if "code" not in provenance:  # written by an earlier version
+        return "your code or data has changed since, or depends on more than the seed: restore it, or"
+    if provenance["code"] != now:
+        return "your code has changed since: restore it, or"
+    if machines != [machine(problem.device)]:
+        elsewhere = f"this is {machine(problem.device)}, and the run was made by {_listed(machines)}"
+        return f"{elsewhere}: measure it there, or"
+    return (
+        f"{_listed(now)} has not changed since, but what it imports or reads has, or it depends on more than the seed "
+        "(numpy.random.default_rng() without a seed, the time, the order of a set): mend that, and"
+    )
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(map(str, names if isinstance(names, list | dict) else ["another one"]))[:200]
+
+
+def _agree(value: float, recorded: float, tolerance: float) -> bool:
+    if not math.isfinite(value) or not math.isfinite(recorded):
+        return not math.isfinite(value) and not math.isfinite(recorded)
+    return abs(value - recorded) <= tolerance * abs(recorded) + 1e-4
 
 
 def nearest_checkpoints(source: CheckpointSource, steps: Iterable[int]) -> dict[int, int]:
@@ -204,6 +257,8 @@ def load_weights(
     return _single_point(runs.open_weights(Path(path), config), 0, device, dtype, objective)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _single_point(source: CheckpointSource, step: int, device: str, dtype: torch.dtype | None, objective: str) -> Point:
     (point,) = visit(source, [step], device)
     return (point if dtype is None else point.to(dtype)).at(objective)

@@ -13,9 +13,10 @@ from bnsmooth_cli.networks.parameters import penalised
 from bnsmooth_cli.problems import checks
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage.weights import read_weights
-from bnsmooth_cli.user_code import is_code
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def build(config: Config, device: torch.device | str = "cpu", weights: Path | None = None) -> Problem:
     """The problem of a configuration, with its data on the device.
 
@@ -34,10 +35,24 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     """
     implementation = pkgutil.resolve_name(f"{__name__}.{find_problem(config.problem).implementation}")
     problem: Problem = implementation(config, torch.device(device))
+    if problem.has_users_code:
+        checks.check_parameters(problem.initial, problem.option)
     if config.weight_decay and not penalised(problem.initial):
         raise InputError(f"--weight-decay {config.weight_decay:g}: the network has no weights, only biases and norms")
     if weights is not None:
         problem.start_from(read_weights(weights, problem.initial.state_dict()))
-    if is_code(config.problem) or is_code(config.norm):
+    if problem.has_users_code:
+        before = _identities(problem)
         checks.check(problem)
+        if changed := {name for name, _ in before ^ _identities(problem)}:
+            raise InputError(
+                f"{problem.option}: its parameter or buffer '{min(changed)}' is made anew after the first forward "
+                "pass; make it in the constructor, and set its values in place"
+            )
     return problem
+
+
+def _identities(problem: Problem) -> set[tuple[str, int]]:
+    """The names of parameters and buffers, with what tells whether a parameter is still the same object."""
+    model = problem.initial
+    return {(name, id(value)) for name, value in model.named_parameters()} | {(n, 0) for n, _ in model.named_buffers()}

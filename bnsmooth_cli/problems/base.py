@@ -9,26 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.hooks import evaluating
-from bnsmooth_cli.randomness import generator
-from bnsmooth_cli.user_code import is_code
+from bnsmooth_cli.norms.state import prepared, stateful
+from bnsmooth_cli.problems.batches import Values, mapped, size
+from bnsmooth_cli.randomness import generator, seeded
+from bnsmooth_cli.user_code import explaining, is_code
 
 State = dict[str, Tensor]
-#: The inputs or the targets of a batch: one tensor, or several in a tuple or a dict.
-Values = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-
-
-def samples(values: Values) -> int:
-    """The number of samples: the length of the first dimension of all tensors.
-
-    >>> samples({"inputs": torch.zeros(3, 2)})
-    3
-    """
-    parts = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else [values]
-    return len(next(iter(parts)))
 
 
 class Problem(ABC):
@@ -49,6 +40,12 @@ class Problem(ABC):
         self._initial: nn.Module | None = None
         self._start: State | None = None
 
+    @property
+    def option(self) -> str:
+        """How the user named the code that the network consists of, for messages; empty if none of it is theirs."""
+        problem, norm = self.config.problem, self.config.norm
+        return f"--problem {problem}" if is_code(problem) else f"--norm {norm}" if is_code(norm) else ""
+
     @abstractmethod
     def network(self) -> nn.Module:
         """A network in its initial state and in train mode. The caller seeds PyTorch's default generator."""
@@ -57,13 +54,28 @@ class Problem(ABC):
     def initial(self) -> nn.Module:
         """The network at step 0 on the problem's device. Do not change it: the next `build` returns it."""
         if self._initial is None:
-            with torch.random.fork_rng(devices=[]):  # torch's own initialisation draws from the user's generator
-                torch.default_generator.manual_seed(self.config.seed)
+            with seeded(self.config.seed):  # torch's own initialisation draws from the user's generator
                 model = self.network()
+            if self.has_users_code:
+                self._run_once(model)
             self._initial = model.to(self.device)
             if self._start is not None:
                 self._initial.load_state_dict(self._start)
         return self._initial
+
+    def _run_once(self, model: nn.Module) -> None:
+        """Run the user's network once, so that what its first pass makes or draws is a function of the seed."""
+        tensor = next((t for t in [*model.parameters(), *model.buffers()] if not is_lazy(t)), torch.empty(0))
+        inputs = mapped(lambda values: values.to(tensor.device), self.batch(0)[0])
+        lazy = [m for m in model.modules() if any(map(is_lazy, [*m.parameters(False), *m.buffers(False)]))]
+        modules = tuple(module for module in stateful(model) if module not in lazy)
+        draws = seeded(generator(self.config.seed, "init", place=1).initial_seed())
+        takes = explaining(f"{self.option}: its model does not take a batch")
+        with takes, draws, self.forward_only(), prepared(modules, self.config.seed, 0):
+            self.call(model, inputs)
+        for module in lazy:
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                module.reset_running_stats()
 
     def build(self) -> nn.Module:
         """A network at step 0 that the caller may train."""
@@ -76,8 +88,10 @@ class Problem(ABC):
         self._start = state
 
     def call(self, model: nn.Module, inputs: Values) -> Any:
-        """The network's outputs."""
-        return model(inputs)
+        """The network's outputs: several inputs are its arguments, by their names if they have names."""
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
     @abstractmethod
     def batch(self, step: int) -> tuple[Values, Values]:
@@ -91,18 +105,27 @@ class Problem(ABC):
         """A faster way to compute the loss and its gradient than the network, if the problem has one."""
         return None
 
+    def answers(self, outputs: Any, targets: Any) -> Tensor:
+        """The numbers of right answers and of all answers (2,), on the device; NaN for a problem without classes."""
+        right = outputs.argmax(1) == targets
+        return torch.stack((right.sum(), right.new_tensor(right.numel(), dtype=torch.int64))).float()
+
     def accuracy(self, outputs: Any, targets: Any) -> Tensor:
-        """The share of correct answers, a scalar on the device; NaN for a problem without classes."""
-        return (outputs.argmax(1) == targets).float().mean()
+        """The share of right answers, a scalar on the device; NaN for a problem without classes."""
+        right, all_ = self.answers(outputs, targets)
+        return right / all_
 
     def test_batches(self) -> Iterator[tuple[Values, Values]]:
         """The batches of the test set, in order."""
         return iter(())
 
+    def check_data(self) -> None:  # noqa: B027  there is nothing to check in built-in data
+        """Raise InputError if samples that have been read before are now different."""
+
     @property
     def has_users_code(self) -> bool:
         """Whether the network, its norm or the loss is the user's."""
-        return is_code(self.config.problem) or is_code(self.config.norm)
+        return bool(self.option)
 
     @contextmanager
     def forward_only(self) -> Iterator[None]:
@@ -118,14 +141,14 @@ class Problem(ABC):
         """Mean loss and accuracy over the test set in eval mode; NaN without a test set."""
         if not self.test_size:
             return torch.nan, torch.nan
-        sums = torch.zeros(2, device=self.device)
+        sums = torch.zeros(3, device=self.device)
         with evaluating(model), self.forward_only():
             for inputs, targets in self.test_batches():
-                outputs = model(inputs)
-                means = torch.stack((self.objective(outputs, targets), self.accuracy(outputs, targets)))
-                sums.add_(means.detach(), alpha=len(targets))
-        loss, accuracy = (sums / self.test_size).tolist()
-        return loss, accuracy
+                outputs = self.call(model, inputs)
+                loss = self.objective(outputs, targets).detach()
+                sums += torch.cat((size(inputs) * loss[None], self.answers(outputs, targets)))
+        loss, right, all_ = sums.tolist()
+        return loss / self.test_size, right / all_ if all_ else torch.nan
 
     def indices(self, step: int) -> Tensor:
         """The samples of a step's batch, without replacement in an epoch. An incomplete last batch is left out."""

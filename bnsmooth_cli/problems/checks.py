@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.graphs import begins_before, leaves, own_functions
@@ -18,7 +19,8 @@ from bnsmooth_cli.networks.parameters import restored, trainable
 from bnsmooth_cli.networks.undisturbed import gradients_kept
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.user_code import explaining, is_code
+from bnsmooth_cli.problems.batches import described
+from bnsmooth_cli.user_code import explaining
 
 
 def check(problem: Problem) -> None:
@@ -28,30 +30,58 @@ def check(problem: Problem) -> None:
         InputError: If the network does not take the batch, or the loss fails `check_loss`. The message names the module
             that is at fault.
     """
-    config = problem.config
-    option = f"--problem {config.problem}" if is_code(config.problem) else f"--norm {config.norm}"
-    model = problem.initial
+    option, model = problem.option, problem.initial
     inputs, targets = problem.batch(0)
-    with prepared(stateful(model), config.seed, 0):
+    with prepared(stateful(model), problem.config.seed, 0), torch.enable_grad():
         with explaining(f"{option}: its model does not take a batch"):
-            outputs = model(inputs)
-        if not isinstance(outputs, Tensor):
-            raise InputError(f"{option}: its model puts out a {type(outputs).__name__}; a tensor is needed")
-        shape = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-        shapes = f"outputs {tuple(outputs.shape)} and targets {shape}"
-        with explaining(f"{option}: its loss does not take the model's {shapes}"):
+            outputs = problem.call(model, inputs)
+        kinds = f"outputs {described(outputs)} and targets {described(targets)}"
+        with explaining(f"{option}: its loss does not take the model's {kinds}"):
             problem.objective(outputs, targets)
-        check_loss(model, lambda: problem.objective(model(inputs), targets), option)
+        check_loss(model, lambda: problem.objective(problem.call(model, inputs), targets), option)
     if problem.test_size:
         inputs, targets = next(problem.test_batches())
-        with evaluating(model), torch.no_grad(), explaining(f"{option}: its model and loss do not take the test data"):
-            problem.objective(model(inputs), targets)
+        taken = explaining(f"{option}: its model and loss do not take the test data")
+        with evaluating(model), problem.forward_only(), taken:
+            problem.objective(problem.call(model, inputs), targets)
 
 
 def check_parameters(model: nn.Module, option: str) -> None:
-    """Check that a network has trained parameters."""
-    if not trainable(model):
+    """Check that a network has trained parameters, and that all of its parameters are plain real numbers.
+
+    Args:
+        model: The network, after its first forward pass.
+        option: How the user named the code, for the message.
+
+    Raises:
+        InputError: If there is nothing to train, or a parameter is of another kind. The message names it.
+
+    >>> check_parameters(nn.Linear(2, 1), "model")
+    """
+    trained = 0
+    for name, parameter in model.named_parameters():
+        if (kind := _unusual(parameter)) is not None:
+            raise InputError(f"{option}: its parameter '{name}' {kind}")
+        trained += parameter.requires_grad
+    if not trained:
         raise InputError(f"{option}: its model has no parameters that are trained")
+
+
+def _unusual(parameter: nn.Parameter) -> str | None:
+    """What is wrong with a parameter and how to fix it; None for real numbers of floating point in memory."""
+    if is_lazy(parameter):
+        return "has no shape yet, as no forward pass has reached its lazy module; run the model once, or give the size"
+    if parameter.is_complex():
+        return "is complex; keep its real and imaginary parts in a real one (torch.view_as_real)"
+    if parameter.is_meta:
+        return "has no values (device meta); load them, or build the model on the CPU"
+    if parameter.is_quantized or parameter.is_nested or parameter.layout != torch.strided:
+        return "is quantised, nested or sparse; make it dense (to_dense, dequantize)"
+    if parameter.requires_grad and (not parameter.is_floating_point() or parameter.element_size() < 2):
+        return f"is of {str(parameter.dtype).removeprefix('torch.')}; train floating-point numbers of 16 bits or more"
+    if any(stride == 0 < length - 1 for stride, length in zip(parameter.stride(), parameter.shape, strict=True)):
+        return "is expanded: several of its elements are one number in memory; clone it"
+    return None
 
 
 def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:

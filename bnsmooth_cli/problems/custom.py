@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.networks.parameters import trainable
+from bnsmooth_cli.networks.parameters import copied
+from bnsmooth_cli.problems.answers import Answers
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.randomness import generator
-
-
-class Pairs(Protocol):
-    """A map-style data set: `data[i]` is (input, target), both tensors or numbers (torch.utils.data.Dataset)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-Data = tuple[Tensor, Tensor] | Pairs
+from bnsmooth_cli.problems.batches import Values, mapped
+from bnsmooth_cli.problems.checks import check_parameters
+from bnsmooth_cli.problems.samples import Data, Samples, samples
+from bnsmooth_cli.randomness import generator, seeded
 
 
 class Workload(NamedTuple):
@@ -37,7 +29,9 @@ class Workload(NamedTuple):
             inputs, so it must not use dropout.
         loss: Maps outputs and targets to a scalar tensor, as torch.nn.functional.cross_entropy does.
         train: The training data: a pair (inputs, targets) of tensors whose first dimension runs over samples, or a
-            map-style data set. If targets are integers, they are classes, and the accuracy is reported.
+            map-style data set of pairs. Several inputs are a tuple, with which the model is called as
+            `model(*inputs)`, or a dict, for `model(**inputs)`; so are several targets, which the loss gets as they
+            are. A dict in place of a pair is the inputs, and its entry "labels" the targets as well.
         test: The test data in the same form, if there are any.
 
     >>> from torch.nn import functional as F
@@ -48,7 +42,7 @@ class Workload(NamedTuple):
     """
 
     model: nn.Module
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Any, Any], Tensor]
     train: Data
     test: Data | None = None
 
@@ -59,8 +53,8 @@ Builder = Callable[[Callable[[int], nn.Module]], Workload]
 class CustomProblem(Problem):
     """The problem `module:function`, where function(norm) returns a `Workload`.
 
-    `norm` makes the run's norm for a number of units. The function is called once, with PyTorch's default generator
-    seeded by the run's seed, so the initialisation depends on the seed alone.
+    `norm` makes the run's norm for a number of units. The function is called once, with the default generators of
+    torch, numpy and `random` seeded by the run's seed, so the initialisation depends on the seed alone.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -72,9 +66,13 @@ class CustomProblem(Problem):
                 "torch.nn.utils.parametrizations.weight_norm to them, with --norm none"
             )
         self.workload = self._call_function()
-        self.num_samples = self._length(self.workload.train, "train")
+        self._train = samples(self.workload.train, f"{self._option}: its train data")
+        self.num_samples = len(self._train)
+        self._test: Samples | None = None
         if self.workload.test is not None:
-            self.test_size = self._length(self.workload.test, "test")
+            self._test = samples(self.workload.test, f"{self._option}: its test data")
+            self.test_size = len(self._test)
+        self._answers = Answers(self.workload.loss)
         if config.batch_size > self.num_samples:
             raise InputError(
                 f"--batch-size {config.batch_size}: larger than the {self.num_samples} training samples of "
@@ -88,8 +86,7 @@ class CustomProblem(Problem):
             requested.append(num_features)
             return norms.build(name, num_features)
 
-        with torch.random.fork_rng(devices=[]), user_code.explaining(f"{self._option}: called with a norm, it fails"):
-            torch.default_generator.manual_seed(self.config.seed)
+        with seeded(self.config.seed), user_code.explaining(f"{self._option}: called with a norm, it fails"):
             result = function(norm)
         parts = tuple(result) if isinstance(result, tuple) else ()
         if len(parts) not in (3, 4) or not isinstance(parts[0], nn.Module) or not callable(parts[1]):
@@ -97,80 +94,52 @@ class CustomProblem(Problem):
                 f"{self._option}: returns a {type(result).__name__}; it has to return "
                 "bnsmooth_cli.Workload(model, loss, train, test)"
             )
-        dtypes = {p.dtype for p in trainable(parts[0]).values()}
-        if not dtypes:
-            raise InputError(f"{self._option}: its model has no parameters that are trained")
-        if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-            types = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-            raise InputError(
-                f"{self._option}: its model's parameters are of {types}; one floating-point type is needed"
-            )
+        parameters = [*parts[0].parameters()]
+        if parameters and not any(map(is_lazy, parameters)):  # others come with the first forward pass
+            check_parameters(parts[0], self._option)
         if name != "none" and not requested:
             raise InputError(f"{self._option}: makes no use of the norm that it is called with; give --norm none")
         return Workload(*parts)
 
-    def _length(self, data: Any, split: str) -> int:
-        if _are_tensors(data):
-            inputs, targets = data
-            if not len(inputs) or len(inputs) != len(targets):
-                raise InputError(
-                    f"{self._option}: its {split} data has {len(inputs)} inputs and {len(targets)} targets"
-                )
-            return len(inputs)
-        if isinstance(data, list | tuple) and len(data) == 2 and all(hasattr(values, "shape") for values in data):
-            raise InputError(f"{self._option}: its {split} data are no tensors; convert them (torch.from_numpy)")
-        if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
-            raise InputError(
-                f"{self._option}: its {split} data is a {type(data).__name__}; give (inputs, targets) as tensors, or a "
-                "map-style data set that is not empty"
-            )
-        return len(data)
-
     def network(self) -> nn.Module:
         """A copy of the function's model."""
-        return copy.deepcopy(self.workload.model)
+        model = self.workload.model
+        if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
+            self._run_once(model)  # lazy buffers cannot be copied
+        return copied(model)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Values, Values]:
         """The next samples of the epoch. Random draws of a data set depend only on the seed and the step."""
-        return self._samples(self.workload.train, self.indices(step), "train", step)
+        return self._samples(self._train, self.indices(step), step)
 
-    def _samples(self, data: Any, indices: Tensor, split: str, step: int = 0) -> tuple[Tensor, Tensor]:
-        if _are_tensors(data):
-            inputs, targets = (values[indices.to(values.device)] for values in data)
-        else:
-            message = f"{self._option}: its {split} data does not give pairs (input, target) that make a batch"
-            with torch.random.fork_rng(devices=[]), user_code.explaining(message):
-                torch.default_generator.set_state(generator(self.config.seed, "augment", step).get_state())
-                inputs, targets = default_collate([_pair(data[i]) for i in indices.tolist()])
-        dtype = next(iter(trainable(self.workload.model).values())).dtype
-        inputs, targets = (v.to(dtype) if v.is_floating_point() else v for v in (inputs, targets))
-        return inputs.to(self.device), targets.to(self.device)
+    def _samples(self, data: Samples, indices: Tensor, step: int = 0) -> tuple[Values, Values]:
+        inputs, targets = data.batch(indices, generator(self.config.seed, "augment", step).initial_seed())
+        types = {p.dtype for p in self.workload.model.parameters() if p.is_floating_point()}
+        # The loss and the layers of a network of several types expect the types that the user gives.
+        dtype = types.pop() if len(types) == 1 else None
 
-    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        def converted(values: Tensor) -> Tensor:
+            return values.to(self.device, dtype if values.is_floating_point() else None)
+
+        return mapped(converted, inputs), mapped(converted, targets)
+
+    def test_batches(self) -> Iterator[tuple[Values, Values]]:
         """The test samples in order, in batches of the run's size."""
-        if self.workload.test is not None:
+        if self._test is not None:
             for indices in torch.arange(self.test_size).split(self.config.batch_size):
-                yield self._samples(self.workload.test, indices, "test")
+                yield self._samples(self._test, indices)
 
-    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def check_data(self) -> None:
+        """Read the first samples again. Raises InputError if they are now different."""
+        for data in (self._train, self._test):
+            if data is not None:
+                data.check()
+
+    def objective(self, outputs: Any, targets: Any) -> Tensor:
         """The user's loss."""
         return self.workload.loss(outputs, targets)
 
-    def accuracy(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of samples whose largest output is that of the target class; NaN if the targets are not classes."""
-        if targets.is_floating_point() or outputs.dim() != targets.dim() + 1:
-            return torch.full((), torch.nan, device=outputs.device)
-        return super().accuracy(outputs, targets)
-
-
-def _are_tensors(data: Any) -> bool:
-    return isinstance(data, list | tuple) and len(data) == 2 and all(isinstance(values, Tensor) for values in data)
-
-
-def _pair(item: Any) -> tuple[Any, Any]:
-    if not isinstance(item, list | tuple) or len(item) != 2:
-        raise TypeError(f"an item is a {type(item).__name__}")
-    for value in item:
-        if not isinstance(value, Tensor | int | float) and not hasattr(value, "__array__"):
-            raise TypeError(f"an item holds a {type(value).__name__}")
-    return item[0], item[1]
+    def answers(self, outputs: Any, targets: Any) -> Tensor:
+        """The numbers of right answers and of all answers (2,); NaN if the shapes and the loss do not tell them."""
+        found = self._answers.count(outputs, targets)
+        return torch.full((2,), torch.nan, device=self.device) if found is None else found

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config, CustomSettings
-from bnsmooth_cli.problems.base import Problem, Values
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.batches import Values
 
 
 class ExternalLoop(Problem):

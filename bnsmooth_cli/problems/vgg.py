@@ -86,7 +86,9 @@ class Vgg(Problem):
         layers[f"fc{len(hidden) + 1}"] = Layer(nn.Linear(channels, classes), norm)
         chain = Chain(layers)
         chain.initialise(self.config.seed)
-        return chain.to(memory_format=torch.channels_last)
+        for _, layer in chain.named_layers():  # not the norms: a user's may be lazy, without a shape as yet
+            layer.linear.to(memory_format=torch.channels_last)
+        return chain
 
     def _scaled(self, width: int) -> int:
         return max(1, round(width * self.settings.width))

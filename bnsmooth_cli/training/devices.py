@@ -23,3 +23,13 @@ def choose_device(name: str = "auto") -> torch.device:
     if name not in present:
         raise InputError(f"--device {name}: not available on this machine, which has {', '.join(present)}")
     return torch.device(name)
+
+
+def machine(device: torch.device) -> str:
+    """What computes on a device, as far as it rounds in its own way: the version of PyTorch and the kind of device.
+
+    >>> machine(torch.device("cpu")) == f"torch {torch.__version__} on cpu"
+    True
+    """
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"torch {torch.__version__} on {kind}"

@@ -20,9 +20,9 @@ from bnsmooth_cli.problems.custom import Builder
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.training.devices import choose_device
+from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.trajectory import RECORD, Trajectory
-from bnsmooth_cli.user_code import name_of
+from bnsmooth_cli.user_code import digest, name_of
 
 #: Steps between two reads of the recorded losses. Each read waits for the device.
 READ_EVERY: Final = 25
@@ -73,6 +73,8 @@ def train(
     return train_config(config, output, device=device, resume=resume, force=force, progress=progress)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_config(
     config: Config,
     output: Path | str | None = None,
@@ -105,6 +107,7 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
     run.checkpoint_path(0).parent.mkdir(exist_ok=True)
     trajectory = Trajectory(problem)
     log = _Log(_resume(run, trajectory), problem.device)
+    made_by = _made_by(run, problem, len(log.table(run)))
     config = run.config
     if runs.open_run(run.path).config != config:  # more steps than before
         runs.write_config(run)
@@ -114,19 +117,32 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
         if saving or log.count == READ_EVERY:
             diverged = log.read()
             if diverged is not None:
-                _write(run, log, diverged_at=diverged)
+                _write(run, log, **made_by, diverged_at=diverged)
                 return
             if progress is not None:
                 progress(step, log.last_loss)
         if saving:  # the table first: it must hold the rows before any checkpoint on disk
-            _write(run, log)
+            _write(run, log, **made_by)
             runs.write_checkpoint(run.checkpoint_path(step), run.name, config, step, trajectory.state())
         if problem.test_size and (last or step % (config.eval_every or config.steps) == 0):
             log.tests[step] = problem.evaluate(trajectory.model)
         if not last:
             log.add(trajectory.advance())
     log.add(trajectory.gradients(update_statistics=False)[0])
-    _write(run, log, diverged_at=log.read(), last_step=config.steps)
+    problem.check_data()
+    _write(run, log, **made_by, diverged_at=log.read(), last_step=config.steps)
+
+
+def _made_by(run: Run, problem: Problem, known: int) -> dict[str, Any]:
+    """What computes a run of the user's code, for `points.reaching`: the code, and every machine that made its rows."""
+    if not problem.has_users_code:
+        return {}
+    names = (run.config.problem, run.config.norm)
+    before = tables.read_provenance(run.train_path, "train").get("machines", ["unknown"]) if known else []
+    return {
+        "code": {name: state for name in names if (state := digest(name)) is not None},
+        "machines": sorted({*before, machine(problem.device)}),
+    }
 
 
 def _resume(run: Run, trajectory: Trajectory) -> pd.DataFrame:
@@ -191,7 +207,7 @@ class _Log:
         )
 
 
-def _write(run: Run, log: _Log, **outcome: int | None) -> None:
+def _write(run: Run, log: _Log, **outcome: Any) -> None:
     if not (run.path / "config.json").is_file():
         raise InputError(f"{run.path}: was removed or moved while it was trained; train it again")
     provenance = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +44,7 @@ class Trajectory:
         #: The places of the penalised weights among the parameters.
         self._weights = [place for place, name in enumerate(trainable(self.model)) if name in weights]
         self.step = 0
+        self._names = {*self.model.state_dict()}
         # The tensors that the optimiser updates. With a fast path, one vector holds all parameters and one all momenta.
         self._moving, self._pushing = self.parameters, self.velocity
         self._fast_path = problem.fast_path(self.parameters[0].dtype, problem.device)
@@ -51,15 +53,25 @@ class Trajectory:
             self._pushing = [_join(self.velocity)] if self.velocity else []
 
     def state(self) -> dict[str, Any]:
-        """The tensors that determine all later steps, as checkpoints hold them."""
-        return {"model": self.model.state_dict(), "velocity": self.velocity}
+        """The tensors that determine all later steps, as checkpoints hold them.
+
+        Raises:
+            InputError: If a forward pass has made other parameters or buffers than the network had at the start.
+        """
+        state, parameters = self.model.state_dict(), [*trainable(self.model).values()]
+        if {*state} != self._names or [*map(id, parameters)] != [*map(id, self.parameters)]:
+            raise InputError(
+                f"{self.problem.option}: its model makes or replaces parameters or buffers in later forward passes; "
+                "make them in the constructor, and set their values in place"
+            )
+        return {"model": state, "velocity": self.velocity}
 
     def load(self, checkpoint: Path, step: int) -> None:
         """Load the state at a step from its checkpoint.
 
         Raises:
             DamagedError: If the checkpoint is not of this step, or its tensors do not fit the network.
-            InputError: If the checkpoint belongs to another configuration.
+            InputError: If the checkpoint belongs to another configuration, or the user's code builds another network.
         """
         source, content = runs.read_checkpoint(checkpoint)
         if step not in source.checkpoints:
@@ -73,12 +85,19 @@ class Trajectory:
         current = self.model.state_dict() | _numbered(self.velocity)
         for name in (*current, *saved):
             if not _fits(saved.get(name), current.get(name)):
+                if self.problem.has_users_code:
+                    raise InputError(
+                        f"{checkpoint}: {self.problem.option} now builds another network: "
+                        f"{_described(str(name), saved.get(name), current.get(name))}; restore the code of the run, "
+                        "or train it again (bnsmooth train ... --force)"
+                    )
                 raise DamagedError(f"{checkpoint}: its tensors do not fit its configuration ({str(name)[:80]})")
         with torch.no_grad():
             for name, tensor in current.items():
                 tensor.copy_(saved[name])
         self.step = step
 
+    @torch.enable_grad()
     def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
         """Run the network forward and backward on the batch of the current step.
 
@@ -93,15 +112,17 @@ class Trajectory:
         problem = self.problem
         prepare(self.norms, problem.config.seed, self.step, update_statistics=update_statistics)
         inputs, targets = problem.batch(self.step)
-        outputs = self.model(inputs)
+        outputs = problem.call(self.model, inputs)
         loss = problem.objective(outputs, targets)
-        gradients: Tensors = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        found = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        # Embeddings may give sparse gradients, which neither momentum nor a penalty leaves sparse.
+        gradients: Tensors = [g if g.layout == torch.strided else g.to_dense() for g in found]
         loss, penalty = loss.detach(), loss.new_zeros(())
         if self._weights:
             gradients, penalty = self._penalise(gradients)
             loss = loss + penalty
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        return torch.stack((loss, penalty, problem.accuracy(outputs.detach(), targets), norm)), gradients
+        norm = torch.linalg.vector_norm(_lengths(gradients))
+        return torch.stack((loss, penalty, problem.accuracy(outputs, targets), norm)), gradients
 
     @torch.no_grad()
     def _penalise(self, gradients: Tensors) -> tuple[Tensors, Tensor]:
@@ -109,7 +130,7 @@ class Trajectory:
         weights, c = [self.parameters[place] for place in self._weights], self.problem.config.weight_decay
         # Not in place: autograd may return one tensor as the gradient of two parameters.
         slopes = torch._foreach_add([gradients[place] for place in self._weights], weights, alpha=c)
-        lengths = torch.stack(torch._foreach_norm(weights))
+        lengths = _lengths(weights)
         changed = dict(zip(self._weights, slopes, strict=True))
         return [changed.get(place, slope) for place, slope in enumerate(gradients)], c / 2 * lengths.square().sum()
 
@@ -130,8 +151,25 @@ class Trajectory:
         return record
 
 
+def _lengths(tensors: Tensors) -> Tensor:
+    """The norms of the tensors, summed up in float32 at least."""
+    exact = functools.reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, dtype=exact))
+
+
 def _numbered(velocity: Sequence[Any]) -> dict[str, Any]:
     return {f"velocity {i}": v for i, v in enumerate(velocity)}
+
+
+def _described(name: str, saved: object, current: Tensor | None) -> str:
+    """What a tensor is in a checkpoint and in the network."""
+
+    def kind(value: object) -> str:
+        return (
+            f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else "none"
+        )
+
+    return f"{name[:80]} was {kind(saved)} and is {kind(current)}"
 
 
 def _fits(saved: object, target: Tensor | None) -> bool:

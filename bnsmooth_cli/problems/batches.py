@@ -1,0 +1,55 @@
+"""The inputs or the targets of a batch: a tensor, or several tensors in a tuple or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Values = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def mapped(function: Callable[[Tensor], Tensor], values: Values) -> Values:
+    """Apply a function to each tensor.
+
+    >>> import torch
+    >>> mapped(torch.neg, {"x": torch.ones(2), "y": torch.zeros(1)})
+    {'x': tensor([-1., -1.]), 'y': tensor([-0.])}
+    """
+    if isinstance(values, dict):
+        return {name: function(value) for name, value in values.items()}
+    return tuple(map(function, values)) if isinstance(values, tuple) else function(values)
+
+
+def named(values: Values, whole: str) -> dict[str, Tensor]:
+    """The tensors by what messages call them; `whole` is "input" or "target".
+
+    >>> import torch
+    >>> list(named({"ids": torch.ones(2)}, "input")), list(named((torch.ones(2), torch.ones(2)), "input"))
+    (["input 'ids'"], ['input 1', 'input 2'])
+    """
+    if isinstance(values, dict):
+        return {f"{whole} '{name}'": value for name, value in values.items()}
+    if isinstance(values, tuple):
+        return {f"{whole} {place}": value for place, value in enumerate(values, 1)}
+    return {whole: values}
+
+
+def size(values: Values) -> int:
+    """The number of samples."""
+    return len(next(iter(named(values, "").values())))
+
+
+def described(values: object) -> str:
+    """The shapes of tensors for a message, or the type of anything else, such as outputs of a class of their own.
+
+    >>> import torch
+    >>> described(torch.ones(2, 3)), described((torch.ones(2), torch.ones(2)))
+    ('(2, 3)', '[(2,), (2,)]')
+    """
+    if isinstance(values, Tensor):
+        return str(tuple(values.shape))
+    parts = [*values.values()] if isinstance(values, dict) else values
+    if isinstance(parts, list | tuple) and all(isinstance(part, Tensor) for part in parts):
+        return f"[{', '.join(str(tuple(part.shape)) for part in parts)}]"
+    return type(values).__name__

@@ -1,0 +1,333 @@
+"""Custom problems with unusual models: lazy modules, first passes that draw, odd parameters, several precisions."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnsmooth_cli as bns
+from bnsmooth_cli import InputError
+from bnsmooth_cli.problems.checks import check_parameters
+
+SETTINGS = {"steps": 4, "save_every": 2, "eval_every": 2, "batch_size": 8, "lr": 0.1}
+_names = itertools.count()
+
+
+def problem(model, loss=F.cross_entropy, data=None):
+    """The function of a problem, under a name by which it can be imported. `model` is called for the model."""
+
+    def build(norm):
+        x = torch.randn(24, 5)
+        return model(), loss, data() if data else (x, (x[:, 0] > 0).long()), (x, (x[:, 0] > 0).long())
+
+    build.__module__, build.__qualname__ = __name__, f"_problem_{next(_names)}"
+    setattr(sys.modules[__name__], build.__qualname__, build)
+    return build
+
+
+def disturb():
+    random.random()
+    np.random.rand()
+    torch.rand(1)
+
+
+def losses(folder):
+    return bns.read_table(folder / "train.parquet")["loss"].tolist()
+
+
+class Late(nn.Module):
+    """Makes a layer in its first forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = None
+
+    def forward(self, x):
+        if self.head is None:
+            self.head = nn.Linear(x.shape[1], 2)
+        return self.head(x)
+
+
+class DataDependent(nn.Module):
+    """Sets its parameters by its first batch, as ActNorm (Kingma & Dhariwal 2018, section 3.1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.log_scale = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(5))
+        self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x):
+        if not self.initialized:
+            with torch.no_grad():
+                self.shift.copy_(-x.mean(0))
+                self.log_scale.copy_(-x.std(0).log())
+                self.initialized.fill_(1)
+        return self.head((x + self.shift) * self.log_scale.exp())
+
+
+class Draws(nn.Module):
+    """Draws its weights in its first forward pass, from each of the three generators."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.ready = nn.Parameter(torch.zeros(3, 2, 5)), False
+
+    def forward(self, x):
+        if not self.ready:
+            rows = torch.randn(2, 5), np.random.randn(2, 5), [[random.gauss(0, 1) for _ in range(5)] for _ in "ab"]
+            self.weight.data = torch.stack([torch.as_tensor(values).float() for values in rows])
+            self.ready = True
+        return F.linear(x, self.weight.sum(0))
+
+
+FIRST = {
+    "lazy layers": lambda: nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyLinear(2)),
+    "a layer made at the first pass": Late,
+    "data-dependent initialisation": DataDependent,
+    "weights drawn at the first pass": Draws,
+}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_what_the_first_pass_makes_depends_on_the_seed_alone(tmp_path, kind):
+    build, starts = problem(FIRST[kind]), []
+    for part in "ab":
+        disturb()
+        run = bns.train(build, "none", output=tmp_path / part, **SETTINGS)
+        starts.append(torch.load(run.checkpoint_path(0), weights_only=True)["model"])
+    assert starts[0].keys() == starts[1].keys()
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    disturb()
+    resumed = bns.train(build, "none", output=tmp_path / "b", **{**SETTINGS, "steps": 6})
+    assert len(bns.read_table(resumed.train_path)) == 7
+    recorded = bns.read_table(run.train_path).set_index("step")
+    disturb()
+    for step in (0, 3):
+        found = bns.landscape(bns.load_point(run, step), [1.0])
+        assert found["loss"][0] == pytest.approx(recorded["loss"][step], rel=1e-6)
+    other = bns.train(build, "none", output=tmp_path / "c", seed=1, **SETTINGS)
+    start = torch.load(other.checkpoint_path(0), weights_only=True)["model"]
+    assert not all(torch.equal(starts[0][name], start[name]) for name in start)
+
+
+def test_the_statistics_of_a_lazy_norm_start_at_their_initial_values(tmp_path):
+    run = bns.train(problem(FIRST["lazy layers"]), "none", output=tmp_path / "run", **SETTINGS)
+    start, later = (torch.load(run.checkpoint_path(step), weights_only=True)["model"] for step in (0, 4))
+    assert (start["1.running_mean"] == 0).all()
+    assert (start["1.num_batches_tracked"], later["1.num_batches_tracked"]) == (0, 4)
+
+
+class Second(nn.Module):
+    """Makes a parameter in the pass of this number, or replaces one in every pass."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.head, self.count, self.calls = nn.Linear(5, 2), count, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.count:
+            self.late = nn.Parameter(torch.zeros(2))
+        if not self.count:
+            self.head.bias = nn.Parameter(self.head.bias.detach().clone())
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("count", "why"), [(3, "changes .* 'late'"), (0, "'head.bias'"), (30, "later forward")])
+def test_parameters_that_are_made_later_are_refused_by_name(tmp_path, count, why):
+    settings = {**SETTINGS, "steps": 30, "save_every": 10}
+    with pytest.raises(InputError, match=rf"--problem test_unusual_models:_problem_\d+: .*{why}"):
+        bns.train(problem(lambda: Second(count)), "none", output=tmp_path / "run", **settings)
+
+
+def test_another_network_than_that_of_the_checkpoint_is_not_called_damaged(tmp_path):
+    widths = iter([4, 6])
+    build = problem(lambda: nn.Sequential(nn.Linear(5, width := next(widths)), nn.Linear(width, 2)))
+    run = bns.train(build, "none", output=tmp_path / "run", **SETTINGS)
+    with pytest.raises(InputError, match=r"builds another network: 0.weight was float32 \(4, 5\) and is .*\(6, 5\)"):
+        bns.load_point(run)
+
+
+def with_parameter(value, **attributes):
+    model = nn.Linear(5, 2)
+    model.extra = nn.Parameter(value, **attributes)
+    return model
+
+
+ODD = {
+    "complex": (lambda: with_parameter(torch.zeros(2, dtype=torch.complex64)), "is complex"),
+    "frozen complex": (lambda: with_parameter(torch.zeros(2, dtype=torch.cfloat), requires_grad=False), "is complex"),
+    "meta": (lambda: with_parameter(torch.zeros(2, device="meta")), "has no values"),
+    "sparse": (lambda: with_parameter(torch.zeros(2, 2).to_sparse()), "sparse"),
+    "float8": (lambda: with_parameter(torch.zeros(2).to(torch.float8_e4m3fn)), "is of float8_e4m3fn"),
+    "expanded": (lambda: with_parameter(torch.zeros(1).expand(3)), "is expanded"),
+    "never reached": (lambda: nn.ModuleList([nn.Linear(5, 2), nn.LazyLinear(2)]), "has no shape yet"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_parameters_that_are_not_plain_real_numbers_are_refused_by_name(tmp_path, kind):
+    model, why = ODD[kind]
+    with pytest.raises(InputError, match=rf"own: its parameter '(extra|1.weight)' .*{why}"):
+        check_parameters(model(), "own")
+    if kind != "never reached":
+        with pytest.raises(InputError, match=rf"_problem_\d+: its parameter 'extra' .*{why}"):
+            bns.train(problem(model), "none", output=tmp_path / "run", **SETTINGS)
+        assert not (tmp_path / "run").exists()
+
+
+class ComplexNorm(nn.Module):
+    def __init__(self, units):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(units, dtype=torch.complex64))
+
+    def forward(self, y):
+        return y * self.gain.real.view(-1, *[1] * (y.dim() - 2))
+
+
+class LazyNorm(nn.Module):
+    def __init__(self, units):
+        super().__init__()
+        self.scale = nn.LazyLinear(1)
+
+    def forward(self, y):
+        return y * torch.sigmoid(self.scale(y.detach().mean(0).flatten()))
+
+
+@pytest.mark.parametrize("name", ["dln", "vgg"])
+def test_a_users_norm_in_a_builtin_problem_is_held_to_the_same_rules(tmp_path, name):
+    settings = {"steps": 2, "save_every": 2, **({"samples": 20} if name == "dln" else {"width": 0.05, "batch_size": 4})}
+    with pytest.raises(InputError, match=r"--norm test_unusual_models:ComplexNorm: its parameter '.*gain' is complex"):
+        bns.train(name, ComplexNorm, output=tmp_path / "run", **settings)
+    for part in "ab":
+        disturb()
+        bns.train(name, LazyNorm, output=tmp_path / part, **settings)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+class Types(nn.Module):
+    """A network of several floating-point types, as with a norm in float32 between layers of lower precision."""
+
+    def __init__(self, narrow=torch.bfloat16):
+        super().__init__()
+        self.first, self.norm = nn.Linear(5, 6, dtype=narrow), nn.LayerNorm(6)
+        self.head, self.narrow = nn.Linear(6, 2, dtype=narrow), narrow
+
+    def forward(self, x):
+        x = self.norm(self.first(x.to(self.narrow)).float())
+        return self.head(torch.tanh(x).to(self.narrow)).float()
+
+
+class Words(nn.Module):
+    """Embeddings with sparse gradients, one of them as a bag."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.bag = nn.Embedding(7, 4, sparse=True), nn.EmbeddingBag(7, 4, mode="sum", sparse=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.embed(ids).mean(1) + self.bag(ids)))
+
+
+def half(dtype):
+    return lambda: nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).to(dtype)
+
+
+def ids():
+    return torch.randint(7, (24, 3)), torch.randint(2, (24,))
+
+
+def words(norm):
+    data = ids()
+    return Words(), F.cross_entropy, data, data
+
+
+PRECISIONS = {
+    "bfloat16": (problem(half(torch.bfloat16)), torch.bfloat16),
+    "float16": (problem(half(torch.float16)), torch.float16),
+    "float64": (problem(half(torch.float64)), torch.float64),
+    "bfloat16 and float32": (problem(Types), None),
+    "float32 and float64": (problem(lambda: Types(torch.float64)), None),
+    "sparse gradients": (words, torch.float32),
+}
+
+
+@pytest.mark.parametrize("extra", [{}, {"momentum": 0.9, "weight_decay": 0.01}])
+@pytest.mark.parametrize("kind", PRECISIONS)
+def test_training_takes_the_steps_of_torch_in_the_models_own_types(tmp_path, kind, extra):
+    build, dtype = PRECISIONS[kind]
+    run = bns.train(build, "none", output=tmp_path / "run", **SETTINGS, **extra)
+    start = bns.load_point(run, 0)
+    model, given = start.problem.build(), start.problem
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    decay = extra.get("weight_decay", 0.0)
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others}]
+    optimiser = torch.optim.SGD(groups, lr=0.1, momentum=extra.get("momentum", 0.0))
+    table, exact = bns.read_table(run.train_path), all(p.element_size() > 2 for p in model.parameters())
+    for step in range(4):
+        inputs, targets = given.batch(step)
+        assert dtype is None or not inputs.is_floating_point() or inputs.dtype == dtype
+        value = F.cross_entropy(model(inputs), targets)
+        penalty = decay / 2 * sum(p.double().square().sum().item() for p in weights)
+        assert table["loss"][step] == pytest.approx(value.item() + penalty, rel=1e-5 if exact else 1e-2)
+        optimiser.zero_grad()
+        value.backward()
+        slopes = []
+        for p in model.parameters():
+            p.grad = p.grad.to_dense() if p.grad.layout != torch.strided else p.grad
+            slopes.append((p.grad + (decay if p.dim() > 1 else 0) * p.detach()).double().flatten())
+        norm = torch.cat(slopes).norm().item()
+        assert table["grad_norm"][step] == pytest.approx(norm, rel=1e-5 if exact else 1e-2)
+        optimiser.step()
+    end = torch.load(run.checkpoint_path(4), weights_only=True)["model"]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(end[name], p.detach(), **{} if exact else {"rtol": 0.02, "atol": 1e-3})
+    measured = bns.load_point(run, 2)
+    assert bns.landscape(measured, [1.0])["loss"][0] == pytest.approx(table["loss"][2], rel=2e-2)
+
+
+def test_training_works_where_the_caller_has_switched_gradients_off(tmp_path):
+    bns.train(words, "none", output=tmp_path / "usual", **SETTINGS)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            bns.train(words, "none", output=tmp_path / context.__name__, **SETTINGS)
+            point = bns.load_point(tmp_path / context.__name__, 3, dtype=torch.float64, code=[words])
+            assert bns.landscape(point, [1.0])["loss"][0] == pytest.approx(losses(tmp_path / "usual")[3], rel=1e-5)
+        assert losses(tmp_path / context.__name__) == losses(tmp_path / "usual")
+
+
+class Potential(nn.Module):
+    """The force of an energy, differentiated inside the forward pass (Behler & Parrinello 2007)."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+def forces(norm):
+    x = torch.randn(24, 5)
+    return Potential(), F.mse_loss, (x, -2 * x), (x[:9], -2 * x[:9])
+
+
+def test_a_network_that_differentiates_is_trained_and_evaluated(tmp_path):
+    run = bns.train(forces, "none", output=tmp_path / "run", **SETTINGS)
+    point = bns.load_point(run, 4)
+    x, y = (torch.cat(parts) for parts in zip(*point.problem.test_batches(), strict=True))
+    expected = F.mse_loss(point.model(x), y).item()
+    assert bns.read_table(run.train_path)["test_loss"][4] == pytest.approx(expected, rel=1e-5)
+    assert bns.landscape(point, [1.0], objective="test")["loss"][0] == pytest.approx(expected, rel=1e-5)

@@ -9,6 +9,7 @@ import io
 import pickle
 import struct
 import time
+import warnings
 import zipfile
 
 import numpy as np
@@ -160,6 +161,10 @@ def other_values():
     ("content", "why"),
     [
         ({"model": STATE, "model_ema": other_values()}, r"two state dicts that fit, 'model' and 'model_ema'; save the"),
+        (
+            {"a": {"b": STATE}, "c": {"d": other_values()}},
+            r"'a\.b' and 'c\.d'; .*torch\.load\(FILE\)\['c'\]\['d'\], NEW",
+        ),
         ({"a": {"x": torch.ones(1)}, "b": {**STATE, "more": torch.ones(1)}}, "'b' is no state dict .*: has more$"),
         (
             {"state_dict": prefixed("model.") | {"loss.weight": torch.ones(1)}},
@@ -211,7 +216,9 @@ def archive(*names):
 
 def scripted():
     stream = io.BytesIO()
-    torch.jit.save(torch.jit.script(MODEL), stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        torch.jit.save(torch.jit.script(MODEL), stream)
     return stream.getvalue()
 
 
@@ -328,6 +335,9 @@ def one(value):
 
 def test_a_legacy_file_by_hand_is_read(tmp_path):
     (tmp_path / "w.pt").write_bytes(legacy(one(storage())))
+    assert read_weights(tmp_path / "w.pt", {"a": torch.zeros(1)})["a"].item() == 7
+    short = b"U\x01a" + storage(key=b"U\x010")  # strings of Python 2
+    (tmp_path / "w.pt").write_bytes(legacy(b"ccollections\nOrderedDict\n)R(" + short + b"u"))
     assert read_weights(tmp_path / "w.pt", {"a": torch.zeros(1)})["a"].item() == 7
 
 

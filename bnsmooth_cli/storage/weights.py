@@ -15,6 +15,7 @@ from bnsmooth_cli.storage.files import SAFETENSORS, check_regular, first_line, k
 from bnsmooth_cli.storage.tensors import load_tensors
 
 State = dict[str, Any]
+Place = tuple[str, ...]  # the keys that lead from a file's dict to a dict inside it
 
 #: Parts of names that DataParallel and `torch.compile` add, anywhere in a name.
 _WRAPPERS: Final = ("module", "_orig_mod")
@@ -48,20 +49,21 @@ def read_weights(path: Path, expected: Mapping[str, Any]) -> State:
     """
     content = _content(path)
     found = {place: _fit(path, state, expected) for place, state in _states(content)}
-    found = found or {"": _fit(path, content, expected)}
+    found = found or {(): _fit(path, content, expected)}
     fitting = {place: state for place, (state, differences) in found.items() if not differences}
     if not fitting:
         place, (_, differences) = min(found.items(), key=lambda item: len(item[1][1]))
-        what = f"'{place[:40]}' is no state dict" if place else "no state dict"
+        what = f"'{_shown(place)}' is no state dict" if place else "no state dict"
         message = f"{what} of this network: {'; '.join(differences[:4])}"[:600]
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise InputError(f"{path}: {message}{more}")
     (place, chosen), *others = fitting.items()
     for other, state in others:
         if not _equal(chosen, state):
+            keys = "".join(f"[{key!r}]" for key in other)
             raise InputError(
-                f"{path}: holds two state dicts that fit, '{place[:40]}' and '{other[:40]}'; save the one you mean: "
-                f"torch.save(torch.load(FILE)['{other[:40]}'], NEW)"
+                f"{path}: holds two state dicts that fit, '{_shown(place)}' and '{_shown(other)}'; save the one you "
+                f"mean, such as torch.save(torch.load(FILE){keys[:80]}, NEW)"
             )
     return _converted(path, chosen, expected)
 
@@ -86,10 +88,8 @@ def _content(path: Path) -> State:
         raise DamagedError(f"{path}: a safetensors file that cannot be read ({first_line(error)})") from error
 
 
-def _states(
-    content: State, place: str = "", depth: int = _DEPTH, seen: set[int] | None = None
-) -> Iterator[tuple[str, State]]:
-    """The dicts in a file that hold tensors under names, each with its own place."""
+def _states(content: State, place: Place = (), seen: set[int] | None = None) -> Iterator[tuple[Place, State]]:
+    """The dicts in a file that hold tensors under names, each with the keys that lead to it."""
     from torch import Tensor
 
     seen = set() if seen is None else seen
@@ -99,8 +99,12 @@ def _states(
     if any(isinstance(value, Tensor) for value in content.values()):
         yield place, content
     for name, value in content.items():
-        if isinstance(value, dict) and depth:
-            yield from _states(value, f"{place}.{name}" if place else name, depth - 1, seen)
+        if isinstance(value, dict) and len(place) < _DEPTH:
+            yield from _states(value, (*place, name), seen)
+
+
+def _shown(place: Place) -> str:
+    return ".".join(place)[:40]
 
 
 def _fit(path: Path, state: Mapping[Any, Any], expected: Mapping[str, Any]) -> tuple[State, list[str]]:

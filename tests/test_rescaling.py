@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -179,7 +181,8 @@ def test_a_norm_of_the_users_belongs_to_the_layer_before_it(module):
 def test_what_is_no_norm_is_a_layer_of_its_own(after):
     model, x, point = point_of(Made("a unit", after=ACTIVATIONS[after]))
     assert [name for name, _ in point.layers] == ["first", "second", "head"]
-    (row,) = bns.activations(point, ["first"], [2]).to_dict("records")
+    with pytest.warns(bns.Remark, match=r"layer first: measured before second \(Made\), which is no norm"):
+        (row,) = bns.activations(point, ["first"], [2]).to_dict("records")
     values = model.first(x)[:, 2]
     assert row["mean"] == pytest.approx(values.mean().item())
     assert row["q01"] == pytest.approx(torch.quantile(values, 0.01).item())
@@ -196,7 +199,9 @@ def test_a_norm_within_a_module_that_is_none_is_found():
 
     model, x, point = point_of(Block())
     assert dict(point.layers)["first"] == ["first.weight", "first.bias", "second.norm.weight", "second.norm.bias"]
-    (row,) = bns.activations(point, ["first"], [2]).to_dict("records")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing to remark
+        (row,) = bns.activations(point, ["first"], [2]).to_dict("records")
     assert row["q01"] == pytest.approx(torch.quantile(model.second.norm(model.first(x))[:, 2], 0.01).item())
     assert row["q01"] < 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from bnsmooth_cli.config import find_problem
+from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.hooks import captured
@@ -66,6 +68,12 @@ def activations(point: Point, layers: Sequence[str] | None = None, units: Sequen
     if not units:
         selected = [_sample(layer, point.config.seed) for layer in selected]
     sites = [layer.site for layer in selected]
+    for site in sites:
+        if site.unfit:
+            warnings.warn(
+                f"layer {site.name}: measured before {site.unfit}, which is no norm: its output is not an affine "
+                "function of its normalised input", Remark, stacklevel=2,
+            )  # fmt: skip
     ends = [module for site in sites for module in (site.linear, [site.linear, *site.norms][-1])]
     with point.problem.forward_only():
         outputs = [output for _, output in captured(ends, point.loss)]

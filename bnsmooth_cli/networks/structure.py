@@ -31,6 +31,7 @@ class Site:
         norms: The modules that normalise its output, in order.
         units_last: Whether the last dimension of the output holds the units, as in a linear map over positions;
             otherwise dimension 1 does.
+        unfit: The module after them that has the parameters of a norm and is none, for messages; "" without one.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Site:
     linear: nn.Linear | nn.Conv2d
     norms: tuple[nn.Module, ...]
     units_last: bool = False
+    unfit: str = ""
 
     @property
     def width(self) -> int:
@@ -98,7 +100,7 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
         return _of_chain(model, forward)
     groups = _Trace(model, forward).layers()
     sites = [
-        Site(i, group.name, group.module, tuple(group.norms), group.units_last)
+        Site(i, group.name, group.module, tuple(group.norms), group.units_last, group.unfit)
         for i, group in enumerate(groups, 1)
         if isinstance(group.module, nn.Linear | nn.Conv2d) and group.calls == 1
     ]
@@ -163,6 +165,7 @@ class _Group:
     norms: list[nn.Module] = field(default_factory=list)
     calls: int = 0
     rank: int = 0  # of the module's output
+    unfit: str = ""
 
     @property
     def units_last(self) -> bool:
@@ -239,9 +242,12 @@ class _Trace:
         group, output, _ = self.last
         self.norm = "."  # no module's name, so that the hooks wait for the end of the test
         try:
-            return is_norm(module, output, group.units_last)
+            fits = is_norm(module, output, group.units_last)
         finally:
             self.norm = None
+        if not fits and not isinstance(module, nn.PReLU):
+            group.unfit = f"{name} ({type(module).__name__})"
+        return fits
 
     def _leave(self, name: str, module: nn.Module, output: object) -> None:
         if self.norm not in (None, name):
@@ -257,6 +263,7 @@ class _Trace:
         self.norm = None
         group = self.last[0]
         group.norms.append(module)
+        group.unfit = ""  # a container of this norm
         for holder, parameters in self.parameters.items():
             if holder == name or holder.startswith(f"{name}."):
                 group.parameters += parameters

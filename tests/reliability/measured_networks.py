@@ -330,7 +330,7 @@ def layers(
 
 def units(plain: Plain, point: bns.Point, tables: dict[str, Any], close: Close) -> None:
     """The moments of the inputs of non-linearities, and the statements of the theory that are proved."""
-    names = {module: name.replace("_orig_mod.", "") for name, module in point.model.named_modules()}
+    names = {module: re.sub(r"\.?_orig_mod", "", name) for name, module in point.model.named_modules()}
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, output: Tensor) -> None:

@@ -206,6 +206,34 @@ def test_a_norm_within_a_module_that_is_none_is_found():
     assert row["q01"] < 0
 
 
+def test_a_norm_without_parameters_or_with_shaped_ones_is_found():
+    class Plain(nn.Module):
+        def forward(self, x):
+            return (x - x.mean(0)) / x.std(0)
+
+    class Shaped(Plain):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.rand(1, UNITS) + 0.5)
+
+        def forward(self, x):
+            return self.gamma * super().forward(x)
+
+    for module in (Plain(), Shaped()):
+        model, x, point = point_of(module)
+        assert [name for name, _ in point.layers] == ["first", "head"]
+        (row,) = bns.activations(point, ["first"], [2]).to_dict("records")
+        assert row["std"] == pytest.approx(model.second(model.first(x))[:, 2].std(unbiased=False).item())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("module", [nn.PReLU(), nn.PReLU(UNITS), nn.Linear(UNITS, UNITS), nn.ReLU()])
+def test_other_modules_of_torch_are_no_norms(module):
+    model, x, point = point_of(module)
+    (row,) = bns.activations(point, ["first"], [2]).to_dict("records")
+    assert row["mean"] == pytest.approx(model.first(x)[:, 2].mean().item())
+
+
 def test_a_norm_that_a_hook_turns_into_something_else_is_none():
     module = nn.BatchNorm1d(UNITS)
     module.register_forward_hook(lambda m, inputs, output: torch.relu(output))

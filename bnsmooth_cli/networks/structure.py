@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -229,23 +230,29 @@ class _Trace:
             self.groups[name] = _Group(name or type(self.model).__name__, module, self.parameters[name])
 
     def _is_norm(self, name: str, module: nn.Module) -> bool:
-        """Whether a module that takes the last layer's output is a norm. Other modules are tested only if their
-        parameters have at most a value per unit."""
+        """Whether a module that takes the last layer's output is a norm.
+
+        A user's module is tested if its parameters have at most a value per unit, or one per activation of a sample.
+        """
         if isinstance(module, nn.Sequential):  # a container, whose modules are examined one by one
+            return False
+        if isinstance(module, torch.jit.ScriptModule):
             return False
         if is_known(module) and module not in self.hooked:
             return True
-        ranks = [p.dim() for p in module.parameters()]
-        if not ranks or max(ranks) > 1:
-            return False
         assert self.last is not None
         group, output, _ = self.last
+        shapes = [p.shape for p in module.parameters()]
+        if any(shape.numel() > max(shape, default=1) and shape != output.shape[1:] for shape in shapes):
+            return False
+        if type(module).__module__.startswith("torch.nn.") and not is_known(module):
+            return False
         self.norm = "."  # no module's name, so that the hooks wait for the end of the test
         try:
             fits = is_norm(module, output, group.units_last)
         finally:
             self.norm = None
-        if not fits and not isinstance(module, nn.PReLU):
+        if shapes and not fits:  # without parameters, it is an activation
             group.unfit = f"{name} ({type(module).__name__})"
         return fits
 

@@ -178,7 +178,7 @@ def _double_backward(
                     bent = torch.autograd.grad(
                         outputs, leaves, vectors, retain_graph=keep_graph, materialize_grads=True
                     )
-                    total.add_(flatten(bent), alpha=share)
+                    total.add_(flatten(g.detach() for g in bent), alpha=share)
         return total
 
     gradient = sum(share * flatten(g.detach() for g in slope) for share, slope in kept or slopes())

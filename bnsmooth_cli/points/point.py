@@ -309,7 +309,7 @@ class Point:
         for share, loss in self._terms(self.model):
             slopes = torch.autograd.grad(loss, leaves, materialize_grads=True)
             for piece, slope in zip(pieces, slopes, strict=True):
-                piece.add_(slope, alpha=share)
+                piece.add_(slope.detach(), alpha=share)
             total += share * loss.detach()
         return total
 

@@ -76,8 +76,11 @@ def _end(objective: Callable[[Tensor], Tensor], jet: Jet) -> Tensor:
     x0, x1, x2 = jet
     with torch.enable_grad():
         x0 = x0.detach().requires_grad_()
-        (g,) = torch.autograd.grad(objective(x0), x0, create_graph=True)
-        products = [torch.autograd.grad(g, x0, v, retain_graph=True)[0] for v in x1]
+        (g,) = torch.autograd.grad(objective(x0), x0, create_graph=True, materialize_grads=True)
+        if g.grad_fn is None:  # the objective is linear in x0, or does not use it
+            products = [torch.zeros_like(v) for v in x1]
+        else:
+            products = [torch.autograd.grad(g, x0, v, retain_graph=True, materialize_grads=True)[0] for v in x1]
     bent = torch.stack([torch.sum(product * v) for product, v in zip(products, x1, strict=True)])
     return bent if x2 is None else bent + (g.detach() * x2).flatten(1).sum(1)
 

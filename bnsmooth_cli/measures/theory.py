@@ -238,7 +238,7 @@ class _Networks:
         y = y.detach().requires_grad_()
         z = self.norm(y)
         fed = z.detach().requires_grad_()
-        (self.g,) = torch.autograd.grad(objective(nn.Sequential(*rest)(fed)), fed)
+        (self.g,) = torch.autograd.grad(objective(nn.Sequential(*rest)(fed)), fed, materialize_grads=True)
         (self.v,) = torch.autograd.grad(z, y, self.g)
         self.z = z.detach()
 

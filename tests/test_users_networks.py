@@ -670,6 +670,17 @@ def test_losses_of_torch_func_are_measured():
         bns.activations(point)
 
 
+def test_parameters_that_share_memory_are_refused(data):
+    x, _ = data
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    model[2].weight.data = model[0].weight.data
+    with pytest.raises(InputError, match=r"'0\.weight' and '2\.weight' share memory"):
+        point_of(model, lambda: model(x).square().mean())
+    model[2].weight = model[0].weight
+    loss = lambda: model(x).square().mean()  # noqa: E731
+    agrees(point_of(model, loss), by_hand(model, loss))
+
+
 def test_spectral_norm_in_train_mode_is_refused(data):
     x, y = data
     model = nn.Sequential(spectral_norm(nn.Linear(3, 2))).double()

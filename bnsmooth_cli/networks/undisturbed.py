@@ -26,9 +26,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     differences of gradients. When the context ends, the parameters, their gradients, and the tensors that hooks keep in
     modules are those from before.
     """
-    if any(p.is_inference() for p in model.parameters()):
-        yield  # such parameters cannot be differentiated, which `check_loss` reports
-        return
     device = next(model.parameters()).device.type
     with (
         recording(), torch.autocast(device, enabled=False), _no_autocast(),

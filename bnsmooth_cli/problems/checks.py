@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,12 @@ def check_parameters(model: nn.Module, option: str) -> None:
         trained += parameter.requires_grad
     if not trained:
         raise InputError(f"{option}: its model has no parameters that are trained")
+    spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in model.named_parameters() if p.numel())
+    for (_, end, name), (start, _, other) in itertools.pairwise(spans):
+        if start < end and model.get_parameter(other).is_contiguous():
+            raise InputError(
+                f"{option}: its parameters '{name}' and '{other}' share memory; assign one nn.Parameter to both"
+            )
 
 
 def _unusual(parameter: nn.Parameter) -> str | None:
@@ -79,6 +86,8 @@ def _unusual(parameter: nn.Parameter) -> str | None:
         return "is quantised, nested or sparse; make it dense (to_dense, dequantize)"
     if parameter.requires_grad and (not parameter.is_floating_point() or parameter.element_size() < 2):
         return f"is of {str(parameter.dtype).removeprefix('torch.')}; train floating-point numbers of 16 bits or more"
+    if parameter.is_inference():
+        return "was made in torch.inference_mode(); make the model outside"
     if any(stride == 0 < length - 1 for stride, length in zip(parameter.stride(), parameter.shape, strict=True)):
         return "is expanded: several of its elements are one number in memory; clone it"
     return None
@@ -99,8 +108,6 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
     Raises:
         InputError: If a condition is violated.
     """
-    if any(p.is_inference() for p in model.parameters()):
-        raise InputError(f"{option}: its model was made in torch.inference_mode(); make it outside")
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     versions = {name: p._version for name, p in model.named_parameters()}
     try:

@@ -367,6 +367,16 @@ def test_hostile_legacy_files_are_refused_at_once(tmp_path, content):
     assert time.perf_counter() - start < 5
 
 
+def test_a_hostile_archive_is_refused_at_once(tmp_path):
+    """torch hashes the names of storages."""
+    with zipfile.ZipFile(io.BytesIO(saved())) as source, zipfile.ZipFile(tmp_path / "w.pt", "w") as target:
+        for item in source.infolist():
+            body = b"\x80\x02" + one(storage(key=TUPLES, view=b"")) + b"."
+            target.writestr(item, body if item.filename.endswith("data.pkl") else source.read(item))
+    with pytest.raises(DamagedError, match=r"w\.pt"):
+        read_weights(tmp_path / "w.pt", {"a": torch.zeros(1)})
+
+
 def test_a_bnsmooth_checkpoint_and_the_command_line_take_the_same_files(small_run, cli, tmp_path):
     run = small_run("dln", "batch")
     point = bns.load_point(run, 6)

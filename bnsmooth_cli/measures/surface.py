@@ -91,7 +91,11 @@ def surface(
     if directions == "pca":
         if point.objective == "test" and _has_buffers(point) and any(isinstance(s, Tensor) for s in path.values()):
             raise InputError("path: the test loss needs each step's running statistics; give state dicts, not vectors")
-        axes, projection, shares = principal(theta, {s: _theta(point, path[s]) for s in path}, point.step)
+        if len(path.keys() - {point.step}) < 2:
+            raise InputError("--directions pca: needs a path of at least 3 points")
+        steps = sorted(path)
+        apart = torch.stack([_theta(point, path[step]) - theta for step in steps])
+        axes, projection, shares = principal(apart, [step != point.step for step in steps])
         ranges = [_range(projection[:, i], extent) for i in range(2)]
     else:
         axes = random_directions(point, dimensions)
@@ -102,7 +106,6 @@ def surface(
     second = grid[:, 1] if len(axes) == 2 else math.nan
     frame = pd.DataFrame({"x": grid[:, 0], "y": second, "loss": losses, "path_step": math.nan})
     if directions == "pca":
-        steps = sorted(path)
         losses = torch.cat([_loss_of(point, path[step]) for step in steps]).cpu().double().numpy()
         columns = {"x": projection[:, 0], "y": projection[:, 1], "loss": losses, "path_step": np.array(steps, float)}
         frame = pd.concat([frame, pd.DataFrame(columns)], ignore_index=True)
@@ -152,11 +155,12 @@ def _has_buffers(point: Point) -> bool:
 
 def _theta(point: Point, state: State) -> Tensor:
     """The parameter vector of a state, on the point's device. Raises InputError if the state lacks a parameter."""
+    like = next(iter(point.parameters.values()))
     if isinstance(state, Tensor):
-        return state.to(point.theta)
+        return state.detach().to(like)
     if lacking := [name for name in point.parameters if name not in state]:
         raise InputError(f"path: a state dict lacks {lacking[0]}; give those of this network")
-    return flatten(state[name] for name in point.parameters).to(point.theta)
+    return flatten(state[name] for name in point.parameters).detach().to(like)
 
 
 def _loss_of(point: Point, state: State) -> Float[Tensor, " 1"]:
@@ -198,28 +202,23 @@ def _like(weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"]) -
 
 
 def principal(
-    theta: Float[Tensor, " n"], path: Mapping[int, Float[Tensor, " n"]], center: int
+    apart: Float[Tensor, "steps n"], moved: list[bool]
 ) -> tuple[list[Float[Tensor, " n"]], Float64[np.ndarray, "steps 2"], tuple[float, float]]:
     """The principal directions of a path.
 
     Args:
-        theta: The parameters at the centre.
-        path: The parameters at several steps.
-        center: The step of the centre.
+        apart: The parameters at each step, less those at the centre.
+        moved: Whether each step is another one than the centre's.
 
     Returns:
         The first two directions, the coordinates of each step, and the two shares of the variance.
     """
-    steps = sorted(path)
-    if len(path.keys() - {center}) < 2:
-        raise InputError("--directions pca: needs a path of at least 3 points")
-    apart = torch.stack([path[step] - theta for step in steps])
-    others = apart[[step != center for step in steps]]
-    centred = others - others.mean(0)
+    centred = apart[moved]
+    centred = centred - centred.mean(0)
     # Parameters are many and steps are few. The matrix of inner products has the same nonzero eigenvalues.
     values, vectors = torch.linalg.eigh((centred @ centred.T).cpu().double())
     top = values.clamp_min(0).flip(0)[:2]
-    axes = [torch.nn.functional.normalize(centred.T @ vector.to(theta), dim=0) for vector in vectors.flip(1).T[:2]]
+    axes = [torch.nn.functional.normalize(centred.T @ vector.to(apart), dim=0) for vector in vectors.flip(1).T[:2]]
     # The sign of a principal direction is arbitrary. Here the path begins at the upper right.
     axes = [axis if torch.dot(apart[0], axis) >= 0 else -axis for axis in axes]
     shares = (top / values.clamp_min(0).sum()).tolist()

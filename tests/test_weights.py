@@ -81,6 +81,7 @@ LIGHTNING = {
         prefixed("_orig_mod.module."),
         prefixed("model."),
         prefixed("model._orig_mod."),
+        prefixed("encoder.backbone."),
         torch.optim.swa_utils.AveragedModel(MODEL).state_dict(),
         {"epoch": 3, "state_dict": STATE, "best": 0.9, **trained()},
         {"model": STATE, "epoch": torch.tensor(3)},

@@ -1,6 +1,6 @@
 """Weights as people keep them: state dicts, alone or inside a training state, from torch or safetensors files.
 
-The names that DataParallel, `torch.compile` and Lightning add to a network's own are taken off.
+What DataParallel, `torch.compile` and Lightning add to the names of a network is taken off.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ Place = tuple[str, ...]  # the keys that lead from a file's dict to a dict insid
 
 #: Parts of names that DataParallel and `torch.compile` add, anywhere in a name.
 _WRAPPERS: Final = ("module", "_orig_mod")
-#: What Lightning puts before the names of the network that it trains.
-_LIGHTNING: Final = "model."
 #: A buffer that `torch.optim.swa_utils.AveragedModel` adds.
 _AVERAGED: Final = "n_averaged"
 #: A count that PyTorch's BatchNorm has had since 0.4.1. Weights from before lack it, and PyTorch starts it at 0.
@@ -113,10 +111,8 @@ def _fit(path: Path, state: Mapping[Any, Any], expected: Mapping[str, Any]) -> t
     given = {name: state[original] for name, original in _plain(state).items()}
     if _AVERAGED not in names:
         given.pop(_AVERAGED, None)
-    while not given.keys() & names.keys() and any(name.startswith(_LIGHTNING) for name in given):
-        given = {name.removeprefix(_LIGHTNING): value for name, value in given.items()}
-    if not given.keys() & names.keys():  # the network is the one that Lightning wraps
-        names = {name.removeprefix(_LIGHTNING): original for name, original in names.items()}
+    if not given.keys() & names.keys():
+        given, names = _without_prefix(given, names), _without_prefix(names, given)
     differences, fitted = _complete(given, names, expected), State()
     missing = [f"lacks {original}" for name, original in names.items() if name not in given]
     extra = [f"has {name}" for name in given if name not in names]
@@ -135,6 +131,14 @@ def _plain(names: Mapping[Any, Any]) -> dict[str, Any]:
     """The names without the parts that wrappers add, each with the name itself; all names if two would be the same."""
     plain = {".".join(p for p in str(name).split(".") if p not in _WRAPPERS): name for name in names}
     return plain if len(plain) == len(names) else {str(name): name for name in names}
+
+
+def _without_prefix(names: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The names without what comes before the other names in them, such as the `model.` of Lightning."""
+    first = next(iter(others), "")
+    prefixes = sorted({name.removesuffix(first) for name in names if name.endswith(f".{first}")})
+    best = max(prefixes, key=lambda prefix: sum(f"{prefix}{other}" in names for other in others), default="")
+    return {name.removeprefix(best): value for name, value in names.items()}
 
 
 def _complete(given: State, names: Mapping[str, str], expected: Mapping[str, Any]) -> list[str]:

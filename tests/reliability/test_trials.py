@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import pickletools
 import random
 import zipfile
 from collections import Counter
@@ -22,6 +23,7 @@ from bnsmooth_cli.data import images
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import read_checkpoint
+from bnsmooth_cli.storage.weights import read_weights
 
 TRIES = {"kill": 2, "broken": 6, "options": 4, "networks": 15, "long": 1}
 #: Trials that take minutes; `make torture` runs them.
@@ -36,26 +38,34 @@ def test_no_attempt_breaks_a_command(name, tmp_path):
     assert [one for one in tries if one.fault] == []
 
 
-def in_checkpoint(payload: bytes, legacy: bool) -> bytes:
-    """A file with the payload where torch looks for a pickle: in the archive, or in torch's older format."""
-    if legacy:
-        return payload
+def in_checkpoint(payload: bytes, legacy: int | None) -> bytes:
+    """A file with the payload in place of a pickle: the archive's, or one of the five of torch's legacy format."""
     valid, stream = io.BytesIO(), io.BytesIO()
-    torch.save({"weights": torch.zeros(3)}, valid)
+    torch.save({"weights": torch.zeros(3)}, valid, _use_new_zipfile_serialization=legacy is None)
+    if legacy is not None:
+        parts = []
+        valid.seek(0)
+        for _ in range(5):  # magic number, version, system, dict, names of storages
+            start = valid.tell()
+            list(pickletools.genops(valid))
+            parts.append(valid.getvalue()[start : valid.tell()])
+        parts[legacy] = payload
+        return b"".join(parts) + valid.read()
     with zipfile.ZipFile(valid) as source, zipfile.ZipFile(stream, "w") as target:
         for item in source.infolist():
             target.writestr(item.filename, payload if item.filename.endswith("data.pkl") else source.read(item))
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("legacy", [None, *range(5)])
 def test_no_pickle_in_a_checkpoint_is_executed(tmp_path, legacy):
     proof = tmp_path / "proof"
     for payload in mutations.payloads(proof):
         (tmp_path / "000001.pt").write_bytes(in_checkpoint(payload, legacy))
-        with pytest.raises(InputError, match=r"000001\.pt"):
-            read_checkpoint(tmp_path / "000001.pt")
-        assert not proof.exists(), payload
+        for read in (read_checkpoint, lambda path: read_weights(path, {"weights": torch.zeros(3)})):
+            with pytest.raises(InputError, match=r"000001\.pt"):
+                read(tmp_path / "000001.pt")
+            assert not proof.exists(), payload
 
 
 def test_no_pickle_in_cifars_files_is_executed(tmp_path):

@@ -230,7 +230,16 @@ class Computes(Two):
         return {"loss": F.mse_loss(outputs, labels), "outputs": outputs}
 
 
+class Whole(Two):
+    """Takes all inputs as one argument."""
+
+    def forward(self, both):
+        return super().forward(*both) if isinstance(both, tuple) else super().forward(both["a"], both["b"])
+
+
 SEVERAL = {
+    "a tuple as one argument": (Whole, F.mse_loss, ((A, B), TARGET)),
+    "a dict as one argument": (Whole, F.mse_loss, ({"b": B, "a": A}, TARGET)),
     "tensors in a tuple": (Two, F.mse_loss, ((A, B), TARGET)),
     "tensors by name": (Two, F.mse_loss, ({"b": B, "a": A}, TARGET)),
     "several targets": (Two, lambda o, t: F.mse_loss(o, t[0]) + 0 * t[1].sum(), ((A, B), (TARGET, TARGET))),

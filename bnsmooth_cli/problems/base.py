@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,17 @@ from bnsmooth_cli.randomness import generator, seeded
 from bnsmooth_cli.user_code import explaining, is_code
 
 State = dict[str, Tensor]
+
+
+def _takes(model: nn.Module, *args: Tensor, **kwargs: Tensor) -> bool:
+    """Whether the network's forward pass takes these arguments."""
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
 
 
 class Problem(ABC):
@@ -88,10 +100,13 @@ class Problem(ABC):
         self._start = state
 
     def call(self, model: nn.Module, inputs: Values) -> Any:
-        """The network's outputs: several inputs are its arguments, by their names if they have names."""
-        if isinstance(inputs, dict):
+        """The network's outputs: several inputs are its arguments, by their names if they have names.
+
+        A network whose forward pass does not take them as arguments gets them as a whole.
+        """
+        if isinstance(inputs, dict) and _takes(model, **inputs):
             return model(**inputs)
-        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        return model(*inputs) if isinstance(inputs, tuple) and _takes(model, *inputs) else model(inputs)
 
     @abstractmethod
     def batch(self, step: int) -> tuple[Values, Values]:

@@ -30,8 +30,9 @@ class Workload(NamedTuple):
         loss: Maps outputs and targets to a scalar tensor, as torch.nn.functional.cross_entropy does.
         train: The training data: a pair (inputs, targets) of tensors whose first dimension runs over samples, or a
             map-style data set of pairs. Several inputs are a tuple, with which the model is called as
-            `model(*inputs)`, or a dict, for `model(**inputs)`; so are several targets, which the loss gets as they
-            are. A dict in place of a pair is the inputs, and its entry "labels" the targets as well.
+            `model(*inputs)`, or a dict, for `model(**inputs)`; a model whose forward pass does not take them as
+            arguments gets them as a whole. Several targets reach the loss as they are. A dict in place of a pair is the
+            inputs, and its entry "labels" the targets as well.
         test: The test data in the same form, if there are any.
 
     >>> from torch.nn import functional as F

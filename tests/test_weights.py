@@ -132,6 +132,18 @@ def test_weights_from_before_batches_were_counted_are_read(tmp_path):
     assert torch.equal(found["1.running_mean"], STATE["1.running_mean"])
 
 
+def test_weight_normalised_layers_may_have_their_old_names(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls this function deprecated
+        old = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)), nn.ReLU(), nn.utils.weight_norm(nn.Linear(2, 2)))
+    new = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(n, 2)) for n in (3, 2)))
+    new.insert(1, nn.ReLU())
+    torch.save({f"module.{name}": value for name, value in old.state_dict().items()}, tmp_path / "w.pt")
+    new.load_state_dict(read_weights(tmp_path / "w.pt", new.state_dict()))
+    x = torch.randn(5, 3)
+    assert torch.equal(new(x), old(x))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_becomes_the_networks_without_a_change(tmp_path, dtype):
     half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in STATE.items()}

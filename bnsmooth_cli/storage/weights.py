@@ -5,6 +5,7 @@ What DataParallel, `torch.compile` and Lightning add to the names of a network i
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ _WRAPPERS: Final = ("module", "_orig_mod")
 _AVERAGED: Final = "n_averaged"
 #: A count that PyTorch's BatchNorm has had since 0.4.1. Weights from before lack it, and PyTorch starts it at 0.
 _COUNT: Final = ".num_batches_tracked"
+#: Names of the length and the direction that `torch.nn.utils.weight_norm` gave weights before its parametrisation.
+_NORMALISED: Final = re.compile(r"(?<![^.])(\w+)_([gv])$")
 _DEPTH: Final = 4  # of dicts in dicts
 #: Endings of files of other libraries, which have no mark in their first bytes.
 _OTHERS: Final = {
@@ -46,8 +49,8 @@ def read_weights(path: Path, expected: Mapping[str, Any]) -> State:
         DamagedError: If the file is damaged.
     """
     content = _content(path)
-    found = {place: _fit(path, state, expected) for place, state in _states(content)}
-    found = found or {(): _fit(path, content, expected)}
+    found = {place: _fit(state, expected) for place, state in _states(content)}
+    found = found or {(): _fit(content, expected)}
     fitting = {place: state for place, (state, differences) in found.items() if not differences}
     if not fitting:
         place, (_, differences) = min(found.items(), key=lambda item: len(item[1][1]))
@@ -105,7 +108,7 @@ def _shown(place: Place) -> str:
     return ".".join(place)[:40]
 
 
-def _fit(path: Path, state: Mapping[Any, Any], expected: Mapping[str, Any]) -> tuple[State, list[str]]:
+def _fit(state: Mapping[Any, Any], expected: Mapping[str, Any]) -> tuple[State, list[str]]:
     """A state dict under the network's names, and its differences from the network's own."""
     names = _plain(expected)
     given = {name: state[original] for name, original in _plain(state).items()}
@@ -113,6 +116,7 @@ def _fit(path: Path, state: Mapping[Any, Any], expected: Mapping[str, Any]) -> t
         given.pop(_AVERAGED, None)
     if not given.keys() & names.keys():
         given, names = _without_prefix(given, names), _without_prefix(names, given)
+    given = {_present_name(name, names): value for name, value in given.items()}
     differences, fitted = _complete(given, names, expected), State()
     missing = [f"lacks {original}" for name, original in names.items() if name not in given]
     extra = [f"has {name}" for name in given if name not in names]
@@ -125,6 +129,12 @@ def _fit(path: Path, state: Mapping[Any, Any], expected: Mapping[str, Any]) -> t
             differences.append(f"{original} {problem}")
         fitted[original] = value
     return fitted, differences
+
+
+def _present_name(name: str, names: Mapping[str, str]) -> str:
+    """The network's name of what old files of weight-normalised layers call `weight_g` and `weight_v`."""
+    new = _NORMALISED.sub(lambda old: f"parametrizations.{old[1]}.original{'gv'.index(old[2])}", name)
+    return new if name not in names and new in names else name
 
 
 def _plain(names: Mapping[Any, Any]) -> dict[str, Any]:

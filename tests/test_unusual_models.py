@@ -331,3 +331,33 @@ def test_a_network_that_differentiates_is_trained_and_evaluated(tmp_path):
     expected = F.mse_loss(point.model(x), y).item()
     assert bns.read_table(run.train_path)["test_loss"][4] == pytest.approx(expected, rel=1e-5)
     assert bns.landscape(point, [1.0], objective="test")["loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def _penalised(norm):
+    model, x = nn.Linear(5, 2), torch.randn(24, 5)
+    penalty = lambda: sum(p.square().sum() for p in model.parameters())  # noqa: E731
+    return model, lambda o, t: F.cross_entropy(o, t) + penalty(), (x, (x[:, 0] > 0).long())
+
+
+def _detached(norm):
+    model, x = nn.Linear(5, 2), torch.randn(24, 5)
+    return model, lambda o, t: F.cross_entropy(o / model.weight.detach().norm(), t), (x, (x[:, 0] > 0).long())
+
+
+def _hooked(norm):
+    model, x = nn.Sequential(nn.Linear(5, 2), nn.Linear(2, 2)), torch.randn(24, 5)
+    model[1].register_forward_hook(lambda module, inputs, output: output + model[0].bias)
+    return model, F.cross_entropy, (x, (x[:, 0] > 0).long())
+
+
+def _patched(norm):
+    model, x = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 5)), torch.randn(24, 5)
+    model[1].forward = lambda h: F.linear(h, model[0].weight.T)  # tied by hand
+    return model, F.mse_loss, (x, x)
+
+
+@pytest.mark.parametrize("build", [_penalised, _detached, _hooked, _patched])
+def test_code_that_uses_the_functions_own_model_is_refused(tmp_path, build):
+    """A copy of the model is trained, so that the loss would be of parameters that never change."""
+    with pytest.raises(InputError, match="uses the model that the function made, but a copy of it is trained"):
+        bns.train(build, "none", output=tmp_path / "run", **SETTINGS)

@@ -59,7 +59,31 @@ def copied(model: nn.Module) -> nn.Module:
     computed = {
         id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(model, computed)
+    duplicate = copy.deepcopy(model, computed)
+    for parameter, own in zip(model.parameters(), duplicate.parameters(), strict=True):
+        if not own.is_leaf:  # a scripted module copies its parameters as operations with a graph
+            own.detach_().requires_grad_(parameter.requires_grad)
+    return duplicate
+
+
+def converted(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """A tensor on a device and in a precision, in which complex numbers stay complex and integers stay integers.
+
+    `nn.Module.to` and `Tensor.to` would discard imaginary parts, such as those of rotary embeddings.
+
+    Args:
+        tensor: The tensor.
+        device: The device.
+        dtype: A floating-point type; None keeps the tensor's own.
+
+    >>> converted(torch.ones(1, dtype=torch.complex64), torch.device("cpu"), torch.float64)
+    tensor([1.+0.j], dtype=torch.complex128)
+    """
+    if tensor.is_complex() and dtype is not None:
+        dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+    elif not tensor.is_floating_point():
+        dtype = None
+    return tensor.to(device, dtype)
 
 
 def penalised(model: nn.Module) -> list[str]:

@@ -19,6 +19,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.graphs import own_functions
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import (
+    converted,
     copied,
     fill,
     flatten,
@@ -189,7 +190,7 @@ class Point:
             device = torch.device("cpu")
         return dataclasses.replace(
             self,
-            model=copied(self.model).to(device, dtype),
+            model=copied(self.model)._apply(lambda tensor: converted(tensor, device, dtype)),
             velocity=[v.to(device, dtype) for v in self.velocity],
             inputs=_cast(self.inputs, device, dtype),
             targets=_cast(self.targets, device, dtype),
@@ -357,4 +358,4 @@ def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
 
 def _cast(values: Values, device: torch.device, dtype: torch.dtype | None) -> Values:
     """Move values to a device, and convert floating-point values to a precision; None leaves their type."""
-    return mapped(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None), values)
+    return mapped(lambda tensor: converted(tensor, device, dtype), values)

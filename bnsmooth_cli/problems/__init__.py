@@ -44,6 +44,7 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     if problem.has_users_code:
         before = _identities(problem)
         checks.check(problem)
+        problem.check_code()
         if changed := {name for name, _ in before ^ _identities(problem)}:
             raise InputError(
                 f"{problem.option}: its parameter or buffer '{min(changed)}' is made anew after the first forward "

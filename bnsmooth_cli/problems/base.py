@@ -134,6 +134,9 @@ class Problem(ABC):
         """The batches of the test set, in order."""
         return iter(())
 
+    def check_code(self) -> None:  # noqa: B027  what has no users' code needs no check
+        """Raise InputError if the user's code cannot be trained as the problem trains it."""
+
     def check_data(self) -> None:  # noqa: B027  there is nothing to check in built-in data
         """Raise InputError if samples that have been read before are now different."""
 

@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.networks.parameters import copied
+from bnsmooth_cli.networks.parameters import converted, copied, restored
+from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.answers import Answers
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped
@@ -119,10 +120,10 @@ class CustomProblem(Problem):
         # The loss and the layers of a network of several types expect the types that the user gives.
         dtype = types.pop() if len(types) == 1 else None
 
-        def converted(values: Tensor) -> Tensor:
-            return values.to(self.device, dtype if values.is_floating_point() else None)
+        def prepare(values: Tensor) -> Tensor:
+            return converted(values, self.device, dtype)
 
-        return mapped(converted, inputs), mapped(converted, targets)
+        return mapped(prepare, inputs), mapped(prepare, targets)
 
     def test_batches(self) -> Iterator[tuple[Values, Values]]:
         """The test samples in order, in batches of the run's size."""
@@ -135,6 +136,26 @@ class CustomProblem(Problem):
         for data in (self._train, self._test):
             if data is not None:
                 data.check()
+
+    def check_code(self) -> None:
+        """Check that the loss, the hooks and the forward pass do not use the function's model, which is not trained.
+
+        A copy of it is. The function's model is overwritten for a moment, and what is computed from it is not finite.
+        """
+        inputs, targets = self.batch(0)
+        original = [*self.workload.model.parameters(), *self.workload.model.buffers()]
+        original = [values for values in original if not is_lazy(values) and values.is_floating_point()]
+        with torch.enable_grad(), prepared(stateful(self.initial), self.config.seed, 0), restored(original):
+            before = self.objective(self.call(self.initial, inputs), targets)
+            for values in original:
+                values.data.fill_(torch.nan)
+            after = self.objective(self.call(self.initial, inputs), targets)
+        if before.isfinite() and not after.isfinite():
+            raise InputError(
+                f"{self._option}: its loss, a hook or a function in place of forward uses the model that the function "
+                "made, but a copy of it is trained; let the forward pass put out what the loss needs, or give "
+                "--weight-decay for an L2 penalty"
+            )
 
     def objective(self, outputs: Any, targets: Any) -> Tensor:
         """The user's loss."""

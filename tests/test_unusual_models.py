@@ -361,3 +361,64 @@ def test_code_that_uses_the_functions_own_model_is_refused(tmp_path, build):
     """A copy of the model is trained, so that the loss would be of parameters that never change."""
     with pytest.raises(InputError, match="uses the model that the function made, but a copy of it is trained"):
         bns.train(build, "none", output=tmp_path / "run", **SETTINGS)
+
+
+class Rotary(nn.Module):
+    """Rotates pairs of features by the complex numbers of a buffer (Su et al. 2021, section 3.4.2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.register_buffer("turns", torch.polar(torch.ones(3), torch.tensor([0.1, 0.5, 1.0])))
+
+    def forward(self, x):
+        turned = torch.view_as_complex(self.first(x).view(-1, 3, 2)) * self.turns
+        return self.head(torch.tanh(torch.view_as_real(turned).flatten(1)))
+
+
+class Recurrent(nn.Module):
+    """Starts from a state in PyTorch's default type, whatever the type of the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRU(5, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.cell(x[:, None], torch.zeros(1, len(x), 4))[0][:, -1])
+
+
+DOUBLE = {
+    "a complex buffer": problem(Rotary),
+    "complex data": problem(
+        lambda: nn.Sequential(Unfolded(), nn.Linear(6, 2)), data=lambda: (_complex(), torch.arange(24) % 2)
+    ),
+    "a loss with class weights": problem(lambda: nn.Linear(5, 2), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))),
+}
+
+
+class Unfolded(nn.Module):
+    def forward(self, z):
+        return torch.view_as_real(z).flatten(1) if z.is_complex() else torch.cat([z, z[:, :1]], 1)
+
+
+def _complex():
+    return torch.complex(torch.randn(24, 3, dtype=torch.float64), torch.randn(24, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", DOUBLE)
+def test_float64_is_the_same_network_with_more_digits(tmp_path, kind):
+    run = bns.train(DOUBLE[kind], "none", output=tmp_path / "run", **SETTINGS)
+    for step in (1, 4):
+        double = bns.landscape(bns.load_point(run, step, dtype=torch.float64), [1.0])
+        single = bns.landscape(bns.load_point(run, step), [1.0])
+        for column in ("loss", "grad_norm"):
+            assert double[column].tolist() == pytest.approx(single[column].tolist(), rel=1e-5)
+
+
+def test_code_that_does_not_take_float64_is_named(tmp_path):
+    run = bns.train(problem(Recurrent), "none", output=tmp_path / "run", **SETTINGS)
+    assert np.isfinite(bns.smoothness(bns.load_point(run))["sharpness"][0])
+    with pytest.raises(
+        InputError, match=r"_problem_\d+: cannot be computed in float64; make its constants"
+    ):
+        bns.load_point(run, dtype=torch.float64)

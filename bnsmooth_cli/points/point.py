@@ -39,6 +39,7 @@ from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped
 from bnsmooth_cli.problems.checks import check_loss, check_parameters
 from bnsmooth_cli.problems.loop import ExternalLoop
+from bnsmooth_cli.user_code import explaining
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Point:
         On a device without float64 (MPS), a float64 point moves to the CPU.
 
         Raises:
-            InputError: If the point belongs to your own training loop.
+            InputError: If the point belongs to your own training loop, or your code does not take this precision.
         """
         if all(p.dtype == dtype for p in self.parameters.values()):
             return self
@@ -188,13 +189,19 @@ class Point:
         device = next(self.model.parameters()).device
         if dtype == torch.float64 and device.type == "mps":
             device = torch.device("cpu")
-        return dataclasses.replace(
+        point = dataclasses.replace(
             self,
             model=copied(self.model)._apply(lambda tensor: converted(tensor, device, dtype)),
             velocity=[v.to(device, dtype) for v in self.velocity],
             inputs=_cast(self.inputs, device, dtype),
             targets=_cast(self.targets, device, dtype),
         )
+        if self.problem.has_users_code:
+            hint = f"computed in {str(dtype).removeprefix('torch.')}; make its constants in the type of its inputs"
+            explained = explaining(f"{self.problem.option}: cannot be {hint}, as x.new_zeros(3) does")
+            with explained, point.undisturbed():
+                point.at("batch").loss()
+        return point
 
     def at(self, objective: str | None) -> Point:
         """The point with another objective.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -158,8 +159,15 @@ class CustomProblem(Problem):
             )
 
     def objective(self, outputs: Any, targets: Any) -> Tensor:
-        """The user's loss."""
-        return self.workload.loss(outputs, targets)
+        """The user's loss. A module, which may hold the weights of classes, is in float64 where the outputs are."""
+        loss = self.workload.loss
+        if isinstance(loss, nn.Module) and isinstance(outputs, Tensor) and outputs.dtype == torch.float64:
+            loss = self._double_loss
+        return loss(outputs, targets)
+
+    @functools.cached_property
+    def _double_loss(self) -> Callable[[Any, Any], Tensor]:
+        return copied(self.workload.loss)._apply(lambda tensor: converted(tensor, tensor.device, torch.float64))  # type: ignore[arg-type]
 
     def answers(self, outputs: Any, targets: Any) -> Tensor:
         """The numbers of right answers and of all answers (2,); NaN if the shapes and the loss do not tell them."""

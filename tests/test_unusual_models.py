@@ -418,7 +418,35 @@ def test_float64_is_the_same_network_with_more_digits(tmp_path, kind):
 def test_code_that_does_not_take_float64_is_named(tmp_path):
     run = bns.train(problem(Recurrent), "none", output=tmp_path / "run", **SETTINGS)
     assert np.isfinite(bns.smoothness(bns.load_point(run))["sharpness"][0])
-    with pytest.raises(
-        InputError, match=r"_problem_\d+: cannot be computed in float64; make its constants"
-    ):
+    with pytest.raises(InputError, match=r"_problem_\d+: cannot be computed in float64; make its constants"):
         bns.load_point(run, dtype=torch.float64)
+
+
+def tied(make):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    make(model)
+    return model
+
+
+SHARING = {
+    "transposed": lambda m: setattr(m[2].weight, "data", m[0].weight.data.T),
+    "the same": lambda m: setattr(m[2].weight, "data", m[0].weight.data),
+    "a row": lambda m: setattr(m[2].bias, "data", m[0].weight.data[1]),
+    "a buffer": lambda m: m.register_buffer("kept", m[0].weight.data[1:]),
+}
+
+
+@pytest.mark.parametrize("kind", SHARING)
+def test_parameters_that_share_memory_are_refused(kind):
+    """A copy of the model would part them."""
+    with pytest.raises(InputError, match=r"its '0.weight' and '(2.weight|2.bias|kept)' share memory"):
+        check_parameters(tied(SHARING[kind]), "own")
+
+
+def test_parameters_of_one_memory_that_do_not_overlap_are_taken():
+    def columns(model):
+        both = torch.randn(4, 8)
+        model[0].weight.data, model[2].weight.data = both[:, :4], both[:, 4:]
+
+    check_parameters(tied(columns), "own")
+    check_parameters(tied(lambda m: setattr(m[2], "weight", m[0].weight)), "own")

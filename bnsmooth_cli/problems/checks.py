@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,12 +65,38 @@ def check_parameters(model: nn.Module, option: str) -> None:
         trained += parameter.requires_grad
     if not trained:
         raise InputError(f"{option}: its model has no parameters that are trained")
-    spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in model.named_parameters() if p.numel())
-    for (_, end, name), (start, _, other) in itertools.pairwise(spans):
-        if start < end and model.get_parameter(other).is_contiguous():
-            raise InputError(
-                f"{option}: its parameters '{name}' and '{other}' share memory; assign one nn.Parameter to both"
-            )
+    if (names := _sharing(model)) is not None:
+        raise InputError(
+            f"{option}: its '{names[0]}' and '{names[1]}' share memory; assign one nn.Parameter to both (a transposed "
+            "one: transpose it in the forward pass)"
+        )
+
+
+def _sharing(model: nn.Module) -> tuple[str, str] | None:
+    """A parameter and another parameter or buffer that have elements in common; a copy of the model would part them.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    >>> model[1].weight.data = model[0].weight.data.T
+    >>> _sharing(model)
+    ('0.weight', '1.weight')
+    """
+    storages: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not is_lazy(tensor) and not tensor.is_meta and tensor.layout == torch.strided and tensor.numel():
+            storages.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor.detach()))
+    parameters = dict(model.named_parameters())
+    for group in storages.values():
+        if len(group) < 2 or group[0][0] not in parameters:  # buffers come last, and share among themselves in a copy
+            continue
+        # The owner of each byte. Ranges alone do not tell, as columns of one matrix interleave.
+        owners = torch.full((group[0][1].untyped_storage().nbytes(),), -1, dtype=torch.int32)
+        for place, (name, tensor) in enumerate(group):
+            size, strides = tensor.element_size(), [stride * tensor.element_size() for stride in tensor.stride()]
+            own = owners.as_strided((*tensor.shape, size), (*strides, 1), tensor.storage_offset() * size)
+            if (other := int(own.max())) >= 0 and group[other][0] in parameters:
+                return group[other][0], name
+            own.fill_(place)
+    return None
 
 
 def _unusual(parameter: nn.Parameter) -> str | None:

@@ -157,7 +157,7 @@ BAD = [
     ("--norm own_parts:", "unknown norm"),
     ("-p own_parts:small", "makes no use of the norm that it is called with; give --norm none"),
     ("-p own_parts:arrays", "its train data are no tensors"),
-    ("-p own_parts:items", "unexpected keyword argument 'x'"),
+    ("-p own_parts:items", "must be Tensor, not dict"),
     ("-p own_parts:drawn", "the loss gives another output each time"),
     ("-p own_parts:mixed", "its model does not take a batch (RuntimeError: "),
     ("-p own_parts:misfit", "its loss does not take the model's outputs (12, 1) and targets (12,)"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.errors import InputError, Remark
 
 
 @contextmanager
@@ -121,6 +121,10 @@ def _wide(model: nn.Module) -> Iterator[None]:
             tensor.data = value.float()
         with _Widened(), torch.autograd.graph.disable_saved_tensors_hooks(_NARROW_CHECKPOINT):
             yield
+    except RuntimeError as error:
+        if str(error) != _NARROW_CHECKPOINT:
+            raise
+        raise InputError(_NARROW_CHECKPOINT) from error
     finally:
         for tensor, value in zip(narrow, kept, strict=True):
             tensor.data = value

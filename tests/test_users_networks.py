@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
 from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.networks.parameters import copied
+from bnsmooth_cli.networks.undisturbed import undisturbed
 
 ALPHAS = [0.5, 1.0, 2.0]
 LR = 0.1
@@ -686,3 +688,12 @@ def test_spectral_norm_in_train_mode_is_refused(data):
     model = nn.Sequential(spectral_norm(nn.Linear(3, 2))).double()
     with pytest.raises(InputError, match=r"buffer '0\.parametrizations\.weight\.0\._u' changes"):
         point_of(model, lambda: F.cross_entropy(model(x), y))
+
+
+def test_a_network_in_reduced_precision_is_copied_as_it_is_during_a_measurement():
+    measured, other = (nn.Sequential(*(nn.BatchNorm1d(i) for i in range(1, 30))).bfloat16() for _ in range(2))
+    with pytest.warns(Remark), undisturbed(measured):
+        copies = copied(other)
+    for mine, theirs in zip(other.state_dict().values(), copies.state_dict().values(), strict=True):
+        assert theirs.dtype == mine.dtype
+        assert torch.equal(mine, theirs)

@@ -59,7 +59,8 @@ def copied(model: nn.Module) -> nn.Module:
     computed = {
         id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf
     }
-    duplicate = copy.deepcopy(model, computed)
+    with torch._C.DisableTorchFunction():  # a measurement converts to float32, and the copy keeps its types
+        duplicate = copy.deepcopy(model, computed)
     for parameter, own in zip(model.parameters(), duplicate.parameters(), strict=True):
         if not own.is_leaf:  # a scripted module copies its parameters as operations with a graph
             own.detach_().requires_grad_(parameter.requires_grad)

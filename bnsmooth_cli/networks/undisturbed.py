@@ -142,6 +142,8 @@ class _Widened(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if function is Tensor.__deepcopy__:  # it notes the tensor's identity, which a converted one does not keep
+            return function(*args, **(kwargs or {}))
         named = {name: _widen(value) for name, value in (kwargs or {}).items()}
         return _widen(function(*(_widen(value) for value in args), **named))
 

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,13 @@ class Plain:
     Second derivatives are central differences of gradients, so that no second derivative of PyTorch is relied on.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, data: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, batches: Sequence[Any] = (), training: bool | None = None
+    ) -> None:
+        """The network with the parameters and buffers of `model`; its loss is the mean over the batches."""
         self.model, self.loss, x, y = networks.build(recipe, plain=True)
-        x, y = (x, y) if data is None else data
-        self.x, self.y = (v.double() if v.is_floating_point() else v for v in (x, y))
+        self.model.train(recipe["train"] if training is None else training)
+        self.batches = [tuple(map(_double, batch)) for batch in batches or [(x, y)]]
         with torch.no_grad():
             for mine, theirs in (
                 *zip(self.model.parameters(), model.parameters(), strict=True),
@@ -62,18 +65,22 @@ class Plain:
 
     def at(self, theta: Tensor) -> tuple[float, Tensor]:
         """The loss and the gradient."""
-        with torch.no_grad():
-            for p, piece in zip(self.parameters, theta.split(self.sizes), strict=True):
-                p.copy_(piece.view(p.shape))
-            for b, before in zip(self.model.buffers(), self.buffers, strict=True):
-                b.copy_(before)
-        with sdpa_kernel(SDPBackend.MATH):
-            loss = self.loss(self.model(self.x), self.y)
-            slopes = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        slopes = [
-            torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(self.parameters, slopes, strict=True)
-        ]
-        return loss.item(), torch.cat([g.reshape(-1) for g in slopes])
+        losses, gradients = [], []
+        for x, y in self.batches:
+            with torch.no_grad():
+                for p, piece in zip(self.parameters, theta.split(self.sizes), strict=True):
+                    p.copy_(piece.view(p.shape))
+                for b, before in zip(self.model.buffers(), self.buffers, strict=True):
+                    b.copy_(before)
+            with sdpa_kernel(SDPBackend.MATH):
+                loss = self.loss(networks.call(self.model, x), y)
+                slopes = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            pairs = zip(self.parameters, slopes, strict=True)
+            gradients.append(
+                torch.cat([(torch.zeros_like(p) if g is None else g.to_dense()).flatten() for p, g in pairs])
+            )
+            losses.append(loss.item())
+        return sum(losses) / len(losses), torch.stack(gradients).mean(0)
 
     def hessian(self, h: float = 1e-5) -> tuple[Tensor, float]:
         """The Hessian, and its asymmetry relative to its size."""
@@ -85,6 +92,14 @@ class Plain:
         jacobian = torch.stack(rows)
         size = float(jacobian.norm())
         return (jacobian + jacobian.T) / 2, float((jacobian - jacobian.T).norm()) / size if size > 1e-7 else 0.0
+
+
+def _double(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _double(value) for name, value in values.items()}
+    if isinstance(values, tuple | list):
+        return tuple(map(_double, values))
+    return values.double() if values.is_floating_point() else values
 
 
 def state(model: nn.Module) -> dict[str, Any]:
@@ -126,7 +141,7 @@ RECIPE: Recipe = {}
 def problem(norm: object) -> bns.Workload:
     """The network of RECIPE as a custom problem."""
     model, loss, x, y = networks.build(RECIPE)
-    return bns.Workload(model, loss, (x, y))
+    return bns.Workload(model, loss, (x, y), (x, y))
 
 
 def judge(recipe: Recipe, folder: Path) -> str:
@@ -152,7 +167,7 @@ def judge(recipe: Recipe, folder: Path) -> str:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            point, tables = measure(recipe, model, lambda: loss(model(x), y), folder)
+            point, tables = measure(recipe, model, lambda: loss(networks.call(model, x), y), folder)
     except bns.InputError as error:
         text = str(error)
         if "\n" in text:
@@ -187,7 +202,7 @@ def alone(recipe: Recipe) -> tuple[str, bool]:
         for number in range(2):
             model, loss, x, y = networks.build(recipe)
             torch.manual_seed(number)
-            value = loss(model(x), y)
+            value = loss(networks.call(model, x), y)
             value.backward()
             losses.append(value.item())
     except Exception as error:
@@ -201,17 +216,9 @@ def measure(recipe: Recipe, model: nn.Module, loss: Any, folder: Path) -> tuple[
         global RECIPE
         RECIPE = recipe
         run = bns.train(
-            problem,
-            "none",
-            output=folder / "run",
-            device="cpu",
-            steps=1,
-            save_every=1,
-            eval_every=1,
-            lr=LR,
-            batch_size=networks.SAMPLES,
-            force=True,
-        )
+            problem, "none", output=folder / "run", device="cpu", steps=1, save_every=1, eval_every=1, lr=LR,
+            batch_size=networks.SAMPLES, force=True,
+        )  # fmt: skip
         point = bns.load_point(run, 1)
     else:
         with around():
@@ -224,6 +231,9 @@ def measure(recipe: Recipe, model: nn.Module, loss: Any, folder: Path) -> tuple[
             "by layer": bns.smoothness_by_layer(point, ALPHAS),
             "surface": bns.surface(point, points=3),
         }
+        if recipe["way"] == "problem":
+            for objective in ("train:2", "test"):
+                tables[objective] = bns.landscape(point, ALPHAS, objective=objective)
         if point.structure.sites:
             tables["activations"] = bns.activations(point)
             try:
@@ -236,22 +246,25 @@ def measure(recipe: Recipe, model: nn.Module, loss: Any, folder: Path) -> tuple[
 
 def compare(recipe: Recipe, point: bns.Point, tables: dict[str, Any], remarks: list[Any]) -> str:
     """Compare every number; Fault for the first that is wrong."""
-    data = (point.inputs, point.targets) if recipe["way"] == "problem" else None
-    plain = Plain(recipe, point.model, data)
     close = Close(recipe["type"])
-    loss, g = plain.at(plain.theta)
+    if recipe["way"] == "problem":
+        batches = {
+            "batch": [(point.inputs, point.targets)],
+            "train:2": [point.problem.batch(step) for step in range(2)],
+            "test": [*point.problem.test_batches()],
+        }
+        for objective in ("train:2", "test"):
+            training = None if objective == "train:2" else False
+            line(Plain(recipe, point.model, batches[objective], training), tables[objective], close)
+        plain = Plain(recipe, point.model, batches["batch"])
+    else:
+        plain = Plain(recipe, point.model)
+    losses = line(plain, tables["landscape"], close)
+    _, g = losses[0.0]
     size = float(g.norm())
-    line = {0.0: (loss, g)} | {alpha: plain.at(plain.theta - alpha * LR * g) for alpha in ALPHAS}
-    for row in tables["landscape"].to_dict("records"):
-        there_loss, there = line[row["alpha"]]
-        close("landscape loss", row["loss"], there_loss)
-        close("landscape grad_norm", row["grad_norm"], float(there.norm()), size)
-        close("landscape grad_distance", row["grad_distance"], float((g - there).norm()), size)
-        if size > 1e-9 and float(there.norm()) > 1e-9:
-            close("landscape grad_cosine", row["grad_cosine"], float(g @ there / g.norm() / there.norm()), 1.0)
     (row,) = tables["smoothness"].to_dict("records")
     if size > 1e-9:
-        beta = max(float((g - line[alpha][1]).norm()) / (alpha * LR * size) for alpha in ALPHAS)
+        beta = max(float((g - losses[alpha][1]).norm()) / (alpha * LR * size) for alpha in ALPHAS)
         close("smoothness beta", row["beta"], beta, 1 / (ALPHAS[0] * LR))
     outcome = "measured"
     hessian, asymmetry = plain.hessian()
@@ -271,6 +284,20 @@ def compare(recipe: Recipe, point: bns.Point, tables: dict[str, Any], remarks: l
     for row, there in zip(tables["surface"].to_dict("records"), grid(plain, point), strict=True):
         close(f"surface at {row['x']:g}, {row['y']:g}", row["loss"], there)
     return outcome
+
+
+def line(plain: Plain, table: Any, close: Close) -> dict[float, tuple[float, Tensor]]:
+    """Compare the rows of `landscape`. Returns the losses and gradients by the step length."""
+    start, g = plain.at(plain.theta)
+    found, size = {0.0: (start, g)} | {a: plain.at(plain.theta - a * LR * g) for a in ALPHAS}, float(g.norm())
+    for row in table.to_dict("records"):
+        loss, there = found[row["alpha"]]
+        close("landscape loss", row["loss"], loss)
+        close("landscape grad_norm", row["grad_norm"], float(there.norm()), size)
+        close("landscape grad_distance", row["grad_distance"], float((g - there).norm()), size)
+        if size > 1e-9 and float(there.norm()) > 1e-9:
+            close("landscape grad_cosine", row["grad_cosine"], float(g @ there / g.norm() / there.norm()), 1.0)
+    return found
 
 
 def bends(close: Close, where: str, row: dict[str, float], g: Tensor, hessian: Tensor) -> None:
@@ -338,6 +365,8 @@ def units(plain: Plain, point: bns.Point, tables: dict[str, Any], close: Close) 
 
     handles = []
     for site in point.structure.sites:
+        if any(isinstance(norm, networks.Own) and norm.kind != "norm" for norm in site.norms):
+            raise Fault(f"{site.name}: a module with an activation inside counts as its norm")
         module = plain.model.get_submodule(names[[site.linear, *site.norms][-1]])
         handles.append(module.register_forward_hook(lambda m, x, y, name=site.name: keep(name, y)))
     plain.at(plain.theta)

@@ -17,10 +17,11 @@ from bnsmooth_cli import norms
 
 Recipe = dict[str, Any]
 #: A recipe: the seed, the shape of a sample or the embedding, the parts and what is done to each, the loss, the type of
-#: the parameters, the mode, further properties (MORE), the backend of torch.compile, and the way in.
+#: the parameters, the mode, further properties (MORE), the backend of torch.compile, what holds several inputs, and the
+#: way in: a loop, with or without gradients, or a problem.
 DEFAULTS: Recipe = {
     "seed": 0, "input": "flat", "parts": [], "loss": "mse_loss", "type": "float64", "train": True, "more": [],
-    "compiled": "", "way": "loop",
+    "compiled": "", "inputs": "", "way": "loop",
 }  # fmt: skip
 
 SAMPLES, WIDTH, TOKENS = 6, 4, 7
@@ -588,10 +589,32 @@ class Network(nn.Module):
         return self.head(x)
 
 
+class Several(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.model(x) * scale
+
+
+#: Inputs: a tensor, or several in a tuple or a dict.
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def call(model: nn.Module, x: Inputs) -> Tensor:
+    """The outputs of a network."""
+    if isinstance(x, tuple | list):
+        return model(*x)
+    return model(**x) if isinstance(x, dict) else model(x)
+
+
 MORE = ["unused", "called and unused", "tied", "own parameter"]
 
 
-def build(recipe: Recipe, plain: bool = False) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]:
+def build(recipe: Recipe, plain: bool = False) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Inputs, Tensor]:
     """The model, the loss of outputs and targets, the inputs and the targets of a recipe.
 
     Args:
@@ -615,12 +638,17 @@ def build(recipe: Recipe, plain: bool = False) -> tuple[nn.Module, Callable[[Ten
                 p.add_(torch.randn(p.shape, generator=random, dtype=p.dtype), alpha=0.2)
         model.train(recipe["train"])
         y = _targets(kind, random)
+        scale = torch.rand(SAMPLES, 1, generator=random, dtype=torch.float64) + 0.5
+        if recipe["inputs"]:
+            model = Several(model)
         if not plain:
             model, x, y = _converted(model, x, y, recipe["type"])
             if recipe["compiled"]:
                 torch._dynamo.reset()
                 model = torch.compile(model, backend=recipe["compiled"])
-        return model, loss, x, y
+        scale = scale.to(next(model.parameters()).dtype)
+        given: Inputs = {"": x, "tuple": (x, scale), "dict": {"x": x, "scale": scale}}[recipe["inputs"]]
+        return model, loss, given, y
 
 
 def _body(recipe: Recipe, x: Tensor, plain: bool) -> nn.Sequential:
@@ -666,7 +694,7 @@ def _converted(model: nn.Module, x: Tensor, y: Tensor, kind: str) -> tuple[nn.Mo
 
     if kind == "mixed":
         model = model.float()
-        model.head.bfloat16()
+        (model.model if isinstance(model, Several) else model).head.bfloat16()
         return model, cast(x, torch.float32), cast(y, torch.float32)
     dtype = TYPES[kind]
     return model.to(dtype), cast(x, dtype), cast(y, dtype)
@@ -717,5 +745,6 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "train": not chance(25),
         "more": [draw(st.sampled_from(MORE))] if chance(30) else [],
         "compiled": draw(st.sampled_from(["eager", "aot_eager"])) if chance(2) else "",
-        "way": draw(st.sampled_from(["problem", "no_grad", "inference"])) if chance(25) else "loop",
+        "inputs": draw(st.sampled_from(["tuple", "dict"])) if chance(10) else "",
+        "way": draw(st.sampled_from(["problem", "problem", "no_grad", "inference"])) if chance(25) else "loop",
     }  # fmt: skip

@@ -17,6 +17,7 @@ import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, norms
 from bnsmooth_cli import user_code as code
 from bnsmooth_cli.norms.batch import EPSILON
+from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import open_run
 
 ROOT = Path(__file__).parents[1]
@@ -228,6 +229,54 @@ def test_code_that_has_changed_since_the_training_is_found(cli, here):
     sys.modules.pop("dyt")
     (here / "dyt.py").write_text(text)
     assert cli("ics run --norm dyt:DyT")[0] == 0
+
+
+UNSEEDED = """
+import numpy as np, torch
+from torch import nn
+from torch.nn import functional as F
+def unseeded(norm):
+    x = torch.from_numpy(np.random.default_rng().standard_normal((40, 3))).float()
+    return nn.Linear(3, 1), F.mse_loss, (x, 3 * x[:, :1])
+def seeded(norm):
+    x = torch.from_numpy(np.random.standard_normal((40, 3))).float()
+    return nn.Linear(3, 1), F.mse_loss, (x, 3 * x[:, :1])
+"""
+
+
+def test_data_that_depend_on_more_than_the_seed_are_found_and_the_message_says_what_can_be_done(cli, here):
+    (here / "own_data.py").write_text(UNSEEDED)
+    for name in ("unseeded", "seeded"):
+        assert cli(f"train -p own_data:{name} --norm none {OWN} -o {name}")[0] == 0
+    status, _, err = cli("landscape unseeded -p own_data:unseeded")
+    assert (status, err.count("\n")) == (2, 1)
+    for part in ("own_data:unseeded has not changed since", "numpy.random.default_rng() without a seed", "--force"):
+        assert part in err
+    assert cli("landscape seeded -p own_data:seeded --at 0,2,3,4")[0] == 0
+
+
+@pytest.mark.parametrize(("change", "status"), [(1.01, 0), (1.05, 2)])
+def test_another_machine_may_round_differently_and_is_named_otherwise(cli, here, monkeypatch, change, status):
+    (here / "own_data.py").write_text(UNSEEDED)
+    assert cli(f"train -p own_data:seeded --norm none {OWN} -o run")[0] == 0
+    table = bns.read_table("run/train.parquet")
+    provenance = {**table.attrs["bnsmooth"], "machines": ["torch 1 on an abacus"]}
+    table["loss"] *= change
+    tables.write_table(Path("run/train.parquet"), "train", [table], provenance)
+    found, _, err = cli("landscape run -p own_data:seeded")
+    assert (found, "made by torch 1 on an abacus" in err) == (status, status == 2)
+    assert cli(f"train -p own_data:seeded --norm none {OWN.replace('--steps 4', '--steps 6')} -o run")[0] == 0
+    machines = bns.read_table("run/train.parquet").attrs["bnsmooth"]["machines"]
+    assert machines == sorted(["torch 1 on an abacus", f"torch {torch.__version__} on cpu"])
+
+
+def test_a_run_whose_loss_overflows_at_a_checkpoint_can_be_measured(cli, here):
+    (here / "own_data.py").write_text(UNSEEDED)
+    options = OWN.replace("--lr 0.05", "--lr 1e20").replace("--save-every 2", "--save-every 1")
+    assert cli(f"train -p own_data:seeded --norm none {options} -o run")[0] == 0
+    steps = ",".join(str(step) for step in open_run("run").checkpoints())
+    status, _, err = cli(f"landscape run -p own_data:seeded --at {steps.rpartition(',')[2]}")
+    assert (status, "training recorded" in err) == (0, False), err
 
 
 def test_a_table_made_with_code_that_has_changed_is_not_reused(cli, here):

@@ -149,6 +149,20 @@ def test_parameters_that_are_made_later_are_refused_by_name(tmp_path, count, why
         bns.train(problem(lambda: Second(count)), "none", output=tmp_path / "run", **settings)
 
 
+def test_a_model_that_cannot_be_copied_is_refused(tmp_path):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = nn.LSTM(5, 2)  # its list of weights does not follow a parametrisation
+            nn.utils.parametrizations.weight_norm(self.cells, "weight_hh_l0")
+
+        def forward(self, x):
+            return self.cells(x[:, None])[0][:, 0]
+
+    with pytest.raises(InputError, match="its model cannot be copied"):
+        bns.train(problem(Recurrent), "none", output=tmp_path / "run", **SETTINGS)
+
+
 def test_another_network_than_that_of_the_checkpoint_is_not_called_damaged(tmp_path):
     widths = iter([4, 6])
     build = problem(lambda: nn.Sequential(nn.Linear(5, width := next(widths)), nn.Linear(width, 2)))

@@ -109,7 +109,8 @@ class CustomProblem(Problem):
         model = self.workload.model
         if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
             self._run_once(model)  # lazy buffers cannot be copied
-        return copied(model)
+        with user_code.explaining(f"{self._option}: its model cannot be copied"):
+            return copied(model)
 
     def batch(self, step: int) -> tuple[Values, Values]:
         """The next samples of the epoch. Random draws of a data set depend only on the seed and the step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -149,18 +150,44 @@ def test_parameters_that_are_made_later_are_refused_by_name(tmp_path, count, why
         bns.train(problem(lambda: Second(count)), "none", output=tmp_path / "run", **settings)
 
 
+class Parametrised(nn.Module):
+    """A recurrent module with a parametrisation, whose list of weights holds a tensor with a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(5, 2)
+        nn.utils.parametrize.register_parametrization(self.cells, "weight_hh_l0", nn.Tanh())
+
+    def forward(self, x):
+        return self.cells(x[:, None])[0][:, 0]
+
+
+def test_a_parametrised_recurrent_network_is_copied(tmp_path):
+    def build():
+        model = Parametrised()
+        model(torch.zeros(3, 5)).sum().backward()
+        return model
+
+    run = bns.train(problem(build), "none", output=tmp_path / "run", **SETTINGS)
+    point = bns.load_point(run, 2, dtype=torch.float64)
+    row = bns.landscape(point, [1.0]).iloc[0]
+    own = point.model.cells.parametrizations.weight_hh_l0.original
+    assert float(torch.autograd.grad(point.loss(), own)[0].norm()) > 0
+    assert row["loss"] == pytest.approx(bns.read_table(run.train_path)["loss"][2], rel=1e-5)
+
+
+class Locked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.lock = nn.Linear(5, 2), threading.Lock()
+
+    def forward(self, x):
+        return self.layer(x)
+
+
 def test_a_model_that_cannot_be_copied_is_refused(tmp_path):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cells = nn.LSTM(5, 2)  # its list of weights does not follow a parametrisation
-            nn.utils.parametrizations.weight_norm(self.cells, "weight_hh_l0")
-
-        def forward(self, x):
-            return self.cells(x[:, None])[0][:, 0]
-
-    with pytest.raises(InputError, match="its model cannot be copied"):
-        bns.train(problem(Recurrent), "none", output=tmp_path / "run", **SETTINGS)
+    with pytest.raises(InputError, match=r"its model cannot be copied .*lock"):
+        bns.train(problem(Locked), "none", output=tmp_path / "run", **SETTINGS)
 
 
 def test_another_network_than_that_of_the_checkpoint_is_not_called_damaged(tmp_path):

@@ -55,7 +55,9 @@ def copied(model: nn.Module) -> nn.Module:
     pruning). `copy.deepcopy` refuses these tensors, so they are copied without their graph. The hooks compute them
     again in every forward pass.
     """
-    values = (value for module in model.modules() for value in vars(module).values())
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    # Recurrent modules keep a list of their weights.
+    values = (value for held in attributes for value in (held if isinstance(held, list) else [held]))
     computed = {
         id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf
     }

@@ -143,7 +143,7 @@ def second_order(
         # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
         start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
         start.add_(gradient / squared.sqrt())
-        sharpness = largest_eigenvalue(product, start)
+        sharpness = largest_eigenvalue(product, start, SYMMETRY if point.problem.has_users_code else math.inf)
         if math.isnan(sharpness) and torch.isfinite(curvature):
             warnings.warn(
                 f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=2

@@ -22,17 +22,23 @@ X = torch.arange(60.0).view(20, 3) / 60
 Y = (X[:, 0] > 0.4).long()
 
 
-class Noisy(torch.utils.data.Dataset):
-    """Items with noise that `draw` makes."""
-
-    def __init__(self, draw):
-        self.draw = draw
+class Items(torch.utils.data.Dataset):
+    def __init__(self, make):
+        self.make = make
 
     def __len__(self):
         return 20
 
     def __getitem__(self, i):
-        return X[i] + self.draw(), Y[i]
+        return self.make(i)
+
+
+class Noisy(Items):
+    """Items with noise that `draw` makes."""
+
+    def __init__(self, draw):
+        super().__init__(lambda i: (X[i] + draw(), Y[i]))
+        self.draw = draw
 
 
 DRAWS = {
@@ -201,17 +207,6 @@ class Two(nn.Module):
 
 
 A, B, TARGET = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2), torch.randn(20, 4)
-
-
-class Items(torch.utils.data.Dataset):
-    def __init__(self, make):
-        self.make = make
-
-    def __len__(self):
-        return 20
-
-    def __getitem__(self, i):
-        return self.make(i)
 
 
 def loss_of_dict(outputs, targets):

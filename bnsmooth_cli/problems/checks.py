@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -20,6 +17,7 @@ from bnsmooth_cli.networks.undisturbed import gradients_kept
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import described
+from bnsmooth_cli.randomness import seeded
 from bnsmooth_cli.user_code import explaining
 
 
@@ -137,7 +135,7 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
     versions = {name: p._version for name, p in model.named_parameters()}
     try:
         with (
-            torch.enable_grad(), _generators(), gradients_kept(model), restored(list(model.parameters())),
+            torch.enable_grad(), seeded(0), gradients_kept(model), restored(list(model.parameters())),
             explaining(f"{option}: its loss cannot be computed"),
         ):  # fmt: skip
             value = loss()
@@ -155,24 +153,6 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
             for name, buffer in model.named_buffers():
                 if name in buffers and not torch.equal(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
-
-
-@contextmanager
-def _generators(seed: int | None = None) -> Iterator[None]:
-    """Leave all random generators as they were; seed them first, if a seed is given."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-            torch.cuda.manual_seed_all(seed)  # does nothing without CUDA
-            np.random.seed(seed)
-            random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def _check_effects(model: nn.Module, versions: dict[str, int], option: str) -> None:
@@ -264,7 +244,7 @@ def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str)
             m.register_forward_hook(lambda m, _, output, name=name, record=record: record(name, output))
             for name, m in observable(model)
         ]
-        with _generators(run), hooked(handles):
+        with seeded(run), hooked(handles):
             outputs["loss"] = loss().detach()
         runs.append(outputs)
     modules = dict(model.named_modules())

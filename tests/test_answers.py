@@ -93,10 +93,14 @@ def test_the_accuracy_is_the_share_of_right_answers_or_missing(case):
     found = Answers(loss).count(outputs, targets)
     if answer is None:
         assert found is None or found.isnan().all()
+        by_class = Answers(loss).by_class(outputs, targets)
+        assert by_class is None or by_class.isnan().all()
         return
     expected = (answer(outputs).long() == targets.view(answer(outputs).shape)).sum().item()
     assert found.tolist() == [expected, targets.numel()]
     assert 0 < expected < targets.numel()
+    constant = Answers(loss).by_class(outputs, targets)
+    assert constant.tolist() == [(targets == label).sum().item() for label in range(len(constant))]
 
 
 @pytest.mark.parametrize("ignored", [-100, 1, 255])
@@ -110,6 +114,9 @@ def test_answers_that_the_loss_leaves_out_are_not_counted(ignored, shape):
     right = ((outputs.argmax(-1) == targets) & asked).sum().item()
     assert Answers(loss).count(outputs, targets).tolist() == [right, asked.sum().item()]
     assert Answers(loss).count(outputs, torch.full(shape, ignored)).tolist() == [0, 0]
+    expected = [((targets == label) & asked).sum().item() for label in range(C)]
+    assert Answers(loss).by_class(outputs, targets).tolist() == expected
+    assert Answers(loss).by_class(outputs, torch.full(shape, ignored)).tolist() == [0] * C
 
 
 def test_a_label_that_is_no_class_has_no_accuracy_unless_the_loss_leaves_it_out():

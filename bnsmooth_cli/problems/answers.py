@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,16 +39,37 @@ class Answers:
 
     def count(self, outputs: object, targets: Values) -> Tensor | None:
         """The numbers of right answers and of all answers (2,); NaN or None if there is no accuracy."""
+        readings = self._readings(outputs, targets)
+        right = [((reading.answers == reading.labels) & reading.asked).sum() for reading in readings]
+        return _of_the_one_that_fits(
+            readings, [torch.stack((n, reading.asked.sum())) for n, reading in zip(right, readings, strict=True)]
+        )
+
+    def by_class(self, outputs: object, targets: Values) -> Tensor | None:
+        """The numbers of answers for which each class is right (C,), or no and yes (2,); NaN or None as in `count`.
+
+        Only the shape of the outputs matters.
+
+        >>> from torch.nn import functional as F
+        >>> Answers(F.cross_entropy).by_class(torch.zeros(4, 3), torch.tensor([0, 1, 1, -100]))
+        tensor([1., 2., 0.])
+        """
+        readings = self._readings(outputs, targets)
+        return _of_the_one_that_fits(
+            readings, [r.labels[r.asked].clamp(0, r.classes - 1).bincount(minlength=r.classes) for r in readings]
+        )
+
+    def _readings(self, outputs: object, targets: Values) -> list[_Reading]:
+        """The ways to read outputs and targets as answers: none, one, or two if classes may be at two places."""
         if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or not outputs.is_floating_point():
-            return None
+            return []
         if targets.is_floating_point() or targets.is_complex() or not targets.numel() or not outputs.dim():
-            return None
+            return []
         if outputs.numel() == targets.numel() == len(outputs) == len(targets):
             threshold = self.threshold(outputs.shape, targets.new_empty(targets.shape, device="cpu"))
-            right = (outputs.detach().flatten() > threshold) == (targets.flatten() == 1)
-            total = torch.stack((right.sum(), right.new_tensor(len(right), dtype=torch.int64))).float()
-            known = ((targets == 0) | (targets == 1)).all() & math.isfinite(threshold)
-            return torch.where(known, total, torch.nan)
+            answers, labels = (outputs.detach().flatten() > threshold).long(), targets.flatten().long()
+            fits = ((labels == 0) | (labels == 1)).all() & math.isfinite(threshold)
+            return [_Reading(answers, labels, torch.ones_like(labels, dtype=torch.bool), fits, 2)]
         return self._classes(outputs.detach(), targets)
 
     def threshold(self, shape: torch.Size, targets: Tensor) -> float:
@@ -82,7 +104,7 @@ class Answers:
             self._thresholds[key] = 0.0 if logits else 0.5 if probabilities and not finite else torch.nan
         return self._thresholds[key]
 
-    def _classes(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def _classes(self, outputs: Tensor, targets: Tensor) -> list[_Reading]:
         labels = targets[:, 0] if outputs.dim() == 2 and targets.shape == (len(outputs), 1) else targets
         places = [
             place
@@ -91,15 +113,8 @@ class Answers:
         ]
         slope = self._slope(outputs, targets) if places else None
         if slope is None:
-            return None
-        counts, fits = [], []
-        for place in places:
-            right, asked, wanted = _compare(outputs.movedim(place, -1), labels.long(), slope.movedim(place, -1))
-            counts.append(torch.stack(((right & asked).sum(), asked.sum())).float())
-            fits.append((wanted | ~asked).all())
-        chosen = torch.stack(fits)
-        total = torch.where(chosen[:, None], torch.stack(counts), 0.0).sum(0)
-        return torch.where((chosen.sum() == 1) | (chosen.any() & (total[1] == 0)), total, torch.nan)
+            return []
+        return [_read(outputs.movedim(p, -1), labels.long(), slope.movedim(p, -1)) for p in places]
 
     def _slope(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """The gradient of the loss at outputs that are all equal, which has no preference of its own."""
@@ -113,9 +128,42 @@ class Answers:
             return None
 
 
-def _compare(outputs: Tensor, labels: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the answer is right, where the loss asks for one, and where it asks for the target's; classes last."""
-    valid = (labels >= 0) & (labels < outputs.shape[-1])
+class _Reading(NamedTuple):
+    """A way to read outputs and targets as answers.
+
+    Attributes:
+        answers: The number of the class that each output answers.
+        labels: The number of the class that is right.
+        asked: Where the loss asks for an answer.
+        fits: Whether the loss asks for the class of the label everywhere, a scalar.
+        classes: The number of classes.
+    """
+
+    answers: Tensor
+    labels: Tensor
+    asked: Tensor
+    fits: Tensor
+    classes: int
+
+
+def _read(outputs: Tensor, labels: Tensor, slope: Tensor) -> _Reading:
+    """The reading of outputs whose last dimension runs over classes, given the slope of the loss at equal outputs."""
+    classes = outputs.shape[-1]
+    valid = (labels >= 0) & (labels < classes)
     places = torch.where(valid, labels, 0)[..., None]
     own, others = slope.gather(-1, places)[..., 0], slope.scatter(-1, places, torch.inf).amin(-1)
-    return outputs.argmax(-1) == labels, slope.abs().amax(-1) > 0, valid & (own < others)
+    asked = slope.abs().amax(-1) > 0
+    return _Reading(outputs.argmax(-1), labels, asked, (valid & (own < others) | ~asked).all(), classes)
+
+
+def _of_the_one_that_fits(readings: list[_Reading], counts: list[Tensor]) -> Tensor | None:
+    """The counts of the reading that fits; NaN if none or two of them fit, None if there are none.
+
+    Two readings may fit where no answer is asked for. Nothing waits for the device.
+    """
+    if not readings:
+        return None
+    fits = torch.stack([reading.fits for reading in readings])
+    asked = torch.stack([reading.asked.any() for reading in readings])
+    known = (fits.sum() == 1) | (fits.any() & ~(fits & asked).any())
+    return torch.where(known, torch.where(fits[:, None], torch.stack(counts).float(), 0.0).sum(0), torch.nan)

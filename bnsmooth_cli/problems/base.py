@@ -130,6 +130,17 @@ class Problem(ABC):
         right, all_ = self.answers(outputs, targets)
         return right / all_
 
+    def baseline(self) -> dict[str, float]:
+        r"""What the best constant answer attains: the level of chance, from the targets alone.
+
+        Returns:
+            As far as they are known: `accuracy`, for classes, is $\max_c n_c / \sum_c n_c$, where $n_c$ targets of the
+            test set are of class c (of the training set if there is no test set). `loss`, for a squared error, is
+            $\min_c$ of the training loss of the map $x \mapsto c$, averaged over the batches and without a penalty. The
+            minimum is at the mean of the training targets.
+        """
+        return {}
+
     def test_batches(self) -> Iterator[tuple[Values, Values]]:
         """The batches of the test set, in order."""
         return iter(())

@@ -40,6 +40,17 @@ def size(values: Values) -> int:
     return len(next(iter(named(values, "").values())))
 
 
+def squared_deviations(values: Tensor) -> float:
+    """The sum of the squared differences from the mean over samples, in float64.
+
+    >>> import torch
+    >>> squared_deviations(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+    2.0
+    """
+    exact = values.detach().cpu().double()
+    return (exact - exact.mean(0)).square().sum().item()
+
+
 def described(values: object) -> str:
     """The shapes of tensors for a message, or the type of anything else, such as outputs of a class of their own.
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import converted, copied, restored
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.answers import Answers
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.problems.batches import Values, mapped
+from bnsmooth_cli.problems.batches import Values, mapped, squared_deviations
 from bnsmooth_cli.problems.checks import check_parameters
 from bnsmooth_cli.problems.samples import Data, Samples, samples
 from bnsmooth_cli.randomness import generator, seeded
@@ -118,14 +121,14 @@ class CustomProblem(Problem):
 
     def _samples(self, data: Samples, indices: Tensor, step: int = 0) -> tuple[Values, Values]:
         inputs, targets = data.batch(indices, generator(self.config.seed, "augment", step).initial_seed())
+        return self._converted(inputs), self._converted(targets)
+
+    def _converted(self, values: Values) -> Values:
+        """The values on the problem's device, and in the precision of the network if all of it has one."""
         types = {p.dtype for p in self.workload.model.parameters() if p.is_floating_point()}
         # The loss and the layers of a network of several types expect the types that the user gives.
         dtype = types.pop() if len(types) == 1 else None
-
-        def prepare(values: Tensor) -> Tensor:
-            return converted(values, self.device, dtype)
-
-        return mapped(prepare, inputs), mapped(prepare, targets)
+        return mapped(lambda tensor: converted(tensor, self.device, dtype), values)
 
     def test_batches(self) -> Iterator[tuple[Values, Values]]:
         """The test samples in order, in batches of the run's size."""
@@ -174,3 +177,54 @@ class CustomProblem(Problem):
         """The numbers of right answers and of all answers (2,); NaN if the shapes and the loss do not tell them."""
         found = self._answers.count(outputs, targets)
         return torch.full((2,), torch.nan, device=self.device) if found is None else found
+
+    def baseline(self) -> dict[str, float]:
+        """The share of the most frequent class; the loss of the best constant map if the loss is torch's `mse_loss`.
+
+        The network runs on one batch, because the shape of its outputs tells which targets are classes. A data set
+        whose targets come only with their inputs may be slow to read, so its training split is not read.
+        """
+        model = self.initial
+        inputs, _ = next(self.test_batches(), self.batch(0))
+        mode = evaluating(model) if self.test_size else prepared(stateful(model), self.config.seed, 0)
+        with mode, self.forward_only(), seeded(self.config.seed):
+            outputs = self.call(model, inputs)
+        if not isinstance(outputs, Tensor) or not outputs.dim():
+            return {}
+        found = {"accuracy": self._largest_share(outputs), "loss": self._least_constant_loss(outputs)}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def _largest_share(self, outputs: Tensor) -> float:
+        """The share of the most frequent class among the targets; NaN if they are not classes, or not read.
+
+        Args:
+            outputs: The network's outputs for any samples.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for targets in self._targets():
+            if not isinstance(targets, Tensor):
+                return math.nan
+            outputs = outputs[:1].expand(len(targets), *outputs.shape[1:])
+            if (counts := self._answers.by_class(outputs, targets)) is None:
+                return math.nan
+            total = total + counts.cpu().double()
+        return (total.max() / total.sum()).item()
+
+    def _targets(self) -> Iterator[Values | None]:
+        """The targets of the test set, or of the training set if there is no test set, in batches; None if unread."""
+        if self._test is not None:
+            yield from (targets for _, targets in self.test_batches())
+            return
+        for indices in torch.arange(self.num_samples).split(self.config.batch_size):
+            targets = self._train.targets(indices)
+            yield None if targets is None else self._converted(targets)
+
+    def _least_constant_loss(self, outputs: Tensor) -> float:
+        """The training loss of the best constant map; NaN unless it is a plain squared error of targets in memory."""
+        loss = self.workload.loss
+        reduction = loss.reduction if type(loss) is nn.MSELoss else "mean" if loss is F.mse_loss else None
+        targets = self._train.targets(torch.arange(self.num_samples)) if reduction is not None else None
+        if not isinstance(targets, Tensor) or targets.shape[1:] != outputs.shape[1:]:
+            return math.nan
+        share = 1 / targets.numel() if reduction == "mean" else self.config.batch_size / self.num_samples
+        return squared_deviations(targets) * share

@@ -11,6 +11,7 @@ from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.batches import squared_deviations
 from bnsmooth_cli.randomness import generator
 
 
@@ -73,6 +74,10 @@ class DeepLinear(Problem):
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The squared error, summed over samples and units."""
         return (outputs - targets).square().sum()
+
+    def baseline(self) -> dict[str, float]:
+        """The loss of the best constant map. A minibatch has its share of the sum over all samples, on average."""
+        return {"loss": squared_deviations(self._targets) * self.config.batch_size / self.num_samples}
 
     def answers(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """NaN, as there are no classes."""

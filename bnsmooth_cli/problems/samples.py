@@ -39,6 +39,10 @@ class Samples(ABC):
     def batch(self, indices: Tensor, seed: int) -> tuple[Values, Values]:
         """The inputs and targets of the samples. The seed sets the default generators, from which a data set draws."""
 
+    def targets(self, indices: Tensor) -> Values | None:
+        """The targets of the samples; None if they cannot be read without the inputs."""
+        return None
+
     def check(self) -> None:  # noqa: B027  tensors do not change
         """Raise InputError if samples that have been read before are now different."""
 
@@ -124,10 +128,17 @@ class _Tensors(Samples):
         return size(self._inputs)
 
     def batch(self, indices: Tensor, seed: int) -> tuple[Values, Values]:
-        def chosen(tensor: Tensor) -> Tensor:
+        return self._chosen(self._inputs, indices), self.targets(indices)
+
+    def targets(self, indices: Tensor) -> Values:
+        return self._chosen(self._targets, indices)
+
+    @staticmethod
+    def _chosen(values: Values, indices: Tensor) -> Values:
+        def rows(tensor: Tensor) -> Tensor:
             return tensor.detach()[indices.to(tensor.device)].requires_grad_(tensor.requires_grad)
 
-        return mapped(chosen, self._inputs), mapped(chosen, self._targets)
+        return mapped(rows, values)
 
 
 class _Reading(NamedTuple):

@@ -105,6 +105,10 @@ class Vgg(Problem):
         """The cross-entropy, averaged over the batch."""
         return F.cross_entropy(outputs, targets)
 
+    def baseline(self) -> dict[str, float]:
+        """The share of the most frequent class among the test images."""
+        return {"accuracy": self.images.test_labels.bincount().max().item() / self.test_size}
+
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Test images, treated like the training images, and their labels."""
         for images, labels in zip(

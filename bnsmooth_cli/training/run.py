@@ -101,13 +101,15 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
     """Train from the last checkpoint, or the start, and write checkpoints and train.parquet.
 
     Row t of the table records the loss, accuracy and gradient norm at theta_t; no step follows the last row. A loss
-    that is not finite ends the run as diverged: its row is the last one, and the provenance records its step.
+    that is not finite ends the run as diverged: its row is the last one, and the provenance records its step. The
+    provenance also has `Problem.baseline`, which tells whether the run has learnt anything.
     """
     # Made only here: if the run's folder is moved away during training, it must not appear again.
     run.checkpoint_path(0).parent.mkdir(exist_ok=True)
+    baseline = problem.baseline()  # the trajectory takes the problem's network
     trajectory = Trajectory(problem)
     log = _Log(_resume(run, trajectory), problem.device)
-    made_by = _made_by(run, problem, len(log.table(run)))
+    about = ({"baseline": baseline} if baseline else {}) | _made_by(run, problem, len(log.table(run)))
     config = run.config
     if runs.open_run(run.path).config != config:  # more steps than before
         runs.write_config(run)
@@ -117,12 +119,12 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
         if saving or log.count == READ_EVERY:
             diverged = log.read()
             if diverged is not None:
-                _write(run, log, **made_by, diverged_at=diverged)
+                _write(run, log, **about, diverged_at=diverged)
                 return
             if progress is not None:
                 progress(step, log.last_loss)
         if saving:  # the table first: it must hold the rows before any checkpoint on disk
-            _write(run, log, **made_by)
+            _write(run, log, **about)
             runs.write_checkpoint(run.checkpoint_path(step), run.name, config, step, trajectory.state())
         if problem.test_size and (last or step % (config.eval_every or config.steps) == 0):
             log.tests[step] = problem.evaluate(trajectory.model)
@@ -130,7 +132,7 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
             log.add(trajectory.advance())
     log.add(trajectory.gradients(update_statistics=False)[0])
     problem.check_data()
-    _write(run, log, **made_by, diverged_at=log.read(), last_step=config.steps)
+    _write(run, log, **about, diverged_at=log.read(), last_step=config.steps)
 
 
 def _made_by(run: Run, problem: Problem, known: int) -> dict[str, Any]:

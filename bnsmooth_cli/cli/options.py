@@ -156,10 +156,15 @@ class GridOptions(Options):
     measure: str | None = option(
         f"Measurements to take: {', '.join(_STUDIED)}.", _STUDY, choices=_STUDIED, metavar="A,B"
     )
+    probe: bool | None = option(
+        "Let activations measure the batch of step 0 at every step too, and the floor.",
+        _STUDY,
+        flags="--probe/--no-probe",
+    )
     study: Path | None = option("Read options from a TOML file; the command line overrides it.", _STUDY, metavar="FILE")
 
-    def given(self) -> dict[str, str]:
-        """The lists that were given, as text."""
+    def given(self) -> dict[str, str | bool]:
+        """The options that were given, with lists as text."""
         allow(*(name.strip() for name in (self.norms or "").split(",")))
         return {name: value for name, value in super().given().items() if name != "study"}
 
@@ -288,6 +293,17 @@ class UnitOptions(MeasureOptions):
 
     layers: str | None = option("Measure these layers, by name or number, as in conv1,fc2.", metavar="A,B,C")
     units: str | None = option("Measure these units of each layer, counted from 0.", metavar="A,B,C")
+
+
+@dataclass(frozen=True)
+class ProbeOptions(MeasureOptions):
+    """Whether more batches than the step's own are measured."""
+
+    probe: bool = option(
+        "Measure the batch of step 0 at every step too, and the floor: how much the moments change from one batch to "
+        "the next at fixed weights.",
+        default=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
@@ -29,6 +29,8 @@ class Measurement:
         context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
             the planned arguments and the source's problem.
         last_only: Whether only the last checkpoint is measured by default.
+        additions: Keyword arguments of `rows` that fill columns which are null without them. A table that has them
+            answers a request without them; a table without them is measured again.
     """
 
     rows: Callable[..., pd.DataFrame]
@@ -37,6 +39,7 @@ class Measurement:
     since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda before, rows: rows
     context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] = lambda *_: {}
     last_only: bool = False
+    additions: Mapping[str, Any] = field(default_factory=dict)
 
     def confirm(self, arguments: dict[str, Any], open_problem: Callable[[], Problem]) -> Problem | None:
         """Check planned arguments that name layers or units.

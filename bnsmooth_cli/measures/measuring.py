@@ -63,20 +63,25 @@ class Request:
     def answered(self) -> bool:
         """Whether the table at `path` answers this request.
 
-        A table of an earlier version that lacks a column does not: it is measured again.
+        A table that lacks a column, because an earlier version wrote it, or the measurement's additions, does not: it
+        is measured again. A table that has additions which are not requested does.
 
         Raises:
             InputError: If the table there answers another request.
         """
         if not self.path.exists():
             return False
-        written = tables.read_provenance(self.path, self.kind)
-        if different := [key for key, value in self.provenance().items() if written.get(key) != value]:
+        written, additions = tables.read_provenance(self.path, self.kind), measurement(self.kind).additions
+        options = written.get("options")
+        full = {run: {**arguments, **additions} for run, arguments in self.arguments.items()}
+        bare = {run: {k: v for k, v in arguments.items() if k not in additions} for run, arguments in full.items()}
+        wanted = self.provenance() | ({"options": options} if options in (full, bare) else {})
+        if different := [key for key, value in wanted.items() if written.get(key) != value]:
             raise InputError(
                 f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it "
                 "with --force, or write another file with -o"
             )
-        return not tables.lacking(self.path)
+        return options in (full, self.arguments) and not tables.lacking(self.path)
 
 
 def measurement(kind: str) -> Measurement:
@@ -215,11 +220,11 @@ def measure(
     return [request.path for request in requests]
 
 
-def measured(kind: str, source: CheckpointSource, every: int | None = None, at: Sequence[int] | None = None) -> bool:
-    """Whether a source's table of a kind exists and has these steps.
+def measured(kind: str, source: CheckpointSource, **planned: Any) -> bool:
+    """Whether the table of a source answers its request; `planned` are further arguments of `plan`.
 
     Raises:
-        InputError: If it has other steps.
+        InputError: If it answers another request.
     """
-    (request,) = plan(kind, [source], every=every, at=at)
+    (request,) = plan(kind, [source], **planned)
     return request.answered()

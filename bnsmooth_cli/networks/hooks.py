@@ -46,7 +46,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:
     """Run the network by `forward`. Returns the first input and the output of each module in its first call, without
-    their graphs."""
+    their graphs.
+
+    Raises:
+        InputError: If a module is not called, or only inside `torch.func`.
+    """
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
@@ -58,4 +62,6 @@ def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> lis
 
     with hooked([module.register_forward_hook(record, with_kwargs=True) for module in modules]):
         forward()
+    if idle := [module for module in modules if module not in seen]:
+        raise InputError(f"{type(idle[0]).__name__}: does not run on every batch, so its outputs cannot be observed")
     return [seen[module] for module in modules]

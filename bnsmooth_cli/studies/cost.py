@@ -74,7 +74,8 @@ def _timed(task: Task) -> dict[str, float]:
             run = train_config(short, Path(folder) / "run", device=task.device)
             for kind in task.tables:
                 point, measure = load_point(run, device=task.device), measurement(kind)
-                prices[kind] = _seconds(lambda: measure.rows(point, **measure.plan(short)))  # noqa: B023 - called here
+                arguments = measure.plan(short, **task.options[kind])
+                prices[kind] = _seconds(lambda: measure.rows(point, **arguments))  # noqa: B023 - called here
         return prices
     finally:
         torch.set_num_threads(threads)

@@ -34,6 +34,8 @@ _EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
 #: Options of the command that a study file must not contain.
 _MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
 MAX_VALUES: Final = 100_000  # in a list
+#: The kind of table that `probe` is an option of.
+PROBED: Final = "activations"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Grid:
         measure: The kinds of tables to measure.
         every: The interval of the measured steps; None measures at the checkpoints.
         at: The steps to measure instead.
+        probe: Whether `activations` measures the probe batch and the floor too.
         threads: CPU threads of each run. They are part of the study, because the last bits of a result depend on them.
         file: The study file that the grid was read from, which errors then name.
 
@@ -63,6 +66,7 @@ class Grid:
     measure: tuple[str, ...] = ()
     every: int | None = None
     at: tuple[int, ...] | None = None
+    probe: bool = False
     threads: int = 1
     file: Path | None = field(default=None, compare=False)
 
@@ -81,6 +85,8 @@ class Grid:
         for kind in self.measure:
             if kind not in kinds.measured(studied=True):
                 raise unknown("measurement", kind, kinds.measured(studied=True))
+        if self.probe and PROBED not in self.measure:
+            raise InputError(f"--probe: an option of {PROBED}; add it to --measure, or leave the option out")
         configs = [
             resolve(norm=norm, lr=lr, seed=seed, **self.settings)
             for seed in self.seeds
@@ -96,6 +102,10 @@ class Grid:
             raise InputError(f"{max(names, key=names.count)}: twice in the grid (--norms, --lrs, --seeds)")
         return configs
 
+    def options(self, kind: str) -> dict[str, Any]:
+        """The options of a measurement."""
+        return {"probe": True} if self.probe and kind == PROBED else {}
+
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
         """Put the study file, if there is one, before the message of an InputError about the grid."""
@@ -109,7 +119,7 @@ class Grid:
     def request(self) -> dict[str, Any]:
         """The grid as plain values, without those left at their defaults."""
         values = {"norms": self.norms, "lrs": self.lrs, "seeds": self.seeds, **self.settings, "measure": self.measure,
-                  "every": self.every, "at": self.at, "threads": self.threads}  # fmt: skip
+                  "every": self.every, "at": self.at, "probe": self.probe or None, "threads": self.threads}  # fmt: skip
         chosen = {name: value for name, value in values.items() if value is not None and value != ()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
@@ -144,7 +154,7 @@ def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
 
 def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
     """The values in Grid's types. Errors put `source` before the name."""
-    known = (*_LISTS, "every", "threads", *_SETTINGS)
+    known = (*_LISTS, "every", "probe", "threads", *_SETTINGS)
     checked: dict[str, Any] = {}
     for key, value in values.items():
         name, where = key.replace("-", "_"), f"{source}{key}"
@@ -157,6 +167,9 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
         elif name in ("every", "threads"):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{where} {value}: give a whole number of at least 1")
+        elif name == "probe":
+            if not isinstance(value, bool):
+                raise InputError(f"{where} {value}: give true or false")
         elif name != "preset":
             check_types({name: value}, source.rstrip(": ") if source != "--" else where)
         elif not isinstance(value, str):
@@ -210,8 +223,10 @@ def command(request: Mapping[str, Any], folder: Path, **changed: Any) -> str:
     >>> command({"norms": ["none"], "seeds": [0, 1, 2], "problem": "dln"}, Path("study"), measure=["ics"])
     'bnsmooth compare --norms none --seeds 0-2 --problem dln --measure ics -o study'
     """
-    words = ["bnsmooth", "compare"]
-    for name, value in {**request, **changed}.items():
+    words, values = ["bnsmooth", "compare"], {**request, **changed}
+    if PROBED not in values.get("measure", ()):
+        values.pop("probe", None)
+    for name, value in values.items():
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
         elif name != "threads" or value != 1:

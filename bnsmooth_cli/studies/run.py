@@ -69,6 +69,7 @@ def study(
     measure: Sequence[str] | str = (),
     every: int | None = None,
     at: Iterable[int] | str | None = None,
+    probe: bool = False,
     problem: str | Builder | None = None,
     output: Path | str = "study",
     threads: int = 1,
@@ -94,6 +95,8 @@ def study(
         measure: The kinds of tables to measure, such as `smoothness` and `ics`.
         every: The interval of the measured steps; None measures at the checkpoints.
         at: The steps to measure instead.
+        probe: Whether `activations` measures the batch of step 0 at every step too, and how much the moments change at
+            fixed weights.
         problem: The problem, by name or as a function; by default `vgg`.
         output: The folder of the study.
         threads: CPU threads of each run. The last bits of the results depend on them.
@@ -128,7 +131,7 @@ def study(
         settings["data"] = canonical(settings["data"])
     names = norms.split(",") if isinstance(norms, str) else norms
     options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm) for norm in names], "lrs": lrs,
-               "seeds": seeds, "measure": measure, "every": every, "at": at, "threads": threads,
+               "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "threads": threads,
                "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
     grid = read_grid({name: value for name, value in options.items() if value is not None})
     planned = plan(grid, Path(output), jobs=jobs, dask=dask, device=device, force=force)

@@ -6,6 +6,7 @@ import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bnsmooth_cli import __version__
 from bnsmooth_cli.config import Config
@@ -26,6 +27,7 @@ class Task:
         config: The configuration of the run.
         reached: The step that its training has reached: the last one if it has finished or diverged.
         tables: The kinds of tables to measure.
+        options: The options of their measurements, by kind.
         every, at: The steps to measure, as in `Grid`.
         threads: CPU threads.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -38,6 +40,7 @@ class Task:
     config: Config
     reached: int
     tables: tuple[str, ...]
+    options: dict[str, dict[str, Any]]
     every: int | None
     at: tuple[int, ...] | None
     threads: int
@@ -63,6 +66,7 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
         DamagedError: If a file of the run is damaged.
     """
     reached, tables, steps = 0, grid.measure, run.config.steps
+    options = {kind: grid.options(kind) for kind in tables}
     if (run.path / "config.json").exists():
         existing = open_run(run.path).config
         if differences := existing.differences(run.config):
@@ -75,9 +79,13 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
             from bnsmooth_cli.measures.measuring import measured
 
             source = Run(run.path, existing.changed(steps=steps)).source()
-            tables = tuple(kind for kind in tables if not measured(kind, source, grid.every, grid.at))
+            tables = tuple(
+                kind
+                for kind in tables
+                if not measured(kind, source, every=grid.every, at=grid.at, options=options[kind])
+            )
     path = run.path.absolute()  # a worker may have another working directory
-    return Task(path, run.config, reached, tables, grid.every, grid.at, grid.threads, device, force)
+    return Task(path, run.config, reached, tables, options, grid.every, grid.at, grid.threads, device, force)
 
 
 def work(task: Task, reports: Path) -> float:
@@ -110,6 +118,7 @@ def work(task: Task, reports: Path) -> float:
             measure(
                 kind,
                 [run.source()],
+                options=task.options[kind],
                 every=task.every,
                 at=task.at,
                 device=task.device,

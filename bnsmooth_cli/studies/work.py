@@ -40,7 +40,7 @@ class Task:
     config: Config
     reached: int
     tables: tuple[str, ...]
-    options: dict[str, dict[str, Any]]
+    options: dict[str, dict[str, Any]] = field(hash=False)
     every: int | None
     at: tuple[int, ...] | None
     threads: int

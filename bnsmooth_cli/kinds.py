@@ -207,6 +207,8 @@ _SMOOTHNESS: Final = {
     **_STEP,
     "loss": _double("loss at the point, the penalty included", nullable=False),
     "penalty": _double("the loss's L2 penalty of the weights there", added=True),
+    "weight_norm": _double("norm ||W|| of the weights that `--weight-decay` penalises; null if there are none. beta "
+                           "||W||^2 does not depend on the scale of weights before BatchNorm", added=True),
     "grad_norm": _double("norm of the gradient there", nullable=False),
     "loss_min": _double("smallest loss on the line, alpha > 0"),
     "loss_max": _double("largest loss on the line, alpha > 0"),
@@ -219,7 +221,7 @@ _SMOOTHNESS: Final = {
     "curvature": _double("g'Hg / g'g, H the Hessian"),
     "sharpness": _double("eigenvalue of H that is largest in magnitude, signed"),
     "critical_alpha": _double("smallest probed alpha with a loss above the point's; null if none"),
-}
+}  # fmt: skip
 _DIRECTION: Final = {
     "direction": Column("string", "`random`: the line is theta - eta d, with a random d in place of g, ||d|| = ||g||"),
 }

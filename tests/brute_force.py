@@ -30,6 +30,12 @@ def check_line(point, tolerance, direction="gradient"):
             assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance * scales.get(name, 0.0)), name
 
 
+def weights_by_hand(model):
+    """Weights by the shapes and names that the tests' networks have: no vectors, and nothing of a norm."""
+    inside = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for p in m.parameters()}
+    return [p for p in model.parameters() if p.requires_grad and p.dim() > 1 and id(p) not in inside]
+
+
 def check_smoothness(point, direction="gradient"):
     """Every column, at a point in float64, against the line and all eigenvalues of the Hessian."""
     (row,) = bns.smoothness(point, ALPHAS, direction=direction).to_dict("records")
@@ -44,6 +50,7 @@ def check_smoothness(point, direction="gradient"):
         )
     expected = {
         "loss": losses[0],
+        "weight_norm": math.sqrt(sum(float((w.detach() ** 2).sum()) for w in weights_by_hand(point.model))),
         "grad_norm": line[0]["grad_norm"],
         "loss_min": min(losses[1:]),
         "loss_max": max(losses[1:]),

@@ -103,6 +103,18 @@ def test_ics_takes_the_runs_own_step_with_momentum(small_run, problem):
     check_ics(bns.load_point(run, step=3, dtype=torch.float64), 1e-10)
 
 
+def test_the_network_of_a_run_can_be_measured_in_a_loop_of_ones_own(small_run):
+    """There, only the loss function knows the data."""
+    point = bns.load_point(small_run("dln", "batch"), step=3, dtype=torch.float64)
+    loop = bns.Point.of(
+        point.model, lambda: point.problem.objective(point.model(point.inputs), point.targets), lr=point.config.lr
+    )
+    shift = ["grad_norm", "grad_norm_updated", "ics", "cosine"]
+    np.testing.assert_allclose(bns.ics(loop)[shift], bns.ics(point)[shift], rtol=1e-6)
+    theory, expected = (bns.theory(p, layers=["2"]).query("statement == '4.1'") for p in (loop, point))
+    np.testing.assert_allclose(theory[["unit", "lhs"]], expected[["unit", "lhs"]], rtol=1e-6)
+
+
 @thorough
 def test_measuring_leaves_the_point_bit_identical(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm, momentum=0.9), step=3)

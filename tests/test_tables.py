@@ -21,8 +21,8 @@ DESIGN = {
     "train": "run problem norm lr seed step loss penalty accuracy grad_norm test_loss test_accuracy",
     "landscape": "run problem norm lr seed step alpha step_size distance loss grad_norm grad_distance grad_cosine "
     "grad_distance_summed",
-    "smoothness": "run problem norm lr seed step loss penalty grad_norm loss_min loss_max predictiveness_min "
-    "predictiveness_max lipschitz beta beta_alpha saturated curvature sharpness critical_alpha",
+    "smoothness": "run problem norm lr seed step loss penalty weight_norm grad_norm loss_min loss_max "
+    "predictiveness_min predictiveness_max lipschitz beta beta_alpha saturated curvature sharpness critical_alpha",
     "ics": "run problem norm lr seed step layer layer_name grad_norm grad_norm_updated ics cosine",
 }
 

@@ -67,7 +67,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
         shifted = _at_once(point, before, theta, updated)
     else:
         values = dict(zip(parameters, unflatten(updated, parameters.values()), strict=True))
-        shift = _of_chain if isinstance(point.model, Chain) and chosen == point.layers else _of_any
+        shift = _of_chain if point.chain is not None and chosen == point.layers else _of_any
         with restored(parameters.values()):
             shifted = list(shift(point, chosen, values))
     # No layer precedes layer 1, so its G' equals its G.

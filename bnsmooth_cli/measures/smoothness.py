@@ -48,6 +48,11 @@ def smoothness(
     whatever the network: the probe sets beta. Such a point is *saturated*: beta is within NEAR of this value, and
     $\|g_\eta\| \le$ LEFT $\|g\|$ after the shortest step.
 
+    Beta depends on the scale of the weights W before BatchNorm, although the network does not (Dinh et al. 2017, arXiv
+    1703.04933). At cW, all gradients in W are divided by c, so a step of length $c^2 \eta$ leads to $c (W - \eta g)$.
+    Over such steps in W alone, beta is divided by $c^2$, and $\beta \|W\|^2$ is the same. Over steps in all parameters,
+    whose lengths come from the learning rate, this is an approximation.
+
     Along a random direction d (`landscape`), $\theta - \eta d$ replaces $\theta - \eta g$, and the curvature is
     $d^T H d / d^T d$. The sharpness is that of the gradient's line.
 
@@ -58,13 +63,14 @@ def smoothness(
         direction: "gradient" or "random".
 
     Returns:
-        One row. Columns: `loss`, `penalty` and `grad_norm` at the point; `loss_min` and `loss_max` over the step
-        lengths; `predictiveness_min` and `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`, `beta_alpha`,
-        the step length at which beta is attained, and `saturated`; `lipschitz`, the largest $\|g_\eta\|$ (alpha = 0
-        included); `critical_alpha`, the smallest step length with a loss above that of the point (null if there is
-        none); `curvature` and `sharpness`. If the line overflows, its maxima are inf, and `beta_alpha` and `saturated`
-        are null. If the gradient is 0 or not finite, curvature and sharpness are null. For a random direction, there is
-        also the column `direction`.
+        One row. Columns: `loss`, `penalty`, `weight_norm` (the norm of the weights that `weight_decay` penalises) and
+        `grad_norm` at the point; `loss_min` and `loss_max` over the step lengths; `predictiveness_min` and
+        `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`, `beta_alpha`, the step length at which beta is
+        attained, and `saturated`; `lipschitz`, the largest $\|g_\eta\|$ (alpha = 0 included); `critical_alpha`, the
+        smallest step length with a loss above that of the point (null if there is none); `curvature` and `sharpness`.
+        If the line overflows, its maxima are inf, and `beta_alpha` and `saturated` are null. If the gradient is 0 or
+        not finite, curvature and sharpness are null. Without weights, `weight_norm` is null. For a random direction,
+        there is also the column `direction`.
 
     Raises:
         InputError: If the problem does not have the objective, or the direction is unknown.
@@ -86,6 +92,7 @@ def smoothness(
     row = {
         "loss": start["loss"],
         "penalty": point.penalty().item(),
+        "weight_norm": point.weight_norm,
         "grad_norm": start["grad_norm"],
         "loss_min": losses.min(),
         "loss_max": losses.max(),

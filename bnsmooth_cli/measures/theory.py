@@ -110,7 +110,7 @@ from bnsmooth_cli.derivatives.products import twice_differentiable
 from bnsmooth_cli.derivatives.taylor import curve, second_derivatives
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, plan, select
-from bnsmooth_cli.networks.chain import Chain, Layer
+from bnsmooth_cli.networks.chain import Layer
 from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
@@ -201,8 +201,8 @@ def first_weights(point: Point, modules: Sequence[nn.Module]) -> list[Tensor | N
 
 def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable[[Tensor], Tensor]]:
     """The network after a site: modules, and the objective of their output."""
-    if isinstance(point.model, Chain):
-        later = list(point.model.layers.values())[chosen.site.number - 1 :]
+    if point.chain is not None:
+        later = list(point.chain.layers.values())[chosen.site.number - 1 :]
         rest = [cast(Layer, later[0]).rest, *later[1:]]
         return rest, lambda outputs: point.problem.objective(outputs, point.targets)
     return [], chosen.site.remainder(point.loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_backward, restricted
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.graphs import own_functions
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import (
@@ -138,6 +140,11 @@ class Point:
         with self.undisturbed():
             return structure(self.model, self.at("batch").loss)
 
+    @property
+    def chain(self) -> Chain | None:
+        """The network if it is a chain; None in a user's loop, whose loss may use its outputs in any way."""
+        return self.model if isinstance(self.model, Chain) and not isinstance(self.problem, ExternalLoop) else None
+
     def undisturbed(self) -> AbstractContextManager[None]:
         """The context of a measurement (`networks.undisturbed`). Built-in networks need no more than gradients."""
         return undisturbed(self.model) if self.problem.has_users_code else recording()
@@ -166,6 +173,13 @@ class Point:
         if not self._weight_decay:
             return next(iter(parameters.values())).new_zeros(())
         return self._weight_decay / 2 * squares(parameters[name] for name in self._penalised)
+
+    @property
+    def weight_norm(self) -> float:
+        r"""The norm $\|W\|$ of the weights in `penalty`, whatever c is, in float64; NaN if there are no weights."""
+        weights = [self.parameters[name].detach().cpu() for name in self._penalised]  # not every device has float64
+        norms = [torch.linalg.vector_norm(weight, dtype=torch.float64).item() for weight in weights]
+        return math.hypot(*norms) if norms else math.nan
 
     @property
     def layers(self) -> Names:

@@ -87,7 +87,7 @@ def test_a_users_problem_works_in_every_command(cli, here, problem):
         assert (out[0], out[2]) == (0, ""), (kind, out)
     names = {path.name for path in (here / "runs" / run).glob("*.parquet")}
     assert {"landscape.test.parquet", "smoothness.train2.parquet"} <= names
-    out = cli(f"surface runs/{run} -p own_code:{problem} --directions pca --points 3 -o pca.parquet")
+    out = cli(f"surface runs/{run} -p own_code:{problem} --directions pca --at 3 --points 3 -o pca.parquet")
     assert (out[0], out[2]) == (0, "")
     assert bns.read_table("pca.parquet")["path_step"].dropna().tolist() == [0, 2, 4]
     assert cli("plot pca.parquet -o pca.svg")[0] == 0

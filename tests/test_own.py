@@ -510,7 +510,7 @@ def reference_loss(point, theta):
     ("wrong", "why"),
     [({"points": 0}, "--points 0"), ({"extent": 0.0}, "--extent"), ({"extent": math.inf}, "--extent"),
      ({"dimensions": 3}, "--dimensions 3"), ({"directions": "pcs"}, "did you mean 'pca'"),
-     ({"directions": "pca", "dimensions": 1}, "--dimensions"), ({"directions": "pca"}, "at least 3 points")],
+     ({"directions": "pca", "dimensions": 1}, "--dimensions"), ({"directions": "pca"}, "at least 3 steps")],
 )  # fmt: skip
 def test_impossible_surface_settings_are_refused(small_run, wrong, why):
     with pytest.raises(InputError, match=why):

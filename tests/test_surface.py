@@ -52,3 +52,40 @@ def test_state_dicts_make_a_path_and_the_point_stays_as_it_was(run):
         bns.surface(point, points=1, directions="pca", objective="test", path=vectors)
     with pytest.raises(InputError, match=r"path: a state dict lacks layers\.conv1\.linear\.weight"):
         bns.surface(point, points=1, directions="pca", path={step: {} for step in STEPS})
+
+
+def test_a_path_of_two_other_steps_is_refused_and_one_of_three_spans_a_plane(cli, tmp_path):
+    """Two steps, less their mean, lie on a line: the second axis would be rounding."""
+    run = "train --problem dln --depth 3 --dimension 4 --samples 20 --lr 1e-4 --steps 4 --save-every 2 -o run"
+    assert cli(run)[0] == 0
+    status, out, err = cli("surface run --directions pca --points 3")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "at least 3 steps besides step 4, and there are 2; train with a smaller --save-every" in err
+    assert cli("surface run/checkpoints/000002.pt --directions pca --points 3")[0] == 2
+    assert not [*tmp_path.rglob("*surface*.parquet")]
+    assert cli("surface run --at 3 --directions pca --points 3 -o between.parquet")[0] == 0  # 0, 2 and 4 are others
+    rows = bns.read_table("between.parquet")
+    assert rows["path_step"].dropna().tolist() == [0, 2, 4]
+    assert rows["y_share"][0] > 1e-5
+    assert rows["x_share"][0] + rows["y_share"][0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_path_without_a_second_direction_is_refused(small_run, dtype):
+    point = bns.load_point(small_run("dln", "none"), dtype=dtype)
+    torch.manual_seed(0)
+    along, across = 0.1 * torch.randn(2, len(point.theta), dtype=dtype)
+
+    def measure(bend, length=1.0):
+        path = {step: point.theta + length * step * along + bend * (step == 2) * across for step in range(5)}
+        return bns.surface(point, points=1, directions="pca", path=path)
+
+    assert measure(0.1)["y_share"][0] > 1e-4
+    eps = torch.finfo(dtype).eps
+    assert 0 < measure(1e-4)["y_share"][0] < 1e-7
+    for bend, length in ((0.0, 1.0), (0.0, 0.0), (0.0, eps), (eps, 1.0)):
+        with pytest.raises(InputError, match="the path lies on a line but for rounding"):
+            measure(bend, length)
+    for length in (torch.inf, torch.nan):
+        with pytest.raises(InputError, match="the path has steps that are not finite"):
+            measure(0.0, length)

@@ -14,7 +14,8 @@ def surface(rows: Rows) -> None:
     By default it takes the last checkpoint, random filter-normalised directions, 21 x 21 points, and the batch and
     noise of that step.
 
-    With --directions pca, it takes the plane that captures most of the run's path, and records the path too.
+    With --directions pca, it takes the plane that captures most of the run's path, and records the path too. This needs
+    three checkpoints besides the point's own.
 
     [bold]Examples[/]
 

@@ -27,6 +27,7 @@ from bnsmooth_cli.storage.runs import CheckpointSource
 
 POINTS: Final = 21  # per axis, by default; an odd number, so that the point itself is on the grid
 MAX_POINTS: Final = 1001
+PART: Final = 2**20  # parameters whose inner products are computed at once
 MARGIN: Final = 1.2  # width of a grid around a path, in widths of the path
 
 #: The network at one step of a path: its state dict, or theta alone.
@@ -75,8 +76,8 @@ def surface(
         principal direction.
 
     Raises:
-        InputError: If the grid is impossible, the path has fewer than three points or lacks the buffers, or the problem
-            does not have the objective.
+        InputError: If the grid is impossible, the path has fewer than three steps besides the point's, is straight, is
+            not finite or lacks the buffers, or the problem does not have the objective.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,11 +92,14 @@ def surface(
     if directions == "pca":
         if point.objective == "test" and _has_buffers(point) and any(isinstance(s, Tensor) for s in path.values()):
             raise InputError("path: the test loss needs each step's running statistics; give state dicts, not vectors")
-        if len(path.keys() - {point.step}) < 2:
-            raise InputError("--directions pca: needs a path of at least 3 points")
+        if (others := len(path.keys() - {point.step})) < 3:
+            raise InputError(
+                f"--directions pca: a plane needs a path of at least 3 steps besides step {point.step}, and there are "
+                f"{others}; train with a smaller --save-every, which saves more checkpoints"
+            )
         steps = sorted(path)
         apart = torch.stack([_theta(point, path[step]) - theta for step in steps])
-        axes, projection, shares = principal(apart, [step != point.step for step in steps])
+        axes, projection, shares = principal(theta, apart, [step != point.step for step in steps])
         ranges = [_range(projection[:, i], extent) for i in range(2)]
     else:
         axes = random_directions(point, dimensions)
@@ -138,8 +142,6 @@ def path_of(source: CheckpointSource, arguments: Mapping[str, Any], problem: Pro
     """The keyword argument `path` of `surface` for principal directions: the network at every checkpoint of the run."""
     if arguments.get("directions") != "pca":
         return {}
-    if len(source.checkpoints) < 3:
-        raise InputError(f"{source.path}: --directions pca needs a run with at least 3 checkpoints")
     return {"path": {point.step: _state(point) for point in visit(source, source.checkpoints, problem=problem)}}
 
 
@@ -202,21 +204,37 @@ def _like(weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"]) -
 
 
 def principal(
-    apart: Float[Tensor, "steps n"], moved: list[bool]
+    theta: Float[Tensor, " n"], apart: Float[Tensor, "steps n"], moved: list[bool]
 ) -> tuple[list[Float[Tensor, " n"]], Float64[np.ndarray, "steps 2"], tuple[float, float]]:
     """The principal directions of a path.
 
     Args:
+        theta: The parameters at the centre.
         apart: The parameters at each step, less those at the centre.
         moved: Whether each step is another one than the centre's.
 
     Returns:
         The first two directions, the coordinates of each step, and the two shares of the variance.
+
+    Raises:
+        InputError: If the steps other than the centre's lie on a line but for the rounding of their parameters, as two
+            steps always do, or are not finite.
     """
     centred = apart[moved]
     centred = centred - centred.mean(0)
     # Parameters are many and steps are few. The matrix of inner products has the same nonzero eigenvalues.
-    values, vectors = torch.linalg.eigh((centred @ centred.T).cpu().double())
+    # In float64, as the second eigenvalue may be many times smaller than the first.
+    parts = (part.cpu().double() for part in centred.split(PART, dim=1))
+    products = torch.stack([part @ part.T for part in parts]).sum(0)
+    if not products.isfinite().all():
+        raise InputError("--directions pca: the path has steps that are not finite, or too large")
+    values, vectors = torch.linalg.eigh(products)
+    longest = (torch.linalg.vector_norm(theta) + torch.linalg.vector_norm(apart, dim=1).max()).item()
+    rounding = (torch.finfo(theta.dtype).eps * longest) ** 2 + torch.finfo(torch.float64).eps * values[-1].item()
+    if values[-2] <= len(values) * rounding:
+        raise InputError(
+            "--directions pca: the path lies on a line but for rounding, so there is no plane; train longer"
+        )
     top = values.clamp_min(0).flip(0)[:2]
     axes = [torch.nn.functional.normalize(centred.T @ vector.to(apart), dim=0) for vector in vectors.flip(1).T[:2]]
     # The sign of a principal direction is arbitrary. Here the path begins at the upper right.
@@ -227,7 +245,7 @@ def principal(
 
 def _range(coordinates: Float64[np.ndarray, " steps"], extent: float) -> tuple[float, float]:
     low, high = min(coordinates.min(), 0.0), max(coordinates.max(), 0.0)
-    half = MARGIN * extent * ((high - low) / 2 or 1.0)
+    half = MARGIN * extent * (high - low) / 2
     return float((low + high) / 2 - half), float((low + high) / 2 + half)
 
 

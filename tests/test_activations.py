@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
-from helpers import NORMS
+from helpers import NORMS, legend
 from scipy import stats
 from torch import nn
 
 import bnsmooth_cli as bns
+from bnsmooth_cli.figures import render
 from bnsmooth_cli.measures.activations import PROBABILITIES, moved
 from bnsmooth_cli.measures.measuring import measure
 from bnsmooth_cli.points.reaching import visit
@@ -296,6 +297,22 @@ def test_a_table_without_the_probe_is_measured_again_and_one_with_it_is_kept(sma
         measure("activations", [source], path, options={"probe": True}, at=[0, 2])
     measure("activations", [source], path, at=[0, 4], force=True)
     assert path.read_bytes() == plain[0]
+
+
+def test_the_figure_of_the_moments_has_the_floor_where_the_table_has(small_run, tmp_path):
+    runs = [small_run("vgg", norm).source() for norm in ("none", "batch")]
+    for probe, floors in ((False, []), (True, ["floor: none", "floor: batch"])):
+        options = {"layers": ["conv2", "fc1"], "probe": probe}
+        (path,) = measure("activations", runs, tmp_path / f"{probe}.parquet", options=options)
+        table = bns.read_table(path)
+        figure = render("activations", table, figure="moments")
+        assert legend(figure) == ["none", "batch", *floors]
+        drawn = [[line for line in axes.lines if line.get_linewidth() < 1] for axes in figure.axes[:4]]
+        assert [len(lines) for lines in drawn] == [len(floors), len(floors), 0, 0]
+    floor, rows = drawn[0][0], table[(table["layer_name"] == "conv2") & (table["norm"] == "none")]
+    expected = rows[rows["unit"] == rows["unit"].min()]["floor_mean_change"]
+    low, high = figure.axes[0].get_ylim()
+    np.testing.assert_allclose(floor.get_ydata(), expected.clip(low, high))
 
 
 STUDY = "--problem dln --depth 3 --dimension 4 --samples 30 --batch-size 10 --lrs 1e-4 --steps 4 --save-every 2"

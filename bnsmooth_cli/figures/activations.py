@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import Curves, Panel, papers, series
+from bnsmooth_cli.figures.panels import Curves, Panel, Series, papers, series
 
 _MAX_LAYERS: Final = 5
 _MAX_RIDGES: Final = 12  # steps
@@ -107,7 +107,7 @@ def moments(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list
     """Figure 7: the changes and the drifts of an activation's mean and variance, a row for each of up to five layers.
 
     The paper shows one activation of each layer. So does this figure: the first unit of the first run of each norm and
-    learning rate.
+    learning rate. If the table has the floor, it is the dotted line under the changes.
     """
     layers = np.unique(table["layer"])
     if paper is not None:
@@ -126,9 +126,19 @@ def moments(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list
             values = [curves.values.to_numpy() for curves in (*ours, *theirs)]
             # A drift changes its sign, which a logarithmic axis shows badly.
             scale = style.fit(values, np.inf if column.endswith("drift") else style.DECADES, _HEADROOM)
-            row.append(Curves(title, ylabel, ours, theirs, upper=layer != layers[-1], scale=scale, height=1.9))
+            thin = [*theirs, *_floors(pictured, column)]
+            row.append(Curves(title, ylabel, ours, thin, upper=layer != layers[-1], scale=scale, height=1.9))
         page.append(row)
     return page
+
+
+def _floors(pictured: pd.DataFrame, column: str) -> list[Series]:
+    """The floor of a change, if the table has one. It does not count for the scale: BatchNorm's is of rounding."""
+    floor = f"floor_{column}"
+    if floor not in pictured:
+        return []
+    shown = pictured[pictured[floor].notna()]
+    return [Series(style.floors(curves.look), curves.values) for curves in series(shown, floor)]
 
 
 def _one_unit(rows: pd.DataFrame) -> pd.DataFrame:

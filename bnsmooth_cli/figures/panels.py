@@ -112,14 +112,14 @@ def layers_over_depth(table: pd.DataFrame, paper: pd.DataFrame | None = None) ->
 class Curves:
     """A panel of curves: a line for each run, and the median in a wider line if a series has several runs.
 
-    The paper's own curves are thin lines under them. Values above the axis are drawn along its upper edge, with one
-    mark for each series.
+    The paper's own curves and the floors are thin lines under them. Values above the axis are drawn along its upper
+    edge, with one mark for each series.
 
     Attributes:
         title: The panel's title.
         ylabel: The label of the y axis.
         series: What is drawn.
-        papers: The paper's own curves or bands.
+        papers: The paper's own curves or bands, and other curves to compare with.
         band: Whether to draw the range of each series at each x, instead of lines.
         upper: Whether the panel below has the same x axis and labels it.
         scale: The scale of the y axis; None fits it to the values.

@@ -37,6 +37,7 @@ SAVE: Final[dict[Any, Any]] = {"svg.hashsalt": "bnsmooth", "savefig.dpi": 150, "
 DECADES: Final = 100.0  # a larger ratio of values makes an axis logarithmic
 #: How the label of a curve of the paper begins.
 PAPER: Final = "paper: "
+_FLOOR: Final = "floor: "
 _HEADROOM: Final = 1e3  # an axis reaches at most this many times above the calmer series
 _DEPTH: Final = 1e12  # a logarithmic axis reaches at most this many times below its top
 #: Round numbers in a decade, from many to few.
@@ -90,13 +91,19 @@ def papers(look: Look) -> Look:
     return Look(f"{PAPER}{look.label}", to_hex((red, green, blue)), (0, (3, 0.8)), look.marker)
 
 
-def rank(label: str) -> tuple[bool, int, str, float]:
-    """The sort key of a label: ours before the paper's, then the norms in their order, then the learning rate."""
-    name = label.removeprefix(PAPER)
+def floors(look: Look) -> Look:
+    """The look of what sampling alone changes, under the curve of what changed: dotted, in the same colour."""
+    return Look(f"{_FLOOR}{look.label}", look.colour, (0, (1, 1.5)), look.marker)
+
+
+def rank(label: str) -> tuple[int, int, str, float]:
+    """The sort key of a label: curves, floors, the paper's; then the norms in their order, then the learning rate."""
+    prefix = next((prefix for prefix in (_FLOOR, PAPER) if label.startswith(prefix)), "")
+    name = label.removeprefix(prefix)
     norm, _, lr = name.partition(", lr ")
     entry = norms.find(norm)
     place = norms.NORMS.index(entry) if entry is not None and entry.colour is not None else len(norms.NORMS)
-    return name != label, place, norm, float(lr or 0)
+    return ("", _FLOOR, PAPER).index(prefix), place, norm, float(lr or 0)
 
 
 def lrs_of(table: pd.DataFrame) -> list[float]:

@@ -169,6 +169,14 @@ def test_the_probe_and_the_floor_by_their_definitions(small_run, tmp_path, probl
                 assert row[f"probe_{moment}_change"] == pytest.approx(moved_by, **close, nan_ok=True)
                 assert row[f"floor_{moment}_change"] == pytest.approx(abs(ahead[moment] - own[moment]), **close)
     assert (table["floor_var_change"] > 0.01).any()  # the tolerance is far below what is measured
+    exact = bns.activations(points[4], [name], probe=True).set_index("unit")  # a point of float64
+    for unit, row in exact.iterrows():
+        own, probed, ahead = (brute_force(points[4], *at, name, unit) for at in ((4, 4), (0, 4), (5, 5)))
+        assert row["probe_mean"] == pytest.approx(probed["mean"], rel=1e-9, abs=1e-9)
+        assert row["probe_std"] ** 2 == pytest.approx(probed["var"], rel=1e-9, abs=1e-9)
+        for moment in ("mean", "var"):
+            expected = abs(ahead[moment] - own[moment])
+            assert row[f"floor_{moment}_change"] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

@@ -54,7 +54,7 @@ def activations(
     The batches of two steps differ, so the moments differ between them even if the weights do not. With `probe`, two
     more batches separate sampling from training. The probe batch is that of step 0: at every step, its moments come
     from the weights and the noise of that step. The floor is the change of the moments from the batch and the noise of
-    step t to those of step t + 1, at the weights of step t.
+    step t to those of step t + 1, at the weights of step t. BatchNorm sets both moments, so its floor is rounding.
 
     Args:
         point: Where to measure.

@@ -338,8 +338,9 @@ KINDS: Final = (
             "affine": Column("string", "`identity`: gamma = sigma, beta = mu; `standard`: gamma = 1, beta = 0"),
             "lhs": _double("left side"),
             "rhs": _double("right side"),
-            "residual": _double("(rhs - lhs) / largest term"),
-            "holds": Column("bool", "proved: equality to 1e-9; not proved: lhs <= rhs"),
+            "residual": _double("(rhs - lhs) / largest term; null where all terms are 0"),
+            "holds": Column("bool", "proved: equality to 1e-9; not proved: lhs <= rhs; null where all terms are 0, and "
+                            "for 4.5 where the condition is not met"),
             "condition": Column("bool", "4.2: curvature >= 0 and alignment > 0; 4.2b, C.1: H orders v and g as their "
                                 "lengths do; 4.5: alignment > 0"),
             "sigma": _double("standard deviation of the unit's activations"),
@@ -350,6 +351,7 @@ KINDS: Final = (
             "alignment": _double("cosine of g and y_hat; 4.5: of the initial and the current weights"),
             "curvature": _double("v'Hv / v'v; 4.2b, C.1: g'Hg / g'g"),
             "input_norm": _double("lambda of 4.4: spectral norm of the layer's inputs"),
+            "reduction": _double("4.5: 1 - lhs / ||W_0 - W*||^2", added=True),
         },
         measurement="theory:MEASUREMENT", figures=(Drawing("sides", "theory:panels", draws="5"),), studied=True,
         tensorboard=True,

@@ -69,7 +69,8 @@ def test_without_a_run_an_analysis_trains_it_and_finds_it_again(cli, tmp_path):
 def test_theory_alone_verifies_the_linear_network_and_says_so(cli, tmp_path):
     code, out, err = cli(f"theory {DLN.replace('-p dln ', '')}")
     assert (code, err) == (0, "")
-    assert "equal to 1e-09 of the largest term in 880 cases" in out  # 4 points x 20 units x (2 + 1 + 2 + 2 + 1 + 2 + 1)
+    # 4 points x 20 units x (2 + 1 + 2 + 2 + 1 + 2 + 1). At step 0, the nearest optimum of 4.5 is the start.
+    assert "equal to 1e-09 of the largest term in 860 cases; 20 not tested" in " ".join(out.split())
     table = bns.read_table(tmp_path / "runs/dln-batch-lr0.0001-seed0/theory.parquet", "theory")
     assert table.groupby("statement")["holds"].all().drop([*kinds.UNPROVED]).all()
 

@@ -14,7 +14,8 @@ from torch import nn
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, kinds
 from bnsmooth_cli.cli.theory import verdict
-from bnsmooth_cli.derivatives.taylor import second_derivatives
+from bnsmooth_cli.derivatives.taylor import directional_derivatives
+from bnsmooth_cli.measures import theory
 from bnsmooth_cli.measures.selection import select
 from bnsmooth_cli.measures.theory import TOLERANCE
 from bnsmooth_cli.networks.chain import Chain, Layer
@@ -124,16 +125,18 @@ def test_the_weights_nearest_optimum_is_that_of_a_search_along_the_ray(small_run
         plain, along = (begun - optimum).square().sum(), (optimum @ optimum - optimum @ begun) ** 2
         assert row["rhs"] == pytest.approx(float(plain - along / (optimum @ optimum)), rel=1e-6)
         assert row["lhs"] <= float(plain)
+        assert row["reduction"] == pytest.approx(float(along / (optimum @ optimum) / plain), rel=1e-6, abs=1e-12)
 
 
-def test_an_optimum_on_the_other_side_fails_lemma_4_5_and_says_so(small_run):
-    """Turned around, the weights' ray leads away from W_0: the lemma's condition is not met, and it does not hold."""
+def test_lemma_4_5_does_not_apply_to_an_optimum_on_the_other_side(small_run):
+    """Turned around, the weights' ray leads away from W_0: the lemma's condition is not met, and it states nothing."""
     point = bns.load_point(small_run("dln", "none"), step=6)
     with torch.no_grad():
         point.model.layers["fc2"].linear.weight.neg_()
     rows = bns.theory(point, ["fc2"]).set_index("statement").loc["4.5"]
-    assert not rows["condition"].any()
-    assert not rows["holds"].any()
+    assert rows["condition"].eq(False).all()
+    assert rows["holds"].isna().all()
+    assert rows["lhs"].notna().all()
     begun = bns.load_point(small_run("dln", "none"), step=0).model.layers["fc2"].linear.weight.detach().double()
     assert rows["lhs"].to_numpy() == pytest.approx(begun.square().sum(1).detach().numpy())  # a = 0 is the nearest
 
@@ -236,7 +239,7 @@ def test_the_bound_that_replaces_c1_holds_of_the_maxima(seed):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "l1", "l2", "linf", "lp:3", "lp:7.5", "noisy-batch", "noisy-none"])
 @pytest.mark.parametrize("image", [False, True])
-def test_second_derivatives_are_those_of_the_whole_hessian(norm, image):
+def test_directional_derivatives_are_those_of_autograd(norm, image):
     torch.manual_seed(1)
     shape = (3, 2, 4, 4) if image else (5, 2)
     linear = nn.Conv2d(2, 3, 3, padding=1) if image else nn.Linear(2, 3)
@@ -244,31 +247,32 @@ def test_second_derivatives_are_those_of_the_whole_hessian(norm, image):
     layers = [Layer(linear, build(norm, 3), *end), Layer(nn.Linear(3, 2), build(norm, 2), nn.Sigmoid())]
     modules = [nn.Sequential(nn.Identity(), module.double()) for module in layers]
     z, direction = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
-    found = second_derivatives(modules, lambda out: (out**3).sum(), z, direction, torch.tensor([1, 0]))
+    found = directional_derivatives(modules, lambda out: (out**3).sum(), z, direction, torch.tensor([1, 0]))
 
     def loss(z):
         return (nn.Sequential(*modules)(z.view(shape)) ** 3).sum()
 
-    hessian = torch.autograd.functional.hessian(loss, z.flatten())
-    for unit, value in zip((1, 0), found.tolist(), strict=True):
+    gradient, hessian = reference.slope(loss, z.flatten()), torch.autograd.functional.hessian(loss, z.flatten())
+    for unit, first, second in zip((1, 0), *(values.tolist() for values in found), strict=True):
         only = torch.zeros_like(direction)
         only[:, unit] = direction[:, unit]
-        assert value == pytest.approx(float(only.flatten() @ hessian @ only.flatten()), rel=1e-9)
+        assert first == pytest.approx(float(only.flatten() @ gradient), rel=1e-9)
+        assert second == pytest.approx(float(only.flatten() @ hessian @ only.flatten()), rel=1e-9)
 
 
 def test_directions_are_taken_in_portions_of_bounded_memory(monkeypatch):
     z, direction = torch.randn(6, 5).double(), torch.randn(6, 5).double()
     arguments = ([nn.Linear(5, 5).double(), LpNorm(5, 3).double()], lambda out: (out**3).sum(), z, direction)
-    at_once = second_derivatives(*arguments, torch.arange(5))
+    at_once = directional_derivatives(*arguments, torch.arange(5))
     monkeypatch.setattr("bnsmooth_cli.derivatives.taylor.CHUNK", 2 * z.numel())
-    torch.testing.assert_close(second_derivatives(*arguments, torch.arange(5)), at_once)
+    torch.testing.assert_close(directional_derivatives(*arguments, torch.arange(5)), at_once)
 
 
 def test_a_dead_unit_of_an_lp_norm_has_no_curvature():
     norm = LpNorm(2, 2).double()
     z = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
-    found = second_derivatives([norm], lambda out: (out**2).sum(), z, torch.ones_like(z), torch.tensor([0, 1]))
-    assert torch.isfinite(found).all()
+    found = directional_derivatives([norm], lambda out: (out**2).sum(), z, torch.ones_like(z), torch.tensor([0, 1]))
+    assert torch.isfinite(torch.stack(found)).all()
 
 
 def test_a_constant_unit_is_null_and_leaves_the_others_alone(small_run):
@@ -280,7 +284,176 @@ def test_a_constant_unit_is_null_and_leaves_the_others_alone(small_run):
     assert rows.loc[dead, ["lhs", "rhs", "residual", "holds", "sigma"]].isna().all(axis=None)
     proved = rows[~dead & rows["statement"].isin(kinds.PROVED)]
     assert proved["holds"].all()
-    assert f"{2 + 1 + 2 + 2 + 1 + 2 + 1} undefined" in verdict(rows)
+    assert f"{2 + 1 + 2 + 2 + 1 + 2 + 1} not tested" in verdict(rows)
+
+
+def test_a_unit_whose_gradient_is_zero_tests_nothing(small_run):
+    point = bns.load_point(small_run("dln", "none"), step=3)
+    with torch.no_grad():
+        point.model.layers["fc3"].linear.weight[:, 1] = 0
+    rows = bns.theory(point, ["fc2"])
+    of_gradient = ~rows["statement"].isin(["fact C.2", "4.3", "4.5"])
+    zero = rows[(rows["unit"] == 1) & of_gradient]
+    assert (zero[["lhs", "rhs"]] == 0).all(axis=None)
+    assert zero[["residual", "holds", "condition"]].isna().all(axis=None)
+    others = rows[(rows["unit"] != 1) | ~of_gradient]
+    assert others["holds"].notna().all()
+
+
+def test_before_the_first_step_the_optimum_is_the_start_and_4_5_tests_nothing(small_run):
+    rows = bns.theory(bns.load_point(small_run("dln", "batch"), step=0)).set_index("statement").loc["4.5"]
+    assert (rows[["lhs", "rhs"]] == 0).all(axis=None)
+    assert rows[["residual", "holds", "reduction"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("exponent", range(-38, -19, 2))
+def test_a_gradient_too_small_to_be_squared_tests_nothing(small_run, exponent):
+    """The derivatives of the squared error contain all later weights, twice."""
+    point = bns.load_point(small_run("dln", "none"), step=3)
+    with torch.no_grad():
+        for name in ("fc3", "fc4", "fc5"):
+            point.model.layers[name].linear.weight *= 10.0**exponent
+    assert not bns.theory(point, ["fc2"])["holds"].eq(False).any()
+
+
+#: The units below, and the statements that must notice a wrong gradient or Hessian.
+UNITS, GRADIENT, HESSIAN = [0, 1, 3], {"fact C.1", "4.1", "4.2", "4.4"}, {"4.2"}
+
+
+def failing(point, layer="fc2"):
+    """For each statement that fails, the number of units for which it does."""
+    rows = bns.theory(point, [layer], UNITS)
+    proved = rows[rows["statement"].isin(kinds.PROVED)]
+    return proved.loc[proved["holds"].eq(False), "statement"].value_counts().to_dict()
+
+
+def spoiled(values, how):
+    """Values that are scaled, drawn anew, or off by a millionth."""
+    drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(0), dtype=values.dtype)
+    return {"scaled": 1.5 * values, "random": drawn * values.abs().amax(), "off": values + 1e-6 * drawn * values}[how]
+
+
+@pytest.fixture(params=[("dln", "batch"), ("vgg", "l1")], ids=lambda pair: "-".join(pair))
+def honest(request, small_run):
+    """A point and a layer at which every statement holds for every unit."""
+    point = bns.load_point(small_run(*request.param), step=3)
+    layer = "fc2" if request.param[0] == "dln" else "conv3"
+    rows = bns.theory(point, [layer], UNITS)
+    assert rows.loc[rows["statement"].isin(kinds.PROVED), "holds"].fillna(False).all()
+    return point, layer
+
+
+@pytest.mark.parametrize("how", ["scaled", "random", "off"])
+@pytest.mark.parametrize("part", ["g", "v", "H by double backward", "H by Taylor", "slope by Taylor"])
+def test_a_wrong_derivative_makes_statements_fail(honest, monkeypatch, part, how):
+    point, layer = honest
+    backpropagated, directional = theory._backpropagated, theory.directional_derivatives
+    calls = iter(range(100))
+
+    def backward(f, x, choose):  # the plain network's is first, the composite's second
+        with_norm = next(calls) % 2 == 1
+        gradient, forms = backpropagated(f, x, choose)
+        if part == ("v" if with_norm else "g"):
+            gradient = spoiled(gradient, how)
+        return gradient, spoiled(forms, how) if part == "H by double backward" and with_norm else forms
+
+    def forward(*args):
+        first, second = directional(*args)
+        if part == "slope by Taylor":
+            return spoiled(first, how), second
+        return first, spoiled(second, how) if part == "H by Taylor" else second
+
+    monkeypatch.setattr(theory, "_backpropagated", backward)
+    monkeypatch.setattr(theory, "directional_derivatives", forward)
+    failed = failing(point, layer)
+    expected = {"g": GRADIENT, "v": GRADIENT, "slope by Taylor": {"4.1", "4.4"}}.get(part, HESSIAN)
+    assert expected <= set(failed)
+    assert all(failed[name] == 2 * len(UNITS) for name in expected)  # of two choices of gamma and beta
+
+
+@pytest.mark.parametrize("engine", ["Taylor", "double backward"])
+def test_a_hessian_that_is_wrong_along_g_alone_is_noticed(honest, monkeypatch, engine):
+    point, layer = honest
+    backpropagated, directional = theory._backpropagated, theory.directional_derivatives
+    calls = iter(range(100))
+
+    def backward(f, x, choose):
+        gradient, forms = backpropagated(f, x, choose)
+        return gradient, forms * (1 + 1e-6 * (next(calls) % 2 == 0))
+
+    def forward(*args):
+        first, second = directional(*args)
+        return first, second * (1 + 1e-6 * (next(calls) % 2 == 0))
+
+    if engine == "Taylor":
+        monkeypatch.setattr(theory, "directional_derivatives", forward)
+    else:
+        monkeypatch.setattr(theory, "_backpropagated", backward)
+    assert failing(point, layer) == {"4.2": 2}  # of the unit with the longest g, for both choices of gamma and beta
+
+
+def test_a_wrong_backward_pass_of_a_norm_is_noticed(small_run, monkeypatch):
+    """g and v both go through it, and the derivative along g does not."""
+    from bnsmooth_cli.norms.lp import _FusedLpNorm
+
+    right = _FusedLpNorm.backward
+
+    def wrong(*args):
+        first, *others = right(*args)
+        return 1.01 * first, *others
+
+    monkeypatch.setattr(_FusedLpNorm, "backward", staticmethod(wrong))
+    assert {"4.1", "4.2", "4.4"} <= set(failing(bns.load_point(small_run("dln", "l1"), step=3)))
+
+
+@pytest.mark.parametrize("how", ["scaled", "random", "off"])
+def test_wrong_normalised_activations_make_statements_fail(honest, monkeypatch, how):
+    point, layer = honest
+    begin = theory._Networks.__init__
+
+    def begun(self, *args):
+        begin(self, *args)
+        self.yhat = spoiled(self.yhat, how)
+
+    monkeypatch.setattr(theory._Networks, "__init__", begun)
+    assert {"fact C.1", "fact C.2", "4.1", "4.2", "4.4"} <= set(failing(point, layer))
+
+
+@pytest.mark.parametrize("how", ["scaled", "random", "off"])
+def test_a_wrong_deviation_or_batch_norm_makes_statements_fail(honest, monkeypatch, how):
+    point, layer = honest
+    norm, var = theory._batch_norm, torch.Tensor.var
+    with monkeypatch.context() as patch:
+        patch.setattr(theory, "_batch_norm", lambda y, gamma, beta: spoiled(norm(y, gamma, beta), how))
+        assert {"fact C.2", "4.3"} <= set(failing(point, layer))
+    monkeypatch.setattr(torch.Tensor, "var", lambda *args, **more: spoiled(var(*args, **more), how).abs())
+    assert {"fact C.1", "fact C.2", "4.1", "4.2", "4.3", "4.4"} <= set(failing(point, layer))
+
+
+@pytest.mark.parametrize("how", ["scaled", "random", "off"])
+@pytest.mark.parametrize("part", ["eigenvalues", "eigenvectors"])
+def test_a_wrong_lambda_makes_4_4_fail(honest, monkeypatch, part, how):
+    point, layer = honest
+    eigh = torch.linalg.eigh
+
+    def wrong(matrix):
+        values, vectors = eigh(matrix)
+        if part == "eigenvalues":
+            return spoiled(values, how), vectors
+        return values, vectors if how == "off" else spoiled(vectors, how)
+
+    monkeypatch.setattr(torch.linalg, "eigh", wrong)
+    if (part, how) == ("eigenvectors", "off"):  # ||X u|| is stationary at u: an error of 1e-6 in u is one of 1e-12
+        assert failing(point, layer) == {}
+    else:
+        assert set(failing(point, layer)) == {"4.4"}
+
+
+def test_a_wrong_projection_on_the_ray_makes_4_5_fail(honest, monkeypatch):
+    point, layer = honest
+    normalize = theory.F.normalize
+    monkeypatch.setattr(theory.F, "normalize", lambda x, **more: spoiled(normalize(x, **more), "off"))
+    assert set(failing(point, layer)) == {"4.5"}
 
 
 def test_a_point_that_overflows_is_null_throughout(small_run):

@@ -19,7 +19,7 @@ def theory(rows: Rows) -> None:
 
     Without a run it trains the deep linear network. For convolutions, give --problem vgg.
 
-    Measuring all units of a VGG takes about a minute per step. Choose fewer with --at and --units.
+    Measuring all units of a VGG takes minutes per step. Choose fewer with --at and --units.
 
     [bold]Examples[/]
 
@@ -43,11 +43,12 @@ def verdict(rows: Rows) -> str:
 
     proved = rows[rows["statement"].isin(kinds.PROVED)]
     defined = proved["holds"].dropna().astype(bool)
-    undefined, failed = len(proved) - len(defined), int((~defined).sum())
+    untested, failed = len(proved) - len(defined), int((~defined).sum())
     proved_names = ", ".join(kinds.PROVED)
     outcome = f"NOT equal in {failed:,} cases, else equal" if failed else "equal"
     text = f"{proved_names}: {outcome} to {TOLERANCE:g} of the largest term in {len(defined) - failed:,} cases"
-    return text + (f"; {undefined:,} undefined (a constant unit, or an overflow)" if undefined else "")
+    reasons = "a constant unit, a gradient or step of zero, an overflow, or 4.5 without its condition"
+    return text + (f"; {untested:,} not tested ({reasons})" if untested else "")
 
 
 def _reductions(rows: Rows) -> Rows:

@@ -16,7 +16,6 @@ from typing import Final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.functional import jvp
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -33,14 +32,16 @@ CHUNK: Final = 2**22
 Jet = tuple[Tensor, Tensor, Tensor | None]
 
 
-def second_derivatives(
+def directional_derivatives(
     modules: Iterable[nn.Module],
     objective: Callable[[Tensor], Tensor],
     z: Float[Tensor, "batch units *positions"],
     direction: Float[Tensor, "batch units *positions"],
     units: Int[Tensor, " chosen"],
-) -> Float[Tensor, " chosen"]:
-    r"""$\frac{d^2}{dt^2} f(z + t v_j)$ at t = 0 for each unit j: $v_j^T H_{jj} v_j$, H the Hessian of f at z.
+) -> tuple[Float[Tensor, " chosen"], Float[Tensor, " chosen"]]:
+    r"""The first and second derivatives of $f(z + t v_j)$ at t = 0 for each unit j.
+
+    They are $\langle g_j, v_j \rangle$ and $v_j^T H_{jj} v_j$, with g the gradient and H the Hessian of f at z.
 
     The polynomials are propagated as far as the modules have rules (`has_rule`). The rest goes through PyTorch's double
     backward, one direction after the other.
@@ -53,12 +54,12 @@ def second_derivatives(
         units: The units j.
 
     >>> z, v = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0]])
-    >>> second_derivatives([], lambda x: (x**3).sum(), z, v, torch.tensor([0, 1]))
-    tensor([ 6., 12.])
+    >>> directional_derivatives([], lambda x: (x**3).sum(), z, v, torch.tensor([0, 1]))
+    (tensor([ 3., 12.]), tensor([ 6., 12.]))
     """
     modules = list(modules)
     ruled = list(itertools.takewhile(has_rule, modules))
-    results = [z.new_zeros(0)]
+    results = [(z.new_zeros(0), z.new_zeros(0))]
     with torch.no_grad():
         for chosen in units.split(max(1, CHUNK // z.numel())):
             x1 = z.new_zeros(len(chosen), *z.shape)
@@ -68,11 +69,12 @@ def second_derivatives(
             for module in ruled:
                 jet = propagate(module, jet)
             results.append(_end(lambda x: objective(nn.Sequential(*modules[len(ruled) :])(x)), jet))
-    return torch.cat(results)
+    first, second = zip(*results, strict=True)
+    return torch.cat(first), torch.cat(second)
 
 
-def _end(objective: Callable[[Tensor], Tensor], jet: Jet) -> Tensor:
-    r"""The second derivatives of a scalar, $x_1^T H x_1 + \langle g, x_2 \rangle$, (K,)."""
+def _end(objective: Callable[[Tensor], Tensor], jet: Jet) -> tuple[Tensor, Tensor]:
+    r"""The derivatives of a scalar, $\langle g, x_1 \rangle$ and $x_1^T H x_1 + \langle g, x_2 \rangle$, (K,) each."""
     x0, x1, x2 = jet
     with torch.enable_grad():
         x0 = x0.detach().requires_grad_()
@@ -81,8 +83,8 @@ def _end(objective: Callable[[Tensor], Tensor], jet: Jet) -> Tensor:
             products = [torch.zeros_like(v) for v in x1]
         else:
             products = [torch.autograd.grad(g, x0, v, retain_graph=True, materialize_grads=True)[0] for v in x1]
-    bent = torch.stack([torch.sum(product * v) for product, v in zip(products, x1, strict=True)])
-    return bent if x2 is None else bent + (g.detach() * x2).flatten(1).sum(1)
+    g, bent = g.detach(), torch.stack([torch.sum(product * v) for product, v in zip(products, x1, strict=True)])
+    return (g * x1).flatten(1).sum(1), bent if x2 is None else bent + (g * x2).flatten(1).sum(1)
 
 
 def has_rule(module: nn.Module) -> bool:
@@ -103,20 +105,6 @@ def propagate(module: nn.Module, jet: Jet) -> Jet:
         TypeError: For a module without a rule.
     """
     raise TypeError(f"{type(module).__name__} has no rule for Taylor polynomials")
-
-
-def curve(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The first and second derivatives of f(x + t v) at t = 0, for any f that autograd differentiates twice.
-
-    >>> curve(lambda x: x**3, torch.ones(1), torch.ones(1))
-    (tensor([3.]), tensor([6.]))
-    """
-
-    def velocity(x: Tensor) -> Tensor:
-        return jvp(f, x, v, create_graph=True)[1]
-
-    with torch.enable_grad():
-        return jvp(velocity, x, v)
 
 
 @propagate.register

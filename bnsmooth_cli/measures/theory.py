@@ -88,7 +88,30 @@ is an optimum. The point of the ray nearest to $W_0$ has $a = \langle W_0, W^* \
 where $\langle W_0, W^* \rangle > 0$ (column `condition`). Its distance is
 $$\|W_0 - a W^*\|^2 = \|W_0 - W^*\|^2 - \frac{(\|W^*\|^2 - \langle W^*, W_0 \rangle)^2}{\|W^*\|^2}.$$
 This is an equality for any $W^*$. Here $W^*$ are the unit's weights at the point, and $W_0$ those at the start of the
-run.
+run. Where the condition is not met, the lemma states nothing: `holds` is null.
+
+**How the sides are computed.** The proved statements are identities in g, H, $\lambda$ and $\hat y$. With the same
+numbers on both sides they would hold even if these numbers were wrong. The sides are therefore computed independently,
+so that a wrong ingredient makes the statement fail:
+
+- g and v: g by backpropagation through the rest of the network, v by another backpropagation, through BatchNorm and the
+  rest together. The term $\|g\|^2$ of 4.1 and 4.4 is the derivative of L along g, by Taylor polynomials
+  (`derivatives.taylor`), which is $\|g\|^2$ only if g is the gradient.
+- H: $v^T \hat H v$ by double backward through BatchNorm and the rest together, $v^T H v$ and $g^T H g$ by Taylor
+  polynomials through the rest. For the unit of a layer with the longest g, $g^T H g$ is also computed by double
+  backward through the rest. The residual of 4.2 for this unit is the larger of its own and the relative difference of
+  the two values.
+- $\hat y$ and $\sigma$: the network with BatchNorm computes its own. The formulas have $\sigma$ from another routine.
+- $\lambda$: the right side of 4.4 has the root of the largest eigenvalue of $X^T X$, the left side $\|X u\|$ with the
+  eigenvector u. Theorem C.1 has the first.
+- 4.5: the left side is the residual of a projection on the ray, the right side the formula.
+
+For modules without a Taylor rule, such as all modules of a network that is not a chain, both methods are PyTorch's
+automatic differentiation. A module whose own derivative is wrong then goes unnoticed.
+
+In float64, the sides agree to 1e-12 of the largest term, and to 1e-10 where a term is itself a small difference: before
+a saturated softmax, or a norm over two units. TOLERANCE is ten times that. Where all terms are zero, as for a unit with
+a gradient of zero, nothing is tested: `residual`, `holds` and `condition` are null.
 """
 
 from __future__ import annotations
@@ -100,14 +123,14 @@ from typing import Final, cast
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.functional import jvp
 from torch.nn import functional as F
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.derivatives.products import twice_differentiable
-from bnsmooth_cli.derivatives.taylor import curve, second_derivatives
+from bnsmooth_cli.derivatives.taylor import directional_derivatives
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.chain import Layer
@@ -118,10 +141,13 @@ from bnsmooth_cli.problems.loop import ExternalLoop
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.user_code import explaining
 
-TOLERANCE: Final = 1e-9  # of the residual of a proved statement; each is an equality
+#: Of the residual of a proved statement. Each is an equality; the module's docstring says how exactly the sides agree.
+TOLERANCE: Final = 1e-9
 #: A unit counts as constant if its standard deviation is below this fraction of its activations' size: the difference
 #: y - mu then has no correct digits.
 _CONSTANT: Final = 1e-10
+#: Products of numbers that are smaller than this have lost digits: float64 has none between 0 and 5e-324.
+_SMALLEST: Final = 1e-290
 
 Activations = Float[Tensor, "batch units ..."]
 PerUnit = Float[Tensor, "1 units ..."]
@@ -149,15 +175,17 @@ def theory(point: Point, layers: Sequence[str] | None = None, units: Sequence[in
         - `affine`: "identity" (gamma = sigma and beta = mu, so that z = y) or "standard" (gamma = 1 and beta = 0).
         - `lhs`, `rhs`: the two sides.
         - `residual`: rhs - lhs, divided by the largest term of either side; for 4.3 and the facts, the length of the
-          vectors' difference, divided likewise.
+          vectors' difference, divided likewise. Null where all terms are zero.
         - `holds`: for a proved statement, whether it is an equality to TOLERANCE; otherwise whether lhs <= rhs, to
-          TOLERANCE.
+          TOLERANCE. Null where all terms are zero, and for 4.5 where its condition is not met.
         - `condition`: whether the condition of the statement is met, if it has one.
         - `sigma`, `gamma`, `grad_norm` $\|g\|$, `input_norm` $\lambda$, `curvature` $v^T H v / v^T v$; for 4.2b and
           C.1, $g^T H g / g^T g$.
         - `mean_fraction` $\frac1m \langle 1, g \rangle^2 / \|g\|^2$ and `output_fraction`
           $\frac1m \langle g, \hat y \rangle^2 / \|g\|^2$: the sizes of the two reductions.
         - `alignment`: the cosine of g and $\hat y$; for 4.5, of $W_0$ and $W^*$.
+        - `reduction`: for 4.5, the fraction by which the nearest optimum's squared distance is smaller than
+          $\|W_0 - W^*\|^2$.
 
         Values are null for units that are constant over the batch, and where a computation overflows.
 
@@ -209,7 +237,16 @@ def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable
 
 
 class _Networks:
-    """The two networks of figure 5 at a site, for one choice of gamma and beta. The names are the docstring's above.
+    r"""The two networks of figure 5 at a site, for one choice of gamma and beta. The names are the docstring's above.
+
+    Attributes:
+        sigma, gamma, yhat, z: As above. `norm` computes z with a mean and deviation of its own.
+        g, v: The gradients of the plain network at z and of the one with BatchNorm at y, by backpropagation.
+        slope, plain: Along g, the derivative of the plain network and $g^T H g$, by Taylor polynomials.
+        bend: $v^T H v$, by Taylor polynomials.
+        form: $v^T \hat H v$, by double backward.
+        apart: The relative difference of $g^T H g$ by double backward and by Taylor polynomials, for the unit with the
+            longest g; 0 for the others.
 
     Args:
         chosen: The site, and the units whose statements are measured.
@@ -228,19 +265,25 @@ class _Networks:
         objective: Callable[[Tensor], Tensor],
     ) -> None:
         self.chosen, self.affine, self.units = chosen, affine, chosen.units.to(y.device)
-        self.y, mu, self.sigma, self.m = y, _mean(y), _deviation(y), y.numel() // y.shape[1]
-        self.yhat = (y - mu) / self.sigma
-        self.defined = self.of(_mean((y - mu).square()) > _CONSTANT**2 * _mean(y.square()))
+        self.y, mu, self.m, c = y, _mean(y), y.numel() // y.shape[1], _centred(y)
+        variance = c.var(_samples(y), correction=0, keepdim=True)
+        self.sigma = variance.where(variance > 0, 1.0).sqrt()
+        self.yhat = c / self.sigma
+        self.defined = self.of(variance > _CONSTANT**2 * _mean(y.square()))
         standard = (torch.ones_like(mu), torch.zeros_like(mu))
         self.gamma, beta = (self.sigma, mu) if affine == "identity" else standard
         self.norm = functools.partial(_batch_norm, gamma=self.gamma, beta=beta)
-        # By backpropagation: the left side of 4.1 must not use the formula.
-        y = y.detach().requires_grad_()
-        z = self.norm(y)
-        fed = z.detach().requires_grad_()
-        (self.g,) = torch.autograd.grad(objective(nn.Sequential(*rest)(fed)), fed, materialize_grads=True)
-        (self.v,) = torch.autograd.grad(z, y, self.g)
-        self.z = z.detach()
+        self.z = self.norm(y)
+
+        def after(z: Tensor) -> Tensor:
+            return objective(nn.Sequential(*rest)(z))
+
+        self.g, checked = _backpropagated(after, self.z, self.longest)
+        self.v, self.form = _backpropagated(lambda y: after(self.norm(y)), y, lambda _: self.units)
+        self.slope, self.plain = directional_derivatives(rest, objective, self.z, self.g, chosen.units)
+        _, self.bend = directional_derivatives(rest, objective, self.z, self.v, chosen.units)
+        difference = torch.where(self.units == self.longest(self.g), checked - self.plain, 0.0)
+        self.apart = _relative(difference, torch.maximum(checked.abs(), self.plain.abs())).nan_to_num(0)
 
     def of(self, statistic: Tensor) -> Tensor:
         """The chosen units' values of a statistic."""
@@ -252,17 +295,23 @@ class _Networks:
     def length(self, a: Activations) -> Tensor:
         return self.dot(a, a).sqrt()
 
+    def longest(self, a: Activations) -> Tensor:
+        """The one of the chosen units where a is longest, (1,)."""
+        return self.units[self.length(a).argmax(keepdim=True)]
+
     def project(self, a: Activations) -> Activations:
         """P a, by its elements."""
         return a - _mean(a) - self.yhat * _mean(a * self.yhat)
 
-    def bound(self, g: Activations) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The terms of the right side of 4.1, and the columns with their sizes."""
-        squared, ratio = self.dot(g, g), self.of(self.gamma / self.sigma).square()
+    def bound(self, plain: _Networks) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The terms of the right side of 4.1 with the gradient of `plain`, and the columns with their sizes."""
+        g, ratio = plain.g, self.of(self.gamma / self.sigma).square()
+        squared = self.dot(g, g)
         mean, output = (self.dot(g, along).square() / self.m for along in (torch.ones_like(g), self.yhat))
         sizes = {"grad_norm": squared.sqrt(), "mean_fraction": mean / squared, "output_fraction": output / squared}
         alignment = self.dot(g, self.yhat) / (squared * self.m).sqrt()
-        return [ratio * term for term in (squared, mean, output)], sizes | {"alignment": alignment}
+        # The derivative along g is ||g||^2 only if g is the gradient.
+        return [ratio * term for term in (plain.slope, mean, output)], sizes | {"alignment": alignment}
 
     def rows(self, statement: str, lhs: Tensor, terms: Sequence[Tensor], columns: Columns, **more: Tensor) -> Rows:
         """The rows of a statement (`_rows`)."""
@@ -279,22 +328,46 @@ class _Networks:
         return self.rows(statement, self.length(left), [self.length(right)], columns or {}, residual=apart)
 
 
+def _backpropagated(
+    f: Callable[[Activations], Tensor], x: Activations, choose: Callable[[Activations], Int[Tensor, " chosen"]]
+) -> tuple[Activations, Float[Tensor, " chosen"]]:
+    """The gradient g of f at x by backpropagation, and $g_j^T H_{jj} g_j$ by double backward for chosen units j.
+
+    Args:
+        f: The function.
+        x: Where to differentiate it.
+        choose: The units j as a function of g.
+    """
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(f(x), x, create_graph=True, materialize_grads=True)
+    g, forms = slope.detach(), []
+    for unit in choose(g).tolist():  # one at a time: batched products are not faster, and need more memory
+        along = torch.zeros_like(g)
+        along[:, unit] = g[:, unit]
+        if slope.grad_fn is None:  # f is linear, or does not use x
+            forms.append(g.new_zeros(()))
+        else:
+            (product,) = torch.autograd.grad(slope, x, along, retain_graph=True, materialize_grads=True)
+            forms.append((product[:, unit] * g[:, unit]).sum())
+    return g, torch.stack(forms)
+
+
 def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) -> list[Rows]:
     """All statements but 4.5 at a site with inputs x, for both choices of gamma and beta."""
     linear, (rest, objective) = chosen.site.linear, _rest(point, chosen)
     with torch.no_grad():
         y = chosen.site.by_unit(linear(x))
-        input_norm = _spectral_norms(linear, x)[chosen.units.to(x.device)]
+        input_norm, attained = _spectral_norms(linear, x)[:, chosen.units.to(x.device)]
     same, standard = (_Networks(chosen, affine, y, rest, objective) for affine in ("identity", "standard"))
     parts: list[Rows] = []
     for networks in (same, standard):
-        parts += _first_order(networks, input_norm)
-        parts += _second_order(networks, input_norm, rest, objective)
+        parts += _first_order(networks, input_norm, attained)
+        parts += _second_order(networks, input_norm)
 
     u = torch.randn(y.shape, generator=generator(point.config.seed, "jacobian"), dtype=y.dtype).to(y)
     forward = jvp(standard.norm, y, u)[1]  # of y_hat, which the standard z is
     formula = standard.project(u) / standard.sigma
-    terms, sizes = standard.bound(same.g)  # the gradient at y
+    terms, sizes = standard.bound(same)  # the gradient at y
     return [
         *parts,
         standard.vectors("fact C.2", forward, formula, standard.length(u / standard.sigma)),
@@ -303,39 +376,35 @@ def _activations(point: Point, chosen: Selected, x: Float[Tensor, "batch ..."]) 
     ]
 
 
-def _first_order(networks: _Networks, input_norm: Tensor) -> Iterator[Rows]:
+def _first_order(networks: _Networks, input_norm: Tensor, attained: Tensor) -> Iterator[Rows]:
     """Fact C.1, 4.1 and 4.4."""
     g, v, squared = networks.g, networks.v, networks.dot(networks.v, networks.v)
-    terms, sizes = networks.bound(g)
+    terms, sizes = networks.bound(networks)
     formula = networks.gamma / networks.sigma * networks.project(g)
-    yield networks.vectors("fact C.1", v, formula, terms[0].sqrt(), sizes)
+    size = networks.of(networks.gamma / networks.sigma) * networks.length(g)
+    yield networks.vectors("fact C.1", v, formula, size, sizes)
     yield networks.rows("4.1", squared, terms, sizes)
-    worst = [input_norm.square() * side for side in (squared, *terms)]
-    yield networks.rows("4.4", worst[0], worst[1:], sizes | {"input_norm": input_norm})
+    worst = [input_norm.square() * term for term in terms]
+    yield networks.rows("4.4", attained.square() * squared, worst, sizes | {"input_norm": input_norm})
 
 
-def _second_order(
-    networks: _Networks, input_norm: Tensor, rest: Sequence[nn.Module], objective: Callable[[Tensor], Tensor]
-) -> Iterator[Rows]:
+def _second_order(networks: _Networks, input_norm: Tensor) -> Iterator[Rows]:
     """4.2 and its second part, and theorem C.1 at the X that attains 4.4."""
     g, v, of, dot = networks.g, networks.v, networks.of, networks.dot
-    velocity, acceleration = curve(networks.norm, networks.y, v)
-    # Along the curve z(y + t v), the second derivative of the loss is z'Hz' + <g, z''>. As z' = gamma / sigma v, both
-    # sides of 4.2 contain z'Hz', which is computed once.
-    bend, plain = (
-        second_derivatives(rest, objective, networks.z, along, networks.chosen.units) for along in (velocity, g)
-    )
-    form = bend + dot(g, acceleration)
+    form, bend, plain = networks.form, networks.bend, networks.plain
     ratio, lengths = of(networks.gamma / networks.sigma).square(), (dot(v, v), dot(g, g))
     reduction = of(networks.gamma / networks.sigma.square()) / networks.m * dot(g, networks.yhat) * lengths[0]
 
-    _, sizes = networks.bound(g)
-    curvature = bend / (ratio * lengths[0])
-    smoother = (curvature >= 0) & (sizes["alignment"] > 0)
-    yield networks.rows("4.2", form, [bend, reduction], sizes | {"curvature": curvature}, condition=smoother)
+    _, sizes = networks.bound(networks)
+    smoother = (bend >= 0) & (sizes["alignment"] > 0)
+    terms, residual = [ratio * bend, reduction], _residual(form, [ratio * bend, reduction])
+    yield networks.rows(
+        "4.2", form, terms, sizes | {"curvature": bend / lengths[0]}, condition=smoother,
+        residual=torch.where(networks.apart.abs() > residual.abs(), networks.apart, residual),
+    )  # fmt: skip
 
     sizes |= {"curvature": plain / lengths[1]}
-    ordered = _at_most(bend / ratio, plain) == _at_most(*lengths)
+    ordered = _at_most(bend, plain) == _at_most(*lengths)
     yield networks.rows("4.2b", form, [ratio * plain, reduction], sizes, condition=ordered)
     worst = [input_norm**4 * side for side in (form, ratio * plain, reduction)]
     yield networks.rows("C.1", worst[0], worst[1:], sizes | {"input_norm": input_norm}, condition=ordered)
@@ -346,14 +415,15 @@ def _nearest_optimum(chosen: Selected, first: Float[Tensor, "units ..."]) -> Row
     units = chosen.units.to(first.device)
     with torch.no_grad():
         start, optimum = (w.flatten(1)[units] for w in (first, chosen.site.linear.weight))
-        difference = start - optimum
+        # Both sides use W_0 - W*, which keeps digits if W* is near W_0. The nearest point is (1 + t) W* / ||W*||.
+        difference, ray = start - optimum, F.normalize(optimum, dim=1, eps=0)
+        t = torch.linalg.vecdot(ray, difference).clamp_min(-torch.linalg.vector_norm(optimum, dim=1))
+        nearest = (difference - t[:, None] * ray).square().sum(1)
         squared, along = optimum.square().sum(1), (optimum * difference).sum(1)
-        # The nearest point is a W* with a = 1 + t >= 0. Using W_0 - W* keeps digits if W* is near W_0.
-        t = (along / squared).clamp_min(-1)
-        nearest = (difference - t[:, None] * optimum).square().sum(1)
-        alignment = (start * optimum).sum(1) / (start.square().sum(1) * squared).sqrt()
         terms = [difference.square().sum(1), along.square() / squared]
-    return _rows(chosen, "4.5", nearest, terms, {"alignment": alignment}, condition=alignment > 0)
+        alignment = (start * optimum).sum(1) / (start.square().sum(1) * squared).sqrt()
+    columns = {"alignment": alignment, "reduction": (terms[0] - nearest) / terms[0]}
+    return _rows(chosen, "4.5", nearest, terms, columns, condition=alignment > 0)
 
 
 def _rows(
@@ -369,27 +439,28 @@ def _rows(
     condition: Tensor | None = None,
 ) -> Rows:
     """The rows of a statement. Its right side is the first of the `terms` minus the others."""
-    rhs = terms[0] - sum(terms[1:])
     if residual is None:
-        residual = _relative(rhs - lhs, torch.stack([lhs.abs(), *(term.abs() for term in terms)]).amax(0))
+        residual = _residual(lhs, terms)
     everywhere = torch.ones_like(lhs)
     flags = [everywhere if flag is None else flag.to(lhs) for flag in (defined, condition)]
-    numbers = {"lhs": lhs, "rhs": rhs, "residual": residual, **columns}
+    numbers = {"lhs": lhs, "rhs": _right(terms), "residual": residual, **columns}
     # One transfer for all numbers.
     table = dict(
         zip(("defined", "condition", *numbers), torch.stack([*flags, *numbers.values()]).cpu().numpy(), strict=True)
     )
-    unknown = (table["defined"] == 0) | ~np.isfinite([table["lhs"], table["rhs"], table["residual"]]).all(axis=0)
+    unknown = (table["defined"] == 0) | ~np.isfinite([table["lhs"], table["rhs"]]).all(axis=0)
+    untested = unknown | ~np.isfinite(table["residual"])
     with np.errstate(invalid="ignore"):
         holds = abs(table["residual"]) <= TOLERANCE if statement in kinds.PROVED else table["residual"] >= -TOLERANCE
+    inapplicable = (table["condition"] == 0) & (statement == "4.5")
     rows: dict[str, object] = {
         "statement": statement,
         "layer": chosen.site.number,
         "layer_name": chosen.site.name,
         "unit": chosen.units.numpy(),
         "affine": affine,
-        "holds": np.where(unknown, np.nan, holds),
-        "condition": np.where(unknown | (condition is None), np.nan, table["condition"]),
+        "holds": np.where(untested | inapplicable, np.nan, holds),
+        "condition": np.where(untested | (condition is None), np.nan, table["condition"]),
         **{name: np.where(unknown, np.nan, table.get(name, np.nan)) for name in _NUMBERS},
     }
     return {name: np.broadcast_to(np.asarray(value), len(unknown)) for name, value in rows.items()}
@@ -410,14 +481,24 @@ def _mean(x: Activations) -> PerUnit:
     return x.mean(_samples(x), keepdim=True)
 
 
-def _deviation(y: Activations) -> PerUnit:
-    """The standard deviation of each unit; 1 where it is 0, so that a constant unit does not spoil the others."""
-    variance = _mean((y - _mean(y)).square())
-    return variance.where(variance > 0, 1.0).sqrt()
+def _centred(y: Activations) -> Activations:
+    """y - mu. The difference is centred again: if sigma is far below mu, the rounding error of mu is not small."""
+    c = y - _mean(y)
+    return c - _mean(c)
+
+
+def _right(terms: Sequence[Tensor]) -> Tensor:
+    return terms[0] - sum(terms[1:])
+
+
+def _residual(lhs: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """The difference of the sides, divided by the largest term of either."""
+    return _relative(_right(terms) - lhs, torch.stack([lhs.abs(), *(term.abs() for term in terms)]).amax(0))
 
 
 def _relative(difference: Tensor, size: Tensor) -> Tensor:
-    return difference / size.where(size > 0, 1.0)
+    """difference / size; NaN where the size is 0, or so small that it has lost digits to underflow."""
+    return difference / size.where(size > _SMALLEST, torch.nan)
 
 
 def _at_most(a: Tensor, b: Tensor) -> Tensor:
@@ -426,11 +507,14 @@ def _at_most(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _batch_norm(y: Activations, gamma: PerUnit, beta: PerUnit) -> Activations:
-    return gamma * (y - _mean(y)) / _deviation(y) + beta
+    c = _centred(y)
+    variance = _mean(c.square())
+    # A constant unit must not spoil the others.
+    return gamma * c / variance.where(variance > 0, 1.0).sqrt() + beta
 
 
-def _spectral_norms(linear: nn.Linear | nn.Conv2d, x: Float[Tensor, "batch ..."]) -> Float[Tensor, " units"]:
-    """The spectral norm, for each unit, of the matrix X (m, d) that multiplies its weights.
+def _spectral_norms(linear: nn.Linear | nn.Conv2d, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "2 units"]:
+    """The spectral norm, for each unit, of the matrix X (m, d) that multiplies its weights, twice (`_spectral_norm`).
 
     For a convolution, the rows of X are the patches in the unit's group of channels.
     """
@@ -443,14 +527,17 @@ def _spectral_norms(linear: nn.Linear | nn.Conv2d, x: Float[Tensor, "batch ..."]
         patches = F.unfold(x, linear.kernel_size, linear.dilation, padding, linear.stride)
         x = patches.movedim(1, -1)
     norms = [_spectral_norm(part.flatten(0, -2)) for part in x.chunk(groups, -1)]
-    return torch.stack(norms).repeat_interleave(linear.weight.shape[0] // groups)
+    return torch.stack(norms, 1).repeat_interleave(linear.weight.shape[0] // groups, dim=1)
 
 
-def _spectral_norm(x: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
-    gram = x.T @ x if len(x) > x.shape[1] else x @ x.T
+def _spectral_norm(x: Float[Tensor, "m d"]) -> Float[Tensor, " 2"]:
+    """The largest singular value of X by the Gram matrix's eigenvalue, and the length of X u for its unit vector u."""
+    x = x if len(x) > x.shape[1] else x.T
+    gram = x.T @ x
     if not torch.isfinite(gram).all():
-        return gram.new_tensor(torch.nan)
-    return torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt()
+        return gram.new_full((2,), torch.nan)
+    values, vectors = torch.linalg.eigh(gram)
+    return torch.stack([values[-1].clamp_min(0).sqrt(), torch.linalg.vector_norm(x @ vectors[:, -1])])
 
 
 MEASUREMENT: Final = Measurement(theory, plan, select)

@@ -41,9 +41,8 @@ class Answers:
         """The numbers of right answers and of all answers (2,); NaN or None if there is no accuracy."""
         readings = self._readings(outputs, targets)
         right = [((reading.answers == reading.labels) & reading.asked).sum() for reading in readings]
-        return _of_the_one_that_fits(
-            readings, [torch.stack((n, reading.asked.sum())) for n, reading in zip(right, readings, strict=True)]
-        )
+        asked = [reading.asked.sum() for reading in readings]
+        return _choose(readings, [torch.stack(pair) for pair in zip(right, asked, strict=True)])
 
     def by_class(self, outputs: object, targets: Values) -> Tensor | None:
         """The numbers of answers for which each class is right (C,), or no and yes (2,); NaN or None as in `count`.
@@ -55,9 +54,9 @@ class Answers:
         tensor([1., 2., 0.])
         """
         readings = self._readings(outputs, targets)
-        return _of_the_one_that_fits(
-            readings, [r.labels[r.asked].clamp(0, r.classes - 1).bincount(minlength=r.classes) for r in readings]
-        )
+        labels = [reading.labels[reading.asked].clamp(0, reading.classes - 1) for reading in readings]
+        counts = [of.bincount(minlength=reading.classes) for of, reading in zip(labels, readings, strict=True)]
+        return _choose(readings, counts)
 
     def _readings(self, outputs: object, targets: Values) -> list[_Reading]:
         """The ways to read outputs and targets as answers: none, one, or two if classes may be at two places."""
@@ -156,10 +155,10 @@ def _read(outputs: Tensor, labels: Tensor, slope: Tensor) -> _Reading:
     return _Reading(outputs.argmax(-1), labels, asked, (valid & (own < others) | ~asked).all(), classes)
 
 
-def _of_the_one_that_fits(readings: list[_Reading], counts: list[Tensor]) -> Tensor | None:
-    """The counts of the reading that fits; NaN if none or two of them fit, None if there are none.
+def _choose(readings: list[_Reading], counts: list[Tensor]) -> Tensor | None:
+    """The counts of the reading that fits, without waiting for the device.
 
-    Two readings may fit where no answer is asked for. Nothing waits for the device.
+    NaN if none fits. NaN also if two fit, unless neither has an answer that is asked for. None without readings.
     """
     if not readings:
         return None

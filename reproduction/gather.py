@@ -1,7 +1,11 @@
-"""Gather the rows that the figures need from the tables of the studies, small enough for a repository."""
+"""Gather the rows that figures, numbers and verdicts need from the tables of studies, small enough for a repository.
+
+Everything on the page is computed from the gathered tables, so that a reader can compute it again.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +17,27 @@ import torch
 
 import bnsmooth_cli as bns
 from benchmarks.harness import machine
+from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.files import atomic
 from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.storage.tables import read_provenance
+from bnsmooth_cli.studies.comparison import compare_records, worst_where_diverged
+from bnsmooth_cli.studies.evidence import Record
 from bnsmooth_cli.studies.folder import Study, table_paths
-from bnsmooth_cli.studies.metrics import measured_rows
+from bnsmooth_cli.studies.metrics import SMOOTHING, bare, measured_rows, train_rows
+from bnsmooth_cli.studies.statistics import summarise
+from bnsmooth_cli.studies.verdicts import claims
 from reproduction.figures import Picture, pictures, source
 from reproduction.saturation import paper_lr
-from reproduction.scales import Plan
+from reproduction.scales import PLAIN, Plan
 
 _STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
+#: The kinds of tables that numbers and verdicts are computed from.
+EVIDENCE: Final = (*dict.fromkeys(metric.kind for metric in kinds.METRICS), "theory")
+#: The most steps of a run that are kept of them.
+_KEPT: Final = {"ics": 51, "theory": 4}
+_MOST_KEPT: Final = 302
 
 
 def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any]) -> None:
@@ -36,13 +51,9 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     """
     studies = {plan.name: Study(work / plan.name) for plan in plans}
     runs = {name: study.runs() for name, study in studies.items()}
-    tables = {
-        path.name.replace("compare", name, 1): bns.read_table(path)
-        for name, study in studies.items()
-        for path in table_paths(study.table).values()
-    }
-    for name in studies:  # the commands that measure more contain folders of this machine
-        tables[f"{name}.claims.parquet"]["command"] = ""
+    tables: dict[str, pd.DataFrame] = {}
+    for name, of_study in runs.items():
+        tables |= {f"{name}.{kind}.parquet": rows for kind, rows in _evidence(of_study)}
     drawn = [item for item in pictures(runs) if not item.table]
     tables |= {f"{item.name}.parquet": _rows(item, runs[source(item.study, runs)]) for item in drawn}
     probes = {f"{name}.parquet": work / f"{name}.parquet" for name, _ in probed(runs)}
@@ -57,14 +68,13 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     content = {
         **facts,
         **machine(),
-        "theory": _theory(runs["dln"]),
         "floors": {str(seed): floors(run) for seed, run in {run.config.seed: run for run in runs["dln"]}.items()},
         "measured": {item.name: _measured(item, runs[source(item.study, runs)]) for item in drawn},
         "studies": {
             plan.name: {
                 "purpose": plan.purpose,
                 "commands": plan.commands(Path("paper", work.name, plan.name)),
-                "runs": len(runs[plan.name]),
+                "runs": {run.name: _about(run) for run in runs[plan.name]},
                 "planned": len({config.name for grid in plan.grids for config in grid.configs()}),
                 "seconds": math.ceil(times.get(plan.name, 0)),
                 "settings": {k: v for k, v in studies[plan.name].read()["settings"].items() if k != "data"},
@@ -74,6 +84,93 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     }
     with atomic(folder / "reproduction.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+    for name in studies:
+        for path, rows in zip(
+            table_paths(folder / f"tables/{name}.parquet").values(), judged(folder, name), strict=True
+        ):
+            bns.save_table(rows, path)
+
+
+def judged(folder: Path, study: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The comparison, the summary and the verdicts of a study, computed from the gathered tables."""
+    found = records(folder, study)
+    comparison, verdicts = compare_records(found), claims(found)
+    verdicts["command"] = ""  # it would name norms and tables that the study has, but that are not gathered
+    return comparison, summarise(worst_where_diverged(comparison)), verdicts
+
+
+def records(folder: Path, study: str) -> list[Record]:
+    """The runs of a study as the claims see them, from the gathered tables."""
+    paths = {kind: folder / f"tables/{study}.{kind}.parquet" for kind in EVIDENCE}
+    tables = {
+        kind: {str(run): rows for run, rows in bare(bns.read_table(path)).groupby("run")}
+        for kind, path in paths.items()
+        if path.is_file()
+    }
+    settings = json.loads((folder / "reproduction.json").read_text())["studies"][study]
+    return [
+        Record(name, settings["settings"]["problem"], about["norm"], about["lr"], about["seed"],
+               settings["settings"]["steps"], about["diverged_at"], about["baseline"],
+               functools.partial(_of_run, tables, name),
+               frozenset(kind for kind, of_kind in tables.items() if name in of_kind))
+        for name, about in settings["runs"].items()
+    ]  # fmt: skip
+
+
+def _of_run(
+    tables: Mapping[str, Mapping[str, pd.DataFrame]], name: str, kind: str, columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    rows = tables.get(kind, {}).get(name)
+    if rows is None:
+        rows = pd.DataFrame(columns=list(kinds.get(kind).columns), dtype="float64")
+    return rows if columns is None else rows[list(columns)]
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What the claims need to know about a run beside its tables."""
+    provenance = read_provenance(run.train_path)
+    return {"norm": run.config.norm, "lr": run.config.lr, "seed": run.config.seed,
+            "diverged_at": provenance.get("diverged_at"), "baseline": provenance.get("baseline", {})}  # fmt: skip
+
+
+def _evidence(runs: Sequence[Run]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each kind of table that numbers and verdicts are computed from."""
+    for kind in EVIDENCE:
+        if kind == "activations" and runs[0].config.problem == "dln":
+            continue  # no claim is about them
+        parts = [rows for run in runs if not (rows := _kept(kind, run)).empty]
+        if parts:
+            yield kind, pd.concat(parts, ignore_index=True)
+
+
+def _kept(kind: str, run: Run) -> pd.DataFrame:
+    """The rows of a run that are kept: those of evenly spaced steps, and the evaluations on the test set.
+
+    Minibatch losses and accuracies are means over the steps before each, as the comparison of runs smooths them.
+    """
+    if kind == "train":
+        rows = train_rows(run)
+        if run.config.batch_size != run.config.settings.full_batch:
+            rows["accuracy"] = rows["accuracy"].rolling(SMOOTHING, min_periods=1).mean()
+        tested = rows["test_accuracy"].notna()
+        return rows[tested | rows["step"].isin(_spaced(rows["step"], _MOST_KEPT))]
+    rows = measured_rows(run, kind)
+    if kind == "activations":
+        rows = rows.assign(quantiles=None)
+    if kind == "theory" and not rows.empty:
+        if run.config.norm not in PLAIN:
+            return rows.iloc[:0]
+        layers = sorted(rows["layer"].unique())
+        rows = rows[rows["layer"].isin([layers[0], layers[len(layers) // 2], layers[-1]])]
+    return rows[rows["step"].isin(_spaced(rows["step"], _KEPT.get(kind, _MOST_KEPT)))]
+
+
+def _spaced(steps: pd.Series[int], most: int) -> list[int]:
+    """Evenly spaced ones of the steps, and the last one."""
+    distinct = sorted(steps.unique())
+    if len(distinct) <= most:
+        return distinct
+    return [*distinct[:: -(-len(distinct) // (most - 1))], distinct[-1]]
 
 
 def probed(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Sequence[Run]]]:
@@ -120,31 +217,7 @@ def _fewer(picture: Picture, rows: pd.DataFrame) -> pd.DataFrame:
     if kind == "theory":
         layers = sorted(rows["layer"].unique())
         rows = rows[rows["layer"].isin([layers[0], layers[len(layers) // 2], layers[-1]])]
-    steps = sorted(rows["step"].unique())
-    every = -(-len(steps) // (_STEPS[kind] - 1))
-    return rows[rows["step"].isin([*steps[::every], steps[-1]])]
-
-
-def _theory(runs: Sequence[Run]) -> dict[str, dict[str, float | None]]:
-    """The results for each statement over all runs, steps, layers and units that have a value."""
-    columns = ["statement", "lhs", "residual", "holds", "condition", "mean_fraction", "output_fraction"]
-    rows = pd.concat([measured_rows(run, "theory", columns) for run in runs], ignore_index=True).dropna(subset=["lhs"])
-    numbers = rows[["holds", "condition"]].astype("float64")
-    rows = rows.assign(**numbers, reduction=rows["mean_fraction"] + rows["output_fraction"])
-    return {
-        str(statement): {
-            "cases": len(cases),
-            "fail": int((cases["holds"] == 0).sum()),
-            "residual": _known(cases["residual"].abs().max()),
-            "condition": _known(cases["condition"].mean()),
-            "reduction": _known(cases["reduction"].median()),
-        }
-        for statement, cases in rows.groupby("statement")
-    }
-
-
-def _known(value: float) -> float | None:
-    return None if pd.isna(value) else float(value)
+    return rows[rows["step"].isin(_spaced(rows["step"], _STEPS[kind]))]
 
 
 def floors(run: Run) -> list[float]:

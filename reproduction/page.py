@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import pandas as pd
 
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables, style
+from bnsmooth_cli.paper import find
 from bnsmooth_cli.paper.matching import distances, select
 from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
-from bnsmooth_cli.studies.claims import NOT_MEASURED, UNDEFINED, deciding
+from bnsmooth_cli.studies.claims import CLAIMS
+from bnsmooth_cli.studies.verdicts import NOT_APPLICABLE, NOT_MEASURED, REPORTED, deciding
 from reproduction import saturation
 from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
+from reproduction.saturation import paper_lr
 
 
 def draw(folder: Path) -> None:
@@ -99,9 +102,11 @@ class Results:
 
     def verdicts(self) -> Iterator[list[str]]:
         """One row per claim, with the verdict of each study and the statistic that it rests on."""
-        for claim, parts in self._claims["dln"].groupby("claim"):
-            cells = [_verdict(claims[claims["claim"] == claim]) for claims in self._claims.values()]
-            yield [f"{claim}. {parts['title'].iloc[0]}", *cells]
+        for claim in CLAIMS:
+            yield [
+                f"{claim.number}. {claim.title}",
+                *(_verdict(claims, claim.number) for claims in self._claims.values()),
+            ]
 
     def accuracies(self) -> Iterator[list[str]]:
         """One row per study, learning rate and norm: the paper's test accuracy, and the last and the best here."""
@@ -110,9 +115,9 @@ class Results:
                 continue
             summary = self._summaries[study]
             for norm, lr, metrics in _groups(summary, tuple(stated)):
-                paper = f"{stated[norm]}%" if lr == summary["lr"].min() else "–"
-                cells = [_cell(name, metrics.loc[name]) for name in ("final_test_accuracy", "best_test_accuracy")]
-                yield [f"`{study}`", number(lr), _norm(norm, metrics), str(int(metrics["seeds"].max())), paper, *cells]
+                paper = f"{stated[norm]}%" if lr == paper_lr("vgg") else "–"
+                seeds, *cells = _cells(metrics, ("final_test_accuracy", "best_test_accuracy"))
+                yield [f"`{study}`", number(lr), _norm(norm, metrics), seeds, paper, *cells]
 
     def pictures(self, section: Section) -> Iterator[dict[str, str]]:
         """Every picture with its caption and the command that draws it."""
@@ -169,9 +174,17 @@ class Results:
         ):
             cells = group.set_index("norm")["distance"]
             where = [f"layer {layer:.0f}"] if layer == layer else []
-            rows.append([", ".join([str(figure), str(quantity), *where]), number(float(lr)), str(group["steps"].max()),
+            rows.append([", ".join([str(figure), str(quantity), *where]), number(float(lr)),
+                         self._seeds(section, str(figure), float(lr)), _range(group["steps"]),
                          *(number(float(cells.get(norm, math.nan))) for norm in norms), str(unit)])  # fmt: skip
-        return _table(["the paper's figure", "lr", "steps", *(f"`{norm}`" for norm in norms), "unit"], rows)
+        return _table(["the paper's figure", "lr", "seeds", "steps", *(f"`{norm}`" for norm in norms), "unit"], rows)
+
+    def _seeds(self, section: Section, figure: str, lr: float) -> str:
+        """The number of seeds of each norm in the table that is compared with a figure of the paper."""
+        drawn = [picture for picture in section.pictures if picture.paper and figure.startswith(picture.paper)]
+        sources = map(self._of_kind, max(drawn, key=lambda picture: len(picture.paper)).sources)
+        rows = next(source["rows"] for source in sources if source["kind"] == find(figure)[0].table)
+        return _range(rows[rows["lr"] == lr].groupby("norm")["seed"].nunique())
 
     def _of_kind(self, name: str) -> dict[str, Any]:
         rows = self._read(name)
@@ -185,8 +198,7 @@ class Results:
     def _medians(self, study: str, wanted: Numbers) -> str:
         rows = []
         for norm, lr, metrics in _groups(self._summaries[study], wanted.norms):
-            cells = [_cell(name, metrics.loc[name]) if name in metrics.index else "–" for name in wanted.metrics]
-            rows.append([_norm(norm, metrics), number(lr), str(int(metrics["seeds"].max())), *cells])
+            rows.append([_norm(norm, metrics), number(lr), *_cells(metrics, wanted.metrics)])
         return _table([f"`{study}`", "lr", "seeds", *wanted.metrics.values()], rows)
 
     def _sigma(self, names: tuple[str, ...]) -> str:
@@ -197,8 +209,25 @@ class Results:
             for norm in sorted(table["norm"].unique(), key=style.rank):
                 ends = variance[norm].iloc[[0, -1]]
                 cells = [f"{number(float(value))} (step {step:,})" for step, value in ends.items()]
-                rows.append([f"`{norm}`", name.replace("-", " "), *cells])
-        return _table(["variance before the norm, median over layers and units", "picture", "first", "last"], rows)
+                of_norm = table[table["norm"] == norm]
+                units = len(of_norm[["run", "layer", "unit"]].drop_duplicates())
+                rows.append([f"`{norm}`", name.replace("-", " "), str(of_norm["run"].nunique()), str(units), *cells])
+        return _table(["variance before the norm, median over layers and units", "picture", "runs", "units", "first",
+                       "last"], rows)  # fmt: skip
+
+    def theory(self) -> str:
+        """The results for each statement over all rows with a value."""
+        rows = self._read("dln.theory").dropna(subset=["lhs"])
+        lines = []
+        for statement, cases in rows.groupby("statement"):
+            decided = cases[cases["holds"].notna()]
+            reduction = (cases["mean_fraction"] + cases["output_fraction"]).median()
+            condition = cases["condition"].astype("float64").mean()
+            lines.append([str(statement), str(cases["run"].nunique()), f"{len(decided):,}",
+                          f"{int(decided['holds'].eq(False).sum()):,}", number(float(cases["residual"].abs().max())),
+                          number(float(condition)), number(float(reduction))])  # fmt: skip
+        return _table(["statement", "runs", "cases", "failures", "largest residual", "share whose conditions hold",
+                       "reduction of the squared gradient, median"], lines)  # fmt: skip
 
     def _floors(self) -> str:
         """The last losses of the runs of each seed, beside the least losses of maps of the ranks near them."""
@@ -218,16 +247,21 @@ class Results:
         for claim in section.claims:
             for study, claims in self._claims.items():
                 for row in claims[claims["claim"] == claim].to_dict("records"):
-                    if row["part_verdict"] not in (NOT_MEASURED, UNDEFINED):
-                        yield [f"{claim}, `{study}`", row["part"], number(row["lr"]), _cell("", row), row["rule"],
-                               row["part_verdict"], number(row["paper"])]  # fmt: skip
+                    if row["seeds"]:
+                        decides = row["decides"] or row["part_verdict"] in (REPORTED, NOT_APPLICABLE)
+                        yield [f"{claim}, `{study}`", row["part"], number(row["lr"]), _seeds(row),
+                               _cell("", row), row["rule"], number(row["p_value"]), number(row["p_against"]),
+                               row["part_verdict"] if decides else f"({row['part_verdict']})",
+                               number(row["paper"])]  # fmt: skip
 
 
-def _verdict(parts: pd.DataFrame) -> str:
-    row = deciding(parts)
-    if row["verdict"] == NOT_MEASURED:
-        return NOT_MEASURED
-    return f"**{row['verdict']}**<br>{row['part']}: {_cell('', row)}, rule {row['rule']}"
+def _verdict(claims: pd.DataFrame, claim: int) -> str:
+    row = deciding(claims[claims["claim"] == claim])
+    if row["verdict"] in (NOT_MEASURED, NOT_APPLICABLE):
+        return str(row["verdict"])
+    power = "" if math.isnan(row["power"]) else f"; power {number(row['power'])}"
+    fewer = f" ({_count(int(row['seeds']), 'seed')})" if row["seeds"] < claims["seeds"].max() else ""
+    return f"**{row['verdict']}**<br>{row['part']}: {_cell('', row)}{fewer}, rule {row['rule']}{power}"
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> str:
@@ -241,6 +275,27 @@ def _groups(summary: pd.DataFrame, norms: tuple[str, ...]) -> Iterator[tuple[str
     for lr in style.lrs_of(rows):
         for norm in sorted(rows["norm"].unique(), key=style.rank):
             yield norm, lr, rows[(rows["norm"] == norm) & (rows["lr"] == lr)].set_index("figure")
+
+
+def _cells(metrics: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """The number of seeds, and the median of each metric over them. A cell of fewer seeds says so."""
+    known = metrics["seeds"].to_dict()
+    seeds = {name: int(known.get(name, 0)) for name in names}
+    most, cells = max(seeds.values()), []
+    for name, of_metric in seeds.items():
+        fewer = f" ({_count(of_metric, 'seed')})" if of_metric < most else ""
+        cells.append(f"{_cell(name, metrics.loc[name])}{fewer}" if of_metric else "–")
+    return [str(most), *cells]
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    """The number of seeds of a part of a claim, and of those whose value is undefined."""
+    return f"{row['seeds']}" + (f", {row['undefined']:.0f} undefined" if row["undefined"] > 0 else "")
+
+
+def _range(counts: pd.Series[int]) -> str:
+    """The least and the largest of some numbers; one number if they are equal."""
+    return " to ".join(map(str, sorted({int(counts.min()), int(counts.max())})))
 
 
 def _norm(norm: str, metrics: pd.DataFrame) -> str:

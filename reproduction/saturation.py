@@ -26,13 +26,15 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.measuring import execute, plan
 from bnsmooth_cli.report import number
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.studies.metrics import EARLY, measured_rows
+from bnsmooth_cli.studies.metrics import measured_rows
 from reproduction.scales import PLAIN
 
 #: The shortest steps that are compared, in learning rates.
 SHORTEST: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _ALPHAS: Final = {"vgg": (*SHORTEST, 2.0, 4.0), "dln": (*SHORTEST, 10.0, 30.0)}
 _POINTS: Final = 16  # measured steps of a run
+#: Early is this first part of a run.
+EARLY: Final = 0.1
 _TOLERANCE: Final = 0.1
 
 
@@ -111,12 +113,12 @@ def groups(line: pd.DataFrame, smoothness: pd.DataFrame) -> Iterator[tuple[str, 
         table[name] *= table["lr"]
     when = np.where(table["step"] <= EARLY * line["step"].max(), "early", "later")
     for (norm, part), points in table.groupby([table["norm"], when]):
-        medians = points[[*SHORTEST, "curvature", "sharpness"]].replace(np.inf, np.nan).median()
+        medians = points[[*SHORTEST, "curvature", "sharpness"]].median()
         yield str(norm), str(part), {**medians.to_dict(), "points": len(points)}
 
 
 HEADINGS: Final = (
-    "problem", "norm", "part of the run", "points", *(f"shortest step {shortest:g}" for shortest in SHORTEST),
+    "problem", "norm", "part of the run", "runs", "points", *(f"shortest step {shortest:g}" for shortest in SHORTEST),
     "curvature × lr", "sharpness × lr", "verdict",
 )  # fmt: skip
 
@@ -124,7 +126,8 @@ HEADINGS: Final = (
 def rows(line: pd.DataFrame, smoothness: pd.DataFrame) -> list[list[str]]:
     """The rows of the table with HEADINGS, from the same tables as `groups`."""
     return [
-        [str(line["problem"].iloc[0]), f"`{norm}`", part, str(int(medians["points"])),
+        [str(line["problem"].iloc[0]), f"`{norm}`", part,
+         str(line[line["norm"] == norm]["run"].nunique()), str(int(medians["points"])),
          *(number(medians[name]) for name in (*SHORTEST, "curvature", "sharpness")), verdict(medians)]
         for norm, part, medians in groups(line, smoothness)
     ]  # fmt: skip

@@ -79,7 +79,7 @@ def smaller(line):
     command = line.removeprefix("bnsmooth ")
     for shown, shorter in SHORTER.items():
         command = command.replace(shown, shorter)
-    if "runs/" in line or "report" in line or "--study" in line:
+    if any(word in line for word in ("runs/", "report", "--study", "--plan")):
         return command
     linear = "dln" in line or command == "theory"
     return f"{command} {SMALLER['digits' if 'digits' in line else 'dln' if linear else 'vgg']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,6 +61,10 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say how many seeds each claim takes, for effects of some sizes or of the runs."),
+    ] = False,
 ) -> None:
     """Compare runs and judge the paper's claims. With a grid, train and measure its runs first.
 
@@ -77,11 +81,18 @@ def compare(
       bnsmooth compare --norms none,batch,l1 --seeds 0-4 --measure ics --jobs 2
 
       bnsmooth compare --study study.toml --dry-run
+
+      bnsmooth compare --plan --problem dln
     """
     from bnsmooth_cli.studies.folder import table_paths
     from bnsmooth_cli.studies.outcome import Outcome, conclude
 
     options = {**grid.given(), **steps.given(), **settings.given()}
+    if plan:
+        given = {"study": grid.study, **{name: value for name, value in execution.given().items() if value},
+                 "output": output, "target_loss": target_loss, "target_accuracy": target_accuracy}  # fmt: skip
+        _plan(runs or [], options | {name: value for name, value in given.items() if value is not None})
+        return
     failed: list[str] = []
     if not runs:
         study = studying.run_study(
@@ -115,19 +126,73 @@ def compare(
         )
 
 
+def _plan(runs: list[Path], options: dict[str, Any]) -> None:
+    """Print how many seeds the claims take: for the effects that the runs show, or for some effects."""
+    from bnsmooth_cli.config import resolve
+    from bnsmooth_cli.storage.runs import open_run
+    from bnsmooth_cli.studies.evidence import Record
+    from bnsmooth_cli.studies.grid import read_grid
+    from bnsmooth_cli.studies.planning import plan
+    from bnsmooth_cli.studies.statistics import POWER
+    from bnsmooth_cli.studies.verdicts import claims
+
+    unused = [name for name in options if name not in ("problem", "preset", "lrs")]
+    if unused:
+        raise InputError(f"--{unused[0].replace('_', '-')}: makes no difference to --plan; leave it out")
+    if runs and options:
+        raise InputError(f"--{next(iter(options)).replace('_', '-')}: the runs have it; leave it out with --plan RUN")
+    note = (f"seeds for a verdict with probability {POWER:g}; 1 sd: if every effect is one standard deviation over "
+            "seeds beyond its bound; refuted: if one is as far on the other side")  # fmt: skip
+    if not runs:
+        problem, preset = options.get("problem", "vgg"), options.get("preset", "quick")
+        lrs = read_grid({"lrs": options.get("lrs", "")}).lrs or (None,)
+        configs = [resolve(problem, preset, lr=lr) for lr in dict.fromkeys(lrs)]
+        table = plan(problem, [config.lr for config in configs])
+        terminal.summary(f"{problem}: seeds that each claim takes", *_planned(table), note)
+        return
+    records = [Record.of_run(open_run(path)) for path in runs]
+    for problem in dict.fromkeys(record.problem for record in records):
+        chosen = [record for record in records if record.problem == problem]
+        table = plan(problem, sorted({record.lr for record in chosen}), claims(chosen))
+        terminal.summary(f"{problem}: seeds that each claim takes", *_planned(table),
+                         f"{note}; here: with the effects of these runs")  # fmt: skip
+
+
+def _planned(plan: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """A plan reduced to fit a terminal."""
+    import pandas as pd
+
+    from bnsmooth_cli.studies.claims import CLAIMS
+
+    short = {claim.number: claim.short for claim in CLAIMS}
+    table = pd.DataFrame({"#": plan["claim"].astype(str), "claim": plan["claim"].map(short), "tests": plan["tests"]})
+    for name in (name for name in plan if str(name).startswith("seeds_")):
+        table[f"{str(name).removeprefix('seeds_')} sd"] = [_whole(value) for value in plan[name]]
+    table["1 sd, refuted"] = [_whole(value) for value in plan["refuted_1"]]
+    if "weakest" in plan:
+        table["weakest effect here"] = [f"{value:.2g} sd" if value == value else "-" for value in plan["weakest"]]
+        table["here"] = [_whole(value) for value in plan["seeds"]]
+    return table, list(table)
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.0f}"
+
+
 def _show(outcome: Outcome) -> None:
-    from bnsmooth_cli.studies.claims import SEEDS
+    from bnsmooth_cli.studies.statistics import SEEDS
 
     for problem, rows in outcome.comparison.groupby("problem", sort=False):
         summary = outcome.summary[outcome.summary["problem"] == problem]
         if rows["seed"].nunique() > 1 and len(summary):
-            title = f"{problem}, medians over seeds [95% interval]; x: the median ratio to none of the same seed"
+            title = f"{problem}, medians over seeds [{_confidence(summary)} interval]; x: the median ratio to none"
             terminal.summary(title, *_statistics(summary))
         else:
             note = "" if len(summary) else "no statistics and no verdicts: two runs share norm, lr and seed"
             terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows), note)
     for problem, rows in outcome.claims.groupby("problem", sort=False):
-        note = f"a verdict needs {SEEDS} seeds: --seeds 0-{SEEDS - 1}" if rows["seeds"].max() < SEEDS else ""
+        few = rows["seeds"].max() < SEEDS
+        note = f"a verdict needs {SEEDS} seeds or more; --plan says how many" if few else "power: for effects of 1 sd"
         terminal.summary(f"{problem}, the paper's claims (rules: docs/claims.md)", *_verdicts(rows), note)
     for command in outcome.next:
         terminal.say(f"to measure more: {command}")
@@ -174,6 +239,11 @@ def _statistics(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return table, list(table)
 
 
+def _confidence(rows: pd.DataFrame) -> str:
+    """The least coverage of the intervals."""
+    return f"{rows['confidence'].min():.0%}"
+
+
 def _with_interval(row: pd.Series[float]) -> str:
     never = "never" if str(row.name).startswith("steps_to") else "inf"
     median, low, high = (never if math.isinf(row[name]) else f"{row[name]:.3g}" for name in ("median", "low", "high"))
@@ -185,7 +255,8 @@ def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """One row per claim: its verdict and the part that decides it."""
     import pandas as pd
 
-    from bnsmooth_cli.studies.claims import CLAIMS, deciding
+    from bnsmooth_cli.studies.claims import CLAIMS
+    from bnsmooth_cli.studies.verdicts import deciding
 
     rows_shown, short = [], {claim.number: claim.short for claim in CLAIMS}
     for number, parts in rows.groupby("claim", sort=False):
@@ -198,8 +269,9 @@ def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             "claim": short[int(str(number))],
             "verdict": part["verdict"],
             "deciding statistic": statistic,
-            "rule": part["rule"],
+            "rule": part["rule"] if part["seeds"] else "-",
             "seeds": str(part["seeds"]),
+            "power": f"{part['power']:.2g}" if part["power"] == part["power"] else "-",
             "paper": f"{part['paper']:.2g}" if part["paper"] == part["paper"] else "-",
         })  # fmt: skip
     table = pd.DataFrame(rows_shown)

@@ -21,11 +21,11 @@ from bnsmooth_cli.kinds import Section
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic, check_writable
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.studies import claims
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import command
 from bnsmooth_cli.studies.metrics import measured_rows
 from bnsmooth_cli.studies.outcome import Outcome
+from bnsmooth_cli.studies.statistics import CONFIDENCE, SEEDS
 
 FORMATS: Final = ("html", "md")
 #: The columns of the table of runs.
@@ -81,12 +81,15 @@ def number(value: Any) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """The ends of the interval of a row, a dash if it has none.
+    """The ends of the interval of a row, with its coverage if that is below 95%; a dash if it has none.
 
-    >>> interval({"low": 0.5, "high": 2.0}), interval({"low": float("nan"), "high": float("nan")})
-    ('0.5 to 2', '–')
+    >>> interval({"low": 0.5, "high": 2.0, "confidence": 0.9375}), interval({"low": float("nan"), "high": float("nan")})
+    ('0.5 to 2 (93.8%)', '–')
     """
-    return "–" if math.isnan(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
+    if math.isnan(row["low"]):
+        return "–"
+    coverage = f" ({row['confidence']:.1%})" if row["confidence"] < CONFIDENCE else ""
+    return f"{number(row['low'])} to {number(row['high'])}{coverage}"
 
 
 def _read(study: Study) -> Outcome:
@@ -122,7 +125,7 @@ def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, A
         "versions": sorted({version for run in runs for version in _versions(run)}),
         "commands": [*(command(request, study.path) for request in content["requests"]),
                      shlex.join(["bnsmooth", "report", str(study.path), "-o", "report.html"])],
-        "seeds_needed": claims.SEEDS,
+        "seeds_needed": SEEDS,
     }  # fmt: skip
 
 

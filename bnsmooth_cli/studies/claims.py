@@ -1,417 +1,417 @@
-"""The paper's claims, the rule that judges each, and the verdicts on a study. Reads tables only, no torch.
+"""The paper's claims: the statistics that each rests on, and the rule for each statistic. Reads tables only, no torch.
 
-`python -m bnsmooth_cli.studies.claims` prints docs/claims.md.
+`verdicts.py` judges them, and `python -m bnsmooth_cli.studies.rules` prints docs/claims.md.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.studies.comparison import published, worst_where_diverged
-from bnsmooth_cli.studies.metrics import KIND_OF, measured_rows, of_claims
-from bnsmooth_cli.studies.statistics import interval, median
+from bnsmooth_cli.studies.evidence import Case
+from bnsmooth_cli.studies.statistics import mean_over_steps, over_steps
 
-REPRODUCED: Final = "reproduced"
-NOT_REPRODUCED: Final = "not reproduced"
-INCONCLUSIVE: Final = "inconclusive"
-NOT_MEASURED: Final = "not measured"
-#: The verdict on a part at a learning rate where no seed has the value, for example because both runs diverged.
-UNDEFINED: Final = "undefined"
+#: The smallest effect that counts, as a ratio: 5%. Smaller ones cannot be seen in the paper's figures.
+SMALLER: Final = 0.95
+LARGER: Final = 1.05
+#: The smallest gain of accuracy that counts: one point.
+POINT: Final = 0.01
+#: "About as well", in accuracy averaged over the run: half of BatchNorm's advantage in the paper's figure 1a (0.058).
+ACCURACY_MARGIN: Final = 0.03
+#: The same as a ratio of losses in the linear network: the root of BatchNorm's advantage in figure 13 (3.36).
+LOSS_MARGIN: Final = 1.8
+#: "Similar": the limits of bioequivalence, 0.8 to 1.25 (Schuirmann 1987).
+SIMILAR: Final = 1.25
+#: A network trains if its last test accuracy is this much above that of the best constant answer ...
+ABOVE_CHANCE: Final = 0.1
+#: ... or its last loss is below this share of the best constant answer's.
+BELOW_CONSTANT: Final = 0.9
+#: The differences of cosines that do not count, the cosine of "almost no" shift, and that of "almost uncorrelated"
+#: gradients, which is a medium correlation (Cohen 1988).
+COSINE_MARGIN: Final = 0.1
+ALIGNED: Final = 0.99
+UNCORRELATED: Final = 0.3
 
-#: The smallest number of seeds for a verdict. All of them agree by chance with a probability of 1/32, below 5%.
-SEEDS: Final = 5
-#: The share of BatchNorm's advantage over the plain network that counts as "about as well".
-SHARE: Final = 0.75
-#: A run stalls if its loss ends above this share of its first loss.
-STALLED: Final = 0.9
-
-
-class Metrics:
-    """The metrics of all runs: Series over (lr, seed), by norm."""
-
-    def __init__(self, table: pd.DataFrame) -> None:
-        self._table = table.set_index(["norm", "lr", "seed"])
-        self.problem = str(table["problem"].iloc[0])
-        self.lrs = sorted(table["lr"].unique())
-        self.norms = set(table["norm"])
-
-    def __call__(self, norm: str, metric: str) -> pd.Series[float]:
-        """A metric of the runs of a norm."""
-        return self._table[metric].xs(norm, level="norm").astype("float64")
-
-    def ratio(self, metric: str, norm: str, to: str = "none") -> pd.Series[float]:
-        """The ratio of a metric between two norms, seed by seed."""
-        return self(norm, metric) / self(to, metric)
-
-    def share(self, metric: str, norm: str, log: bool) -> pd.Series[float]:
-        """The share of BatchNorm's advantage over none that a norm achieves; NaN if BatchNorm has no advantage.
-
-        If `none` diverged and BatchNorm did not, a norm has the whole advantage unless it diverged too.
-        """
-        plain, batch, other = (self(name, metric) for name in ("none", "batch", norm))
-        if log:
-            plain, batch, other = (pd.Series(np.log(v), index=v.index) for v in (plain, batch, other))
-        advantage = batch - plain
-        better = advantage < 0 if log else advantage > 0  # less of a loss or beta is better
-        share = (other - plain) / advantage.where(better)
-        return share.mask(np.isinf(plain) & np.isfinite(batch), np.isfinite(other).astype("float64"))
-
-    def trains(self, norm: str) -> pd.Series[float]:
-        """1 for a run that trains, 0 for one that diverges or stalls; NaN if its loss is unknown."""
-        final, initial = self(norm, "final_loss"), self(norm, "initial_loss")
-        return (final <= STALLED * initial).astype("float64").where(final.notna())
-
-    def everywhere(self, metric: str) -> pd.Series[float]:
-        """The smallest value of a metric over the norms that have it."""
-        return self._table[metric].astype("float64").groupby(["lr", "seed"]).min()
-
-    def has(self, norm: str, metric: str, lr: float | None = None) -> bool:
-        """Whether any run of a norm (of any norm, for "") has the metric; an lr without runs counts too."""
-        table = self._table.reset_index()
-        if norm:
-            table = table[table["norm"] == norm]
-        if lr is not None:
-            table = table[table["lr"] == lr]
-        return bool(table[metric].notna().any()) or (lr is not None and table.empty)
+#: How a part is judged: by the median over seeds; by every case, where one counterexample refutes; as an identity,
+#: which checks our computation and says nothing of a network; as a claim of existence; or not at all.
+MEDIAN: Final = "median"
+EVERY: Final = "every case"
+IDENTITY: Final = "identity"
+EXISTS: Final = "exists"
+REPORTED: Final = "reported"
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a claim: a statistic with one value for each seed and learning rate, and a rule for its interval.
+    """A part of a claim: a statistic with one value for each seed at a learning rate, and the rule for it.
 
     Attributes:
         text: The statistic in words.
-        value: Computes it.
-        needs: The norms whose runs it needs; empty for all norms.
-        metric: A metric that runs have if and only if the statistic was measured.
-        rule: Where the interval must lie; None if the statistic is reported but not judged.
-        problem: The only problem that the part applies to; None for all problems.
-        lrs: "every" if the claim is about each learning rate; "some" if one suffices, so that others decide nothing.
-        always: Whether every seed must obey the rule, not only the median.
+        value: Computes it for the runs of one seed.
+        needs: The norms whose runs it needs; empty for all norms that have the tables.
+        tables: The kinds of tables that it needs beside the train table.
+        rule: Where its median must lie; None if it is only reported.
+        judged: How it is judged.
+        only: "accuracy" if it applies to classification only, "loss" to other problems only.
+        lrs: The learning rates of the linear network that it is about; empty for all problems and learning rates.
+        parted: Where the paper's figure does not show what its sentence says: pairs of a problem and a learning rate.
+            There, the part is judged but does not decide.
     """
 
     text: str
-    value: Callable[[Metrics], pd.Series[float]]
+    value: Callable[[Case], float]
     needs: tuple[str, ...]
-    metric: str = "final_loss"
+    tables: tuple[str, ...] = ()
     rule: tuple[str, float] | None = None
-    problem: str | None = None
-    lrs: str = "every"
-    always: bool = False
-
-    @property
-    def tables(self) -> list[str]:
-        """The kinds of tables to measure for it; empty if the train table is enough."""
-        return [kind for kind in (KIND_OF[self.metric],) if kind != "train"]
+    judged: str = MEDIAN
+    only: str = ""
+    lrs: tuple[float, ...] = ()
+    parted: tuple[tuple[str, float], ...] = ()
 
     @property
     def wanted(self) -> str:
         """The rule in words."""
-        return "reported" if self.rule is None else f"{self.rule[0]} {self.rule[1]:.3g}"
+        if self.rule is None:
+            return REPORTED
+        return self.judged if self.judged in (EVERY, IDENTITY) else f"{self.rule[0]} {self.rule[1]:.3g}"
+
+    def applies(self, problem: str, classifies: bool) -> bool:
+        """Whether the part is about a problem."""
+        if self.only and (self.only == "accuracy") != classifies:
+            return False
+        return not self.lrs or problem == "dln"
+
+    def at(self, lr: float) -> bool:
+        """Whether the part is about a learning rate of such a problem."""
+        return not self.lrs or _is_one_of(lr, self.lrs)
+
+    def decides(self, problem: str, lr: float) -> bool:
+        """Whether the claim's verdict rests on the part at a learning rate."""
+        parted = any(name == problem and _is_one_of(lr, (at,)) for name, at in self.parted)
+        return self.rule is not None and not parted
+
+
+def _is_one_of(lr: float, lrs: Sequence[float]) -> bool:
+    return any(math.isclose(lr, other, rel_tol=1e-6) for other in lrs)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper: its number in docs/claims.md, a short title for the terminal, the title, and its parts."""
+    """A claim of the paper: its number in docs/claims.md, a short title for the terminal, the title, and its parts.
+
+    `norms` are the norms of which at least one must train at a learning rate for the claim to be about it; if
+    `together`, all of them must learn (`learns`): the loss of a network that never does is flat, and not smooth.
+    """
 
     number: int
     short: str
     title: str
     parts: tuple[Part, ...]
+    norms: tuple[str, ...] = ()
+    together: bool = False
+
+    @property
+    def needs(self) -> set[str]:
+        """The norms that its verdict rests on."""
+        return {norm for part in self.parts if part.rule is not None for norm in part.needs}
 
 
 _PLAIN: Final = ("none", "batch")
 _LP: Final = ("l1", "l2", "linf")
+_KIND_OF: Final = {metric.name: metric.kind for metric in kinds.METRICS}
 
 
-def _faster(of: Metrics) -> pd.Series[float]:
-    ratio = of.ratio("steps_to_loss", "batch")
-    plain, batch = (of.trains(norm).reindex(ratio.index) for norm in _PLAIN)
-    ratio = ratio.mask((plain == 0) & (batch == 0))  # undefined if neither trains
-    return ratio.mask((plain == 0) & (batch == 1), 0.0).mask((plain == 1) & (batch == 0), np.inf)
+#: Pairs of a problem and a learning rate, as in `Part.parted`.
+_Parted = tuple[tuple[str, float], ...]
 
 
-def _survives(of: Metrics) -> pd.Series[float]:
-    plain, batch = of.trains("none"), of.trains("batch")
-    failing = plain.groupby("lr").transform("median") < 1
-    return (batch.reindex(plain.index) - plain)[failing]
+def _ratio(metric: str, words: str, norm: str, to: str, rule: tuple[str, float] | None = None, *, window: str = "",
+           parted: _Parted = (), only: str = "") -> Part:  # fmt: skip
+    """A metric of a measurement, compared at common steps and layers."""
+    kind = _KIND_OF[metric]
+    return Part(f"{words}, {norm} / {to}", lambda of: of.ratio(kind, metric, norm, to, window), (to, norm), (kind,),
+                rule, MEDIAN if rule else REPORTED, only, parted=parted)  # fmt: skip
 
 
-def _merit(of: Metrics, norm: str) -> pd.Series[float]:
-    if of.problem == "dln":
-        return of.share("final_loss", norm, log=True)
-    return of.share("final_test_accuracy", norm, log=False)
+def _batch(metric: str, words: str, rule: tuple[str, float] | None = None, window: str = "",
+           parted: _Parted = ()) -> Part:  # fmt: skip
+    return _ratio(metric, words, "batch", "none", rule, window=window, parted=parted)
 
 
-def _as_well(norm: str) -> Part:
-    return Part(
-        f"{norm}: share of BatchNorm's advantage over none, in test accuracy (dln: in the logarithm of the loss)",
-        lambda of: _merit(of, norm), (*_PLAIN, norm), rule=(">=", SHARE),
-    )  # fmt: skip
+def _gain(norm: str, to: str, bound: float) -> Part:
+    return Part(f"training accuracy averaged over the run, {norm} less {to}",
+                lambda of: of.accuracy_gain(norm, to), (to, norm), rule=(">", bound), only="accuracy")  # fmt: skip
 
 
-def _as_smooth(norm: str) -> Part:
-    return Part(
-        f"{norm}: share of BatchNorm's advantage over none in the logarithm of effective beta",
-        lambda of: of.share("beta", norm, log=True), (*_PLAIN, norm), "beta", (">=", SHARE),
-    )  # fmt: skip
+def _loss(norm: str, to: str, bound: float, parted: _Parted = ()) -> Part:
+    return Part(f"training loss, geometric mean over the run, {norm} / {to}", lambda of: of.loss_ratio(norm, to),
+                (to, norm), rule=("<", bound), only="loss", parted=parted)  # fmt: skip
 
 
-def _smoother(metric: str, words: str, bound: float = 1.0, measured: str = "") -> Part:
-    return Part(
-        f"{words}, batch / none", lambda of: of.ratio(metric, "batch"), _PLAIN, measured or metric, ("<", bound)
-    )
-
-
-#: The metrics of how far layer inputs move between measured steps, in words. Figure 7 shows the last two.
-_MOVEMENT: Final = {
-    "movement": "how far layer inputs move between measured steps, in deviations",
+#: How far layer inputs move between measured steps: what figure 7 shows.
+_MOMENTS: Final = {
     "mean_change": "change of the layer inputs' mean between measured steps",
     "var_change": "change of the layer inputs' variance between measured steps",
 }
 
 
-def _moves(norm: str, to: str = "none") -> tuple[Part, ...]:
-    return tuple(
-        Part(f"{words}, {norm} / {to}", functools.partial(_ratio, metric, norm, to), (norm, to), metric, (">", 1.0))
-        for metric, words in _MOVEMENT.items()
-    )
+def _moves(norm: str, to: str) -> tuple[Part, ...]:
+    return tuple(_ratio(metric, words, norm, to, (">", LARGER), only="accuracy") for metric, words in _MOMENTS.items())
 
 
-def _ratio(metric: str, norm: str, to: str, of: Metrics) -> pd.Series[float]:
-    return of.ratio(metric, norm, to)
+def _moves_besides(norm: str) -> tuple[Part, ...]:
+    """What is reported beside `_moves`: the same on a fixed batch, and the part that sampling alone accounts for."""
+    words = _MOMENTS["mean_change"]
+    return (
+        _ratio("probe_mean_change", f"{words}, on the probe batch", norm, "none", only="accuracy"),
+        Part(f"{words}: share that remains with frozen weights, {norm}", lambda of: _share_frozen(of, norm), (norm,),
+             ("activations",), judged=REPORTED, only="accuracy"),
+    )  # fmt: skip
 
 
-def _heavy(norm: str) -> Part:
+def _share_frozen(of: Case, norm: str) -> float:
+    layers = of[norm].layers("activations").reset_index()
+    return over_steps(layers["step"], layers["floor_mean_change"] / layers["mean_change"])
+
+
+def _margin(accuracy: float, loss: float, classifies: bool) -> float:
+    """How far scores are on the training side of the bar: positive if the network trains.
+
+    Args:
+        accuracy: Test accuracy above the best constant answer's.
+        loss: Training loss as a share of the best constant answer's.
+        classifies: Which of the two counts.
+    """
+    if classifies:
+        return accuracy - ABOVE_CHANCE
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return math.log(BELOW_CONSTANT) - float(np.log(loss))
+
+
+def _trains(of: Case, norm: str) -> float:
+    return _margin(of.above_chance(norm), of.of_constant(norm), of[norm].classifies)
+
+
+def _answer(margin: float) -> bool | None:
+    return None if math.isnan(margin) else bool(margin > 0)
+
+
+def trains(of: Case, norm: str) -> bool | None:
+    """Whether a network trains; None if its scores or the best constant answer's are unknown, or it has not run."""
+    return _answer(_trains(of, norm)) if norm in of.records else None
+
+
+def learns(of: Case, norm: str) -> bool | None:
+    """Whether a network ever gets as far as one that trains, though it may diverge afterwards; None as in `trains`."""
+    if norm not in of.records:
+        return None
+    record = of[norm]
+    best, constant = record.training, record.baseline
+    accuracy = best["best_test_accuracy"] - constant.get("accuracy", math.nan)
+    return _answer(_margin(accuracy, best["best_loss"] / constant.get("loss", math.nan), record.classifies))
+
+
+def _survives(of: Case) -> float:
+    margins = [_trains(of, "batch"), -_trains(of, "none")]
+    return min(margins) if of.as_long("batch", "none") and not any(map(math.isnan, margins)) else math.nan
+
+
+def _despite_noise(of: Case) -> float:
+    """The last test accuracy above chance of noisy-none; NaN where the plain network does not train without noise."""
+    return of.above_chance("noisy-none") if of.as_long("noisy-none", "none") and trains(of, "none") else math.nan
+
+
+def _heavy(norm: str, rule: tuple[str, float] | None) -> Part:
+    return Part(f"share of units and steps that are not Gaussian, {norm}",
+                lambda of: of.mean("activations", "non_gaussian", norm), (norm,), ("activations",), rule,
+                MEDIAN if rule else REPORTED, only="accuracy")  # fmt: skip
+
+
+def _identity(*statements: str) -> Part:
     return Part(
-        f"{norm}: size of the layer inputs' excess kurtosis",
-        lambda of: of(norm, "kurtosis"), (norm,), "kurtosis", (">=", 0.5),
+        f"share of cases where both sides agree: {', '.join(statements)}",
+        lambda of: _verified(of, statements),
+        (), ("theory",), (">", 0), IDENTITY,
     )  # fmt: skip
 
 
-def _statement(number: int, statement: str, words: str, *more: Part) -> Claim:
-    holds = Part(
-        f"share of layers, units and steps where {statement} holds, of the norm with the least",
-        lambda of: of.everywhere(f"holds {statement}"), (), "condition", (">=", 1.0), always=True,
-    )  # fmt: skip
-    kind = "observation" if statement == "4.3" else "lemma" if statement == "4.5" else "theorem"
-    return Claim(number, f"{kind} {statement}", f"{words} ({statement})", (holds, *more))
+def _verified(of: Case, statements: Sequence[str]) -> float:
+    """The least share of cases that verify one of the statements; NaN if one has no case and no other is violated."""
+    shares = [_least(_mean(rows["holds"]) for rows in of.theory(name)) for name in statements]
+    least = _least(shares)
+    return least if least < 1 or not any(map(math.isnan, shares)) else math.nan
+
+
+def _reported(text: str, value: Callable[[Case], float]) -> Part:
+    return Part(text, value, (), ("theory",), judged=REPORTED)
+
+
+def _mean(flags: pd.Series[Any]) -> float:
+    return float(flags.astype("float64").mean())
+
+
+def _least(values: Iterable[float]) -> float:
+    return min((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+def _gradient_ratios(of: Case) -> Iterator[float]:
+    """The medians of ||v||^2 / ||g||^2 with the gradient g of the plain network at y, norm by norm."""
+    for rows in of.theory("4.1 at y"):
+        yield float((rows["lhs"] / rows["grad_norm"] ** 2).median())
+
+
+def _form_ratios(of: Case) -> Iterator[float]:
+    """The medians of v' H_hat v / g' H g over the units where 4.2's conditions hold, norm by norm.
+
+    With gamma = sigma and beta = mu, both networks are the same function.
+    """
+    keys = ["step", "layer", "unit"]
+    for record in of.records.values():
+        of_norm = Case({record.norm: record})
+        pair = [*of_norm.theory("4.2", affine="identity"), *of_norm.theory("4.2b", affine="identity")]
+        if len(pair) < 2:  # a table of an older version
+            continue
+        with_batch, plain = pair
+        both = with_batch[[*keys, "lhs", "condition"]].merge(plain[[*keys, "curvature", "grad_norm"]], on=keys)
+        form = both["curvature"] * both["grad_norm"] ** 2
+        yield float((both["lhs"] / form)[both["condition"].eq(True) & (form > 0)].median())
+
+
+def _early_over_late(of: Case) -> float:
+    early, late = (of.ratio("smoothness", "loss_range", "batch", "none", window) for window in ("early", "late"))
+    return early / late if late else math.nan
+
+
+def _share_free(of: Case) -> float:
+    every, free = (of.joined("smoothness", metric, "batch", "none") for metric in ("beta", "beta_unsaturated"))
+    known, unsaturated = (rows[["a", "b"]].notna().all(axis=1).astype("boolean") for rows in (every, free))
+    return mean_over_steps(every["step"], unsaturated.where(known))
 
 
 CLAIMS: Final = (
     Claim(1, "batch trains faster", "BatchNorm trains faster than none at each learning rate", (
-        Part("steps to none's last training loss, batch / none", _faster, _PLAIN, rule=("<", 1.0)),
-    )),
-    Claim(2, "batch survives more lrs",
-          "BatchNorm keeps training at learning rates where none diverges or stalls", (
-        Part("batch trains (1 or 0) less none trains, where none fails", _survives, _PLAIN, rule=(">=", 1.0),
-             lrs="some"),
+        _gain("batch", "none", POINT),
+        _loss("batch", "none", SMALLER),
+    ), _PLAIN),
+    Claim(2, "batch survives more lrs", "BatchNorm trains at a learning rate where none does not", (
+        Part("the smaller of two margins: batch's last test accuracy above the bar, and none's below it (the bar is "
+             "0.1 above the best constant answer)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS, only="accuracy"),
+        Part("the smaller of two margins of the logarithm: batch's last loss below the bar, and none's above it (the "
+             "bar is 0.9 of the best constant answer's loss)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS,
+             only="loss"),
     )),
     Claim(3, "noisy-batch as well",
-          "Noisy BatchNorm trains about as well as BatchNorm though its layer inputs are the least stable", (
-        _as_well("noisy-batch"), *_moves("noisy-batch"), *_moves("noisy-batch", "batch"),
-        Part("noisy-none trains (1 or 0)", lambda of: of.trains("noisy-none"), ("noisy-none",), rule=("<=", 0.0)),
-    )),
-    Claim(4, "shift not smaller", "Internal covariate shift is not smaller with BatchNorm", (
-        Part("l2 distance of the layers' gradients, batch / none", lambda of: of.ratio("ics", "batch"), _PLAIN, "ics",
-             (">=", 1.0)),
+          "Noisy BatchNorm trains about as well as BatchNorm and much better than none, though its layer inputs are "
+          "the least stable; the same noise keeps none from training", (
+        _gain("noisy-batch", "batch", -ACCURACY_MARGIN),
+        _gain("noisy-batch", "none", POINT),
+        _gain("batch", "none", ACCURACY_MARGIN),
+        *_moves("noisy-batch", "none"),
+        *_moves("noisy-batch", "batch"),
+        Part("last test accuracy above the best constant answer's, noisy-none where none trains", _despite_noise,
+             ("none", "noisy-none"), rule=("<", ABOVE_CHANCE), only="accuracy"),
+        *_moves_besides("noisy-batch"),
+    ), _PLAIN),
+    Claim(4, "shift not smaller", "Internal covariate shift is similar or larger with BatchNorm", (
+        _batch("ics", "distance of the layers' gradients", (">", 1 / SIMILAR), parted=(("vgg", 0.01),)),
         Part("cosine of the layers' gradients, batch less none",
-             lambda of: of("batch", "cosine") - of("none", "cosine"), _PLAIN, "ics", ("<=", 0.0)),
-        Part("cosine of none", lambda of: of("none", "cosine"), ("none",), "ics", (">=", 0.9), "dln"),
-        Part("size of the cosine of batch", lambda of: of("batch", "cosine").abs(), ("batch",), "ics", ("<=", 0.1),
-             "dln"),
-    )),
-    Claim(5, "loss varies less",
-          "The loss varies less along the gradient with BatchNorm, most of all early", (
-        _smoother("loss_range", "range of the loss on the line"),
-        Part("that ratio early, over that ratio later", lambda of: of.ratio("early loss_range", "batch") / of.ratio(
-            "late loss_range", "batch"), _PLAIN, "early loss_range", ("<", 1.0)),
-    )),
+             lambda of: of.difference("ics", "cosine", "batch", "none"), _PLAIN, ("ics",), ("<", COSINE_MARGIN)),
+        Part("cosine of the layers' gradients, averaged over the run, none",
+             lambda of: of.mean("ics", "cosine", "none"), ("none",), ("ics",), (">", ALIGNED), lrs=(1e-7,)),
+        Part("size of the cosine of the layers' gradients, batch",
+             lambda of: of.median("ics", "cosine_size", "batch"), ("batch",), ("ics",), ("<", UNCORRELATED),
+             lrs=(1e-7,), parted=(("dln", 1e-7),)),
+        _batch("relative_ics", "the distance relative to the gradient"),
+    ), _PLAIN, together=True),
+    Claim(5, "loss varies less", "The loss varies less along the gradient with BatchNorm, most of all early", (
+        _batch("loss_range", "range of the loss on the line", ("<", SMALLER), parted=(("dln", 1e-6),)),
+        _batch("loss_range", "range of the loss on the line early", ("<", SMALLER), "early"),
+        Part("that ratio early, over that ratio later", _early_over_late, _PLAIN, ("smoothness",), ("<", SMALLER),
+             parted=(("vgg", 0.1),)),
+    ), _PLAIN, together=True),
     Claim(6, "gradients predictive",
           "Gradients are more predictive with BatchNorm, early by about two orders of magnitude", (
-        _smoother("predictiveness", "largest change of the gradient on the line"),
-        _smoother("early predictiveness", "the same early", 10**-1.5),
-    )),
+        _batch("predictiveness", "largest change of the gradient on the line", ("<", SMALLER)),
+        _batch("predictiveness", "largest change of the gradient on the line early", ("<", SMALLER), "early"),
+        _batch("predictiveness", "largest change early, by two orders of magnitude", ("<", 10**-1.5), "early",
+               (("vgg", 0.1),)),
+        _batch("relative_predictiveness", "the change relative to the gradient"),
+    ), _PLAIN, together=True),
     Claim(7, "beta lower", "Effective beta-smoothness is lower with BatchNorm", (
-        _smoother("beta", "effective beta"),
-        _smoother("beta_unsaturated", "effective beta at points that are not saturated", measured="saturated"),
-    )),
+        _batch("beta_unsaturated", "effective beta where neither probe is saturated", ("<", SMALLER)),
+        Part("share of the common steps where neither probe is saturated", _share_free, _PLAIN, ("smoothness",),
+             judged=REPORTED),
+        _batch("beta", "effective beta at all steps"),
+        _batch("scaled_beta", "effective beta times the squared norm of the weights"),
+    ), _PLAIN, together=True),
     Claim(8, "l_p as well as batch",
-          "l_p norms train about as well as BatchNorm and smooth as much; on the DLN l1 beats BatchNorm", (
-        *map(_as_well, _LP), *map(_as_smooth, _LP),
-        Part("last training loss, l1 / batch", lambda of: of.ratio("final_loss", "l1", "batch"), ("l1", "batch"),
-             rule=("<", 1.0), problem="dln"),
-    )),
+          "l_p norms train about as well as BatchNorm and smooth as much; on the linear network l1 trains better", (
+        _gain("batch", "none", ACCURACY_MARGIN),
+        _loss("batch", "none", 1 / LOSS_MARGIN),
+        *(_gain(norm, "batch", -ACCURACY_MARGIN) for norm in _LP),
+        *(_loss(norm, "batch", LOSS_MARGIN, (("dln", 1e-6),) if norm == "linf" else ()) for norm in _LP),
+        _loss("l1", "batch", SMALLER),
+        _batch("predictiveness", "largest change of the gradient on the line", ("<", SMALLER)),
+        *(_ratio("predictiveness", "largest change of the gradient on the line", norm, "batch", ("<", SIMILAR))
+          for norm in _LP),
+        *(_ratio("beta_unsaturated", "effective beta where neither probe is saturated", norm, "batch")
+          for norm in _LP),
+    ), _PLAIN),
     Claim(9, "l_p inputs move more",
           "l_p norms leave non-Gaussian layer inputs, which move more than the plain network's", (
-        *map(_heavy, _LP), *itertools.chain.from_iterable(map(_moves, _LP)),
+        *(_heavy(norm, (">", 0.5)) for norm in _LP),
+        *itertools.chain.from_iterable(_moves(norm, "none") for norm in _LP),
+        _heavy("batch", None),
+        *itertools.chain.from_iterable(map(_moves_besides, _LP)),
+    ), _PLAIN),
+    Claim(10, "theorem 4.1", "BatchNorm's gradient is the plain one, rescaled and reduced (4.1)", (
+        _identity("fact C.1", "fact C.2", "4.1"),
+        Part("squared length of BatchNorm's gradient (gamma = 1) over that of the plain network's at the same layer "
+             "output: median over units, of the norm with the largest",
+             lambda of: _largest(_gradient_ratios(of)), (), ("theory",), ("<", SMALLER)),
+        _reported("share of units where 4.1 holds with the plain network's gradient at the same layer output, of the "
+                  "norm with the least", lambda of: _least(_mean(rows["holds"]) for rows in of.theory("4.1 at y"))),
+        _reported("reduction beside the factor gamma^2 / sigma^2: median over units, of the norm with the least",
+                  lambda of: _least(float((rows["mean_fraction"] + rows["output_fraction"]).median())
+                                    for rows in of.theory("4.1", affine="identity"))),
     )),
-    _statement(10, "4.1", "BatchNorm's gradient is the plain one, rescaled and reduced",
-        Part("reduction of the squared gradient, median over units", lambda of: of.everywhere("reduction"), (),
-             "condition")),
-    _statement(11, "4.2", "The gradient's own quadratic form is reduced: more predictive gradients",
-        Part("share of units where 4.2's conditions hold", lambda of: of.everywhere("condition"), (), "condition")),
-    _statement(12, "4.3", "Minima are preserved: a gamma and beta give identical activations"),
-    _statement(13, "4.4", "The worst-case gradient of the weights is reduced"),
-    _statement(14, "4.5", "The nearest optimum is closer to the initial weights"),
-    Claim(15, "random directions alike", "Random directions behave like the gradient's: the loss and its gradient vary "
-          "less with BatchNorm", (
-        _smoother("random_loss_range", "range of the loss along a random direction"),
-        _smoother("random_predictiveness", "largest change of the gradient along a random direction"),
+    Claim(11, "theorem 4.2", "The gradient's own quadratic form is reduced: more predictive gradients (4.2)", (
+        _identity("4.2"),
+        Part("share of cases where the second inequality of 4.2 holds, of those where its condition is met, of the "
+             "norm with the least", lambda of: _least(_mean(rows["holds"][rows["condition"].eq(True)])
+                                                      for rows in of.theory("4.2b")),
+             (), ("theory",), (">", 0), EVERY),
+        Part("quadratic form with BatchNorm over the plain network's, where 4.2's conditions hold: median over units, "
+             "of the norm with the largest", lambda of: _largest(_form_ratios(of)), (), ("theory",), ("<", SMALLER)),
+        _reported("share of units where 4.2's conditions hold, of the norm with the least",
+                  lambda of: _least(_mean(rows["condition"]) for rows in of.theory("4.2"))),
     )),
+    Claim(12, "observation 4.3", "Minima are preserved: a gamma and beta give identical activations (4.3)", (
+        _identity("4.3"),
+    )),
+    Claim(13, "theorem 4.4", "The worst-case gradient of the weights is reduced (4.4)", (_identity("4.4"),)),
+    Claim(14, "lemma 4.5", "The nearest optimum is closer to the initial weights (4.5)", (
+        _identity("4.5"),
+        _reported("share of units where its condition holds, of the norm with the least",
+                  lambda of: _least(_mean(rows["condition"]) for rows in of.theory("4.5"))),
+        _reported("reduction of the distance where it does: median over units, of the norm with the least",
+                  lambda of: _least(float(rows["reduction"][rows["condition"].eq(True)].median())
+                                    for rows in of.theory("4.5"))),
+    )),
+    Claim(15, "random directions alike", "Random directions behave like the gradient's: the loss and its gradient "
+          "vary less with BatchNorm", (
+        _batch("random_loss_range", "range of the loss along a random direction", ("<", SMALLER)),
+        _batch("random_predictiveness", "largest change of the gradient along a random direction", ("<", SMALLER)),
+    ), _PLAIN, together=True),
 )  # fmt: skip
-
-
-def claims(comparison: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
-    """Judge the claims: one row per part of a claim and learning rate.
-
-    A part is reproduced if the whole interval of its median over at least SEEDS seeds obeys its rule, and not
-    reproduced if no value of it does. A claim is not reproduced if any part is not; otherwise it is not measured,
-    inconclusive or reproduced, in this order.
-
-    Args:
-        comparison: The comparison of the runs.
-        runs: The runs, all of the same problem.
-
-    Returns:
-        The columns of a table of kind `compare-claims`. In place of a command, the column `command` has the changes to
-        a request that would measure what is missing (`norms`, `measure` and `lrs`), or None.
-    """
-    rows = []
-    more = [of_claims(functools.partial(measured_rows, run), run.config.steps) for run in runs]
-    more = pd.DataFrame(more).assign(run=[run.name for run in runs])
-    of = Metrics(worst_where_diverged(comparison).merge(more, on="run"))
-    shown = published(of.problem, tuple(of.lrs))
-    of_paper = None if shown.empty else Metrics(worst_where_diverged(shown))
-    for claim in CLAIMS:
-        parts = [
-            {**row, "paper": _shown(part, of_paper, row["lr"])}
-            for part in claim.parts
-            if part.problem in (None, of.problem)
-            for row in _judge(part, of)
-        ]
-        verdicts = [row["part_verdict"] for row in parts]
-        order = (NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED)
-        verdict = next((verdict for verdict in order if verdict in verdicts), INCONCLUSIVE)
-        about = {"problem": of.problem, "claim": claim.number, "title": claim.title, "verdict": verdict}
-        rows += [{**about, **row} for row in parts]
-    return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns))
-
-
-def deciding(parts: pd.DataFrame) -> pd.Series[Any]:
-    """The row of a claim that its verdict rests on: the first part with that verdict."""
-    agreeing = parts[parts["part_verdict"] == parts["verdict"]]
-    return (agreeing if len(agreeing) else parts).iloc[0]
-
-
-def _shown(part: Part, of_paper: Metrics | None, lr: float) -> float:
-    """The statistic of the paper's own figures at a learning rate; NaN if they do not show what it needs."""
-    if of_paper is None or not of_paper.norms.issuperset(part.needs):
-        return np.nan
-    values = part.value(of_paper)
-    at_lr = values[np.isclose(values.index.get_level_values("lr").to_numpy(np.float64), lr, rtol=1e-6, atol=0)]
-    return float(at_lr.iloc[0]) if len(at_lr) else np.nan
-
-
-def _judge(part: Part, of: Metrics) -> list[dict[str, Any]]:
-    def is_missing(lr: float | None = None) -> bool:
-        return not all(of.has(norm, part.metric, lr) for norm in part.needs or ("",))
-
-    row: dict[str, object] = {"part": part.text, "rule": part.wanted, "lr": np.nan, "seeds": 0, "command": None}
-    needed = {"norms": list(part.needs), "measure": part.tables}
-    missing: dict[str, list[Any]] = {name: values for name, values in needed.items() if values}
-    if is_missing():
-        return [{**row, "part_verdict": NOT_MEASURED, "command": missing}]
-    values = part.value(of)
-    if values.empty:  # only for claim 2, if `none` trains at every learning rate
-        further = float(f"{max(of.lrs) * (10 if of.problem == 'dln' else 5):.6g}")
-        return [{**row, "part_verdict": NOT_MEASURED, "command": {**missing, "lrs": [further]}}]
-    rows = []
-    for lr, at_lr in values.groupby("lr"):
-        known = at_lr.dropna().to_numpy(np.float64)
-        low, high = interval(known)
-        statistics = {"lr": lr, "seeds": len(known), "median": median(known), "low": low, "high": high}
-        judged = {**row, **statistics, "part_verdict": _verdict(part, known, (low, high))}
-        if not len(known) and is_missing(float(str(lr))):
-            judged |= {"part_verdict": NOT_MEASURED, "command": {**missing, "lrs": [lr]}}
-        rows.append(judged)
-    if part.lrs == "some" and any(row["part_verdict"] == REPRODUCED for row in rows):
-        rows = [row if row["part_verdict"] == REPRODUCED else {**row, "part_verdict": UNDEFINED} for row in rows]
-    return rows
-
-
-def _verdict(part: Part, values: NDArray[np.float64], ends: tuple[float, float]) -> str:
-    if part.rule is None:
-        return "reported"
-    sign, bound = part.rule
-    compare = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}[sign]
-    if part.always and not compare(values, bound).all():
-        return NOT_REPRODUCED
-    if not len(values):
-        return UNDEFINED
-    if len(values) < SEEDS or np.isnan(ends).any():
-        return INCONCLUSIVE
-    obeys = [compare(end, bound) for end in ends]
-    return REPRODUCED if all(obeys) else INCONCLUSIVE if any(obeys) else NOT_REPRODUCED
-
-
-_RULES: Final = """\
-# The claims, and the rules that they are judged by
-
-Made by `python -m bnsmooth_cli.studies.claims`. The rules stand here before any result does; `bnsmooth compare` applies
-them, and writes every number to `compare.claims.parquet`.
-
-- A value is one seed's at one learning rate, compared with the runs of the same seed and learning rate. Figures over a
-  run are medians over its measured steps (and layers from the second on, and units), each step weighing as many
-  training steps as lie nearest to it: to measure the beginning closely does not make it the whole.
-- The statistic is the median over seeds, with a 95% percentile bootstrap interval (SciPy, 9,999 resamples).
-- **reproduced**: at every learning rate the whole interval of every part obeys its rule, over at least {SEEDS} seeds.
-  {SEEDS} that agree have by chance a probability of 1/{chance}; fewer are always **inconclusive**. With {SEEDS} seeds
-  the interval is the range of all of them.
-- **not reproduced**: the whole interval of some part breaks its rule. **inconclusive**: neither.
-- **not measured**: a norm or a table that the claim needs is missing; the command that would make it is named.
-- A part without a value (both runs diverged, or BatchNorm has no advantage to have a share of) is *undefined* at that
-  learning rate, and decides nothing.
-- A run *trains* where it does not diverge and its loss ends at or below {STALLED} of the first. *Early* is the first
-  tenth of the steps. A diverged run's last loss counts as infinite, its accuracy as 0.
-- "About as well" is three quarters of BatchNorm's advantage over the plain network, in test accuracy; in the linear
-  network in the logarithm of the loss. Where the plain network alone diverges, a norm that does not has all of it.
-- Claim 1: where the plain network does not train and BatchNorm does, its steps count as 0 of the plain network's.
-  Claim 2 is said of some learning rate: once it is reproduced at one, others decide nothing.
-- A saturated point is one where the probe sets beta, not the network: beta is 1 / (the shortest step), where 90% of the
-  gradient is lost. Where every point of a run is saturated, it has no beta at other points.
-- Beside an answer stands the same statistic of the paper's own figures, computed by the same code from their curves at
-  that learning rate, where they show what it needs. It is one run of the paper's, and decides nothing.
-- The statements of the theory hold or do not, whatever the seed: their rule is that they hold in every case, and one
-  case where they do not refutes them, whatever the number of seeds.
-
-| claim | statistic | rule | needs |
-| --- | --- | --- | --- |
-"""
-
-
-def page() -> str:
-    """docs/claims.md."""
-    lines = [*_RULES.format(SEEDS=SEEDS, chance=2**SEEDS, STALLED=STALLED).splitlines()]
-    for claim in CLAIMS:
-        for i, part in enumerate(claim.parts):
-            title = f"{claim.number}. {claim.title}" if i == 0 else ""
-            only = f" ({part.problem} only)" if part.problem else ""
-            needs = ", ".join([*part.needs, *(f"`{table}`" for table in part.tables)])
-            lines.append(f"| {title} | {part.text}{only} | {part.wanted} | {needs} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(page(), end="")

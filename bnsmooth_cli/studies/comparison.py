@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from bnsmooth_cli import kinds, paper
-from bnsmooth_cli.config import resolve
+from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.studies.metrics import measured_rows, of_claims, of_measurements, of_training, train_rows
+from bnsmooth_cli.storage.runs import open_run
+from bnsmooth_cli.studies.evidence import Case, Record
+from bnsmooth_cli.studies.metrics import of_measurements
 
 #: A run is compared with the run without a norm that shares these columns.
 _GROUP: Final = ["problem", "lr", "seed"]
-#: The metrics whose ratios to the `none` run are recorded.
-_RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio]
+#: The metrics of training whose ratios to the `none` run are recorded; those of measurements compare rows.
+_RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio and metric.kind == "train"]
 
 
 def compare(
@@ -29,7 +28,9 @@ def compare(
     """Compare runs: one row per run, best first.
 
     Metrics of measurements are medians over training (`statistics.over_steps`), and over layers or units where there
-    are several; `ratio_...` is a metric divided by that of the `none` run of the same problem, learning rate and seed.
+    are several. `ratio_...` compares a run with the `none` run of the same problem, learning rate and seed: of a metric
+    of training, it is the quotient; of a measurement, the median of the quotients at the steps and layers that both
+    runs have measured, null if these cover less than half of the run (`evidence.COVERED`).
 
     Args:
         sources: The folders of the runs.
@@ -49,72 +50,57 @@ def compare(
     ...     bool(compare([run.path for run in runs])["ratio_final_loss"].notna().all())
     True
     """
-    runs = [open_run(path) for path in sources]
-    names = [run.name for run in runs]
+    return compare_records([Record.of_run(open_run(path)) for path in sources], target_loss, target_accuracy)
+
+
+def compare_records(
+    runs: Sequence[Record], target_loss: float | None = None, target_accuracy: float | None = None
+) -> pd.DataFrame:
+    """`compare` for runs whose tables are read."""
+    names = [record.name for record in runs]
     if len(set(names)) < len(names):
         raise InputError(
             f"{max(names, key=names.count)}: given twice, or two runs with the same name; give each run once"
         )
-    curves = {run.name: train_rows(run) for run in runs}
-    frame = pd.DataFrame([_row(run, curves[run.name]) for run in runs])
-    frame = with_ratios(_add_targets(frame, curves, target_loss, target_accuracy))
+    records = {record.name: record for record in runs}
+    frame = pd.DataFrame([_row(record) for record in runs])
+    curves = {name: record.rows("train") for name, record in records.items()}
+    frame = _add_targets(frame, curves, target_loss, target_accuracy)
+    frame = pd.concat([with_ratios(frame), _measured_ratios(frame, records)], axis=1)
     order = ["problem", "final_test_accuracy", "final_loss", "run"]
     return frame.sort_values(order, ascending=[True, False, True, True], ignore_index=True)[
         list(kinds.get("compare").columns)
     ]
 
 
-def _row(run: Run, rows: pd.DataFrame) -> dict[str, Any]:
-    config = run.config
+def _row(record: Record) -> dict[str, Any]:
+    rows = record.rows("train")
     return {
-        "run": run.name,
-        "problem": config.problem,
-        "norm": config.norm,
-        "lr": config.lr,
-        "seed": config.seed,
+        "run": record.name,
+        "problem": record.problem,
+        "norm": record.norm,
+        "lr": record.lr,
+        "seed": record.seed,
         "steps": int(rows["step"].iloc[-1]),
-        "diverged_at": rows.attrs["bnsmooth"].get("diverged_at"),
-        **of_training(rows),
-        **of_measurements(functools.partial(measured_rows, run)),
+        "diverged_at": record.diverged_at,
+        "baseline_loss": record.baseline.get("loss"),
+        "baseline_accuracy": record.baseline.get("accuracy"),
+        **record.training,
+        **of_measurements(record.rows),
     }
 
 
-@functools.cache
-def published(problem: str, lrs: tuple[float, ...]) -> pd.DataFrame:
-    """The runs that the paper's figures show, compared by the code that compares our runs.
-
-    Args:
-        problem: The problem.
-        lrs: The learning rates.
-
-    Returns:
-        One row per norm and learning rate: the columns of `compare`, and the metrics that only the claims use; NaN
-        where no figure shows what a metric needs. No rows if the paper shows no run of these.
-
-    >>> rows = published("dln", (1e-6,)).set_index("norm")
-    >>> rows.loc["none", "final_loss"].item(), bool(np.isnan(rows.loc["none", "sharpness"]))
-    (1661.1, True)
-    """
-    shown = [paper.read(figure.name)[["norm", "lr"]] for figure in paper.FIGURES if figure.problem == problem]
-    rows: list[dict[str, Any]] = []
-    curves: dict[str, pd.DataFrame] = {}
-    for norm, lr in pd.concat(shown).drop_duplicates().itertuples(index=False) if shown else ():
-        if not np.isclose(lr, lrs, rtol=1e-6, atol=0).any():
-            continue
-        rows_of = functools.partial(_published_rows, problem, norm, lr)
-        name, steps = f"{norm}, {lr:g}", resolve(problem, "paper").steps
-        curves[name] = rows_of("train")
-        about = {"run": name, "problem": problem, "norm": norm, "lr": lr, "seed": 0, "steps": steps}
-        metrics = {**of_training(curves[name]), **of_measurements(rows_of), **of_claims(rows_of, steps)}
-        rows.append({**about, "diverged_at": np.nan, **metrics})
-    return with_ratios(_add_targets(pd.DataFrame(rows), curves, None, None)) if rows else pd.DataFrame()
-
-
-def _published_rows(
-    problem: str, norm: str, lr: float, kind: str, columns: Sequence[str] | None = None
-) -> pd.DataFrame:
-    rows = paper.rows(kind, problem, norm, lr)
-    return rows if columns is None else rows[list(columns)]
+def _measured_ratios(frame: pd.DataFrame, records: Mapping[str, Record]) -> pd.DataFrame:
+    """A column `ratio_...` for each metric of a measurement."""
+    plain = _plain_runs(frame)["run"].to_dict()
+    metrics = [metric for metric in kinds.METRICS if metric.has_ratio and metric.kind != "train"]
+    rows: list[dict[str, float]] = []
+    for name, *group in frame[["run", *_GROUP]].itertuples(index=False):
+        record, other = records[name], plain.get(tuple(group))
+        case = Case({"none": records[other], record.norm: record}) if other else None
+        rows.append({f"ratio_{metric.name}": case.ratio(metric.kind, metric.name, record.norm, "none")
+                     if case and metric.kind in record.kinds else np.nan for metric in metrics})  # fmt: skip
+    return pd.DataFrame(rows, index=frame.index)
 
 
 def _add_targets(
@@ -143,7 +129,7 @@ def _plain_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_ratios(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add a column `ratio_...` for each metric: the ratio to the `none` run of the same group."""
+    """Add a column `ratio_...` for each metric of training: the ratio to the `none` run of the same group."""
     baseline = _plain_runs(frame)[_RATIOS].reindex(pd.MultiIndex.from_frame(frame[_GROUP]))
     metrics = frame[_RATIOS].astype("float64")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -155,14 +141,15 @@ def with_ratios(frame: pd.DataFrame) -> pd.DataFrame:
 def worst_where_diverged(comparison: pd.DataFrame) -> pd.DataFrame:
     """Replace missing results by the worst value, so that medians do not cover only the successful runs.
 
-    A diverged run has an infinite last loss and an accuracy of 0. A target that is never reached takes infinitely many
-    steps.
+    A diverged run has an infinite last loss, and the accuracy of the best constant answer (0 if that is unknown). A
+    target that is never reached takes infinitely many steps.
     """
     frame = comparison.copy()
     diverged = frame["diverged_at"].notna()
     frame.loc[diverged, "final_loss"] = np.inf
     tested = frame.groupby("problem")["final_test_accuracy"].transform("count") > 0
-    frame.loc[diverged & tested, "final_test_accuracy"] = 0.0
+    chance = frame["baseline_accuracy"].astype("float64").fillna(0.0)
+    frame["final_test_accuracy"] = frame["final_test_accuracy"].mask(diverged & tested, chance)
     for target in ("loss", "accuracy"):
         never = frame[f"target_{target}"].notna() & frame[f"steps_to_{target}"].isna()
         frame.loc[never, f"steps_to_{target}"] = np.inf

@@ -13,11 +13,12 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.studies.claims import claims
-from bnsmooth_cli.studies.comparison import compare, worst_where_diverged
+from bnsmooth_cli.studies.comparison import compare_records, worst_where_diverged
+from bnsmooth_cli.studies.evidence import Record
 from bnsmooth_cli.studies.folder import Study, table_paths
 from bnsmooth_cli.studies.grid import VARIED, command
 from bnsmooth_cli.studies.statistics import summarise
+from bnsmooth_cli.studies.verdicts import claims
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def conclude(
 
     If two runs share problem, norm, learning rate and seed, there are no statistics, because no seed may count twice.
     """
-    comparison = compare([run.path for run in runs], target_loss=target_loss, target_accuracy=target_accuracy)
+    records = [Record.of_run(run) for run in runs]
+    comparison = compare_records(records, target_loss, target_accuracy)
     twice = comparison.duplicated(["problem", "norm", "lr", "seed"]).any()
     judged = comparison.iloc[:0] if twice else comparison
     verdicts, missing = [pd.DataFrame(columns=list(kinds.get("compare-claims").columns))], []
@@ -67,7 +69,7 @@ def conclude(
         runs_of_problem = [run for run in runs if run.config.problem == problem]
         folder = Path(f"study-{problem}") if study is None else study.path
         request = _request(runs_of_problem, study)
-        rows = claims(judged[judged["problem"] == problem], runs_of_problem)
+        rows = claims(record for record in records if record.problem == problem)
         missing += [command(request, folder, **change) for change in _merged(rows["command"])]
         rows["command"] = [command(request, folder, **change) if change else "" for change in rows["command"]]
         verdicts.append(rows)

@@ -215,6 +215,11 @@ class Results:
         return _table(["variance before the norm, median over layers and units", "picture", "runs", "units", "first",
                        "last"], rows)  # fmt: skip
 
+    def theory_cases(self) -> str:
+        """The numbers of layers and steps of the theory's rows."""
+        rows = self._read("dln.theory")
+        return f"{rows['layer'].nunique()} layers at {rows['step'].nunique()}"
+
     def theory(self) -> str:
         """The results for each statement over all rows with a value."""
         rows = self._read("dln.theory").dropna(subset=["lhs"])

@@ -1042,7 +1042,11 @@ class Page:
                 parts.append(f"layers {', '.join(dict.fromkeys(table['layer_name']))}")
             if kind != "train":
                 measured = measured_steps(self.studies[study].about["commands"], kind, self.studies[study].steps)
-                parts.append(f"{steps} of the {measured} measured steps" if steps < measured else f"{steps} steps")
+                parts.append(
+                    f"{steps} of the {measured} measured steps"
+                    if steps < measured
+                    else f"{steps} step{'s' * (steps > 1)}"
+                )
             if caption != ", ".join(parts):
                 self.wrong.append(f"{self.section}: {caption!r} is not {', '.join(parts)!r}")
 
@@ -1057,10 +1061,8 @@ class Page:
             phrases.append(f"an activation in layer {listed(self.table('figure-14')['layer'])} of")
         if self.section.startswith("Section 4"):
             cases = self.table("dln.theory")
-            layers, steps = (
-                ["no", "one", "two", "three", "four", "five"][cases[key].nunique()] for key in ("layer", "step")
-            )
-            phrases.append(f"Cases are the units of {layers} layers at {steps} steps of the runs")
+            layers, steps = (cases[key].nunique() for key in ("layer", "step"))
+            phrases.append(f"Cases are the units of {layers} layers at {steps} measured steps of the runs")
         for phrase in phrases:
             if phrase not in text:
                 self.wrong.append(f"{self.section}: it does not say {phrase!r}")

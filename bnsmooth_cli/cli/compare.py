@@ -192,7 +192,11 @@ def _show(outcome: Outcome) -> None:
             terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows), note)
     for problem, rows in outcome.claims.groupby("problem", sort=False):
         few = rows["seeds"].max() < SEEDS
-        note = f"a verdict needs {SEEDS} seeds or more; --plan says how many" if few else "power: for effects of 1 sd"
+        note = (
+            f"a verdict needs {SEEDS} seeds or more; --plan says how many"
+            if few
+            else "n: seeds; power: for effects of 1 sd"
+        )
         terminal.summary(f"{problem}, the paper's claims (rules: docs/claims.md)", *_verdicts(rows), note)
     for command in outcome.next:
         terminal.say(f"to measure more: {command}")
@@ -268,9 +272,9 @@ def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             "#": str(number),
             "claim": short[int(str(number))],
             "verdict": part["verdict"],
-            "deciding statistic": statistic,
+            "statistic": statistic,
             "rule": part["rule"] if part["seeds"] else "-",
-            "seeds": str(part["seeds"]),
+            "n": str(part["seeds"]),
             "power": f"{part['power']:.2g}" if part["power"] == part["power"] else "-",
             "paper": f"{part['paper']:.2g}" if part["paper"] == part["paper"] else "-",
         })  # fmt: skip

@@ -300,18 +300,18 @@ def _share_free(of: Case) -> float:
 
 
 CLAIMS: Final = (
-    Claim(1, "batch trains faster", "BatchNorm trains faster than none at each learning rate", (
+    Claim(1, "trains faster", "BatchNorm trains faster than none at each learning rate", (
         _gain("batch", "none", POINT),
         _loss("batch", "none", SMALLER),
     ), _PLAIN),
-    Claim(2, "batch survives more lrs", "BatchNorm trains at a learning rate where none does not", (
+    Claim(2, "more lrs", "BatchNorm trains at a learning rate where none does not", (
         Part("the smaller of two margins: batch's last test accuracy above the bar, and none's below it (the bar is "
              "0.1 above the best constant answer)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS, only="accuracy"),
         Part("the smaller of two margins of the logarithm: batch's last loss below the bar, and none's above it (the "
              "bar is 0.9 of the best constant answer's loss)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS,
              only="loss"),
     )),
-    Claim(3, "noisy-batch as well",
+    Claim(3, "noisy as well",
           "Noisy BatchNorm trains about as well as BatchNorm and much better than none, though its layer inputs are "
           "the least stable; the same noise keeps none from training", (
         _gain("noisy-batch", "batch", -ACCURACY_MARGIN),
@@ -323,7 +323,7 @@ CLAIMS: Final = (
              ("none", "noisy-none"), rule=("<", ABOVE_CHANCE), only="accuracy"),
         *_moves_besides("noisy-batch"),
     ), _PLAIN),
-    Claim(4, "shift not smaller", "Internal covariate shift is similar or larger with BatchNorm", (
+    Claim(4, "shift not less", "Internal covariate shift is similar or larger with BatchNorm", (
         _batch("ics", "distance of the layers' gradients", (">", 1 / SIMILAR), parted=(("vgg", 0.01),)),
         Part("cosine of the layers' gradients, batch less none",
              lambda of: of.difference("ics", "cosine", "batch", "none"), _PLAIN, ("ics",), ("<", COSINE_MARGIN)),
@@ -340,7 +340,7 @@ CLAIMS: Final = (
         Part("that ratio early, over that ratio later", _early_over_late, _PLAIN, ("smoothness",), ("<", SMALLER),
              parted=(("vgg", 0.1),)),
     ), _PLAIN, together=True),
-    Claim(6, "gradients predictive",
+    Claim(6, "predictive",
           "Gradients are more predictive with BatchNorm, early by about two orders of magnitude", (
         _batch("predictiveness", "largest change of the gradient on the line", ("<", SMALLER)),
         _batch("predictiveness", "largest change of the gradient on the line early", ("<", SMALLER), "early"),
@@ -355,7 +355,7 @@ CLAIMS: Final = (
         _batch("beta", "effective beta at all steps"),
         _batch("scaled_beta", "effective beta times the squared norm of the weights"),
     ), _PLAIN, together=True),
-    Claim(8, "l_p as well as batch",
+    Claim(8, "l_p as well",
           "l_p norms train about as well as BatchNorm and smooth as much; on the linear network l1 trains better", (
         _gain("batch", "none", ACCURACY_MARGIN),
         _loss("batch", "none", 1 / LOSS_MARGIN),
@@ -368,7 +368,7 @@ CLAIMS: Final = (
         *(_ratio("beta_unsaturated", "effective beta where neither probe is saturated", norm, "batch")
           for norm in _LP),
     ), _PLAIN),
-    Claim(9, "l_p inputs move more",
+    Claim(9, "l_p inputs move",
           "l_p norms leave non-Gaussian layer inputs, which move more than the plain network's", (
         *(_heavy(norm, (">", 0.5)) for norm in _LP),
         *itertools.chain.from_iterable(_moves(norm, "none") for norm in _LP),
@@ -409,7 +409,7 @@ CLAIMS: Final = (
                   lambda of: _least(float(rows["reduction"][rows["condition"].eq(True)].median())
                                     for rows in of.theory("4.5"))),
     )),
-    Claim(15, "random directions alike", "Random directions behave like the gradient's: the loss and its gradient "
+    Claim(15, "random alike", "Random directions behave like the gradient's: the loss and its gradient "
           "vary less with BatchNorm", (
         _batch("random_loss_range", "range of the loss along a random direction", ("<", SMALLER)),
         _batch("random_predictiveness", "largest change of the gradient along a random direction", ("<", SMALLER)),

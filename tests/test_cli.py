@@ -163,7 +163,9 @@ def test_a_table_of_other_settings_is_refused_and_replaced_by_force(cli, run):
     assert len(bns.read_table("t.parquet")) == 4 * 4
 
 
-def test_a_random_direction_has_tables_of_its_own(cli, run):
+def test_a_random_direction_has_tables_of_its_own(cli, tmp_path):
+    assert cli(f"train --norm batch {DLN} -o own")[0] == 0
+    run = open_run(tmp_path / "own")
     for kind in ("landscape", "smoothness"):
         assert cli(f"{kind} {run.path} --at 2,4")[0] == 0
         code, out, err = cli(f"{kind} {run.path} --at 2,4 --direction random")

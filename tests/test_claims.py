@@ -1,47 +1,54 @@
-"""The claims' verdicts and the statistics under them, on runs whose tables have a known truth."""
+"""The claims' verdicts on runs whose tables have a known truth."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import SCHEMAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judged_runs import (
+    KINDS,
+    LRS,
+    NOISY,
+    PLAIN,
+    RIGHT,
+    SMOOTH,
+    STEPS,
+    WRONG,
+    grid,
+    judge,
+    of,
+    part_of,
+    parts_of,
+    record,
+    trained,
+    verdicts_of,
+    world,
+    write_run,
+)
 from scipy import stats
 
 from bnsmooth_cli import paper
-from bnsmooth_cli.config import resolve
-from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.runs import Run, write_config
-from bnsmooth_cli.studies import error_rates, rules, verdicts
+from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.studies import verdicts
 from bnsmooth_cli.studies.claims import CLAIMS, EVERY, EXISTS, IDENTITY, Claim, Part, trains
 from bnsmooth_cli.studies.evidence import Case, Record, published
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid
-from bnsmooth_cli.studies.metrics import non_gaussian, of_measurements
+from bnsmooth_cli.studies.metrics import non_gaussian
 from bnsmooth_cli.studies.outcome import conclude
-from bnsmooth_cli.studies.planning import effect, plan
+from bnsmooth_cli.studies.planning import plan
 from bnsmooth_cli.studies.statistics import (
-    CONFIDENCE,
     LEVEL,
-    POWER,
-    at_least,
-    holm,
-    interval,
     mean_over_steps,
     median,
     over_steps,
-    power,
     seeds_for,
-    sign_test,
 )
 from bnsmooth_cli.studies.verdicts import (
     INCONCLUSIVE,
@@ -53,176 +60,6 @@ from bnsmooth_cli.studies.verdicts import (
     VERIFIED,
     VIOLATED,
 )
-from reproduction.scales import NORMS
-
-ROOT = Path(__file__).parents[1]
-STEPS = 3000
-LRS = {"vgg": 0.1, "dln": 1e-6}
-KINDS = ("smoothness", "smoothness-random", "ics", "activations", "theory")
-EARLY = {"vgg": 1500, "dln": 1000}
-#: The norms of claim 3, and of claim 8.
-NOISY = "none", "batch", "noisy-batch", "noisy-none"
-SMOOTH = "none", "batch", "l1", "l2", "linf"
-#: The scores of the best constant answer, which tables of runs record.
-BASELINE = {"vgg": {"accuracy": 0.1}, "dln": {"loss": 100.0}}
-PLAIN = {"accuracy": 0.7, "loss": 60.0, "rough": 100.0, "early": 1.0, "moves": 0.1, "ics": 1.0, "cosine": 0.5,
-         "kurtosis": 0.0, "values": 131072.0, "first_loss": 100.0, "holds": True, "inequality": True,
-         "condition": True, "reduced": 0.5, "saturated": False}  # fmt: skip
-#: What each norm's runs are like where the paper is right.
-RIGHT = {
-    "none": PLAIN | {"cosine": 0.999, "early": 10.0},
-    "batch": PLAIN | {"accuracy": 0.9, "loss": 2.0, "rough": 1.0, "moves": 0.01, "ics": 2.0, "cosine": 0.05},
-}
-_LP = RIGHT["batch"] | {"moves": 0.2, "kurtosis": 3.0}
-RIGHT |= {
-    "l1": _LP | {"loss": 1.0}, "l2": _LP, "linf": _LP, "lp:3": _LP,
-    "noisy-batch": RIGHT["batch"] | {"moves": 0.3}, "noisy-none": PLAIN | {"accuracy": 0.1, "loss": 100.0},
-}  # fmt: skip
-#: And where nothing that it says is so.
-WRONG = {
-    "none": PLAIN | {"accuracy": 0.9, "loss": 2.0, "rough": 1.0, "moves": 0.3, "ics": 2.0, "cosine": -0.5},
-    "batch": PLAIN
-    | {"accuracy": 0.8, "early": 10.0, "cosine": 0.9, "holds": False, "inequality": False, "reduced": 2.0},
-}
-WRONG |= dict.fromkeys(("l1", "l2", "linf", "lp:3", "noisy-batch"), WRONG["batch"] | {"accuracy": 0.3, "loss": 90.0,
-                                                                                     "rough": 1000.0})  # fmt: skip
-WRONG |= {"noisy-none": WRONG["none"]}
-
-
-def of(value, *where):
-    """A value of a truth: a number, or a function of the step (and the layer)."""
-    return value(*where) if callable(value) else np.full(len(where[0]), float(value))
-
-
-def made(problem, norm, lr, seed, truth, kinds=KINDS, diverged=None, steps=STEPS, every=100, spread=0.01):
-    """The rows of each kind of table that say what `truth` says of the norm, by `spread` different from seed to seed.
-
-    A truth is as `PLAIN`: `accuracy` and `loss` are the last ones, or functions of the steps; `rough` and `saturated`
-    may be functions of the steps, and `ics`, `cosine` and `moves` of steps and layers. A run that diverges ends there.
-    """
-    about = PLAIN | truth[norm]
-    jitter = 1 + spread * seed
-    lead = {"run": f"{norm}-{lr:g}-{seed}", "problem": problem, "norm": norm, "lr": lr, "seed": seed}
-    end = steps if diverged is None else diverged
-    step = np.arange(end + 1)
-    share = step / steps
-    if callable(about["loss"]):
-        loss = about["loss"](step) * jitter
-    else:  # a straight line on a logarithmic axis
-        loss = about["first_loss"] * (about["loss"] * jitter / about["first_loss"]) ** share
-    train = pd.DataFrame({**lead, "step": step, "loss": loss, "accuracy": np.nan, "grad_norm": 1.0, "test_loss": np.nan,
-                          "test_accuracy": np.nan})  # fmt: skip
-    if problem != "dln":
-        last = about["accuracy"]
-        curve = last(step) if callable(last) else 0.1 + (last - 0.1) * (1 - np.exp(-5 * share))
-        train["accuracy"] = curve - spread * seed / 10
-        train["test_accuracy"] = train["accuracy"].where(step % 50 == 0)
-
-    at = np.arange(0, end + 1, every)
-    rough = of(about["rough"], at) * np.where(at <= EARLY[problem], about["early"], 1.0) * jitter
-    line = pd.DataFrame({**lead, "step": at, "loss_min": 0.0, "loss_max": rough, "predictiveness_max": rough,
-                         "grad_norm": 1.0, "weight_norm": 1.0, "beta": rough,
-                         "saturated": of(about["saturated"], at).astype(bool)})  # fmt: skip
-    layers = pd.DataFrame(list(itertools.product(at, (2, 3))), columns=["step", "layer"])
-    where = layers["step"].to_numpy(), layers["layer"].to_numpy()
-    moved = np.where(where[0] == 0, np.nan, of(about["moves"], *where) * jitter)
-    tables = {
-        "train": train,
-        "smoothness": line,
-        "smoothness-random": line,
-        "ics": layers.assign(**lead, ics=of(about["ics"], *where) * jitter, grad_norm=1.0,
-                             cosine=of(about["cosine"], *where)),
-        "activations": layers.assign(**lead, unit=0, std=2.0, wasserstein=moved, mean_change=moved, var_change=moved,
-                                     probe_mean_change=moved, floor_mean_change=moved / 2,
-                                     kurtosis=about["kurtosis"], values=about["values"]),
-        "theory": theory_rows(lead, about),
-    }  # fmt: skip
-    return {kind: tables[kind].reindex(columns=list(SCHEMAS[kind])) for kind in ("train", *kinds)}
-
-
-def theory_rows(lead, about):
-    """Four units for which the identities and the inequality hold or do not, and the gradient is reduced or not."""
-    names = "fact C.1", "fact C.2", "4.1", "4.1 at y", "4.2", "4.2b", "4.3", "4.4", "4.5"
-    rows = pd.DataFrame(list(itertools.product(names, range(4))), columns=["statement", "unit"])
-    conditional = rows["statement"].isin(["4.2", "4.2b", "4.5"])
-    met = pd.Series(of(about["condition"], rows["unit"]).astype(bool)).astype("boolean")
-    holds = np.where(rows["statement"] == "4.2b", about["inequality"], about["holds"]).astype(bool)
-    return rows.assign(**lead, step=0, layer=1, affine="identity", lhs=about["reduced"], rhs=1.0, grad_norm=1.0,
-                       curvature=1.0, mean_fraction=0.1, output_fraction=0.2, holds=pd.array(holds, "boolean"),
-                       condition=met.where(conditional))  # fmt: skip
-
-
-def record(problem, norm, lr, seed, truth, kinds=KINDS, diverged=None, baseline=True, steps=STEPS, **more):
-    """A run as the claims see it, with the tables that `made` makes."""
-    tables = made(problem, norm, lr, seed, truth, kinds, diverged, steps, **more)
-
-    def read(kind, columns=None):
-        columns = list(columns or SCHEMAS[kind])
-        return tables[kind][columns] if kind in tables else pd.DataFrame(columns=columns, dtype="float64")
-
-    return Record(f"{norm}-{lr:g}-{seed}", problem, norm, lr, seed, steps, diverged,
-                  BASELINE[problem] if baseline else {}, read, frozenset(tables))  # fmt: skip
-
-
-def write_run(folder, problem, norm, lr, seed, truth, kinds=KINDS, diverged=None, baseline=True, steps=STEPS, **more):
-    """A run folder with the tables that `made` makes."""
-    config = resolve(problem, norm=norm, lr=lr, seed=seed, steps=steps)
-    run = Run(folder / config.name, config)
-    run.path.mkdir(parents=True)
-    write_config(run)
-    end = {"last_step": steps} if diverged is None else {"diverged_at": diverged}
-    said = {"version": "0", "runs": {run.name: config.as_dict()}}
-    for kind, frame in made(problem, norm, lr, seed, truth, kinds, diverged, steps, **more).items():
-        for column, type_ in SCHEMAS[kind].items():
-            if type_ == "string":
-                frame[column] = run.name if column == "run" else frame[column].astype(object).fillna("x")
-            elif type_ == "int64":
-                frame[column] = frame[column].fillna(0).astype("int64")
-            elif type_ == "list":
-                frame[column] = [[0.0]] * len(frame)
-        about_end = end | ({"baseline": BASELINE[problem]} if baseline else {}) if kind == "train" else {}
-        tables.write_table(run.path / f"{kind}.parquet", kind, [frame], said | about_end)
-    return run
-
-
-def grid(problem, which, seeds=5, norms=NORMS, lrs=None, **more):
-    """Runs of a grid as the claims see them."""
-    return [
-        record(problem, norm, lr, seed, which, **more)
-        for norm, lr, seed in itertools.product(norms, lrs or (LRS[problem],), range(seeds))
-    ]
-
-
-def world(folder, problem, which, seeds=5, norms=NORMS, lrs=None, **more):
-    """The run folders of a grid."""
-    return [
-        write_run(folder, problem, norm, lr, seed, which, **more)
-        for norm, lr, seed in itertools.product(norms, lrs or (LRS[problem],), range(seeds))
-    ]
-
-
-def judge(records, *numbers):
-    """The verdicts on the claims (on all of them, or those with these numbers): one row per part and learning rate."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verdicts, "CLAIMS", [claim for claim in CLAIMS if not numbers or claim.number in numbers])
-        return verdicts.claims(records)
-
-
-def verdicts_of(rows):
-    return dict(rows[["claim", "verdict"]].drop_duplicates().itertuples(index=False))
-
-
-def parts_of(rows, number, words="", lr=None):
-    """The rows of a claim whose statistic has some words in its name."""
-    rows = rows[(rows["claim"] == number) & rows["part"].str.contains(words, regex=False)]
-    return rows if lr is None else rows[np.isclose(rows["lr"], lr)]
-
-
-def part_of(rows, number, words, lr=None):
-    rows = parts_of(rows, number, words, lr)
-    assert len(rows) == 1, rows["part"].tolist()
-    return rows.iloc[0]
-
 
 # Verdicts on whole worlds.
 
@@ -837,126 +674,6 @@ def test_the_terminal_and_the_report_show_the_papers_statistic(cli, tmp_path):
     assert f"{shown:.3g}" in row
 
 
-# The page of the rules.
-
-
-def test_the_page_of_the_rules_is_what_the_code_says():
-    assert (ROOT / "docs/claims.md").read_text() == rules.page()
-
-
-def test_whoever_changes_a_rule_adds_to_the_history():
-    """Add an `Edition` with this digest, today's date, the reason, and what was known of results by then."""
-    assert rules.digest(rules.rules()) == rules.HISTORY[-1].digest
-    dates = [edition.date for edition in rules.HISTORY]
-    assert dates == sorted(dates)
-
-
-def test_the_digest_changes_with_every_rule(monkeypatch):
-    monkeypatch.setattr(rules, "_of_paper", lambda part: "")  # it takes long, and shows the rules' bounds nowhere
-    before = rules.digest(rules.rules())
-    for i, claim in enumerate(CLAIMS):
-        for j, part in enumerate(claim.parts):
-            if part.rule is None or part.judged in (EVERY, IDENTITY):
-                continue
-            stricter = dataclasses.replace(part, rule=(part.rule[0], part.rule[1] + 0.1))
-            parts = (*claim.parts[:j], stricter, *claim.parts[j + 1 :])
-            changed = (*CLAIMS[:i], dataclasses.replace(claim, parts=parts), *CLAIMS[i + 1 :])
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(rules, "CLAIMS", changed)
-                assert rules.digest(rules.rules()) != before, part.text
-
-
-# Planning.
-
-
-def test_a_plan_counts_the_tests_of_each_claim_and_the_seeds_that_they_take():
-    table = plan("vgg", [0.1]).set_index("claim")
-    assert table.loc[1, ["tests", "seeds_0.5", "seeds_1", "seeds_2"]].tolist() == [
-        1,
-        seeds_for([0.5]),
-        13,
-        seeds_for([2.0]),
-    ]
-    assert table.loc[3, "tests"] == 8
-    assert table.loc[3, "seeds_1"] == seeds_for([1.0] * 8)
-    assert table.loc[3, "refuted_1"] == seeds_for([1.0], 8)
-    assert not set(table.index) & {12, 13, 14}  # identities take no seeds
-    assert plan("vgg", [0.1, 0.5]).set_index("claim").loc[3, "tests"] == 16
-
-
-@pytest.mark.parametrize("problem", ["vgg", "dln"])
-def test_a_plan_counts_the_tests_that_verdicts_are_made_of(problem):
-    lrs = {"vgg": (0.01, 0.1), "dln": (1e-7, 1e-6)}[problem]
-    rows = judge(grid(problem, RIGHT, 1, (*SMOOTH, "noisy-batch", "noisy-none"), lrs))
-    counted = rows[rows["decides"].eq(True) & rows["p_value"].notna()].groupby("claim").size()
-    planned = plan(problem, lrs).set_index("claim")["tests"]
-    assert planned.drop(2).to_dict() == counted.drop(2, errors="ignore").to_dict()
-
-
-def test_a_plan_from_runs_has_their_effects():
-    assert effect(np.array([0.5, 0.5, 0.5]), "< 0.95") == math.inf
-    assert effect(np.array([2.0, 2.0, 2.0]), "< 0.95") == -math.inf
-    assert math.isnan(effect(np.array([0.5, np.nan, 0.5, 0.4]), "< 0.95"))
-    values = np.array([0.2, 0.4, 0.8])
-    logarithms = np.log(values / 0.95)
-    assert effect(values, "< 0.95") == pytest.approx(-logarithms.mean() / logarithms.std(ddof=1))
-    assert effect(np.array([-0.1, 0.0, 0.1]), "> -0.03") == pytest.approx(0.3)
-
-
-def test_a_plan_from_runs_takes_the_weakest_effect_of_all_learning_rates():
-    runs = grid("vgg", RIGHT, 5, ("none", "batch"), kinds=(), spread=0.1)
-    near = {"none": PLAIN, "batch": PLAIN | {"accuracy": 0.73}}
-    runs += [record("vgg", norm, lr, seed, near, (), spread=0.1 + 0.1 * (norm == "batch")) for lr in (0.05,)
-             for norm in near for seed in range(5)]  # fmt: skip
-    found = plan("vgg", [0.05, 0.1], judge(runs)).set_index("claim").loc[1]
-    alone = plan("vgg", [0.05], judge(runs[-10:])).set_index("claim").loc[1]
-    assert found["weakest"] == alone["weakest"]
-
-
-def test_the_command_line_prints_the_plan(cli):
-    code, out, err = cli("compare --plan --problem dln --lrs 1e-6,1e-7")
-    assert (code, err) == (0, "")
-    planned = plan("dln", [1e-6, 1e-7])
-    for row in planned.itertuples():
-        words = next(line for line in out.splitlines() if line.startswith(f"{row.claim} ")).split()
-        numbers = [str(int(value)) if value == value else "-" for value in (row.tests, *row[4:8])]
-        assert words[-5:] == numbers, row
-    assert "--plan" in cli("compare --help")[1]
-    assert cli("compare --plan --problem dln --lrs 1e-6,1e-7,1e-6")[1] == out
-    assert cli("compare --plan --lrs ,") == cli("compare --plan")
-    of_custom = cli("compare --plan --problem absent:build")[1].splitlines()  # no code of the user's is run
-    assert of_custom[0].startswith("absent:build")
-    tests = {line.split()[0]: line.split()[-5] for line in of_custom[2:-1]}
-    assert tests == {str(row.claim): str(row.tests) for row in plan("absent:build", [0.1]).itertuples()}
-
-
-def test_the_command_line_plans_from_runs(cli, tmp_path):
-    runs = world(tmp_path, "dln", RIGHT, 5, ("none", "batch"), kinds=("smoothness",), spread=0.1)
-    code, out, err = cli(f"compare --plan {' '.join(str(run.path) for run in runs)}")
-    assert (code, err) == (0, "")
-    line = next(line for line in out.splitlines() if line.startswith("1 "))
-    planned = plan("dln", [1e-6], verdicts.claims([Record.of_run(run) for run in runs])).set_index("claim").loc[1]
-    assert line.split()[-1] == f"{planned['seeds']:.0f}"
-    assert f"{planned['weakest']:.2g} sd" in line
-    assert not list(tmp_path.glob("*.parquet"))  # a plan writes nothing
-
-
-@pytest.mark.parametrize(
-    ("line", "option"),
-    [("--plan --lrs x", "--lrs"), ("--plan --lrs nan", "--lr"),
-     ("--plan --norms none", "--norms"), ("--plan --seeds 0-4", "--seeds"), ("--plan --steps 5", "--steps"),
-     ("--plan --jobs 2", "--jobs"), ("--plan --dry-run", "--dry-run"), ("--plan --study study.toml", "--study"),
-     ("--plan RUN --lrs 0.1", "--lrs"), ("--plan --problem dnl", "dnl"), ("--plan absent", "absent"),
-     ("--plan -o here", "--output"), ("--plan --target-loss 1", "--target-loss")],
-)  # fmt: skip
-def test_an_option_that_makes_no_difference_to_a_plan_is_refused(cli, tmp_path, line, option):
-    run = write_run(tmp_path, "vgg", "none", 0.1, 0, RIGHT, kinds=())
-    code, _, err = cli(f"compare {line.replace('RUN', str(run.path))}")
-    assert code == 2
-    assert option in err
-    assert len(err.strip().splitlines()) == 1
-
-
 # The summary.
 
 
@@ -995,149 +712,6 @@ def test_a_diverged_run_has_no_accuracy_where_its_problem_has_none(tmp_path):
     assert np.isfinite(targets["vgg"])
 
 
-# Metrics of one run.
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_metric_of_a_run_is_the_median_weighted_by_the_steps_between_measurements(seed):
-    random = np.random.default_rng(seed)
-    steps = np.sort(random.choice(60, size=random.integers(1, 9), replace=False))
-    rows = pd.DataFrame({"step": np.repeat(steps, 3), "value": random.normal(size=3 * len(steps))})
-    rows.loc[rows.index[random.random(len(rows)) < 0.2], "value"] = np.nan
-    repeated = []
-    for row in rows.dropna().itertuples():
-        gaps = [row.step - max(steps[steps < row.step])] if row.step > steps[0] else []
-        gaps += [min(steps[steps > row.step]) - row.step] if row.step < steps[-1] else []
-        repeated += [row.value] * (sum(gaps) * 2 // len(gaps) if gaps else 1)
-    expected = np.median(repeated) if repeated else np.nan
-    assert over_steps(rows["step"], rows["value"]) == pytest.approx(expected, nan_ok=True)
-    mean = np.mean(repeated) if repeated else np.nan
-    assert mean_over_steps(rows["step"], rows["value"]) == pytest.approx(mean, nan_ok=True)
-
-
-def test_a_metric_of_evenly_spaced_steps_is_the_plain_median_infinities_included():
-    steps, values = pd.Series([0, 50, 100, 150]), pd.Series([3.0, np.inf, 1.0, np.inf])
-    assert over_steps(steps, values) == np.inf
-    assert over_steps(steps[:3], values[:3]) == 3.0
-    assert over_steps(steps[:2], values[:2].replace(np.inf, 5.0)) == 4.0
-    assert np.isnan(over_steps(steps[:0], values[:0]))
-
-
-def of_line(**columns):
-    """The metrics of a run whose only table is one of smoothness, with nulls in its other columns."""
-    line = pd.DataFrame(columns)
-
-    def read(kind, chosen=None):
-        return (line if kind == "smoothness" else line.iloc[:0]).reindex(columns=list(chosen or SCHEMAS[kind]))
-
-    run = dataclasses.replace(record("vgg", "none", 0.1, 0, RIGHT, ()), read=read, _rows={})
-    return of_measurements(run.rows)
-
-
-def test_beta_at_points_that_are_not_saturated():
-    found = of_line(step=[0, 10, 20, 30], beta=[4.0, 20.0, np.inf, 20.0], saturated=[False, True, None, True])
-    assert found["beta"] == 20.0
-    assert found["beta_unsaturated"] == np.inf  # the median of 4 and an overflow
-    assert found["saturated"] == pytest.approx(2 / 3)  # an overflow is neither
-    assert np.isnan(found["random_loss_range"])
-    found = of_line(step=[0, 1, 2, 1000], beta=[20.0, 20.0, 20.0, 3.0], saturated=[True, True, True, False])
-    assert found["saturated"] < 0.4  # each point weighs as the steps that it stands for
-    assert found["beta_unsaturated"] == 3.0
-    old = of_line(step=[0, 10], beta=[4.0, 20.0])
-    assert np.isnan([old["beta_unsaturated"], old["saturated"], old["scaled_beta"]]).all()
-
-
-# Intervals, tests and power.
-
-
-@pytest.mark.parametrize("n", range(2, 21))
-def test_the_coverage_of_an_interval_is_exact(n):
-    """By enumeration of the number of values below the median, of which each has the probability of its coin tosses."""
-    total = Fraction(0)
-    for below in range(n + 1):
-        low, high, confidence = interval(np.concatenate([-np.arange(1.0, below + 1), np.arange(1.0, n - below + 1)]))
-        total += Fraction(math.comb(n, below), 2**n) * (low <= 0 <= high)
-    assert confidence == float(total)
-    assert confidence >= CONFIDENCE if n >= 6 else confidence == 1 - 2.0 ** (1 - n)
-
-
-@pytest.mark.parametrize("n", [5, 9, 17])
-def test_no_shorter_interval_between_order_statistics_has_the_coverage(n):
-    low, high, confidence = interval(np.arange(float(n)))
-    assert (low + high) == n - 1  # symmetric
-    if low > 0 or confidence >= CONFIDENCE:
-        inner = stats.binom.cdf(n - low - 2, n, 0.5) - stats.binom.cdf(low + 1, n, 0.5)
-        assert inner < CONFIDENCE
-
-
-def test_five_seeds_state_a_coverage_of_93_75_percent():
-    assert interval(np.array([3.0, 1.0, 2.0, 5.0, 4.0])) == (1.0, 5.0, 0.9375)
-
-
-def test_a_skewed_distribution_is_covered_as_stated():
-    random = np.random.default_rng(1)
-    for n in (5, 7, 12):
-        values = random.lognormal(sigma=2, size=(4000, n))
-        covered = np.mean([low <= 1 <= high for low, high, _ in map(interval, values)])
-        assert covered == pytest.approx(interval(values[0]).confidence, abs=0.012)
-
-
-def test_intervals_with_infinite_and_unknown_values():
-    inf, nan = math.inf, math.nan
-    assert interval(np.array([1.0, inf, inf, inf, 2.0]))[:2] == (1.0, inf)
-    assert interval(np.array([inf] * 5))[:2] == (inf, inf)
-    assert interval(np.array([-inf, 1.0, 2.0, -inf, -inf]))[:2] == (-inf, 2.0)
-    assert interval(np.array([1.0, 2.0, 3.0, 4.0, nan]))[:2] == (-inf, inf)
-    assert interval(np.append(np.arange(20.0), nan))[:2] == (
-        interval(np.arange(21.0))[0] - 1,
-        interval(np.arange(21.0))[1],
-    )
-    for few in ([], [1.0], [nan, nan, nan]):
-        assert np.isnan(interval(np.array(few))).all()
-
-
-@given(st.lists(st.floats(-5, 5) | st.just(math.nan), min_size=1, max_size=25), st.floats(-5, 5), st.sampled_from("<>"))
-@settings(max_examples=200, deadline=None)
-def test_the_sign_test_is_scipys_binomial_test(values, bound, side):
-    array = np.array(values)
-    beyond = int((array > bound).sum() if side == ">" else (array < bound).sum())
-    expected = stats.binomtest(beyond, len(values), alternative="greater").pvalue
-    assert sign_test(array, bound, side) == pytest.approx(expected, rel=1e-12)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
-@settings(max_examples=200, deadline=None)
-def test_holms_correction_is_that_of_closed_testing(p_values):
-    """A hypothesis is rejected if every intersection that contains it is, by Bonferroni's test."""
-    places = range(len(p_values))
-    subsets = [s for size in range(1, len(p_values) + 1) for s in itertools.combinations(places, size)]
-    expected = [max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in subsets if i in s) for i in places]
-    assert holm(p_values) == pytest.approx(expected, rel=1e-12)
-    assert holm([]) == []
-
-
-@pytest.mark.parametrize(("n", "successes", "chance"), [(5, 3, 0.5), (12, 9, 0.84), (7, 0, 0.3), (7, 8, 0.3)])
-def test_the_probability_of_so_many_successes(n, successes, chance):
-    assert at_least(n, successes, chance) == pytest.approx(stats.binom.sf(successes - 1, n, chance), rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "effect", "tests"), [(5, 1.0, 1), (8, 0.5, 1), (8, 1.0, 8), (20, 1.0, 7), (4, 9.0, 1)]
-)
-def test_the_power_is_that_of_simulated_tests(seeds, effect, tests):
-    values = np.random.default_rng(seeds).normal(effect, 1.0, size=(20_000, seeds))
-    p_values = np.array([sign_test(row, 0.0, ">") for row in values])
-    assert power(seeds, effect, tests) == pytest.approx((p_values <= LEVEL / tests).mean(), abs=0.012)
-
-
-@pytest.mark.parametrize(("effects", "tests"), [([1.0], 1), ([0.5], 1), ([1.0] * 7, 1), ([2.0, 1.0], 1), ([1.0], 8)])
-def test_a_plan_names_the_smallest_number_of_seeds(effects, tests):
-    found = seeds_for(effects, tests)
-    reached = [math.prod(power(n, effect, tests) for effect in effects) >= POWER for n in range(1, found + 1)]
-    assert reached.index(True) == found - 1
-    assert seeds_for([*effects, 0.0], tests) is None
-
-
 # What cannot change a verdict, and what must.
 
 
@@ -1153,11 +727,6 @@ def judged(values, rules=((">", 0.0),), kind="median"):
     rows = verdicts._judge(claim, parts, {0.2: cases}, "vgg")
     assert len({row["verdict"] for row in rows}) == 1
     return rows[0]["verdict"]
-
-
-def trained(kind, columns=None):
-    """The train table of runs whose statistics are made up."""
-    return pd.DataFrame({"step": [0], "loss": [1.0], "accuracy": [0.5], "test_accuracy": [0.5]})
 
 
 NUMBERS = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0, math.nan, math.inf])
@@ -1283,100 +852,6 @@ def test_a_plan_for_existence_takes_one_learning_rate_and_is_corrected_for_all()
     assert table["seeds_1"] == seeds_for([1.0], 2)
     assert table["refuted_1"] == seeds_for([1.0])
     assert math.isnan(plan("dln", [1e-6]).set_index("claim").loc[2, "refuted_1"])
-
-
-# How often the rules are wrong.
-
-
-def simulated(claim, problem, seeds, effects, draws=2000):
-    """The shares of the verdicts on a claim whose decided parts are so many standard deviations on the right side.
-
-    Verdicts are judged by the same code as those on runs. They depend only on how many seeds lie on either side.
-    """
-    lr = 0.5 if (claim.number, problem) == (2, "vgg") else error_rates.LRS[problem]
-    cases = [Case({"none": Record("run", problem, "none", lr, seed, 1, None, {}, trained, frozenset())})
-             for seed in range(seeds)]  # fmt: skip
-    decided, drawn = error_rates.decided(claim, problem), {}
-    parts = tuple(
-        dataclasses.replace(part, value=lambda case, i=i: drawn[i][case["none"].seed], needs=("none",), tables=())
-        for i, part in enumerate(claim.parts)
-        if part.rule is not None and part.applies(problem, problem == "vgg") and part.at(lr)
-    )
-    places = [claim.parts.index(part) for part in decided]
-    random, found, judged = np.random.default_rng(0), dict.fromkeys((REPRODUCED, NOT_REPRODUCED), 0), {}
-    effects = np.resize(effects, len(decided))
-    for _ in range(draws):
-        values = effects[:, None] + random.normal(size=(len(decided), seeds))
-        counts = tuple(sorted((values > 0).sum(axis=1)))
-        if counts not in judged:
-            drawn.update(dict.fromkeys(range(len(claim.parts)), np.ones(seeds)))  # every case holds
-            for place, part, row in zip(places, decided, values, strict=True):
-                drawn[place] = part.rule[1] + (row if part.rule[0] == ">" else -row)
-            rows = verdicts._judge(dataclasses.replace(claim, parts=parts), parts, {lr: cases}, problem)
-            judged[counts] = rows[0]["verdict"]
-        found[judged[counts]] = found.get(judged[counts], 0) + 1
-    return found[REPRODUCED] / draws, found[NOT_REPRODUCED] / draws
-
-
-FAR = 9.0
-
-
-@pytest.mark.parametrize("seeds", [5, 8])
-@pytest.mark.parametrize(
-    ("number", "problem"),
-    [
-        (1, "vgg"),
-        (2, "vgg"),
-        (2, "dln"),
-        (4, "dln"),
-        (5, "dln"),
-        (7, "vgg"),
-        (8, "vgg"),
-        (8, "dln"),
-        (9, "vgg"),
-        (11, "dln"),
-    ],
-)
-def test_the_error_rates_are_those_of_simulated_values(number, problem, seeds):
-    claim = CLAIMS[number - 1]
-    m = len(error_rates.decided(claim, problem))
-    rates = error_rates.rates(claim, problem, seeds)
-    one = np.array([1.0] + [0.0] * (m - 1))
-    found = {
-        "false_reproduced": simulated(claim, problem, seeds, FAR * (1 - one))[0],
-        "false_refuted": simulated(claim, problem, seeds, [0.0])[1],
-        "reproduced": simulated(claim, problem, seeds, [1.0])[0],
-        "refuted": simulated(claim, problem, seeds, 1.0 - 2 * one)[1],
-    }
-    for name, share in found.items():
-        expected = getattr(rates, name)
-        assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 2000) + 1e-9), name
-
-
-def test_the_page_states_the_rates_of_every_claim_that_seeds_decide():
-    section = error_rates.section()
-    assert section in rules.page()
-    for claim in CLAIMS:
-        for problem in ("vgg", "dln"):
-            parts = error_rates.decided(claim, problem)
-            rows = [line for line in section.splitlines() if line.startswith(f"| {claim.number} | {problem} | ")]
-            assert len(rows) == bool(parts)
-            for seeds in (5, 8, 20) if parts else ():
-                rates = error_rates.rates(claim, problem, seeds)
-                assert max(rates.false_reproduced, rates.false_refuted) <= LEVEL
-    assert error_rates.rates(CLAIMS[0], "vgg", 8).false_reproduced == 9 / 256  # 7 or 8 of 8 coins
-    assert error_rates.rates(CLAIMS[7], "vgg", 5).refuted == 0.0  # 1/32 is not significant among 8 parts
-
-
-def test_whoever_looks_after_each_seed_is_wrong_as_often_as_the_page_says():
-    coins = np.random.default_rng(3).random((4000, 20)) < 0.5
-    agreeing = coins.cumsum(axis=1)
-    found = np.zeros(len(coins), bool)
-    for seeds in range(5, 21):
-        p_values = {k: at_least(seeds, k) for k in range(seeds + 1)}
-        found |= np.array([p_values[k] <= LEVEL for k in agreeing[:, seeds - 1]])
-    assert error_rates.looking(20) == pytest.approx(found.mean(), abs=0.02)
-    assert error_rates.looking(5) == 1 / 32
 
 
 def test_runs_of_different_lengths_do_not_show_that_one_of_them_fails():

@@ -44,8 +44,15 @@ def test_both_sides_agree_with_brute_force(small_run, problem, norm, name):
                     assert left == pytest.approx(right, rel=1e-9, abs=1e-9 * scale), statement
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("problem", ["vgg", "dln"])
+#: VGG with every norm takes half a minute; the linear network has every norm too.
+EVERYWHERE = [
+    pytest.param(problem, norm, marks=[pytest.mark.slow] * (problem == "vgg" and norm not in ("none", "batch")))
+    for problem in ("vgg", "dln")
+    for norm in NORMS
+]
+
+
+@pytest.mark.parametrize(("problem", "norm"), EVERYWHERE)
 def test_every_statement_holds_for_every_layer_and_unit(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm), step=6)
     rows = bns.theory(point)

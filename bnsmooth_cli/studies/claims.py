@@ -306,10 +306,11 @@ CLAIMS: Final = (
     ), _PLAIN),
     Claim(2, "more lrs", "BatchNorm trains at a learning rate where none does not", (
         Part("the smaller of two margins: batch's last test accuracy above the bar, and none's below it (the bar is "
-             "0.1 above the best constant answer)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS, only="accuracy"),
+             f"{ABOVE_CHANCE} above the best constant answer)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS,
+             only="accuracy"),
         Part("the smaller of two margins of the logarithm: batch's last loss below the bar, and none's above it (the "
-             "bar is 0.9 of the best constant answer's loss)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS,
-             only="loss"),
+             f"bar is {BELOW_CONSTANT} of the best constant answer's loss)", _survives, _PLAIN, rule=(">", 0.0),
+             judged=EXISTS, only="loss"),
     )),
     Claim(3, "noisy as well",
           "Noisy BatchNorm trains about as well as BatchNorm and much better than none, though its layer inputs are "

@@ -122,7 +122,8 @@ def _published_rows(
 ) -> pd.DataFrame:
     rows = paper.rows(kind, problem, norm, lr)
     if kind == "smoothness":
-        # The figures do not show what is left of the gradient, so that the value of beta alone tells.
+        # As `measures.smoothness` does with NEAR, which needs torch. The figures do not show what is left of the
+        # gradient, so that the value of beta alone tells.
         shortest = min(find_problem(problem).alphas) * lr
         at_limit = (rows["beta"].astype("float64") * shortest - 1).abs() <= 0.02
         rows["saturated"] = at_limit.astype("boolean").where(rows["beta"].notna())

@@ -30,11 +30,14 @@ def plan(problem: str, lrs: Sequence[float], judged: pd.DataFrame | None = None)
         judged: A table of kind `compare-claims` of this problem. The effects are then also estimated from its values.
 
     Returns:
-        One row per claim: `claim`, `title`, `tests` (deciding tests), `effect` and `seeds` (for an assumed effect of 1
-        in column `seeds_1`, and so on), `refuted_1` (for *not reproduced*). With `judged`, also `weakest`, the smallest
-        estimated effect of a deciding part in standard deviations, `weakest_part`, and `seeds`, the number for
-        *reproduced* with the estimated effects; null if an effect has the wrong sign or fewer than three values, or if
-        a part was not measured.
+        One row per claim that tests over seeds decide. Columns:
+
+        - `claim`, `title`, and `tests`, the number of tests that decide it.
+        - `seeds_0.5`, `seeds_1`, `seeds_2`: the seeds for *reproduced* if each effect is so many standard deviations.
+        - `refuted_1`: the seeds for *not reproduced* if the effect of one part is one standard deviation.
+        - with `judged`, also `weakest`, the smallest estimated effect of a deciding part in standard deviations,
+          `weakest_part`, and `seeds`, the seeds for *reproduced* with the estimated effects. `seeds` is null if an
+          effect has the wrong sign or fewer than three values, or if a part was not measured.
 
     >>> plan("dln", [1e-6]).set_index("claim").loc[1, ["tests", "seeds_1", "refuted_1"]].tolist()
     [1.0, 13.0, 13.0]

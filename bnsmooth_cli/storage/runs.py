@@ -20,6 +20,8 @@ from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
 
 FORMAT: Final = 1
 CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
+#: The checkpoint of a run that was told to stop, at whatever step it had reached. The next checkpoint replaces it.
+STOPPED_NAME: Final = re.compile(r"stopped-\d{6,}\.pt")
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,16 @@ class Run:
 
     def checkpoints(self) -> dict[int, Path]:
         """The checkpoints by step, in order."""
+        return self._checkpoints(CHECKPOINT_NAME)
+
+    def stopped(self) -> dict[int, Path]:
+        """The checkpoint at which the run was told to stop, by step. It serves to resume training alone."""
+        return self._checkpoints(STOPPED_NAME)
+
+    def _checkpoints(self, name: re.Pattern[str]) -> dict[int, Path]:
         folder = self.path / "checkpoints"
-        files = [file for file in folder.iterdir() if CHECKPOINT_NAME.fullmatch(file.name)] if folder.is_dir() else []
-        return dict(sorted((int(file.stem), file) for file in files))
+        files = [file for file in folder.iterdir() if name.fullmatch(file.name)] if folder.is_dir() else []
+        return dict(sorted((int(file.stem.rpartition("-")[2]), file) for file in files))
 
     @property
     def train_path(self) -> Path:
@@ -201,18 +210,31 @@ def _restart(run: Run) -> Run:
     names = "|".join(kind.name for kind in kinds.KINDS if not kind.compared)
     own_file = re.compile(rf"({names})(\.test|\.train\d+)?\.(parquet|tfevents)")
     with run.locked():
-        for file in (*run.checkpoints().values(), *run.path.iterdir()):
+        for file in (*run.checkpoints().values(), *run.stopped().values(), *run.path.iterdir()):
             if file.parent != run.path or own_file.fullmatch(file.name):
                 file.unlink(missing_ok=True)
         write_config(run)
     return run
 
 
-def write_checkpoint(path: Path, run: str, config: Config, step: int, state: dict[str, Any]) -> None:
-    """Write a state with its configuration, so that the file can be used alone. Raises InputError if its folder is
-    gone."""
-    content = {"format": FORMAT, "run": run, "config": config.as_dict(), "step": step, **state}
+def write_checkpoint(run: Run, step: int, state: dict[str, Any], *, stopped: bool = False) -> None:
+    """Write a state with its configuration, so that the file can be used alone, and remove the checkpoint at which the
+    run was told to stop before. Raises InputError if the folder is gone.
+
+    Args:
+        run: The run.
+        step: The step.
+        state: The tensors of the step.
+        stopped: Whether the run has been told to stop here.
+    """
+    earlier, path = run.stopped().values(), run.checkpoint_path(step)
+    if stopped:
+        path = path.with_name(f"stopped-{path.name}")
+    content = {"format": FORMAT, "run": run.name, "config": run.config.as_dict(), "step": step, **state}
     save_tensors(path, content, make_folder=False)
+    for file in earlier:
+        if file != path:
+            file.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> tuple[CheckpointSource, dict[str, Any]]:

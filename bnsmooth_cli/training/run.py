@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bnsmooth_cli import __version__, kinds, problems
+from bnsmooth_cli import __version__, kinds, problems, stopping
 from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.problems.base import Problem
@@ -28,6 +30,30 @@ from bnsmooth_cli.user_code import digest, name_of
 READ_EVERY: Final = 25
 
 Progress = Callable[[int, float], None]  # (step, loss)
+
+
+@dataclass
+class Observer:
+    """Looks at the states of a run while it trains, and changes none of them. This one looks at no step.
+
+    Attributes:
+        steps: The steps to look at.
+    """
+
+    steps: Container[int] = ()
+
+    def look(self, trajectory: Trajectory) -> None:
+        """Look at the present state, before the step to the next one."""
+
+    def keep(self) -> None:
+        """Make what was seen durable: a checkpoint follows, after which these steps are not passed again."""
+
+    def ended(self, diverged_at: int | None) -> None:
+        """The run has ended: at its last step, or at the step whose loss is not finite."""
+
+
+#: Begins to observe a run whose folder is prepared and locked.
+Observe = Callable[[Run, Problem], AbstractContextManager[Observer]]
 
 
 def train(
@@ -84,8 +110,22 @@ def train_config(
     force: bool = False,
     progress: Progress | None = None,
     problem: Problem | None = None,
+    observe: Observe = lambda run, problem: nullcontext(Observer()),
 ) -> Run:
-    """`train` for a configuration. `problem` is the configuration's problem, if it is open already."""
+    """`train` for a configuration.
+
+    Args:
+        config: The configuration.
+        output: The folder of the run.
+        device, resume, force, progress: As in `train`.
+        problem: The configuration's problem, if it is open already.
+        observe: Called if there is something to train.
+
+    Raises:
+        InputError: As `train` does.
+        stopping.Interrupted, stopping.Terminated, stopping.Withdrawn: If the work was told to stop. The rows and a
+            checkpoint of the step that was reached are written.
+    """
     path = Path("runs") / config.name if output is None else Path(output)
     problem = problem or problems.build(config, choose_device(device))
     _ = problem.initial  # reports a norm or size that does not fit before anything is written
@@ -93,11 +133,12 @@ def train_config(
     with run.locked():
         if run.outcome() is None:
             check_writable(run.train_path)
-            _train(run, problem, progress)
+            with observe(run, problem) as observer, stopping.deferred():
+                _train(run, problem, progress, observer)
     return run
 
 
-def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
+def _train(run: Run, problem: Problem, progress: Progress | None, observer: Observer) -> None:
     """Train from the last checkpoint, or the start, and write checkpoints and train.parquet.
 
     Row t of the table records the loss, accuracy and gradient norm at theta_t; no step follows the last row. A loss
@@ -115,24 +156,43 @@ def _train(run: Run, problem: Problem, progress: Progress | None) -> None:
         runs.write_config(run)
     for step in range(trajectory.step, config.steps + 1):
         last = step == config.steps
-        saving = last or step % config.save_every == 0
-        if saving or log.count == READ_EVERY:
+        saving, looking = last or step % config.save_every == 0, step in observer.steps
+        if saving or looking or log.count == READ_EVERY:
             diverged = log.read()
             if diverged is not None:
                 _write(run, log, **about, diverged_at=diverged)
+                observer.ended(diverged)
                 return
             if progress is not None:
                 progress(step, log.last_loss)
+        if looking:
+            observer.look(trajectory)
         if saving:  # the table first: it must hold the rows before any checkpoint on disk
+            observer.keep()
             _write(run, log, **about)
-            runs.write_checkpoint(run.checkpoint_path(step), run.name, config, step, trajectory.state())
+            runs.write_checkpoint(run, step, trajectory.state())
         if problem.test_size and (last or step % (config.eval_every or config.steps) == 0):
             log.tests[step] = problem.evaluate(trajectory.model)
         if not last:
             log.add(trajectory.advance())
+            if stopping.told():
+                _stop(run, log, trajectory, observer, about)
     log.add(trajectory.gradients(update_statistics=False)[0])
     problem.check_data()
-    _write(run, log, **about, diverged_at=log.read(), last_step=config.steps)
+    diverged = log.read()
+    _write(run, log, **about, diverged_at=diverged, last_step=config.steps)
+    observer.ended(diverged)
+
+
+def _stop(run: Run, log: _Log, trajectory: Trajectory, observer: Observer, about: dict[str, Any]) -> NoReturn:
+    """Keep the rows and the state of the present step, and end. If the run has diverged, the last checkpoint stands."""
+    kept = "the last checkpoint"
+    if log.read() is None:
+        observer.keep()
+        _write(run, log, **about)
+        runs.write_checkpoint(run, trajectory.step, trajectory.state(), stopped=True)
+        kept = f"step {trajectory.step} of {run.config.steps}"
+    stopping.stop(f"{run.path} keeps {kept}")
 
 
 def _made_by(run: Run, problem: Problem, known: int) -> dict[str, Any]:
@@ -153,7 +213,7 @@ def _resume(run: Run, trajectory: Trajectory) -> pd.DataFrame:
     if not run.train_path.is_file():
         return empty
     rows = tables.read_table(run.train_path, "train")
-    for step, path in reversed(run.checkpoints().items()):
+    for step, path in sorted({**run.checkpoints(), **run.stopped()}.items(), reverse=True):
         if step <= min(len(rows), run.config.steps):
             trajectory.load(path, step)
             return rows[:step]

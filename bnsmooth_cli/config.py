@@ -61,12 +61,21 @@ _FRACTION: Final = Bounds("a number from 0 up to, not including, 1", 1, lambda v
 
 @dataclass(frozen=True)
 class Setting:
-    """What users see of a setting: its help, the numbers that it accepts, a short flag and values to complete."""
+    """What users see of a setting.
+
+    Attributes:
+        help: Its help.
+        bounds: The numbers that it accepts.
+        short: A short flag.
+        choices: Values to complete.
+        defines: Whether the numbers of a run depend on it. The others may change when a run is resumed.
+    """
 
     help: str
     bounds: Bounds | None = None
     short: str = ""
     choices: tuple[str, ...] = ()
+    defines: bool = True
 
 
 def setting(help: str, bounds: Bounds | None = None, *, default: Any = MISSING, **more: Any) -> Any:
@@ -117,7 +126,7 @@ class VggSettings(Settings):
     """The settings of `vgg`. `data_digest` is the fingerprint of the training images, known once they are loaded."""
 
     depth: int = setting("11, 13, 16 or 19 weight layers", whole(MAX_DEPTH))
-    eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS))
+    eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)
     data: str = setting(
         f"one of {', '.join(data_sets.NAMES)}, or a folder; {data_sets.BUILT_IN} is built in. With a RUN: the present "
         "folder of its images",
@@ -194,7 +203,7 @@ class LinearSettings(Settings):
 class CustomSettings(Settings):
     """The settings of a custom problem."""
 
-    eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS))
+    eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)
 
 
 @dataclass(frozen=True)
@@ -271,7 +280,7 @@ def find_problem(name: str) -> ProblemEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The configuration of one run: every value that its numbers depend on.
+    """The configuration of one run: every value that its numbers depend on, and how often it is saved and evaluated.
 
     `settings` has what is particular to the problem.
     """
@@ -290,7 +299,7 @@ class Config:
     seed: int = setting(
         "Seed of the initialisation, data order, noise and augmentation (default: 0).", whole(2**63 - 1, low=0)
     )
-    save_every: int = setting("Steps between checkpoints.", whole(MAX_STEPS))
+    save_every: int = setting("Steps between checkpoints.", whole(MAX_STEPS), defines=False)
     weight_decay: float = setting(
         "c of the L2 penalty c ||W||^2 / 2 of the weights, which is part of the loss. It leaves out biases and the "
         "parameters of norms (default: 0).",
@@ -341,25 +350,40 @@ class Config:
         """
         return _build(self.as_dict() | {name: value for name, value in values.items() if value is not None})
 
+    def incidental(self) -> dict[str, Any]:
+        """The settings that do not define the run, by name: how often it is saved and evaluated.
+
+        >>> resolve("dln", save_every=10).incidental()
+        {'save_every': 10}
+        """
+        own = _by_name(Config) | _by_name(type(self.settings))
+        free = {name for name, f in own.items() if "setting" in f.metadata and not f.metadata["setting"].defines}
+        return {name: value for name, value in self._values().items() if name in free}
+
     def differences(self, other: Config) -> list[str]:
         """The settings that make `other` another trajectory, as `<setting> <value>, now <other's value>`.
 
-        More steps continue the same trajectory, and the same images may lie in another folder.
+        Settings that do not define the run (`incidental`) make no difference. More steps continue the same trajectory,
+        and the same images may lie in another folder.
         """
         if self.problem != other.problem:
             return [f"problem {self.problem}, now {other.problem}"]
         values, others = self._values(), other._values()
-        immaterial = {"steps"}
+        immaterial = {"steps", *self.incidental()}
         digests = {values.get("data_digest"), others.get("data_digest")}
         if None in digests:  # images that have not been loaded cannot be compared
             immaterial.add("data_digest")
         elif len(digests) == 1:
             immaterial.add("data")
-        return [
-            f"{name} {value}, now {others[name]}"
-            for name, value in values.items()
-            if name not in immaterial and value != others[name]
-        ]
+        return _changes({name: value for name, value in values.items() if name not in immaterial}, others)
+
+    def changes(self, other: Config) -> list[str]:
+        """The settings that differ without defining the run, as `differences` has the others."""
+        return _changes(self.incidental(), other.incidental())
+
+
+def _changes(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {value}, now {others[name]}" for name, value in values.items() if value != others[name]]
 
 
 def _by_name(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:

@@ -14,6 +14,8 @@ KEYS = {
     "dln": [*COMMON, "depth", "dimension", "samples"],
     "module:function": [*COMMON, "eval_every"],
 }
+#: The settings that only the linear network has.
+LINEAR = ["dimension", "samples", "matrix"]
 
 
 @pytest.mark.parametrize("problem", KEYS)
@@ -68,6 +70,20 @@ def test_the_same_images_in_another_folder_are_the_same_trajectory():
         "data /a, now /b", "data_digest 1, now 2", "width 0.25, now 2.0"
     ]  # fmt: skip
     assert here.differences(resolve("dln")) == ["problem vgg, now dln"]
+
+
+def test_how_often_a_run_is_saved_and_evaluated_does_not_define_it():
+    here = resolve("vgg", save_every=50, eval_every=25)
+    other = here.changed(save_every=7, eval_every=8)
+    assert here.differences(other) == []
+    assert here.changes(other) == ["save_every 50, now 7", "eval_every 25, now 8"]
+    others = {
+        "norm": "l1", "lr": 0.2, "batch_size": 3, "momentum": 0.5, "seed": 1, "weight_decay": 0.1, "depth": 13,
+        "width": 0.5, "augment": True, "classifier": "none", "inputs": "centred", "last_norm": True,
+    }  # fmt: skip
+    assert {"problem", "steps", "data", "data_digest", *others, *here.incidental()} == {*FIELDS} - {*LINEAR}
+    for name, value in others.items():
+        assert len(here.differences(here.changed(**{name: value}))) == 1, name
 
 
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field.metadata])

@@ -402,6 +402,26 @@ def test_a_study_of_other_settings_is_refused(cli, tmp_path):
     }
 
 
+def test_a_study_grows_with_other_intervals(cli, tmp_path):
+    line = (
+        f"compare --norms none --problem vgg --width 0.02 --batch-size 4 --steps 4 {'{}'} --measure ics --at 0 -o study"
+    )
+    assert cli(line.format("--save-every 2 --eval-every 2"))[0] == 0
+    before = files(tmp_path / "study/runs")
+    code, _, err = cli(
+        line.format("--save-every 4 --eval-every 4").replace("none", "none,l1").replace("ics", "ics,theory")
+    )
+    said = "study/study.json: other settings than before (save_every 2, now 4; eval_every 2, now 4), which runs that"
+    assert (code, err.count("\n"), err.startswith(f"bnsmooth: note: {said} have ended do not get")) == (0, 1, True), err
+    after = files(tmp_path / "study/runs")
+    assert {name: after[name] for name in before} == before
+    runs = {run.config.norm: run for run in bns.Study("study").runs()}
+    assert {norm: (run.config.eval_every, *run.checkpoints()) for norm, run in runs.items()} == {
+        "none": (2, 0, 2, 4), "l1": (4, 0, 4),
+    }  # fmt: skip
+    assert all((run.path / "theory.parquet").exists() for run in runs.values())
+
+
 def test_two_commands_on_one_study(cli, tmp_path):
     (tmp_path / "study").mkdir()
     with locked(tmp_path / "study", "study"):

@@ -16,6 +16,7 @@ from helpers import NORMS, SMALL
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, problems
 from bnsmooth_cli.config import INPUTS, from_dict, resolve
+from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import open_problem, structure_of, visit
 from bnsmooth_cli.problems.custom import CustomProblem
@@ -113,6 +114,33 @@ def test_more_steps_continue_a_run(small_run, tmp_path):
     pd.testing.assert_frame_equal(rows, expected, check_exact=True)
     with pytest.raises(InputError, match="--steps 6"):
         bns.train("dln", "batch", output=tmp_path / "run", **settings)
+
+
+def test_a_run_is_resumed_with_other_intervals_and_keeps_its_rows(small_run, tmp_path, monkeypatch):
+    whole = small_run("vgg", "batch")
+    settings = {**SMALL["vgg"], "output": tmp_path / "run", "device": "cpu"}
+    with pytest.raises(ZeroDivisionError):
+        bns.train("vgg", "batch", **settings, progress=lambda step, loss: 1 // (4 - step))
+    run = bns.train("vgg", "batch", **{**settings, "save_every": 3, "eval_every": 5})
+    assert sorted(run.checkpoints()) == [0, 2, 3, 6]
+    assert (run.config.save_every, run.config.eval_every) == (3, 5)
+    assert open_run(run.path).config == run.config
+    rows, expected = (bns.read_table(r.train_path).drop(columns="run") for r in (run, whole))
+    trained = rows.columns.difference(["test_loss", "test_accuracy"])
+    pd.testing.assert_frame_equal(rows[trained], expected[trained], check_exact=True)
+    assert rows.loc[rows["test_loss"].notna(), "step"].tolist() == [0, 5, 6]
+
+
+def test_a_run_that_has_ended_is_returned_with_its_own_intervals_and_a_remark(tmp_path):
+    settings = {**SMALL["vgg"], "output": tmp_path / "run", "device": "cpu"}
+    bns.train("vgg", "batch", **settings)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.p*")}
+    with pytest.warns(
+        Remark, match=r"run: has ended, and is not trained again for other settings \(eval_every 6, now 1\)"
+    ):
+        again = bns.train("vgg", "batch", **{**settings, "eval_every": 1})
+    assert again.config.eval_every == 6
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.p*")} == before
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

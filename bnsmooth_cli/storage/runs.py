@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import Config, from_dict
-from bnsmooth_cli.errors import DamagedError, InputError
+from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import load_json, save_json, unicode
 from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
@@ -168,7 +169,9 @@ def open_run(path: Path | str) -> Run:
 
 
 def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False) -> Run:
-    """The run directory for a configuration: a new one, or an existing one to resume or restart.
+    """The run directory for a configuration: a new one, or an existing one to resume, restart or return.
+
+    A run that has ended keeps the settings that do not define it, and a `Remark` names those that were to change.
 
     Args:
         path: The directory.
@@ -200,6 +203,11 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
             f"{path}: already has a run of {existing.config.steps} steps; give "
             f"--steps {existing.config.steps}, or --force to shorten it"
         )
+    if run.outcome() is not None:
+        if changes := existing.config.changes(config):
+            said = f"{path}: has ended, and is not trained again for other settings ({'; '.join(changes)})"
+            warnings.warn(said, Remark, stacklevel=2)
+        return Run(path, config.changed(**existing.config.incidental()))
     if not resume and existing.outcome() is None:
         return _restart(run)
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import MAX_THREADS, Config, from_dict
-from bnsmooth_cli.errors import DamagedError, InputError
+from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import check_writable, load_json, save_json
 from bnsmooth_cli.storage.runs import Run, open_run
@@ -116,6 +117,8 @@ class Study:
     def check(self, grid: Grid) -> None:
         """Check that the runs of a grid may join those in the folder, which share all settings but norm, lr and seed.
 
+        Settings that do not define a run may differ, which a `Remark` tells.
+
         Raises:
             InputError: If they may not, the folder cannot be written, or it holds something else.
         """
@@ -141,6 +144,9 @@ class Study:
             raise InputError(
                 f"{file}: of a study with other settings ({'; '.join(differences)}); choose a new folder with -o"
             )
+        if changes := recorded.changes(first):
+            said = f"{file}: other settings than before ({'; '.join(changes)}), which runs that have ended do not get"
+            warnings.warn(said, Remark, stacklevel=2)
 
     def record(self, grid: Grid) -> None:
         """Add a grid to the requests in study.json, unless it is there already."""

@@ -72,7 +72,7 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
         if differences := existing.differences(run.config):
             raise InputError(f"{run.path}: a run of another configuration ({'; '.join(differences)}); move it away")
         if run.outcome() is not None:
-            reached = steps
+            reached, run = steps, Run(run.path, run.config.changed(**existing.incidental()))
         elif run.train_path.is_file():  # without its rows, training begins again
             reached = min(max(run.checkpoints(), default=0), steps - 1)  # the last step's row is still to come
         if reached and not force:

@@ -260,14 +260,31 @@ def test_another_machine_may_round_differently_and_is_named_otherwise(cli, here,
     (here / "own_data.py").write_text(UNSEEDED)
     assert cli(f"train -p own_data:seeded --norm none {OWN} -o run")[0] == 0
     table = bns.read_table("run/train.parquet")
-    provenance = {**table.attrs["bnsmooth"], "machines": ["torch 1 on an abacus"]}
+    provenance = table.attrs["bnsmooth"]
+    (made,) = provenance["stretches"]
+    assert made["device"].startswith("cpu ")
+    provenance["stretches"] = [{**made, "device": "abacus"}]
     table["loss"] *= change
     tables.write_table(Path("run/train.parquet"), "train", [table], provenance)
     found, _, err = cli("landscape run -p own_data:seeded")
-    assert (found, "made by torch 1 on an abacus" in err) == (status, status == 2)
+    said = f"made by bnsmooth {made['version']}, torch {torch.__version__}, abacus, 1 thread: measure it there"
+    assert (found, said in err) == (status, status == 2), err
     assert cli(f"train -p own_data:seeded --norm none {OWN.replace('--steps 4', '--steps 6')} -o run")[0] == 0
-    machines = bns.read_table("run/train.parquet").attrs["bnsmooth"]["machines"]
-    assert machines == sorted(["torch 1 on an abacus", f"torch {torch.__version__} on cpu"])
+    assert bns.read_table("run/train.parquet").attrs["bnsmooth"]["stretches"] == [
+        {**made, "device": "abacus", "last": 3}, {**made, "first": 4, "last": 6}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("machines", "status"), [([f"torch {torch.__version__} on cpu"], 2), (["torch 1 on x"], 0)])
+def test_the_machines_in_tables_of_earlier_versions_are_read(cli, here, machines, status):
+    (here / "own_data.py").write_text(UNSEEDED)
+    assert cli(f"train -p own_data:seeded --norm none {OWN} -o run")[0] == 0
+    table = bns.read_table("run/train.parquet")
+    provenance = table.attrs["bnsmooth"]
+    del provenance["stretches"]
+    table["loss"] *= 1.01
+    tables.write_table(Path("run/train.parquet"), "train", [table], {**provenance, "machines": machines})
+    assert cli("landscape run -p own_data:seeded")[0] == status
 
 
 def test_a_run_whose_loss_overflows_at_a_checkpoint_can_be_measured(cli, here):

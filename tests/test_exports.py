@@ -126,6 +126,23 @@ def test_show_tells_options_and_what_is_new(cli):
     assert "bnsmooth compare" not in out  # a stranger's file must not suggest commands
 
 
+def test_show_tells_who_computed_which_steps(cli):
+    one = {"version": "9", "torch": "8", "device": "cpu Abacus", "threads": 1}
+    stretches = [{"first": 0, "last": 3, **one}, {"first": 4, "last": 7, **one, "threads": 2}]
+    parts = ["bnsmooth 9, torch 8, cpu Abacus, 1 thread", "bnsmooth 9, torch 8, cpu Abacus, 2 threads"]
+    runs = {name: {"norm": name} for name in RUNS}
+    for several in (
+        {"stretches": stretches, "runs": {"a": {}}},
+        {"stretches": dict.fromkeys(RUNS, stretches), "runs": runs},
+    ):
+        write(Path("t.parquet"), "train", **several)
+        text = " ".join(cli("show t.parquet")[1].split())
+        assert f"made by steps 0-3: {parts[0]}; steps 4-7: {parts[1]}" in text
+    by_run = dict(zip(RUNS, ([stretches[0]], [stretches[1]]), strict=False))
+    write(Path("t.parquet"), "train", stretches={**dict.fromkeys(RUNS, stretches), **by_run}, runs=runs)
+    assert "made by" in cli("show t.parquet")[1].split("settings that differ")[1]
+
+
 def test_runs_without_provenance_are_shown_from_the_rows(cli):
     tables.save_table(tables.read_table(saved()), "t.parquet")
     _, out, _ = cli("show t.parquet")
@@ -153,12 +170,14 @@ def test_hostile_texts_are_printed_as_escapes(cli):
         "\x1b",
     ):
         account = {"steps": runs, "options": runs, "trained_forward_from": runs, "\x1b]": runs, "next": HOSTILE}
+        account["stretches"] = runs
         write(Path("t.parquet"), "theory", rows, **{**account, "runs": runs, "version": runs, "torch": None})
         code, out, err = cli("show t.parquet")
         assert (code, err) == (0, "")
         assert not set("\x1b\r\x07\u202e") & set(out)
         assert widest(out) <= 80
     train = {"x" * 500: 1, "last_step": ["\x1b"], "diverged_at": {}, "runs": {"a": {"steps": [{}]}}}
+    train["stretches"] = [{"first": 0, "last": 10**9, "device": text, "\x1b": text} for text in HOSTILE]
     write(Path("t.parquet"), "train", **train)
     _, out, _ = cli("show t.parquet")
     assert ("\x1b" in out, widest(out) <= 80) == (False, True)

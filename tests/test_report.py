@@ -6,10 +6,14 @@ import base64
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
+import bnsmooth_cli as bns
+from bnsmooth_cli import report
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.stretches import told
 from bnsmooth_cli.studies.claims import CLAIMS
 
 GRID = (
@@ -85,7 +89,8 @@ def test_the_page_says_claims_first_then_figures_comparison_settings_and_command
     assert "inconclusive" in claims
     assert "Effective beta (×: ratio to none): none " in figures
     assert "steps to loss" in comparison
-    assert "torch " in settings
+    assert settings.count("made by") == 1
+    assert re.search(rf"made bybnsmooth {bns.__version__}, torch [^,]+, cpu .*, 1 thread\n", settings)
     assert "bnsmooth compare --norms none,l1 --lrs 0.0001 --seeds 0,1 --problem dln" in settings
     assert f"bnsmooth report {study}" in settings
 
@@ -113,6 +118,20 @@ def test_markdown_has_its_figures_beside_it(cli, tmp_path, study):
         assert len(widths) == 1, block.splitlines()[0]
     assert cli(f"report {study} --format md")[0] == 0
     assert (study / "report.md").exists()
+
+
+def test_a_run_that_two_machines_computed_is_named_with_their_steps(study):
+    runs = bns.Study(study).runs()
+    rows = bns.read_table(runs[0].train_path)
+    provenance = rows.attrs["bnsmooth"]
+    (one,) = provenance["stretches"]
+    provenance["stretches"] = [{**one, "last": 9}, {**one, "first": 10, "threads": 2}]
+    path = study.parent / "moved.parquet"
+    tables.write_table(path, "train", [rows], provenance)
+    moved = SimpleNamespace(name="moved", train_path=path)
+    assert report._makers([*runs, moved]) == [
+        told([one]), f"moved: steps 0-9: {told([one])}; steps 10-20: {told([{**one, 'threads': 2}])}"
+    ]  # fmt: skip
 
 
 def test_what_was_not_measured_has_no_figure(cli, tmp_path, study):

@@ -232,7 +232,7 @@ def test_a_run_killed_before_its_last_row_is_finished(cli, tmp_path):
     before = files(tmp_path / "study")
     path = tmp_path / "study/runs/dln-batch-lr0.0001-seed1/train.parquet"
     rows, provenance = tables.read_table(path), tables.read_provenance(path)
-    kept = {name: provenance[name] for name in ("version", "torch", "runs")}
+    kept = {name: provenance[name] for name in ("version", "torch", "runs", "stretches")}
     tables.write_table(path, "train", [rows.iloc[:-1]], kept)  # as it is when the last checkpoint is written
     assert cli(f"{GRID} -o study")[0] == 0
     assert files(tmp_path / "study") == before

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from bnsmooth_cli.points.reaching import open_problem, structure_of, visit
 from bnsmooth_cli.problems.custom import CustomProblem
 from bnsmooth_cli.problems.linear import DeepLinear
 from bnsmooth_cli.problems.vgg import Vgg, crop_and_flip
+from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import open_run, read_checkpoint
 from bnsmooth_cli.training.trajectory import Trajectory
 
@@ -129,6 +131,49 @@ def test_a_run_is_resumed_with_other_intervals_and_keeps_its_rows(small_run, tmp
     trained = rows.columns.difference(["test_loss", "test_accuracy"])
     pd.testing.assert_frame_equal(rows[trained], expected[trained], check_exact=True)
     assert rows.loc[rows["test_loss"].notna(), "step"].tolist() == [0, 5, 6]
+
+
+def stretches(run):
+    return bns.read_table(run.train_path).attrs["bnsmooth"]["stretches"]
+
+
+def test_a_run_that_is_resumed_on_another_machine_says_so_once_and_its_table_tells(tmp_path, monkeypatch):
+    settings = {**SMALL["dln"], "output": tmp_path / "run", "device": "cpu"}
+    run = bns.train("dln", "batch", **{**settings, "steps": 3})
+    (whole,) = stretches(run)
+    assert whole == {
+        "first": 0, "last": 3, "version": bns.__version__, "torch": torch.__version__, "threads": 1,
+        "device": whole["device"],
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bns.train("dln", "batch", **{**settings, "steps": 4})
+    assert stretches(run) == [{**whole, "last": 4}]
+    torch.set_num_threads(2)
+    try:
+        with pytest.warns(Remark, match=r"resumed at step 4 by another .* \(1 thread, now 2 threads\)") as said:
+            bns.train("dln", "batch", **{**settings, "steps": 6})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            bns.train("dln", "batch", **{**settings, "steps": 8})
+    finally:
+        torch.set_num_threads(1)
+    assert len(said) == 1
+    assert stretches(run) == [{**whole, "last": 3}, {**whole, "first": 4, "last": 8, "threads": 2}]
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_what_its_table_tells(tmp_path):
+    settings = {**SMALL["dln"], "output": tmp_path / "run", "device": "cpu"}
+    run = bns.train("dln", "batch", **{**settings, "steps": 4})
+    rows = bns.read_table(run.train_path)
+    provenance = {**rows.attrs["bnsmooth"], "version": "0.0", "torch": "1.9"}
+    here = provenance.pop("stretches")[0]
+    tables.write_table(run.train_path, "train", [rows], provenance)
+    with pytest.warns(Remark, match=f"bnsmooth 0.0, now bnsmooth {bns.__version__}; torch 1.9, now torch "):
+        bns.train("dln", "batch", **settings)
+    assert stretches(run) == [
+        {"first": 0, "last": 3, "version": "0.0", "torch": "1.9"}, {**here, "first": 4, "last": 6}
+    ]  # fmt: skip
 
 
 def test_a_run_that_has_ended_is_returned_with_its_own_intervals_and_a_remark(tmp_path):

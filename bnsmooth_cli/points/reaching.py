@@ -18,6 +18,7 @@ from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.runs import CheckpointSource
+from bnsmooth_cli.storage.stretches import described, recorded, told
 from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.trajectory import Trajectory
 from bnsmooth_cli.user_code import digest, name_of
@@ -95,8 +96,7 @@ def _check_record(source: CheckpointSource, trajectory: Trajectory) -> None:
     recorded = rows[rows["step"] == trajectory.step]
     if not len(recorded):
         return
-    same_machine = rows.attrs["bnsmooth"].get("machines") == [machine(problem.device)]
-    exact = same_machine and all(p.element_size() >= 4 for p in trajectory.parameters)
+    exact = _made_here(rows.attrs["bnsmooth"], problem) and all(p.element_size() >= 4 for p in trajectory.parameters)
     loss, norm = _recomputed(trajectory)
     old_loss, old_norm = float(recorded["loss"].iloc[0]), float(recorded["grad_norm"].iloc[0])
     tolerance = _TOLERANCE if exact else _TOLERANCE_ELSEWHERE
@@ -122,17 +122,27 @@ def _recomputed(trajectory: Trajectory) -> tuple[float, float]:
     return loss, norm
 
 
+def _made_here(provenance: dict[str, Any], problem: Problem) -> bool:
+    """Whether this torch on this kind of device has computed all of a run, as far as its table tells."""
+    here = machine(problem.device)
+    if "machines" in provenance:  # written by an earlier version
+        kind = "cpu" if "threads" in here else here["device"]
+        return bool(provenance["machines"] == [f"torch {here['torch']} on {kind}"])
+    stretches = recorded(provenance, 0)
+    return all(one.get(key) == here[key] for one in stretches for key in ("torch", "device"))
+
+
 def _cause(source: CheckpointSource, provenance: dict[str, Any], problem: Problem) -> str:
     """Why a run of the user's code cannot be computed again, as far as its table tells, and what to do about it."""
-    names, machines = (source.config.problem, source.config.norm), provenance.get("machines")
+    names = source.config.problem, source.config.norm
     now = {name: state for name in names if (state := digest(name)) is not None}
     if "code" not in provenance:  # written by an earlier version
         return "your code or data has changed since, or depends on more than the seed: restore it, or"
     if provenance["code"] != now:
         return "your code has changed since: restore it, or"
-    if machines != [machine(problem.device)]:
-        elsewhere = f"this is {machine(problem.device)}, and the run was made by {_listed(machines)}"
-        return f"{elsewhere}: measure it there, or"
+    if not _made_here(provenance, problem):
+        made_by = _listed(provenance["machines"]) if "machines" in provenance else told(recorded(provenance, 0))[:200]
+        return f"this is {described(machine(problem.device))}, and the run was made by {made_by}: measure it there, or"
     return (
         f"{_listed(now)} has not changed since, but what it imports or reads has, or it depends on more than the seed "
         "(numpy.random.default_rng() without a seed, the time, the order of a set): mend that, and"

@@ -21,6 +21,7 @@ from bnsmooth_cli.kinds import Section
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic, check_writable
 from bnsmooth_cli.storage.runs import Run, open_run
+from bnsmooth_cli.storage.stretches import recorded, told
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import command
 from bnsmooth_cli.studies.metrics import measured_rows
@@ -122,7 +123,7 @@ def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, A
         "settings": {**content["settings"], "threads a run": content["threads"]},
         "grid": {name: sorted(comparison[name].unique(), key=style.rank if name == "norm" else None)
                  for name in ("norm", "lr", "seed")},
-        "versions": sorted({version for run in runs for version in _versions(run)}),
+        "makers": _makers(runs),
         "commands": [*(command(request, study.path) for request in content["requests"]),
                      shlex.join(["bnsmooth", "report", str(study.path), "-o", "report.html"])],
         "seeds_needed": SEEDS,
@@ -197,8 +198,8 @@ def _medians(summary: pd.DataFrame) -> dict[str, Any]:
     return {"metrics": names, "rows": sorted(rows, key=lambda row: (row["lr"], style.rank(row["norm"])))}
 
 
-def _versions(run: Run) -> Iterator[str]:
-    provenance = tables.read_provenance(run.train_path, "train")
-    yield f"bnsmooth {provenance.get('version')}"
-    if "torch" in provenance:
-        yield f"torch {provenance['torch']}"
+def _makers(runs: Sequence[Run]) -> list[str]:
+    """What computed the runs. A run that several machines computed is named, with the steps of each."""
+    by_run = {run.name: recorded(tables.read_provenance(run.train_path, "train"), 0) for run in runs}
+    whole = {told(stretches) for stretches in by_run.values() if len(stretches) == 1}
+    return [*sorted(whole), *(f"{name}: {told(parts)}" for name, parts in by_run.items() if len(parts) > 1)]

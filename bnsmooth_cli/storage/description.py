@@ -14,6 +14,7 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.config import FIELDS
+from bnsmooth_cli.storage.stretches import is_stretches, told
 from bnsmooth_cli.storage.tables import read_table
 
 #: How many rows a description has from each end of the table.
@@ -62,11 +63,10 @@ def describe(path: Path | str) -> Description:
     measured = [name for name in varying if name not in labels]
     numbers = [name for name in measured if types[name] in ("int64", "double")]
     of_every_row = [f"{name} {_listed(table[name].iloc[:1].tolist())}" for name in constant if name not in labels]
-    makers = (f"{name} {_text(provenance[key])}" for name, key in _MADE_BY.items() if key in provenance)
     facts = [
         ("kind", kind),
         ("rows", _extent(table)),
-        ("made by", ", ".join(makers)),
+        ("made by", _makers(provenance)),
         *run_facts,
         *([("outcome", _outcome(provenance, len(table)))] if kind == "train" and "runs" in provenance else []),
         *((key, _text(value)) for key, value in provenance.items()
@@ -91,7 +91,17 @@ def describe(path: Path | str) -> Description:
 _MADE_BY: Final = {"bnsmooth": "version", "torch": "torch"}
 #: The parts of the provenance that have their own facts, or none. `next` has commands, which a stranger's file must not
 #: suggest.
-_KNOWN: Final = ("kind", "format", *_MADE_BY.values(), "runs", "last_step", "diverged_at", "next")
+_KNOWN: Final = ("kind", "format", *_MADE_BY.values(), "stretches", "runs", "last_step", "diverged_at", "next")
+
+
+def _makers(provenance: Mapping[str, Any]) -> str:
+    """What computed the table, with the steps if that changed. Tables of several runs tell it by run, in `_of_run`."""
+    stretches = provenance.get("stretches")
+    if is_stretches(stretches) and stretches:
+        return told(stretches)
+    if stretches and _is_by_run(provenance, "stretches"):
+        return ""
+    return ", ".join(f"{name} {_text(provenance[key])}" for name, key in _MADE_BY.items() if key in provenance)
 
 
 def _extent(table: pd.DataFrame) -> str:
@@ -146,7 +156,7 @@ def _runs(provenance: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.Data
 
 
 #: The parts of the provenance that come first among those that have a value for each run.
-_FIRST: Final = ("steps", "trained_forward_from", "options")
+_FIRST: Final = ("stretches", "steps", "trained_forward_from", "options")
 
 
 def _is_by_run(provenance: Mapping[str, Any], key: str) -> bool:
@@ -157,6 +167,8 @@ def _is_by_run(provenance: Mapping[str, Any], key: str) -> bool:
 
 def _of_run(key: str, value: Any) -> dict[tuple[str, str], str]:
     """A part of the provenance for one run, as texts by label and name."""
+    if key == "stretches" and is_stretches(value):
+        return {("made by", ""): told(value)}
     if key == "steps" and isinstance(value, list):
         steps = f"{len(value):,} steps: {_listed(value)}" if len(value) > 1 else f"step {_listed(value)}"
         return {("measured", ""): steps}

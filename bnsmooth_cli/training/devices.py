@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
 import torch
 
+from bnsmooth_cli import __version__
 from bnsmooth_cli.errors import InputError
 
 
@@ -25,11 +32,26 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def machine(device: torch.device) -> str:
-    """What computes on a device, as far as it rounds in its own way: the version of PyTorch and the kind of device.
+def machine(device: torch.device) -> dict[str, Any]:
+    """What computes on a device in this process, as far as it rounds in its own way, for `storage.stretches`.
 
-    >>> machine(torch.device("cpu")) == f"torch {torch.__version__} on cpu"
+    >>> machine(torch.device("cpu"))["threads"] == torch.get_num_threads()
     True
     """
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"torch {torch.__version__} on {kind}"
+    versions = {"version": __version__, "torch": str(torch.__version__)}
+    if device.type == "cpu":
+        name = f"cpu {_processor()} {torch.backends.cpu.get_cpu_capability()}"
+        return {**versions, "device": " ".join(name.split()), "threads": torch.get_num_threads()}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {**versions, "device": name}
+
+
+@functools.cache
+def _processor() -> str:
+    """The model of the CPU."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 
 from bnsmooth_cli import __version__, kinds, problems, stopping
 from bnsmooth_cli.config import Config, resolve
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.custom import Builder
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
 from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.storage.stretches import Stretch, before, changed, joined, machine_of, recorded, stretch
 from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.trajectory import RECORD, Trajectory
 from bnsmooth_cli.user_code import digest, name_of
@@ -150,7 +152,10 @@ def _train(run: Run, problem: Problem, progress: Progress | None, observer: Obse
     baseline = problem.baseline()  # the trajectory takes the problem's network
     trajectory = Trajectory(problem)
     log = _Log(_resume(run, trajectory), problem.device)
-    about = ({"baseline": baseline} if baseline else {}) | _made_by(run, problem, len(log.table(run)))
+    about = ({"baseline": baseline} if baseline else {}) | _code(run, problem)
+    if log.earlier and (differing := changed(machine_of(log.earlier[-1]), log.machine)):
+        said = f"{run.path}: resumed at step {trajectory.step} by another machine or program ({'; '.join(differing)}); "
+        warnings.warn(said + "its last bits may differ from those of an uninterrupted run", Remark, stacklevel=2)
     config = run.config
     if runs.open_run(run.path).config != config:  # more steps than before
         runs.write_config(run)
@@ -195,16 +200,12 @@ def _stop(run: Run, log: _Log, trajectory: Trajectory, observer: Observer, about
     stopping.stop(f"{run.path} keeps {kept}")
 
 
-def _made_by(run: Run, problem: Problem, known: int) -> dict[str, Any]:
-    """What computes a run of the user's code, for `points.reaching`: the code, and every machine that made its rows."""
+def _code(run: Run, problem: Problem) -> dict[str, Any]:
+    """Digests of the user's code, for `points.reaching`."""
     if not problem.has_users_code:
         return {}
     names = (run.config.problem, run.config.norm)
-    before = tables.read_provenance(run.train_path, "train").get("machines", ["unknown"]) if known else []
-    return {
-        "code": {name: state for name in names if (state := digest(name)) is not None},
-        "machines": sorted({*before, machine(problem.device)}),
-    }
+    return {"code": {name: state for name in names if (state := digest(name)) is not None}}
 
 
 def _resume(run: Run, trajectory: Trajectory) -> pd.DataFrame:
@@ -226,6 +227,8 @@ class _Log:
     Attributes:
         tests: The test loss and accuracy by step.
         count: The number of unread records.
+        earlier: The stretches of the rows that are known from the start.
+        machine: What computes the other rows.
     """
 
     def __init__(self, rows: pd.DataFrame, device: torch.device) -> None:
@@ -235,6 +238,8 @@ class _Log:
         self.tests = {int(r.step): (r.test_loss, r.test_accuracy) for r in tested.itertuples()}
         self._pending = torch.empty(READ_EVERY, len(RECORD), device=device)
         self.count = 0
+        self.earlier = before(recorded(rows.attrs.get("bnsmooth", {}), len(rows) - 1), len(rows))
+        self.machine, self._begun = machine(device), len(rows)
 
     def add(self, record: Tensor) -> None:
         """Add the columns of RECORD of a step, a tensor (4,) on the device."""
@@ -256,6 +261,11 @@ class _Log:
         """The last loss that was read."""
         return float(self._records[-1][-1, 0]) if len(self._records[-1]) else math.nan
 
+    def stretches(self) -> list[Stretch]:
+        """What computed the rows that were read."""
+        last = sum(map(len, self._records)) - 1
+        return joined([*self.earlier, *([stretch(self._begun, last, self.machine)] if last >= self._begun else [])])
+
     def table(self, run: Run) -> pd.DataFrame:
         """The rows that were read."""
         config = run.config
@@ -276,6 +286,7 @@ def _write(run: Run, log: _Log, **outcome: Any) -> None:
         "version": __version__,
         "torch": torch.__version__,
         "runs": {run.name: run.config.as_dict()},
+        "stretches": log.stretches(),
         **outcome,
     }
     tables.write_table(run.train_path, "train", [log.table(run)], provenance, make_folder=False)

@@ -305,6 +305,10 @@ class Config:
         "parameters of norms (default: 0).",
         _PENALTY, default=0.0,
     )  # fmt: skip
+    keep: int = setting(
+        "Keep the last N checkpoints alone (default: 0, which keeps all). Steps before them cannot be measured later.",
+        whole(MAX_STEPS, low=0), default=0, defines=False,
+    )  # fmt: skip
     settings: Settings
 
     def __post_init__(self) -> None:
@@ -351,10 +355,10 @@ class Config:
         return _build(self.as_dict() | {name: value for name, value in values.items() if value is not None})
 
     def incidental(self) -> dict[str, Any]:
-        """The settings that do not define the run, by name: how often it is saved and evaluated.
+        """The settings that do not define the run, by name: how often it is saved and evaluated, and what is kept.
 
         >>> resolve("dln", save_every=10).incidental()
-        {'save_every': 10}
+        {'save_every': 10, 'keep': 0}
         """
         own = _by_name(Config) | _by_name(type(self.settings))
         free = {name for name, f in own.items() if "setting" in f.metadata and not f.metadata["setting"].defines}

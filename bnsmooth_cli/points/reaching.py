@@ -176,7 +176,12 @@ def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
     wanted = sorted(set(steps))
     for step in wanted:
         if not first <= step <= last:
-            raise InputError(f"{source.path}: step {step} is out of reach; give steps from {first} to {last}")
+            removed = step < first and source.path.is_dir()  # a run begins with a checkpoint of step 0
+            why = f", because the checkpoints before {first} were removed (--keep)" if removed else ""
+            anew = ", or train it again with --keep 0 --force" if removed else ""
+            raise InputError(
+                f"{source.path}: step {step} is out of reach{why}; give steps from {first} to {last}{anew}"
+            )
     return wanted
 
 

@@ -226,21 +226,28 @@ def _restart(run: Run) -> Run:
 
 
 def write_checkpoint(run: Run, step: int, state: dict[str, Any], *, stopped: bool = False) -> None:
-    """Write a state with its configuration, so that the file can be used alone, and remove the checkpoint at which the
-    run was told to stop before. Raises InputError if the folder is gone.
+    """Write a state with its configuration, so that the file can be used alone.
+
+    Once the file is durable, it replaces the checkpoint at which the run was told to stop before. Of the regular
+    checkpoints, the configuration's last `keep` stay.
 
     Args:
         run: The run.
         step: The step.
         state: The tensors of the step.
         stopped: Whether the run has been told to stop here.
+
+    Raises:
+        InputError: If it cannot be written, or the folder is gone.
     """
-    earlier, path = run.stopped().values(), run.checkpoint_path(step)
+    replaced, path = [*run.stopped().values()], run.checkpoint_path(step)
     if stopped:
         path = path.with_name(f"stopped-{path.name}")
+    elif run.config.keep:  # those of later steps are left from training that is now repeated
+        replaced += [file for at, file in run.checkpoints().items() if at < step][: -run.config.keep + 1 or None]
     content = {"format": FORMAT, "run": run.name, "config": run.config.as_dict(), "step": step, **state}
     save_tensors(path, content, make_folder=False)
-    for file in earlier:
+    for file in replaced:
         if file != path:
             file.unlink(missing_ok=True)
 

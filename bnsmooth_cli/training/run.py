@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from bnsmooth_cli import __version__, kinds, problems, stopping
 from bnsmooth_cli.config import Config, resolve
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.custom import Builder
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
 from bnsmooth_cli.storage.runs import Run
-from bnsmooth_cli.storage.stretches import Stretch, before, changed, joined, machine_of, recorded, stretch
+from bnsmooth_cli.storage.stretches import before, changed, joined, machine_of, recorded, stretch
 from bnsmooth_cli.training.devices import choose_device, machine
+from bnsmooth_cli.training.saving import Saver
 from bnsmooth_cli.training.trajectory import RECORD, Trajectory
 from bnsmooth_cli.user_code import digest, name_of
 
@@ -151,52 +152,52 @@ def _train(run: Run, problem: Problem, progress: Progress | None, observer: Obse
     run.checkpoint_path(0).parent.mkdir(exist_ok=True)
     baseline = problem.baseline()  # the trajectory takes the problem's network
     trajectory = Trajectory(problem)
-    log = _Log(_resume(run, trajectory), problem.device)
-    about = ({"baseline": baseline} if baseline else {}) | _code(run, problem)
+    log = _Log(run, _resume(run, trajectory), problem.device)
+    log.about = ({"baseline": baseline} if baseline else {}) | _code(run, problem)
     if log.earlier and (differing := changed(machine_of(log.earlier[-1]), log.machine)):
         said = f"{run.path}: resumed at step {trajectory.step} by another machine or program ({'; '.join(differing)}); "
         warnings.warn(said + "its last bits may differ from those of an uninterrupted run", Remark, stacklevel=2)
     config = run.config
-    if runs.open_run(run.path).config != config:  # more steps than before
+    if runs.open_run(run.path).config != config:  # more steps than before, or other intervals
         runs.write_config(run)
-    for step in range(trajectory.step, config.steps + 1):
-        last = step == config.steps
-        saving, looking = last or step % config.save_every == 0, step in observer.steps
-        if saving or looking or log.count == READ_EVERY:
-            diverged = log.read()
-            if diverged is not None:
-                _write(run, log, **about, diverged_at=diverged)
-                observer.ended(diverged)
-                return
-            if progress is not None:
-                progress(step, log.last_loss)
-        if looking:
-            observer.look(trajectory)
-        if saving:  # the table first: it must hold the rows before any checkpoint on disk
-            observer.keep()
-            _write(run, log, **about)
-            runs.write_checkpoint(run, step, trajectory.state())
-        if problem.test_size and (last or step % (config.eval_every or config.steps) == 0):
-            log.tests[step] = problem.evaluate(trajectory.model)
-        if not last:
-            log.add(trajectory.advance())
-            if stopping.told():
-                _stop(run, log, trajectory, observer, about)
-    log.add(trajectory.gradients(update_statistics=False)[0])
-    problem.check_data()
-    diverged = log.read()
-    _write(run, log, **about, diverged_at=diverged, last_step=config.steps)
-    observer.ended(diverged)
+    with Saver(run) as saver:
+        for step in range(trajectory.step, config.steps + 1):
+            last = step == config.steps
+            saving, looking = last or step % config.save_every == 0, step in observer.steps
+            if saving or looking or log.count == READ_EVERY:
+                diverged = log.read()
+                if diverged is not None:
+                    saver.table(*log.written(diverged_at=diverged))
+                    observer.ended(diverged)
+                    return
+                if progress is not None:
+                    progress(step, log.last_loss)
+            if looking:
+                observer.look(trajectory)
+            if saving:
+                observer.keep()
+                saver.checkpoint(*log.written(), step, trajectory.state())
+            if problem.test_size and (last or step % (config.eval_every or config.steps) == 0):
+                log.tests[step] = problem.evaluate(trajectory.model)
+            if not last:
+                log.add(trajectory.advance())
+                if stopping.told():
+                    _stop(run, log, trajectory, observer, saver)
+        log.add(trajectory.gradients(update_statistics=False)[0])
+        problem.check_data()
+        diverged = log.read()
+        saver.table(*log.written(diverged_at=diverged, last_step=config.steps))
+        observer.ended(diverged)
 
 
-def _stop(run: Run, log: _Log, trajectory: Trajectory, observer: Observer, about: dict[str, Any]) -> NoReturn:
+def _stop(run: Run, log: _Log, trajectory: Trajectory, observer: Observer, saver: Saver) -> NoReturn:
     """Keep the rows and the state of the present step, and end. If the run has diverged, the last checkpoint stands."""
     kept = "the last checkpoint"
     if log.read() is None:
         observer.keep()
-        _write(run, log, **about)
-        runs.write_checkpoint(run, trajectory.step, trajectory.state(), stopped=True)
+        saver.checkpoint(*log.written(), trajectory.step, trajectory.state(), stopped=True)
         kept = f"step {trajectory.step} of {run.config.steps}"
+    saver.wait()
     stopping.stop(f"{run.path} keeps {kept}")
 
 
@@ -229,9 +230,10 @@ class _Log:
         count: The number of unread records.
         earlier: The stretches of the rows that are known from the start.
         machine: What computes the other rows.
+        about: Entries of the table's provenance.
     """
 
-    def __init__(self, rows: pd.DataFrame, device: torch.device) -> None:
+    def __init__(self, run: Run, rows: pd.DataFrame, device: torch.device) -> None:
         known = rows[[*RECORD]].fillna({"penalty": 0.0})  # earlier versions had no penalty, nor its column
         self._records: list[np.ndarray[Any, Any]] = [known.to_numpy(np.float64)]
         tested = rows[rows["test_loss"].notna() | rows["test_accuracy"].notna()]
@@ -240,6 +242,8 @@ class _Log:
         self.count = 0
         self.earlier = before(recorded(rows.attrs.get("bnsmooth", {}), len(rows) - 1), len(rows))
         self.machine, self._begun = machine(device), len(rows)
+        self.about: dict[str, Any] = {}
+        self._run = run
 
     def add(self, record: Tensor) -> None:
         """Add the columns of RECORD of a step, a tensor (4,) on the device."""
@@ -261,14 +265,22 @@ class _Log:
         """The last loss that was read."""
         return float(self._records[-1][-1, 0]) if len(self._records[-1]) else math.nan
 
-    def stretches(self) -> list[Stretch]:
-        """What computed the rows that were read."""
-        last = sum(map(len, self._records)) - 1
-        return joined([*self.earlier, *([stretch(self._begun, last, self.machine)] if last >= self._begun else [])])
+    def written(self, **outcome: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """The table of the rows that were read, and its provenance with the outcome of the run."""
+        run, last = self._run, sum(map(len, self._records)) - 1
+        mine = [stretch(self._begun, last, self.machine)] if last >= self._begun else []
+        provenance = {
+            "version": __version__,
+            "torch": torch.__version__,
+            "runs": {run.name: run.config.as_dict()},
+            "stretches": joined([*self.earlier, *mine]),
+            **self.about,
+            **outcome,
+        }
+        return self._table(), provenance
 
-    def table(self, run: Run) -> pd.DataFrame:
-        """The rows that were read."""
-        config = run.config
+    def _table(self) -> pd.DataFrame:
+        run, config = self._run, self._run.config
         frame = pd.DataFrame(np.concatenate(self._records), columns=list(RECORD))
         frame.insert(0, "step", np.arange(len(frame)))
         tests = pd.DataFrame.from_dict(
@@ -277,16 +289,3 @@ class _Log:
         return frame.join(tests, on="step").assign(
             run=run.name, problem=config.problem, norm=config.norm, lr=config.lr, seed=config.seed
         )
-
-
-def _write(run: Run, log: _Log, **outcome: Any) -> None:
-    if not (run.path / "config.json").is_file():
-        raise InputError(f"{run.path}: was removed or moved while it was trained; train it again")
-    provenance = {
-        "version": __version__,
-        "torch": torch.__version__,
-        "runs": {run.name: run.config.as_dict()},
-        "stretches": log.stretches(),
-        **outcome,
-    }
-    tables.write_table(run.train_path, "train", [log.table(run)], provenance, make_folder=False)

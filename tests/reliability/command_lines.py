@@ -43,6 +43,7 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--weight-decay": (("0", "1e-4"), ("-1", "nan", "x")),
     "--samples": (("1", "9"), ("0", "10000000000")),
     "--save-every": (("1", "2", "100"), ("0",)),
+    "--keep": (("0", "1", "2"), ("-1",)),
     "--eval-every": (("1", "2"), ("0",)),
     "--device": (("cpu", "auto"), ("cuda", "mps", "tpu", "cuda:99")),
     "--threads": (("1",), ("0", "99999999999")),

@@ -6,13 +6,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 #: The signals that end work in an orderly way, with the handlers that we replace: a user's own handler is left alone.
 _REPLACED: Final = {
-    signal.SIGINT: (signal.default_int_handler,),
+    signal.SIGINT: (signal.default_int_handler, signal.SIG_DFL),
     signal.SIGTERM: (signal.SIG_DFL,),
 }
 
@@ -33,26 +33,24 @@ class Terminated(SystemExit):
 
 
 class Withdrawn(Exception):
-    """Raised in a worker whose work is no longer wanted here, once its results are kept."""
+    """Raised in a worker whose work is no longer wanted there, once its results are kept."""
 
 
+_lock = threading.RLock()  # guards the next three
 _depth = 0  # of nested `deferred` blocks in the main thread
 _told: int | None = None  # the signal that has arrived in the outermost block
+_over = False  # whether `over` was called
+
 _here = threading.local()  # `.checks`: the reasons to stop of the work in this thread
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    """The handler: note the first signal; end at once at the second."""
-    global _told
-    if _told is not None:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    _told = number
+_before: dict[int, Any] = {}  # the handlers that the outermost block has replaced
+_undo: list[Callable[[], object]] = []  # what `undone` does
+_end: Callable[[int], None] | None = None  # what `obey` does before the process ends; None if it was not called
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While the block runs, a first SIGINT or SIGTERM is only noted, for `told`, and a second one ends the process.
+    """While the block runs, a first SIGINT or SIGTERM is only noted, for `told`. A second one acts as if there were no
+    block.
 
     Blocks may be nested. Outside of the main thread, which alone receives signals, the block changes nothing. A signal
     that arrives too late for any `told` in the block takes effect when the block ends.
@@ -61,29 +59,31 @@ def deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    replaced = {}
-    if _depth == 0:
-        _told = None
-        for number, handlers in _REPLACED.items():
-            if (before := signal.getsignal(number)) in handlers:
-                replaced[number] = before
-                signal.signal(number, _note)
-    _depth += 1
+    with _lock:
+        if _depth == 0:
+            _told = None
+        _depth += 1
     try:
+        if _depth == 1:
+            _replace(_note, _before)
         yield
     finally:
-        _depth -= 1
-        for number, before in replaced.items():
-            signal.signal(number, before)
-    if _depth == 0 and _told is not None:
-        stop("all files are complete")
+        with _lock:
+            _depth -= 1
+            late = _told if _depth == 0 else None
+        if _depth == 0:
+            for number, handler in _before.items():
+                signal.signal(number, handler)
+            _before.clear()
+    if late is not None:
+        raise _exception(late, "all files are complete")
 
 
 @contextmanager
 def heeding(check: Callable[[], bool]) -> Iterator[None]:
     """While the block runs, work in this thread is also told to stop where `check` returns true."""
-    checks = [*getattr(_here, "checks", []), check]
-    before, _here.checks = checks[:-1], checks
+    before = getattr(_here, "checks", ())
+    _here.checks = (*before, check)
     try:
         yield
     finally:
@@ -92,11 +92,7 @@ def heeding(check: Callable[[], bool]) -> Iterator[None]:
 
 def told() -> bool:
     """Whether the work in this thread has been told to stop. It then keeps its results and calls `stop`."""
-    return _signalled() or any(check() for check in getattr(_here, "checks", []))
-
-
-def _signalled() -> bool:
-    return _told is not None and threading.current_thread() is threading.main_thread()
+    return _signal() is not None or any(check() for check in getattr(_here, "checks", ()))
 
 
 def stop(kept: str) -> NoReturn:
@@ -110,8 +106,127 @@ def stop(kept: str) -> NoReturn:
         Terminated: After SIGTERM.
         Withdrawn: If no signal has arrived, and a check of `heeding` tells to stop.
     """
+    number = _signal()
+    raise Withdrawn(kept) if number is None else _exception(number, kept)
+
+
+def _signal() -> int | None:
+    """The signal that the work in this thread has to heed."""
+    return _told if _depth and threading.current_thread() is threading.main_thread() else None
+
+
+def _exception(number: int, kept: str) -> BaseException:
+    return Interrupted(kept) if number == signal.SIGINT else Terminated(kept)
+
+
+def _replace(handler: Callable[[int, FrameType | None], None], before: dict[int, Any]) -> None:
+    """Install a handler in place of the usual ones, which go to `before`."""
+    for number, usual in _REPLACED.items():
+        if (present := signal.getsignal(number)) in usual:
+            before[number] = present
+            signal.signal(number, handler)
+
+
+def _noted(number: int) -> bool:
+    """Note a signal if it can wait. False if it has to act at once."""
     global _told
-    if not _signalled():
-        raise Withdrawn(kept)
-    number, _told = _told, None
-    raise Interrupted(kept) if number == signal.SIGINT else Terminated(kept)
+    with _lock:
+        if _told is None and (_depth or _over):
+            _told = number
+            return True
+        return False
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """The handler in a block of `deferred`, if `obey` was not called."""
+    if _noted(number):
+        return
+    if callable(before := _before[number]):
+        before(number, frame)
+    else:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+# A process of our own, such as the command line, ends by itself. An exception in a handler could arise anywhere: it may
+# be swallowed, or be reported by the interpreter. A handler also waits for the operation that the main thread is in,
+# which may be the backward pass of a large network. Therefore another thread hears of the signals.
+
+
+def obey(end: Callable[[int], None]) -> None:
+    """From now on, a signal that no block defers ends this process at once, with status 128 + number.
+
+    Handlers that are not the usual ones are left alone, such as those of a user or of `nohup`. On Windows, and outside
+    of the main thread, nothing changes.
+
+    Args:
+        end: Called with the number of the signal before the process ends, in another thread. Whatever is written to
+            stderr after that is lost.
+    """
+    global _end, _over, _told
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        return
+    if _end is None:
+        heard, hears = os.pipe()
+        os.set_blocking(hears, False)
+        signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
+        threading.Thread(target=_listen, args=(heard,), name="bnsmooth-signals", daemon=True).start()
+    _end, _over, _told = end, False, None
+    _replace(_hear, {})
+
+
+def over() -> None:
+    """The work is done, and what is left takes moments: ignore a first signal, and end silently at a second one."""
+    global _over, _told
+    with _lock:
+        _over, _told = True, None
+
+
+@contextmanager
+def undone(undo: Callable[[], object]) -> Iterator[None]:
+    """If a signal ends this process at once while the block runs, call `undo` before. It may be called in the middle of
+    any operation of the block."""
+    _undo.append(undo)
+    try:
+        yield
+    finally:
+        _undo.remove(undo)
+
+
+def _hear(number: int, frame: FrameType | None) -> None:
+    """The handler of `obey`: `_listen` does what there is to do."""
+
+
+def _listen(heard: int) -> None:
+    while True:
+        for number in os.read(heard, 64):
+            if signal.getsignal(number) is _hear and not _noted(number):
+                _end_at_once(number)
+
+
+def _end_at_once(number: int) -> None:
+    with suppress(Exception):
+        if _end is not None and not _over:
+            _end(number)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for undo in reversed(_undo):
+        with suppress(Exception):
+            undo()
+    os._exit(128 + number)
+
+
+def _forget() -> None:
+    """In a forked process: signals mean what they usually mean, and are not heard by the parent."""
+    global _depth, _told, _end, _lock
+    if _end is not None:
+        signal.set_wakeup_fd(-1)
+    for number, usual in _REPLACED.items():
+        if signal.getsignal(number) in (_hear, _note):
+            signal.signal(number, usual[0])
+    _depth, _told, _end, _lock = 0, None, None, threading.RLock()
+    _before.clear()
+    _undo.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

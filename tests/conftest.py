@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,8 +56,11 @@ def cli(
 
     def call(line: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bnsmooth", *shlex.split(line)])
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as stop:
             main()
+        for number, handler in handlers.items():  # a command ends its process at a signal, which these tests must not
+            signal.signal(number, handler)
         streams = capsys.readouterr()
         return int(stop.value.code or 0), streams.out, streams.err
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bnsmooth_cli import cli, kinds, norms
+from bnsmooth_cli import kinds, norms
+from bnsmooth_cli.cli.commands import app
 
 #: Kind -> column -> type.
 SCHEMAS = {kind.name: {name: column.type for name, column in kind.columns.items()} for kind in kinds.KINDS}
@@ -35,7 +36,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def commands() -> list[str]:
     """Every command of the command line."""
-    return [str(command.name) for command in cli.app.registered_commands]
+    return [str(command.name) for command in app.registered_commands]
 
 
 def holder(lock: Path) -> int | None:

@@ -352,7 +352,7 @@ def test_an_interrupted_run_can_be_resumed(tmp_path):
     while not (tmp_path / "run/checkpoints/000100.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.communicate()[1]
+    assert "bnsmooth: stopped; run keeps step" in process.communicate()[1]
     assert process.returncode == 130
     assert open_run(tmp_path / "run").outcome() is None
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

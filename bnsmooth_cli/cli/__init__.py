@@ -7,104 +7,56 @@ Modules that take long to import (torch, pandas) are imported inside the functio
 from __future__ import annotations
 
 import errno
-import functools
-import importlib
-import inspect
 import os
+import shlex
 import sys
-import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
-import typer
+from bnsmooth_cli import stopping
 
-import bnsmooth_cli
-from bnsmooth_cli import kinds
-from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.errors import IncompleteError, InputError, Remark
-from bnsmooth_cli.memory import keep_freed_memory
-
-#: Every command, in the order of the help: those that write a kind of table, then those that read tables.
-COMMANDS: Final = (*dict.fromkeys(kind.command for kind in kinds.KINDS), "plot", "report", "show")
-
-
-def help_text(function: Any) -> str:
-    """A command's docstring with each paragraph on one line, so that the help wraps at the terminal's width.
-
-    >>> def command():
-    ...     '''Do this.
-    ...
-    ...     One sentence over
-    ...     two lines.
-    ...     '''
-    >>> help_text(command)
-    'Do this.\\n\\nOne sentence over two lines.'
-    """
-    paragraphs = inspect.cleandoc(function.__doc__).split("\n\n")
-    return "\n\n".join(text if text.startswith(" ") else text.replace("\n", " ") for text in paragraphs)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"bnsmooth {bnsmooth_cli.__version__}")
-        raise typer.Exit
-
-
-def bnsmooth(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Does a normalisation make the loss landscape smoother, and does that explain why it trains better?
-
-    bnsmooth runs the experiments of Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018). It
-    trains networks with different norms, measures the loss landscape and internal covariate shift, verifies the
-    theorems, and compares and plots the results. Every command writes a Parquet table that the next one reads.
-    """
-
-
-app = typer.Typer(
-    name="bnsmooth",
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help=help_text(bnsmooth),
-    epilog="Start with: [bold]bnsmooth train --norm batch[/], then [bold]bnsmooth landscape --norm batch[/]",
-)
-app.callback()(bnsmooth)
-for _name in COMMANDS:
-    _function = getattr(importlib.import_module(f"{__name__}.{_name}"), _name)
-    app.command(_name, help=help_text(_function))(_function)
-
-
-_INTERRUPTED: Final = 130
 _MAX_MESSAGE: Final = 10_000  # characters; a file can contain a path of any length
+#: Flags that make a command start anew, so that they are not part of the command that continues.
+_ANEW: Final = ("--force", "--no-resume")
+_WHOLE: Final = "no file is half written"
 
 
 def main() -> NoReturn:
     """Run the command line.
 
-    An error is one line on stderr. The exit status is 0 for success, 1 for a failure, 2 for wrong usage or input, and
-    130 for an interruption.
+    An error is one line on stderr. The exit status is 0 for success, 1 for a failure, 2 for wrong usage or input, 130
+    after SIGINT and 143 after SIGTERM.
     """
-    keep_freed_memory()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the calling process closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for the lifetime of the process
         getattr(sys, name).reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
-    command = typer.main.get_command(app)
-    warnings.showwarning = functools.partial(_remark, warnings.showwarning)
+    stopping.obey(_ended_at_once)  # before the imports, which take a while
     try:
-        code = command.main(sys.argv[1:] or ["--help"], prog_name="bnsmooth", standalone_mode=False)
-        if code == _INTERRUPTED:  # typer turns KeyboardInterrupt into this status and prints nothing
-            code = _explain(KeyboardInterrupt())
-    except (Exception, KeyboardInterrupt) as error:
+        result = _run(sys.argv[1:] or ["--help"])
+    except (Exception, KeyboardInterrupt, stopping.Terminated) as error:
+        result = error
+    if isinstance(result, BaseException):
         if "--debug" in sys.argv[1:]:
-            raise
-        code = _explain(error)
-    sys.exit(code if isinstance(code, int) else 0)
+            raise result
+        result = _explain(result)
+    stopping.over()
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _run(words: list[str]) -> object:
+    import functools
+    import warnings
+
+    import typer
+
+    from bnsmooth_cli.cli.commands import app
+    from bnsmooth_cli.memory import keep_freed_memory
+
+    keep_freed_memory()
+    warnings.showwarning = functools.partial(_remark, warnings.showwarning)
+    result = typer.main.get_command(app).main(words, prog_name="bnsmooth", standalone_mode=False)
+    return KeyboardInterrupt() if result == 130 else result  # typer's status after Ctrl-C between words and command
 
 
 _remarks: set[str] = set()  # that have been printed
@@ -112,6 +64,9 @@ _remarks: set[str] = set()  # that have been printed
 
 def _remark(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
     """Print a remark as one line, once; leave the other warnings to `others`."""
+    from bnsmooth_cli.cli import terminal
+    from bnsmooth_cli.errors import Remark
+
     if not issubclass(category, Remark):
         others(message, category, *place)
     elif str(message) not in _remarks:
@@ -119,10 +74,34 @@ def _remark(others: Callable[..., None], message: Warning | str, category: type[
         terminal.complain(f"note: {message}")
 
 
+def stopped(kept: str) -> str:
+    """What the user reads after a signal: what is kept, and the command that continues.
+
+    >>> sys.argv = ["bnsmooth", "train", "--force", "-o", "my runs/x"]
+    >>> stopped("my runs/x keeps step 137 of 300")
+    "stopped; my runs/x keeps step 137 of 300; continue with: bnsmooth train -o 'my runs/x'"
+    """
+    words = [word for word in sys.argv[1:] if word not in _ANEW]
+    return f"stopped; {kept}; continue with: {shlex.join(['bnsmooth', *words])}"
+
+
+def _ended_at_once(number: int) -> None:
+    """Write the line of a command that a signal ends at once. The console may be in use, so this does without it."""
+    line = f"bnsmooth: {stopped(_WHOLE)}"[:_MAX_MESSAGE]
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    # On a terminal, clear the progress bar in this line and show the cursor, which the bar hides.
+    clean = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
+    os.write(2, f"{clean}{plain}\n".encode(errors="backslashreplace"))
+
+
 def _explain(error: BaseException) -> int:
     """Print an error as one line; return the exit status."""
-    if isinstance(error, KeyboardInterrupt):
-        message, code = "interrupted; no file is half written; run the same command again to finish", _INTERRUPTED
+    from bnsmooth_cli.cli import terminal
+    from bnsmooth_cli.errors import IncompleteError, InputError
+
+    stopping.over()
+    if isinstance(error, (KeyboardInterrupt, stopping.Terminated)):
+        message, code = stopped(str(error) or _WHOLE), 143 if isinstance(error, stopping.Terminated) else 130
     elif isinstance(error, InputError):
         message, code = str(error), 2
     elif isinstance(error, IncompleteError):

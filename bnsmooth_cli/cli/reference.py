@@ -11,7 +11,7 @@ from typer.models import CommandInfo
 from typer.utils import get_params_from_function
 
 from bnsmooth_cli import norms
-from bnsmooth_cli.cli import app
+from bnsmooth_cli.cli.commands import app
 from bnsmooth_cli.config import PROBLEMS, flag
 from bnsmooth_cli.data import NAMES
 from bnsmooth_cli.kinds import KINDS, METRICS, RUN, Column

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli.errors import DamagedError, InputError
+from bnsmooth_cli.stopping import undone
 
 try:
     import fcntl
@@ -45,15 +46,16 @@ def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
     try:
-        _lock(handle)
-        _remove_abandoned(path, temporary)
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; choose another file name")
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        with undone(lambda: temporary.unlink(missing_ok=True)):
+            _lock(handle)
+            _remove_abandoned(path, temporary)
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            if path.is_dir():
+                raise InputError(f"{path}: is a folder; choose another file name")
+            temporary.replace(path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: not written ({error.strerror or error}); the old file is unchanged") from error
     finally:

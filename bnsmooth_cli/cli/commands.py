@@ -1,0 +1,78 @@
+"""All commands as one application."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+import bnsmooth_cli
+from bnsmooth_cli import kinds
+
+#: Every command, in the order of the help: those that write a kind of table, then those that read tables.
+COMMANDS: Final = (*dict.fromkeys(kind.command for kind in kinds.KINDS), "plot", "report", "show")
+
+
+def help_text(function: Any) -> str:
+    """A command's docstring with each paragraph on one line, so that the help wraps at the terminal's width.
+
+    >>> def command():
+    ...     '''Do this.
+    ...
+    ...     One sentence over
+    ...     two lines.
+    ...     '''
+    >>> help_text(command)
+    'Do this.\\n\\nOne sentence over two lines.'
+    """
+    paragraphs = inspect.cleandoc(function.__doc__).split("\n\n")
+    return "\n\n".join(text if text.startswith(" ") else text.replace("\n", " ") for text in paragraphs)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bnsmooth {bnsmooth_cli.__version__}")
+        raise typer.Exit
+
+
+def bnsmooth(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Does a normalisation make the loss landscape smoother, and does that explain why it trains better?
+
+    bnsmooth runs the experiments of Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018). It
+    trains networks with different norms, measures the loss landscape and internal covariate shift, verifies the
+    theorems, and compares and plots the results. Every command writes a Parquet table that the next one reads.
+    """
+
+
+class _Commands(TyperGroup):
+    """The commands. A KeyboardInterrupt is returned: typer would make a status of it and lose what it says."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            return error
+
+
+app = typer.Typer(
+    name="bnsmooth",
+    cls=_Commands,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=help_text(bnsmooth),
+    epilog="Start with: [bold]bnsmooth train --norm batch[/], then [bold]bnsmooth landscape --norm batch[/]",
+)
+app.callback()(bnsmooth)
+for _name in COMMANDS:
+    _function = getattr(importlib.import_module(f"bnsmooth_cli.cli.{_name}"), _name)
+    app.command(_name, help=help_text(_function))(_function)

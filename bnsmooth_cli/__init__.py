@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bnsmooth_cli.measures.by_layer import smoothness_by_layer as smoothness_by_layer
     from bnsmooth_cli.measures.ics import ics as ics
     from bnsmooth_cli.measures.landscape import landscape as landscape
+    from bnsmooth_cli.measures.one_pass import train as train
     from bnsmooth_cli.measures.smoothness import smoothness as smoothness
     from bnsmooth_cli.measures.surface import surface as surface
     from bnsmooth_cli.measures.theory import theory as theory
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from bnsmooth_cli.studies.folder import Study as Study
     from bnsmooth_cli.studies.progress import StudyProgress as StudyProgress
     from bnsmooth_cli.studies.run import study as study
-    from bnsmooth_cli.training.run import train as train
 
     __version__: str
 
@@ -70,7 +70,7 @@ _HOMES: Final = {
     "study": "studies.run",
     "surface": "measures.surface",
     "theory": "measures.theory",
-    "train": "training.run",
+    "train": "measures.one_pass",
 }
 
 

@@ -389,7 +389,6 @@ def test_a_study_of_other_settings_is_refused(cli, tmp_path):
         ("--threads 2", "threads 1, now 2"),
         ("--steps 10", "steps 20, now 10"),
         ("--steps 40", "steps 20, now 40"),
-        ("--at 0", "of other steps"),
     ):
         line = GRID.replace(DLN, "") if "vgg" in change else GRID.replace("--depth 5", "")
         code, _, err = cli(f"{line} {change} {'' if 'depth' in change or 'vgg' in change else '--depth 5'} -o study")

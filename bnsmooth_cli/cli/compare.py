@@ -15,6 +15,7 @@ from bnsmooth_cli.cli.options import (
     MachineOptions,
     SettingOptions,
     StepOptions,
+    WantedOptions,
     grouped,
 )
 from bnsmooth_cli.errors import IncompleteError, InputError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 def compare(
     grid: GridOptions,
     execution: ExecutionOptions,
+    wanted: WantedOptions,
     steps: StepOptions,
     settings: SettingOptions,
     machine: MachineOptions,
@@ -87,7 +89,7 @@ def compare(
     from bnsmooth_cli.studies.folder import table_paths
     from bnsmooth_cli.studies.outcome import Outcome, conclude
 
-    options = {**grid.given(), **steps.given(), **settings.given()}
+    options = {**grid.given(), **wanted.given(), **steps.given(), **settings.given()}
     if plan:
         given = {"study": grid.study, **{name: value for name, value in execution.given().items() if value},
                  "output": output, "target_loss": target_loss, "target_accuracy": target_accuracy}  # fmt: skip

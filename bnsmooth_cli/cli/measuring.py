@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -101,7 +100,8 @@ def _measure(
     import pandas as pd
 
     from bnsmooth_cli import problems
-    from bnsmooth_cli.measures.measuring import execute, measurement, pending, plan
+    from bnsmooth_cli.measures.measuring import execute, pending, plan
+    from bnsmooth_cli.measures.request import measurement
     from bnsmooth_cli.storage.runs import open_source, open_weights
     from bnsmooth_cli.storage.tables import check_target, read_table
     from bnsmooth_cli.training.devices import choose_device
@@ -123,17 +123,14 @@ def _measure(
         opened = [train_or_find(config, device=machine.device, problem=checked).source()]
     data = run.given().get("data")
     requests = plan(kind, opened, files.output, **where, options=options, device=machine.device, data=data)
-    columns = [name for name, column in kinds.get(kind).columns.items() if column.type != "list"]
-    frames: dict[Path, list[pd.DataFrame]] = {request.path: [] for request in requests}
     with terminal.progress(kind) as update:
         execute(
             pending(requests, machine.force),
+            force=machine.force,
             progress=lambda name, step, done, total: update(done, total, f"{name} step {step}"),
-            keep=lambda request, rows: frames[request.path].append(rows[columns]),
         )
-    for path, rows in frames.items():
-        terminal.say(path)
-        export.write(path)
-        if not rows:  # the existing table already answers the request
-            rows.append(read_table(path, kind, columns))
-    summarise(pd.concat(chain.from_iterable(frames.values()), ignore_index=True))
+    for request in requests:
+        terminal.say(request.path)
+        export.write(request.path)
+    columns = [name for name, column in kinds.get(kind).columns.items() if column.type != "list"]
+    summarise(pd.concat([read_table(request.path, kind, columns) for request in requests], ignore_index=True))

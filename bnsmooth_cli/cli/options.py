@@ -153,20 +153,22 @@ class GridOptions(Options):
     norms: str | None = option("Norms of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C")
     lrs: str | None = option("Learning rates (default: the preset's).", _STUDY, metavar="A,B")
     seeds: str | None = option("Seeds, as in 0-4 (default: 0). A verdict needs five.", _STUDY, metavar="A-B")
-    measure: str | None = option(
-        f"Measurements to take: {', '.join(_STUDIED)}.", _STUDY, choices=_STUDIED, metavar="A,B"
-    )
-    probe: bool | None = option(
-        "Let activations measure the batch of step 0 at every step too, and the floor.",
-        _STUDY,
-        flags="--probe/--no-probe",
-    )
     study: Path | None = option("Read options from a TOML file; the command line overrides it.", _STUDY, metavar="FILE")
 
-    def given(self) -> dict[str, str | bool]:
+    def given(self) -> dict[str, str]:
         """The options that were given, with lists as text."""
         allow(*(name.strip() for name in (self.norms or "").split(",")))
         return {name: value for name, value in super().given().items() if name != "study"}
+
+
+@dataclass(frozen=True)
+class WantedOptions(Options):
+    """Which tables are measured while runs train."""
+
+    measure: str | None = option(f"Measure while training: {', '.join(_STUDIED)}.", choices=_STUDIED, metavar="A,B")
+    probe: bool | None = option(
+        "Let activations measure the batch of step 0 at every step too, and the floor.", flags="--probe/--no-probe"
+    )
 
 
 @dataclass(frozen=True)

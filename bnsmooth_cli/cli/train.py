@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.options import ExportOptions, MachineOptions, Options, RunOptions, grouped, option
+from bnsmooth_cli.cli.options import (
+    ExportOptions,
+    MachineOptions,
+    Options,
+    RunOptions,
+    StepOptions,
+    WantedOptions,
+    grouped,
+    option,
+)
 from bnsmooth_cli.config import Config
+from bnsmooth_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from bnsmooth_cli.measures.wanted import Wanted
     from bnsmooth_cli.storage.runs import Run
 
 
@@ -30,11 +42,21 @@ class FolderOptions(Options):
 
 
 @grouped
-def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folder: FolderOptions) -> None:
+def train(
+    run: RunOptions,
+    wanted: WantedOptions,
+    steps: StepOptions,
+    machine: MachineOptions,
+    export: ExportOptions,
+    folder: FolderOptions,
+) -> None:
     """Train a network and write a run: config.json, checkpoints and train.parquet.
 
     A finished run with the same settings is reused, and an unfinished one is resumed. Training can be interrupted at
     any time.
+
+    With --measure, the run is measured as it trains. The tables are those that the measuring commands write afterwards,
+    which have to walk along the trajectory again.
 
     [bold]Examples[/]
 
@@ -43,11 +65,14 @@ def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folde
       bnsmooth train --problem dln --norm batch --preset paper --seed 1
 
       bnsmooth train --norm none --data path/to/cifar10 --steps 3000
+
+      bnsmooth train --norm batch --measure landscape,smoothness,ics --every 100
     """
     machine.apply()
     export.check()
+    chosen = _chosen(wanted, steps)
     trained = train_or_find(
-        run.config(), output=folder.output, resume=folder.resume, device=machine.device, force=machine.force
+        run.config(), chosen, output=folder.output, resume=folder.resume, device=machine.device, force=machine.force
     )
     from bnsmooth_cli.storage.tables import read_table
 
@@ -59,16 +84,42 @@ def train(run: RunOptions, machine: MachineOptions, export: ExportOptions, folde
     else:
         rows, columns = tested, ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
     export.write(trained.train_path)
+    for kind in chosen.kinds:
+        table = trained.source().table_path(kind)
+        terminal.say(table)
+        if kinds.get(kind).tensorboard:
+            export.write(table)
     terminal.summary(trained.name, rows[columns].dropna(axis=1, how="all"), note=_outcome(trained))
 
 
-def train_or_find(config: Config, **arguments: Any) -> Run:
-    """Train a run with a progress bar, or return the finished one. `arguments` are passed to `train_config`."""
-    from bnsmooth_cli.training.run import train_config
+def _chosen(wanted: WantedOptions, steps: StepOptions) -> Wanted:
+    """What is measured.
+
+    Raises:
+        InputError: If steps are given, and nothing to measure at them.
+    """
+    from bnsmooth_cli.measures.wanted import Wanted
+
+    at = steps.chosen()
+    names = tuple(kind.strip() for kind in (wanted.measure or "").split(",") if kind.strip())
+    if not names and (steps.given() or wanted.probe):
+        raise InputError(f"--{next(iter(steps.given()), 'probe')}: of what is measured; add --measure A,B")
+    return Wanted(names, at["every"], None if at["at"] is None else tuple(at["at"]), bool(wanted.probe))
+
+
+def train_or_find(config: Config, wanted: Wanted | None = None, **arguments: Any) -> Run:
+    """Train a run with a progress bar, or return the finished one. `arguments` are those of `train_and_measure`."""
+    from bnsmooth_cli.measures.one_pass import train_and_measure
+    from bnsmooth_cli.measures.wanted import NOTHING
 
     with terminal.progress(f"train {config.name}") as update:
-        report = lambda step, loss: update(step, config.steps, f"loss {loss:.4g}")  # noqa: E731
-        return train_config(config, progress=report, **arguments)
+        return train_and_measure(
+            config,
+            wanted=wanted or NOTHING,
+            progress=lambda step, loss: update(step, config.steps, f"loss {loss:.4g}"),
+            measuring=lambda _, step, done, total: update(done, total, f"measure step {step}"),
+            **arguments,
+        )
 
 
 def _outcome(run: Run) -> str:

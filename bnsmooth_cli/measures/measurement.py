@@ -25,9 +25,10 @@ class Measurement:
         rows: Computes the rows at a point, as a function of the point and of keyword arguments.
         plan: Validates the options of a command against a run's configuration and returns those keyword arguments.
         check: Raises InputError if a network does not have the layers or units in the arguments.
-        since: Completes the rows of a measured step, given the rows of the measured step before it.
+        since: Completes the rows of a measured step, given the completed rows of the measured step before it; None if
+            they are complete.
         context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
-            the planned arguments and the source's problem.
+            the planned arguments and the source's problem. None if a point is measured for itself.
         last_only: Whether only the last checkpoint is measured by default.
         additions: Keyword arguments of `rows` that fill columns which are null without them. A table that has them
             answers a request without them; a table without them is measured again.
@@ -36,8 +37,8 @@ class Measurement:
     rows: Callable[..., pd.DataFrame]
     plan: Callable[..., dict[str, Any]]
     check: Callable[..., object] = lambda structure, **names: None
-    since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda before, rows: rows
-    context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] = lambda *_: {}
+    since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] | None = None
+    context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] | None = None
     last_only: bool = False
     additions: Mapping[str, Any] = field(default_factory=dict)
 

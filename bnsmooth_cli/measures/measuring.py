@@ -1,93 +1,21 @@
-"""From points to tables: a `Request` describes one table, and `execute` computes and writes it."""
+"""From points to tables: plan the requests for tables, and execute them."""
 
 from __future__ import annotations
 
 import functools
-import pkgutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import chain, count
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from bnsmooth_cli import __version__, kinds
+from bnsmooth_cli import stopping
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.points.reaching import nearest_checkpoints, open_problem, reachable, visit
-from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.measures.recording import Progress, Recording, Report, Together, recording
+from bnsmooth_cli.measures.request import Request, measurement
+from bnsmooth_cli.points.reaching import open_problem, reachable, visit
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import checksum
-from bnsmooth_cli.storage.runs import CheckpointSource, locked
-from bnsmooth_cli.user_code import digest
-
-Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A description of the contents of one table. `plan` makes requests and `execute` answers them.
-
-    Attributes:
-        kind: The kind of table.
-        path: Where the table is written.
-        sources: The runs, checkpoints or weights to measure.
-        steps: The steps to measure in ascending order, by the name of the source.
-        arguments: The keyword arguments of the measurement's `rows`, by the name of the source.
-        code: Digests of the user's own modules, by the name of the norm or problem.
-        weights: Digests of the weight files, by the name of the source.
-        device: Where to compute.
-        data: The current folder of the images; None if they have not moved.
-        problem: The problem, if there is one source and planning has opened it.
-    """
-
-    kind: str
-    path: Path
-    sources: tuple[CheckpointSource, ...]
-    steps: dict[str, list[int]]
-    arguments: dict[str, dict[str, Any]]
-    code: dict[str, str]
-    weights: dict[str, str]
-    device: str = "auto"
-    data: str | None = None
-    problem: Problem | None = None
-
-    def provenance(self) -> dict[str, dict[str, Any]]:
-        """The entries of a table's provenance that decide whether it answers this request."""
-        runs = {source.name: source.config.as_dict() for source in self.sources}
-        entries: dict[str, dict[str, Any]] = {"runs": runs, "steps": self.steps, "options": self.arguments}
-        return entries | {name: value for name in ("code", "weights") if (value := getattr(self, name))}
-
-    def answered(self) -> bool:
-        """Whether the table at `path` answers this request.
-
-        A table that lacks a column, because an earlier version wrote it, or the measurement's additions, does not: it
-        is measured again. A table that has additions which are not requested does.
-
-        Raises:
-            InputError: If the table there answers another request.
-        """
-        if not self.path.exists():
-            return False
-        written, additions = tables.read_provenance(self.path, self.kind), measurement(self.kind).additions
-        options = written.get("options")
-        full = {run: {**arguments, **additions} for run, arguments in self.arguments.items()}
-        bare = {run: {k: v for k, v in arguments.items() if k not in additions} for run, arguments in full.items()}
-        wanted = self.provenance() | ({"options": options} if options in (full, bare) else {})
-        if different := [key for key, value in wanted.items() if written.get(key) != value]:
-            raise InputError(
-                f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it "
-                "with --force, or write another file with -o"
-            )
-        return options in (full, self.arguments) and not tables.lacking(self.path)
-
-
-def measurement(kind: str) -> Measurement:
-    """The measurement that produces tables of a kind."""
-    loaded: Measurement = pkgutil.resolve_name(f"bnsmooth_cli.measures.{kinds.get(kind).measurement}")
-    return loaded
+from bnsmooth_cli.storage.journal import journal_path
+from bnsmooth_cli.storage.runs import CheckpointSource
 
 
 def steps_of(
@@ -99,8 +27,8 @@ def steps_of(
         return reachable(source, usual if at is None else at)
     if not source.path.is_dir():
         raise InputError(f"--every: needs a run; {source.path} is one checkpoint (choose steps after it with --at)")
-    first, last = min(source.checkpoints, default=0), max(source.checkpoints, default=0)
-    return reachable(source, range(first, last + 1, every))
+    steps = range(0, source.last + 1, every)
+    return reachable(source, [step for step in steps if step >= min(source.checkpoints, default=0)])
 
 
 def plan(
@@ -141,11 +69,8 @@ def plan(
             chosen[source.name] = definition.plan(moved.config, **options or {})
             problem = definition.confirm(chosen[source.name], functools.partial(open_problem, moved, device))
         path = output or group[0].table_path(kind, chosen[group[0].name].get("objective", "batch"))
-        names = [name for source in group for name in (source.config.problem, source.config.norm)]
-        code = {name: state for name in names if (state := digest(name)) is not None}
-        weights = {source.name: checksum(source.path) for source in group if source.weights is not None}
         shared = problem if len(sources) == 1 else None  # the problems of many sources may not fit in memory
-        requests.append(Request(kind, path, tuple(group), steps, chosen, code, weights, device, data, shared))
+        requests.append(Request.of(kind, path, group, steps, chosen, device=device, data=data, problem=shared))
     return requests
 
 
@@ -157,48 +82,62 @@ def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:
     """
     for request in requests:
         tables.check_target(request.path, request.kind, force)
-    return [request for request in requests if force or not request.answered()]
+    left = [request for request in requests if force or not request.answered()]
+    for request in requests:
+        if request not in left and journal_path(request.path).exists():  # of a command that was killed at its end
+            with suppress(InputError), recording(request) as table:
+                table.tidy()
+    return left
 
 
-def execute(
-    requests: Sequence[Request],
-    *,
-    progress: Progress | None = None,
-    keep: Callable[[Request, pd.DataFrame], None] = lambda request, rows: None,
-) -> None:
-    """Measure the requests and write their tables, replacing those that exist.
+def execute(requests: Sequence[Request], *, force: bool = False, progress: Progress | None = None) -> None:
+    """Measure what is missing of the requests, and write their tables.
+
+    The tables of a source are measured together, so that its trajectory is walked once. Each point is kept as soon as
+    it is measured: after an interruption, the same requests go on at the next point.
 
     Args:
         requests: What to measure.
+        force: Whether points that are there already are measured again.
         progress: Called before each point with the run, the step, the number of points measured so far, and the total.
-        keep: Called with the rows of each point once they are computed.
+
+    Raises:
+        InputError: If a table, or what is there of it, is of another request.
+        stopping.Interrupted, stopping.Terminated, stopping.Withdrawn: If the work was told to stop.
     """
-    total, done = sum(len(steps) for request in requests for steps in request.steps.values()), count()
+    left = {request.path: len(request.sources) for request in requests}
+    opened: dict[Path, tuple[Recording, ExitStack]] = {}
+    report = Report(progress, sum(len(steps) for request in requests for steps in request.steps.values()))
+    with ExitStack() as stack, stopping.deferred():
+        for path, source in {source.path: source for request in requests for source in request.sources}.items():
+            mine = [request for request in requests if path in [of.path for of in request.sources]]
+            for request in mine:
+                if request.path not in opened:
+                    own = stack.enter_context(ExitStack())
+                    opened[request.path] = own.enter_context(recording(request, force)), own
+                    report.done += opened[request.path][0].measured
+            _walk(source, mine, [opened[request.path][0] for request in mine], report)
+            for request in mine:
+                left[request.path] -= 1
+                if not left[request.path]:
+                    table, own = opened[request.path]
+                    table.finish()
+                    own.close()
 
-    def walk(request: Request, source: CheckpointSource) -> Iterator[pd.DataFrame]:
-        definition, moved = measurement(request.kind), source.with_data(request.data)
-        rows: pd.DataFrame | None = None
-        problem = request.problem or open_problem(moved, request.device)
-        arguments = request.arguments[source.name]
-        arguments = arguments | definition.context(moved, arguments, problem)
-        for point in visit(moved, request.steps[source.name], problem=problem):
-            if progress is not None:
-                progress(source.name, point.step, next(done), total)
-            current = definition.rows(point, **arguments)
-            rows = current if rows is None else definition.since(rows, current)
-            if request.path.parent == source.path and not source.path.is_dir():
-                raise InputError(f"{source.path}: was removed or moved while it was measured; choose a table with -o")
-            keep(request, rows)
-            yield rows
 
-    for request in requests:
-        reached = {source.name: nearest_checkpoints(source, request.steps[source.name]) for source in request.sources}
-        provenance = {"version": __version__, "trained_forward_from": reached, **request.provenance()}
-        folder = request.path.parent
-        inside = folder in [source.path for source in request.sources]
-        with locked(folder, f"{request.kind} table", f"{request.kind}.") if inside else nullcontext():
-            rows = chain.from_iterable(walk(request, source) for source in request.sources)
-            tables.write_table(request.path, request.kind, rows, provenance)
+def _walk(
+    source: CheckpointSource, requests: Sequence[Request], recordings: Sequence[Recording], report: Report
+) -> None:
+    """Measure what is missing of the points of a source."""
+    if not any(recording.missing(source.name) for recording in recordings):
+        return  # without opening the problem
+    moved, opened = source.with_data(requests[0].data), [request.problem for request in requests if request.problem]
+    problem = opened[0] if opened else open_problem(moved, requests[0].device)
+    together = Together(recordings, moved, problem, report)
+    for point in visit(moved, together.steps(source.name), problem=problem):
+        together.measure(point)
+    if stopping.told():
+        stopping.stop(together.kept)
 
 
 def measure(
@@ -216,15 +155,5 @@ def measure(
     of `plan`.
     """
     requests = plan(kind, sources, output, **planned)
-    execute(pending(requests, force), progress=progress)
+    execute(pending(requests, force), force=force, progress=progress)
     return [request.path for request in requests]
-
-
-def measured(kind: str, source: CheckpointSource, **planned: Any) -> bool:
-    """Whether the table of a source answers its request; `planned` are further arguments of `plan`.
-
-    Raises:
-        InputError: If it answers another request.
-    """
-    (request,) = plan(kind, [source], **planned)
-    return request.answered()

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from bnsmooth_cli import problems
+from bnsmooth_cli import problems, stopping
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.structure import Structure
@@ -59,7 +59,8 @@ def visit(
 ) -> Iterator[Point]:
     """Yield the points at the steps in ascending order, each trained forward from the nearest checkpoint before it.
 
-    A point is valid until the next one is requested, because the trajectory updates the same tensors.
+    A point is valid until the next one is requested, because the trajectory updates the same tensors. No further point
+    is yielded once the work is told to stop.
 
     Args:
         source: The run, checkpoint or weights.
@@ -77,12 +78,15 @@ def visit(
             trajectory.load(source.checkpoints[nearest], nearest)
         if place == 0:
             _check_record(source, trajectory)
-        while trajectory.step < step:
+        while trajectory.step < step and not stopping.told():
             trajectory.advance()
-        yield _point(trajectory, source.name)
+        if stopping.told():
+            return
+        yield point_of(trajectory, source.name)
 
 
-def _point(trajectory: Trajectory, run: str) -> Point:
+def point_of(trajectory: Trajectory, run: str) -> Point:
+    """The present point of a trajectory. It is valid until the next step, which updates the same tensors."""
     problem, step = trajectory.problem, trajectory.step
     return Point(problem, uncompiled(trajectory.model), trajectory.velocity, step, *problem.batch(step), run)
 

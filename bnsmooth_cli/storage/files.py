@@ -64,8 +64,17 @@ def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def hidden(path: Path, ending: str) -> Path:
+    """A hidden file that belongs to `path` and lies beside it.
+
+    >>> hidden(Path("run/ics.parquet"), "lock").name
+    '.ics.lock'
+    """
+    return path.with_name(f"{_prefix(path)}{ending}")
+
+
 def _prefix(path: Path) -> str:
-    """The prefix of the names of `path`'s temporary files, cut so that a long name still fits with its ending."""
+    """The prefix of the names of `path`'s hidden files, cut so that a long name still fits with its ending."""
     return f".{os.fsdecode(os.fsencode(path.stem)[:100])}."
 
 

@@ -16,7 +16,7 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import load_json, save_json, unicode
+from bnsmooth_cli.storage.files import hidden, load_json, save_json, unicode
 from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
 
 FORMAT: Final = 1
@@ -35,6 +35,7 @@ class CheckpointSource:
         config: The run's configuration.
         checkpoints: The checkpoint files by step, in order. A state dict counts as the checkpoint of step 0.
         weights: The file of a state dict; None for a run or a checkpoint.
+        diverged_at: The step whose loss is not finite, if the run has diverged.
     """
 
     path: Path
@@ -42,6 +43,12 @@ class CheckpointSource:
     config: Config
     checkpoints: dict[int, Path]
     weights: Path | None = None
+    diverged_at: int | None = None
+
+    @property
+    def last(self) -> int:
+        """The last step that is measured unless other steps are asked for."""
+        return max([0, *self.checkpoints, (self.diverged_at or 0) - 1])
 
     def with_data(self, data: str | None) -> CheckpointSource:
         """The same source with its images in another folder; None keeps the folder."""
@@ -116,8 +123,9 @@ class Run:
             raise DamagedError(f"{path}: is of another run ({'; '.join(differences)}); delete it")
 
     def source(self) -> CheckpointSource:
-        """The run as a source of points."""
-        return CheckpointSource(self.path, self.name, self.config, self.checkpoints())
+        """The run as a source of points. Raises DamagedError as `check_table` does."""
+        diverged_at = (self.outcome() or {}).get("diverged_at")
+        return CheckpointSource(self.path, self.name, self.config, self.checkpoints(), diverged_at=diverged_at)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -127,18 +135,18 @@ class Run:
 
 
 @contextmanager
-def locked(path: Path, protected: str, name: str = "") -> Iterator[None]:
-    """Hold a lock in a folder. The system releases it if the process dies.
+def locked(path: Path, protected: str, file: Path | None = None) -> Iterator[None]:
+    """Hold the lock of a folder, or of a file. The system releases it if the process dies.
 
     Args:
         path: The folder.
         protected: What the lock protects, for the message.
-        name: The lock's name, if the folder has several locks.
+        file: The file in it, if the folder has several locks.
 
     Raises:
         InputError: If another process holds it, or the folder cannot be written.
     """
-    lock = FileLock(path / f".{name}lock")
+    lock = FileLock(path / ".lock" if file is None else hidden(file, "lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -216,7 +224,7 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
 def _restart(run: Run) -> Run:
     """Remove the files that a run writes, and nothing else."""
     names = "|".join(kind.name for kind in kinds.KINDS if not kind.compared)
-    own_file = re.compile(rf"({names})(\.test|\.train\d+)?\.(parquet|tfevents)")
+    own_file = re.compile(rf"({names})(\.test|\.train\d+)?\.(parquet|tfevents)|\.({names})(\.test|\.train\d+)?\.points")
     with run.locked():
         for file in (*run.checkpoints().values(), *run.stopped().values(), *run.path.iterdir()):
             if file.parent != run.path or own_file.fullmatch(file.name):

@@ -42,14 +42,18 @@ def check_target(path: Path, kind: str, force: bool) -> None:
 
 
 def write_table(
-    path: Path, kind: str, frames: Iterable[pd.DataFrame], provenance: dict[str, Any], make_folder: bool = True
+    path: Path,
+    kind: str,
+    frames: Iterable[pd.DataFrame | pa.Table],
+    provenance: dict[str, Any],
+    make_folder: bool = True,
 ) -> None:
     """Write a table, compressed by zstd, as its rows are made. Memory holds GROUP rows and one frame at a time.
 
     Args:
         path: The file.
         kind: The kind of table.
-        frames: The rows, in any number of frames that have the kind's columns.
+        frames: The rows, in any number of frames that have the kind's columns, or of Arrow tables of its `schema_of`.
         provenance: What the table records about itself, stored as JSON in the schema's metadata.
         make_folder: Whether to create the file's folder.
 
@@ -58,7 +62,7 @@ def write_table(
     """
     recorded = json.loads(json.dumps({"kind": kind, "format": FORMAT, **provenance}))
     metadata = {METADATA_KEY: json.dumps({**recorded, "crc": _checksum(recorded)}, sort_keys=True)}
-    schema = _schema(kind).with_metadata(metadata)
+    schema = schema_of(kind).with_metadata(metadata)
     groups = _groups(kind, frames, schema)
     first = next(groups)  # before the file is created: most tables have one group
     with (
@@ -104,10 +108,10 @@ def _checksum(provenance: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(provenance, sort_keys=True).encode())
 
 
-def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Iterator[pa.Table]:
+def _groups(kind: str, frames: Iterable[pd.DataFrame | pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     for rows in frames:
-        waiting.append(to_arrow(kind, rows, schema))
+        waiting.append((rows if isinstance(rows, pa.Table) else to_arrow(kind, rows)).cast(schema))
         if sum(map(len, waiting)) >= GROUP:
             yield pa.concat_tables(waiting)
             waiting.clear()
@@ -115,9 +119,9 @@ def _groups(kind: str, frames: Iterable[pd.DataFrame], schema: pa.Schema) -> Ite
         yield pa.concat_tables(waiting)
 
 
-def to_arrow(kind: str, rows: pd.DataFrame, schema: pa.Schema | None = None) -> pa.Table:
+def to_arrow(kind: str, rows: pd.DataFrame) -> pa.Table:
     """Rows as an Arrow table; NaN becomes null in the columns where it stands for null."""
-    schema, columns = schema or _schema(kind), kinds.get(kind).columns
+    schema, columns = schema_of(kind), kinds.get(kind).columns
     arrays = [
         pa.nulls(len(rows), field.type)
         if columns[field.name].added and field.name not in rows
@@ -132,7 +136,8 @@ def _written(kind: kinds.Kind) -> list[str]:
     return [name for name, column in kind.columns.items() if not column.added]
 
 
-def _schema(kind: str) -> pa.Schema:
+def schema_of(kind: str) -> pa.Schema:
+    """The columns of a kind of table."""
     columns = kinds.get(kind).columns.items()
     return pa.schema([(name, _LIST if column.type == "list" else column.type) for name, column in columns])
 
@@ -211,7 +216,7 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
         most = MAX_VALUES // 100 if entry.compared else MAX_VALUES
         if values > most:
             raise DamagedError(f"{path}: declares {values} values, a table of this kind has at most {most}")
-        schema = _schema(entry.name)
+        schema = schema_of(entry.name)
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         table = file.read(columns=schema.names)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from bnsmooth_cli import problems
-from bnsmooth_cli.measures.measuring import measurement
+from bnsmooth_cli.measures.request import measurement
 from bnsmooth_cli.points.reaching import load_point
 from bnsmooth_cli.studies.work import Task
 from bnsmooth_cli.training.devices import choose_device
@@ -33,24 +33,24 @@ def estimate(tasks: Sequence[Task]) -> pd.DataFrame:
     rows = []
     for task in tasks:
         config, steps = task.config, task.config.steps - task.reached
-        row = {"run": task.name, "reached": task.reached, "steps": steps, "tables": len(task.tables)}
+        row = {"run": task.name, "reached": task.reached, "steps": steps, "tables": len(task.wanted.kinds)}
         if not task:
             rows.append({**row, "points": 0, "seconds": 0.0, "bytes": 0})
             continue
         price = prices.setdefault(config.norm, {})
-        if any(item not in price for item in ("step", *task.tables)):
+        if any(item not in price for item in ("step", *task.wanted.kinds)):
             price |= _timed(task)
 
         def marks(every: int, begin: int = task.reached, end: int = config.steps) -> int:
             return len({*range(-(-begin // every) * every, end + 1, every), end})
 
-        points = len(task.at) if task.at else marks(task.every or config.save_every, 0)
-        seconds = sum(points * price[kind] for kind in task.tables)
+        points = len(task.wanted.steps(config))
+        seconds = sum(points * price[kind] for kind in task.wanted.kinds)
         size = 0
         if steps:
             seconds += steps * price["step"] + marks(config.eval_every or config.steps) * price["evaluation"]
             size = marks(config.save_every) * int(price["bytes"])
-        rows.append({**row, "points": points * len(task.tables), "seconds": seconds, "bytes": size})
+        rows.append({**row, "points": points * len(task.wanted.kinds), "seconds": seconds, "bytes": size})
     return pd.DataFrame(rows)
 
 
@@ -72,9 +72,9 @@ def _timed(task: Task) -> dict[str, float]:
         short = task.config.changed(steps=2, save_every=2, eval_every=task.config.eval_every and 2)
         with tempfile.TemporaryDirectory() as folder:
             run = train_config(short, Path(folder) / "run", device=task.device)
-            for kind in task.tables:
+            for kind in task.wanted.kinds:
                 point, measure = load_point(run, device=task.device), measurement(kind)
-                arguments = measure.plan(short, **task.options[kind])
+                arguments = measure.plan(short, **task.wanted.options(kind))
                 prices[kind] = _seconds(lambda: measure.rows(point, **arguments))  # noqa: B023 - called here
         return prices
     finally:

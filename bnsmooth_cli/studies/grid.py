@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli import kinds
 from bnsmooth_cli.config import FIELDS, Config, check_threads, check_types, resolve
 from bnsmooth_cli.data import NAMES
 from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.measures.wanted import PROBED, Wanted
 from bnsmooth_cli.storage.files import read_text, unicode
 
 if sys.version_info >= (3, 11):
@@ -34,8 +34,6 @@ _EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
 #: Options of the command that a study file must not contain.
 _MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
 MAX_VALUES: Final = 100_000  # in a list
-#: The kind of table that `probe` is an option of.
-PROBED: Final = "activations"
 
 
 @dataclass(frozen=True)
@@ -80,31 +78,22 @@ class Grid:
             if not values:
                 raise InputError(f"--{name}: an empty grid; name at least one")
         check_threads(self.threads)
-        if self.every is not None and self.at is not None:
-            raise InputError("--every and --at: give only one of them")
-        for kind in self.measure:
-            if kind not in kinds.measured(studied=True):
-                raise unknown("measurement", kind, kinds.measured(studied=True))
-        if self.probe and PROBED not in self.measure:
-            raise InputError(f"--probe: an option of {PROBED}; add it to --measure, or leave the option out")
         configs = [
             resolve(norm=norm, lr=lr, seed=seed, **self.settings)
             for seed in self.seeds
             for lr in self.lrs or (None,)
             for norm in self.norms
         ]
-        if self.at == ():
-            raise InputError("--at: name at least one step, as in 0,100,250")
-        if self.at and max(self.at) > configs[0].steps:
-            raise InputError(f"--at {max(self.at)}: beyond the {configs[0].steps} steps of a run (--steps)")
+        self.wanted.check(configs[0].steps)
         names = [config.name for config in configs]
         if len(set(names)) < len(names):
             raise InputError(f"{max(names, key=names.count)}: twice in the grid (--norms, --lrs, --seeds)")
         return configs
 
-    def options(self, kind: str) -> dict[str, Any]:
-        """The options of a measurement."""
-        return {"probe": True} if self.probe and kind == PROBED else {}
+    @property
+    def wanted(self) -> Wanted:
+        """What is measured of each run."""
+        return Wanted(self.measure, self.every, self.at, self.probe)
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from bnsmooth_cli import __version__
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures.wanted import Wanted
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies.executors import check_version
 from bnsmooth_cli.studies.grid import Grid
@@ -26,9 +26,7 @@ class Task:
         path: The folder of the run.
         config: The configuration of the run.
         reached: The step that its training has reached: the last one if it has finished or diverged.
-        tables: The kinds of tables to measure.
-        options: The options of their measurements, by kind.
-        every, at: The steps to measure, as in `Grid`.
+        wanted: The tables that remain to be measured.
         threads: CPU threads.
         device: `auto`, `cpu`, `cuda` or `mps`.
         force: Whether existing tables are measured again.
@@ -39,10 +37,7 @@ class Task:
     path: Path
     config: Config
     reached: int
-    tables: tuple[str, ...]
-    options: dict[str, dict[str, Any]] = field(hash=False)
-    every: int | None
-    at: tuple[int, ...] | None
+    wanted: Wanted
     threads: int
     device: str
     force: bool
@@ -55,7 +50,7 @@ class Task:
         return self.config.name
 
     def __bool__(self) -> bool:
-        return bool(self.tables) or self.reached < self.config.steps
+        return bool(self.wanted.kinds) or self.reached < self.config.steps
 
 
 def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
@@ -65,27 +60,25 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
         InputError: If the run's folder holds a run of another configuration, or a table of other steps.
         DamagedError: If a file of the run is damaged.
     """
-    reached, tables, steps = 0, grid.measure, run.config.steps
-    options = {kind: grid.options(kind) for kind in tables}
+    reached, wanted, steps = 0, grid.wanted, run.config.steps
     if (run.path / "config.json").exists():
         existing = open_run(run.path).config
         if differences := existing.differences(run.config):
             raise InputError(f"{run.path}: a run of another configuration ({'; '.join(differences)}); move it away")
-        if run.outcome() is not None:
+        ended = run.outcome() is not None
+        if ended:
             reached, run = steps, Run(run.path, run.config.changed(**existing.incidental()))
         elif run.train_path.is_file():  # without its rows, training begins again
-            reached = min(max(run.checkpoints(), default=0), steps - 1)  # the last step's row is still to come
+            # The last step's row is still to come.
+            reached = min(max({**run.checkpoints(), **run.stopped()}, default=0), steps - 1)
         if reached and not force:
-            from bnsmooth_cli.measures.measuring import measured
+            from bnsmooth_cli.measures.one_pass import measured
 
             source = Run(run.path, existing.changed(steps=steps)).source()
-            tables = tuple(
-                kind
-                for kind in tables
-                if not measured(kind, source, every=grid.every, at=grid.at, options=options[kind])
-            )
+            lacking = tuple(kind for kind in wanted.kinds if not measured(kind, source, wanted))
+            wanted = replace(wanted, kinds=lacking if ended else wanted.kinds)
     path = run.path.absolute()  # a worker may have another working directory
-    return Task(path, run.config, reached, tables, options, grid.every, grid.at, grid.threads, device, force)
+    return Task(path, run.config, reached, wanted, grid.threads, device, force)
 
 
 def work(task: Task, reports: Path) -> float:
@@ -97,9 +90,8 @@ def work(task: Task, reports: Path) -> float:
     check_version(task.version, platform.node())
     import torch
 
-    from bnsmooth_cli.measures.measuring import measure
+    from bnsmooth_cli.measures.one_pass import train_and_measure
     from bnsmooth_cli.memory import keep_freed_memory
-    from bnsmooth_cli.training.run import train_config
 
     begun, config = time.monotonic(), task.config
     allow(config.norm, config.problem, folder=task.modules)  # the user named them where the task was made
@@ -108,23 +100,15 @@ def work(task: Task, reports: Path) -> float:
     torch.set_num_threads(task.threads)
     report = Reporter(reports, task.name)
     try:
-        run = train_config(
+        train_and_measure(
             config,
             task.path,
+            task.wanted,
             device=task.device,
+            again=task.force,
             progress=lambda step, loss: report("train", step, config.steps, f"loss {loss:.4g}"),
+            measuring=lambda _, step, done, total: report("measure", done, total, f"step {step}"),
         )
-        for kind in task.tables:
-            measure(
-                kind,
-                [run.source()],
-                options=task.options[kind],
-                every=task.every,
-                at=task.at,
-                device=task.device,
-                force=task.force,
-                progress=lambda _, step, done, total, kind=kind: report(kind, done, total, f"step {step}"),  # type: ignore[misc]
-            )
     finally:
         report.end()
         torch.set_num_threads(threads)

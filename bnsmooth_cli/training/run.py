@@ -13,13 +13,12 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnsmooth_cli import __version__, kinds, problems, stopping
-from bnsmooth_cli.config import Config, resolve
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.problems.custom import Builder
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
 from bnsmooth_cli.storage.runs import Run
@@ -27,7 +26,7 @@ from bnsmooth_cli.storage.stretches import before, changed, joined, machine_of, 
 from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.saving import Saver
 from bnsmooth_cli.training.trajectory import RECORD, Trajectory
-from bnsmooth_cli.user_code import digest, name_of
+from bnsmooth_cli.user_code import digest
 
 #: Steps between two reads of the recorded losses. Each read waits for the device.
 READ_EVERY: Final = 25
@@ -51,55 +50,9 @@ class Observer:
     def keep(self) -> None:
         """Make what was seen durable: a checkpoint follows, after which these steps are not passed again."""
 
-    def ended(self, diverged_at: int | None) -> None:
-        """The run has ended: at its last step, or at the step whose loss is not finite."""
-
 
 #: Begins to observe a run whose folder is prepared and locked.
 Observe = Callable[[Run, Problem], AbstractContextManager[Observer]]
-
-
-def train(
-    problem: str | Builder = "vgg",
-    norm: str | Callable[[int], nn.Module] = "batch",
-    *,
-    preset: str = "quick",
-    seed: int = 0,
-    output: Path | str | None = None,
-    device: str = "auto",
-    resume: bool = True,
-    force: bool = False,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> Run:
-    """Train a run to its end, or resume it from its last checkpoint. A finished run is returned as it is.
-
-    Args:
-        problem: A problem's name, your own as "module:function", or the function itself.
-        norm: A norm's name, your own as "module:class", or the class itself.
-        preset: The settings to start from: "quick" or "paper".
-        seed: The seed of the initialisation, the data order, the noise and the augmentation.
-        output: The folder of the run; `runs/<name of the run>` by default.
-        device: "auto", "cpu", "cuda" or "mps".
-        resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
-        force: Whether any run in the folder is replaced.
-        progress: Called with the step and the loss, every 25 steps and at each checkpoint.
-        **settings: Settings that override the preset's, named like the fields of `Config`, such as `lr` and `steps`.
-
-    Returns:
-        The run.
-
-    Raises:
-        InputError: If a setting is invalid, or the folder holds a run with another configuration.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run = train("dln", "l1", steps=10, samples=20, output=f"{folder}/run")
-    ...     len(tables.read_table(run.train_path))
-    11
-    """
-    config = resolve(name_of(problem), preset, name_of(norm), seed, **settings)
-    return train_config(config, output, device=device, resume=resume, force=force, progress=progress)
 
 
 @torch.inference_mode(False)
@@ -115,17 +68,23 @@ def train_config(
     problem: Problem | None = None,
     observe: Observe = lambda run, problem: nullcontext(Observer()),
 ) -> Run:
-    """`train` for a configuration.
+    """Train a run to its end, or resume it from its last checkpoint. A finished run is returned as it is.
 
     Args:
         config: The configuration.
-        output: The folder of the run.
-        device, resume, force, progress: As in `train`.
+        output: The folder of the run; `runs/<name of the run>` by default.
+        device: "auto", "cpu", "cuda" or "mps".
+        resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
+        force: Whether any run in the folder is replaced.
+        progress: Called with the step and the loss, every 25 steps and at each checkpoint.
         problem: The configuration's problem, if it is open already.
         observe: Called if there is something to train.
 
+    Returns:
+        The run.
+
     Raises:
-        InputError: As `train` does.
+        InputError: If a setting is invalid, or the folder holds a run with another configuration.
         stopping.Interrupted, stopping.Terminated, stopping.Withdrawn: If the work was told to stop. The rows and a
             checkpoint of the step that was reached are written.
     """
@@ -168,12 +127,13 @@ def _train(run: Run, problem: Problem, progress: Progress | None, observer: Obse
                 diverged = log.read()
                 if diverged is not None:
                     saver.table(*log.written(diverged_at=diverged))
-                    observer.ended(diverged)
                     return
                 if progress is not None:
                     progress(step, log.last_loss)
             if looking:
                 observer.look(trajectory)
+                if stopping.told():  # maybe before all was seen
+                    _stop(run, log, trajectory, observer, saver)
             if saving:
                 observer.keep()
                 saver.checkpoint(*log.written(), step, trajectory.state())
@@ -185,9 +145,7 @@ def _train(run: Run, problem: Problem, progress: Progress | None, observer: Obse
                     _stop(run, log, trajectory, observer, saver)
         log.add(trajectory.gradients(update_statistics=False)[0])
         problem.check_data()
-        diverged = log.read()
-        saver.table(*log.written(diverged_at=diverged, last_step=config.steps))
-        observer.ended(diverged)
+        saver.table(*log.written(diverged_at=log.read(), last_step=config.steps))
 
 
 def _stop(run: Run, log: _Log, trajectory: Trajectory, observer: Observer, saver: Saver) -> NoReturn:

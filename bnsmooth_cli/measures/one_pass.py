@@ -1,0 +1,173 @@
+"""One pass: a run is measured while it trains, so that its trajectory is walked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bnsmooth_cli.config import Config, resolve
+from bnsmooth_cli.measures.measuring import execute, pending
+from bnsmooth_cli.measures.recording import Progress, Report, Together, recording
+from bnsmooth_cli.measures.request import Request, measurement
+from bnsmooth_cli.measures.wanted import NOTHING, Wanted
+from bnsmooth_cli.points.reaching import point_of
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.problems.custom import Builder
+from bnsmooth_cli.storage.runs import CheckpointSource, Run
+from bnsmooth_cli.training import run as training
+from bnsmooth_cli.training.trajectory import Trajectory
+from bnsmooth_cli.user_code import name_of
+
+
+def train(
+    problem: str | Builder = "vgg",
+    norm: str | Callable[[int], nn.Module] = "batch",
+    *,
+    preset: str = "quick",
+    seed: int = 0,
+    measure: Sequence[str] = (),
+    every: int | None = None,
+    at: Sequence[int] | None = None,
+    probe: bool = False,
+    output: Path | str | None = None,
+    device: str = "auto",
+    resume: bool = True,
+    force: bool = False,
+    progress: training.Progress | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a run to its end, or resume it from its last checkpoint. A finished run is returned as it is.
+
+    With `measure`, the run is measured as it trains. The tables are those that the measuring commands write afterwards,
+    byte for byte, and cost no second walk along the trajectory. What a finished run lacks of them is measured too.
+
+    Args:
+        problem: A problem's name, your own as "module:function", or the function itself.
+        norm: A norm's name, your own as "module:class", or the class itself.
+        preset: The settings to start from: "quick" or "paper".
+        seed: The seed of the initialisation, the data order, the noise and the augmentation.
+        measure: The kinds of tables to measure, such as "landscape" and "ics".
+        every: The interval of the measured steps; None measures at the checkpoints.
+        at: The steps to measure instead.
+        probe: Whether "activations" measures the batch of step 0 at every step too, and how much the moments change at
+            fixed weights.
+        output: The folder of the run; `runs/<name of the run>` by default.
+        device: "auto", "cpu", "cuda" or "mps".
+        resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
+        force: Whether any run in the folder is replaced.
+        progress: Called with the step and the loss, every 25 steps, at each checkpoint and at each measured step.
+        **settings: Settings that override the preset's, named like the fields of `Config`, such as `lr` and `steps`.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: If a setting is invalid, or the folder holds a run with another configuration, or tables of other
+            options.
+
+    >>> import tempfile, bnsmooth_cli as bns
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = bns.train("dln", "l1", steps=10, samples=20, measure=["ics"], every=5, output=f"{folder}/run")
+    ...     sorted(bns.read_table(run.path / "ics.parquet")["step"].unique().tolist())
+    [0, 5, 10]
+    """
+    config = resolve(name_of(problem), preset, name_of(norm), seed, **settings)
+    wanted = Wanted(tuple(measure), every, None if at is None else tuple(at), probe)
+    return train_and_measure(config, output, wanted, device=device, resume=resume, force=force, progress=progress)
+
+
+def train_and_measure(
+    config: Config,
+    output: Path | str | None = None,
+    wanted: Wanted = NOTHING,
+    *,
+    device: str = "auto",
+    resume: bool = True,
+    force: bool = False,
+    again: bool = False,
+    problem: Problem | None = None,
+    progress: training.Progress | None = None,
+    measuring: Progress | None = None,
+) -> Run:
+    """Train a run as `training.run.train_config` does, and measure it in the same pass.
+
+    Args:
+        config: The configuration.
+        output: The folder of the run.
+        wanted: What is measured.
+        device, resume, force, problem, progress: As in `train_config`.
+        again: Whether what has been measured of the run is measured again.
+        measuring: Called before each point that is measured after training: what a finished run lacks.
+    """
+    wanted.check(config.steps)
+    for kind in wanted.kinds:  # refuse wrong options before anything is written
+        measurement(kind).plan(config, **wanted.options(kind))
+    observed = False
+
+    @contextmanager
+    def observe(run: Run, problem: Problem) -> Iterator[training.Observer]:
+        nonlocal observed
+        observed = True
+        source = CheckpointSource(run.path, run.name, run.config, {})
+        requests = _requests(source, wanted, wanted.steps(run.config), device)
+        if again:
+            for request in requests:
+                request.path.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            tables = [stack.enter_context(recording(request, again)) for request in pending(requests)]
+            yield _OnePass(run.name, Together(tables, source, problem, Report(None, 0)))
+
+    run = training.train_config(
+        config, output, device=device, resume=resume, force=force, progress=progress, problem=problem, observe=observe
+    )
+    if wanted.kinds:
+        source, anew = run.source(), again and not observed
+        requests = _requests(source, wanted, _passed(source, wanted), device)
+        execute(pending(requests, anew), force=anew, progress=measuring)
+    return run
+
+
+class _OnePass(training.Observer):
+    """Measures the points that are missing of the tables of a run."""
+
+    def __init__(self, run: str, tables: Together) -> None:
+        super().__init__(tables.steps(run))
+        self._run, self._tables = run, tables
+
+    def look(self, trajectory: Trajectory) -> None:
+        self._tables.measure(point_of(trajectory, self._run))
+
+    def keep(self) -> None:
+        self._tables.sync()
+
+
+def _requests(source: CheckpointSource, wanted: Wanted, steps: list[int], device: str) -> list[Request]:
+    """A request for each table of a run."""
+    requests = []
+    for kind in wanted.kinds:
+        arguments = {source.name: measurement(kind).plan(source.config, **wanted.options(kind))}
+        path, at = source.table_path(kind), {source.name: steps}
+        requests.append(Request.of(kind, path, [source], at, arguments, device=device))
+    return requests
+
+
+def measured(kind: str, source: CheckpointSource, wanted: Wanted) -> bool:
+    """Whether a table of a run that has ended is there.
+
+    Raises:
+        InputError: If it is of other options.
+    """
+    (request,) = _requests(source, replace(wanted, kinds=(kind,)), _passed(source, wanted), "auto")
+    return request.answered()
+
+
+def _passed(source: CheckpointSource, wanted: Wanted) -> list[int]:
+    """The steps that a run which has ended is measured at."""
+    if wanted.every is None and wanted.at is None and not source.config.keep:
+        return [*source.checkpoints]
+    return [step for step in wanted.steps(source.config) if wanted.at is not None or step <= source.last]

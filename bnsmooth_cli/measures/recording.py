@@ -1,0 +1,250 @@
+"""Tables in the making: the points of a request that are measured, kept one by one, and written when all are there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from bnsmooth_cli import __version__, stopping
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures.measurement import Measurement
+from bnsmooth_cli.measures.request import Request, measurement, steps_in
+from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.journal import Journal, journal_path
+from bnsmooth_cli.storage.runs import CheckpointSource, locked
+from bnsmooth_cli.storage.stretches import Stretch, is_stretches, joined, machine_at, stretch
+from bnsmooth_cli.training.devices import machine
+
+Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
+
+
+class Recording:
+    """A table that is being measured. `recording` opens it.
+
+    Attributes:
+        request: What is measured; its steps include those of the table that it replaces.
+        wanted: The steps that were asked for, by the name of the source.
+    """
+
+    def __init__(self, request: Request, journal: Journal, wanted: dict[str, list[int]]) -> None:
+        self.request, self.wanted, self._journal = request, wanted, journal
+        self._wanted = {name: {*steps} for name, steps in wanted.items()}
+
+    @functools.cached_property
+    def definition(self) -> Measurement:
+        """The measurement."""
+        return measurement(self.request.kind)
+
+    def lacks(self, name: str, step: int) -> bool:
+        """Whether a point of a source was asked for and remains to be measured."""
+        return step in self._wanted[name] and (name, step) not in self._journal
+
+    def missing(self, name: str) -> list[int]:
+        """The steps of a source that remain to be measured."""
+        return [step for step in self.wanted[name] if self.lacks(name, step)]
+
+    @property
+    def measured(self) -> int:
+        """The number of points that were asked for and are there."""
+        return sum(len(steps) - len(self.missing(name)) for name, steps in self.wanted.items())
+
+    def arguments(self, source: CheckpointSource, problem: Problem) -> dict[str, Any]:
+        """The keyword arguments of the measurement for the points of a source."""
+        planned = self.request.arguments[source.name]
+        context = self.definition.context
+        return planned if context is None else planned | context(source, planned, problem)
+
+    def take(self, point: Point, arguments: dict[str, Any]) -> None:
+        """Measure a point, and keep its rows.
+
+        Raises:
+            InputError: If the run's folder is gone, or the disk is full.
+        """
+        rows = self.definition.rows(point, **arguments)
+        folder = self.request.path.parent
+        if not self._journal.path.exists():
+            raise InputError(f"{folder}: was removed or moved while it was measured; choose a table with -o")
+        by = machine(point.problem.device)
+        self._journal.add((point.run, point.step), tables.to_arrow(self.request.kind, rows), by)
+
+    def sync(self) -> None:
+        """Let the points survive a power cut."""
+        self._journal.sync()
+
+    def finish(self) -> None:
+        """Write the table, and remove the points that are in it."""
+        request = self.request
+        stretches = {name: self._stretches(name) for name in request.steps}
+        provenance = {"version": __version__, "stretches": stretches, **request.provenance()}
+        tables.write_table(request.path, request.kind, self._frames(), provenance, make_folder=False)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the journal, unless it has points that another request has asked for."""
+        ends = {source.name: source.last for source in self.request.sources}
+        others = ((name, step) for name, step in self._journal if step not in self.request.steps.get(name, ()))
+        if not any(step <= ends.get(name, -1) for name, step in others):
+            self._journal.remove()
+
+    def _stretches(self, name: str) -> list[Stretch]:
+        """What computed the points of a source; tables of earlier versions do not say so."""
+        machines = ((step, self._journal.by((name, step))) for step in self.request.steps[name])
+        return joined(stretch(step, step, machine) for step, machine in machines if machine)
+
+    def _frames(self) -> Iterator[pd.DataFrame | pa.Table]:
+        for name, steps in self.request.steps.items():
+            before: pd.DataFrame | None = None
+            for step in steps:
+                rows = self._journal.rows((name, step))
+                if self.definition.since is None:
+                    yield rows
+                    continue
+                frame = rows.to_pandas(ignore_metadata=True)
+                before = frame if before is None else self.definition.since(before, frame)
+                yield before
+
+
+class Report:
+    """Reports the progress of measuring.
+
+    Attributes:
+        done: The points that are measured.
+        total: The points that were asked for.
+    """
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self.done, self.total = progress, 0, total
+
+    def __call__(self, run: str, step: int) -> None:
+        """A point is measured next."""
+        if self._progress is not None:
+            self._progress(run, step, self.done, self.total)
+        self.done += 1
+
+
+class Together:
+    """The tables of one source, which are measured together at the points of its trajectory."""
+
+    def __init__(
+        self, recordings: Sequence[Recording], source: CheckpointSource, problem: Problem, report: Report
+    ) -> None:
+        self._tables = [(recording, recording.arguments(source, problem)) for recording in recordings]
+        self._report = report
+
+    def steps(self, name: str) -> set[int]:
+        """The steps of the source that remain to be measured."""
+        return {step for table, _ in self._tables for step in table.missing(name)}
+
+    def measure(self, point: Point) -> None:
+        """Measure and keep what is missing of a point, until the work is told to stop."""
+        for table, arguments in self._tables:
+            if table.lacks(point.run, point.step) and not stopping.told():
+                self._report(point.run, point.step)
+                table.take(point, arguments)
+
+    def sync(self) -> None:
+        """Let the points survive a power cut."""
+        for table, _ in self._tables:
+            table.sync()
+
+    @property
+    def kept(self) -> str:
+        """How many points are kept, for the user."""
+        return "; ".join(
+            f"{table.request.path} keeps {table.measured} of {sum(map(len, table.wanted.values()))} points"
+            for table, _ in self._tables
+        )
+
+
+@contextmanager
+def recording(request: Request, force: bool = False) -> Iterator[Recording]:
+    """Open the recording of a request: with the points of its journal, and of the table that it replaces.
+
+    Args:
+        request: What to measure.
+        force: Whether to leave out points that are there already.
+
+    Raises:
+        InputError: If the table or its journal is of another request, is being written, or cannot be written.
+        DamagedError: If the table or its journal cannot be read.
+    """
+    folder = request.path.parent
+    if not folder.is_dir():
+        if folder in [source.path for source in request.sources]:
+            raise InputError(f"{folder}: was removed or moved; choose a table with -o")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    with locked(folder, f"{request.kind} table", request.path):
+        journal, joined = _begin(request, force)
+        try:
+            yield Recording(joined, journal, request.steps)
+        finally:
+            if not len(journal):
+                journal.remove()
+            journal.close()
+
+
+def _begin(request: Request, force: bool) -> tuple[Journal, Request]:
+    """The journal with the points that are there, and the request with the steps and additions of these points."""
+    if force:
+        journal_path(request.path).unlink(missing_ok=True)
+    table = None if force else request.read()
+    journal = _open(request)
+    try:
+        if request.has_additions(journal.request) or (table is not None and request.has_additions(table)):
+            request = request.with_additions()
+        if request.lacks_additions(journal.request):
+            journal.remove()
+            journal.close()
+            journal = _open(request)
+        if table is None or request.lacks_additions(table) or tables.lacking(request.path):
+            return journal, request
+        _join(journal, request.kind, request.path)
+        steps = {name: sorted({*steps, *steps_in(table, name)}) for name, steps in request.steps.items()}
+        return journal, replace(request, steps=steps)
+    except BaseException:
+        journal.close()
+        raise
+
+
+def _open(request: Request) -> Journal:
+    """The journal of a request. It is begun if there is none, or if its points, if any, are of another path."""
+    header: dict[str, Any] = {"kind": request.kind, **request.provenance()}
+    if measurement(request.kind).context is not None:  # which may depend on any checkpoint of the run
+        header["checkpoints"] = {source.name: [*source.checkpoints] for source in request.sources}
+    path, schema = journal_path(request.path), tables.schema_of(request.kind)
+    journal = Journal(path, header, schema)
+    if not len(journal) or journal.request.get("checkpoints") != header.get("checkpoints"):
+        journal.remove()
+        journal.close()
+        journal = Journal(path, header, schema)
+    try:
+        if journal.request.get("kind") != request.kind:
+            raise InputError(f"{path}: of a table of another kind; choose another file with -o, or --force")
+        request.check(journal.request, path)
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+def _join(journal: Journal, kind: str, path: Path) -> None:
+    """Add the points of the table that are not in the journal."""
+    stretches = tables.read_provenance(path, kind).get("stretches")
+    for (run, step), rows in tables.read_table(path, kind).groupby(["run", "step"], sort=False):
+        key = str(run), int(str(step))
+        if key not in journal:
+            of_run = stretches.get(key[0]) if isinstance(stretches, dict) else None
+            by = machine_at(of_run, key[1]) if of_run is not None and is_stretches(of_run) else None
+            journal.add(key, tables.to_arrow(kind, rows), by)

@@ -1,0 +1,175 @@
+"""Requests: what one table shall contain, and whether a table, or points of it, answer that."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bnsmooth_cli import kinds
+from bnsmooth_cli.config import from_dict
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures.measurement import Measurement
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import checksum
+from bnsmooth_cli.storage.runs import CheckpointSource
+from bnsmooth_cli.user_code import digest
+
+
+def measurement(kind: str) -> Measurement:
+    """The measurement that produces tables of a kind."""
+    loaded: Measurement = pkgutil.resolve_name(f"bnsmooth_cli.measures.{kinds.get(kind).measurement}")
+    return loaded
+
+
+@dataclass(frozen=True)
+class Request:
+    """A description of the contents of one table. `plan` makes requests and `execute` answers them.
+
+    Attributes:
+        kind: The kind of table.
+        path: Where the table is written.
+        sources: The runs, checkpoints or weights to measure.
+        steps: The steps to measure in ascending order, by the name of the source.
+        arguments: The keyword arguments of the measurement's `rows`, by the name of the source.
+        code: Digests of the user's own modules, by the name of the norm or problem.
+        weights: Digests of the weight files, by the name of the source.
+        device: Where to compute.
+        data: The current folder of the images; None if they have not moved.
+        problem: The problem, if there is one source and planning has opened it.
+    """
+
+    kind: str
+    path: Path
+    sources: tuple[CheckpointSource, ...]
+    steps: dict[str, list[int]]
+    arguments: dict[str, dict[str, Any]]
+    code: dict[str, str]
+    weights: dict[str, str]
+    device: str = "auto"
+    data: str | None = None
+    problem: Problem | None = None
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        path: Path,
+        sources: Sequence[CheckpointSource],
+        steps: dict[str, list[int]],
+        arguments: dict[str, dict[str, Any]],
+        **more: Any,
+    ) -> Request:
+        """A request with the digests of the sources' code and weights; `more` are its other attributes."""
+        names = [name for source in sources for name in (source.config.problem, source.config.norm)]
+        code = {name: state for name in names if (state := digest(name)) is not None}
+        weights = {source.name: checksum(source.path) for source in sources if source.weights is not None}
+        return cls(kind, path, tuple(sources), steps, arguments, code, weights, **more)
+
+    def provenance(self) -> dict[str, dict[str, Any]]:
+        """The entries of a table's provenance that decide whether it answers this request."""
+        runs = {source.name: source.config.as_dict() for source in self.sources}
+        entries: dict[str, dict[str, Any]] = {"runs": runs, "steps": self.steps, "options": self.arguments}
+        return entries | {name: value for name in ("code", "weights") if (value := getattr(self, name))}
+
+    def differences(self, written: Mapping[str, Any]) -> list[str]:
+        """The entries by which points are not of this request, given the provenance that is written with them.
+
+        Other steps, and the measurement's additions, are no difference: each point is measured for itself. Where it is
+        not (`Measurement.context`), every entry has to be the same.
+        """
+        own, definition = self.provenance(), measurement(self.kind)
+        different = {key for key, value in own.items() if written.get(key) != value}
+        if definition.context is None:
+            different.discard("steps")
+            if _same_trajectories(written.get("runs"), self.sources):
+                different.discard("runs")
+        if _bare(definition, written.get("options")) == _bare(definition, self.arguments):
+            different.discard("options")
+        return [key for key in own if key in different]
+
+    def has_additions(self, written: Mapping[str, Any]) -> bool:
+        """Whether points have the measurement's additions, given the provenance that is written with them."""
+        options = written.get("options")
+        return options is not None and options != _bare(measurement(self.kind), options)
+
+    def lacks_additions(self, written: Mapping[str, Any]) -> bool:
+        """Whether points lack additions that are requested: they are measured anew."""
+        return self.has_additions({"options": self.arguments}) and not self.has_additions(written)
+
+    def with_additions(self) -> Request:
+        """The same request with the measurement's additions."""
+        additions = measurement(self.kind).additions
+        return replace(self, arguments={run: {**chosen, **additions} for run, chosen in self.arguments.items()})
+
+    def check(self, written: Mapping[str, Any], path: Path) -> None:
+        """Check that the points of a file are of this request.
+
+        Args:
+            written: The provenance that is written with them.
+            path: The file.
+
+        Raises:
+            InputError: If they are of another one.
+        """
+        if different := self.differences(written):
+            raise InputError(
+                f"{path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it with "
+                "--force, or write another file with -o"
+            )
+
+    def read(self) -> dict[str, Any] | None:
+        """The provenance of the table at `path`; None if there is none.
+
+        Raises:
+            InputError: If the table there answers another request.
+        """
+        if not self.path.exists():
+            return None
+        written = tables.read_provenance(self.path, self.kind)
+        self.check(written, self.path)
+        return written
+
+    def answered(self) -> bool:
+        """Whether the table at `path` answers this request.
+
+        A table that lacks a step, the measurement's additions, or a column that an earlier version did not have, does
+        not. A table that has steps or additions which are not requested does.
+
+        Raises:
+            InputError: If the table there answers another request.
+        """
+        written = self.read()
+        if written is None or self.lacks_additions(written) or tables.lacking(self.path):
+            return False
+        return all({*steps} <= steps_in(written, run) for run, steps in self.steps.items())
+
+
+def _same_trajectories(written: object, sources: Sequence[CheckpointSource]) -> bool:
+    """Whether the runs that are written are those of the sources: their points are the same at the same steps."""
+    if not isinstance(written, dict) or {*written} != {source.name for source in sources}:
+        return False
+    try:
+        return not any(from_dict(written[s.name], "").differences(s.config) for s in sources)
+    except InputError:  # of another version
+        return False
+
+
+def steps_in(written: Mapping[str, Any], run: str) -> set[int]:
+    """The measured steps of a run, given the provenance that is written with them."""
+    steps = written.get("steps")
+    of_run = steps.get(run) if isinstance(steps, dict) else None
+    return {step for step in of_run if isinstance(step, int)} if isinstance(of_run, list) else set()
+
+
+def _bare(definition: Measurement, options: object) -> object:
+    """Options by run, without the measurement's additions."""
+    if not isinstance(options, dict):
+        return options
+    return {
+        run: {key: value for key, value in arguments.items() if key not in definition.additions}
+        for run, arguments in options.items()
+    }

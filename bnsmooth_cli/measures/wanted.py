@@ -1,0 +1,69 @@
+"""What is measured of a run: which tables, at which steps. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bnsmooth_cli import kinds
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.errors import InputError, unknown
+
+#: The kind of table that `probe` is an option of.
+PROBED: Final = "activations"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The tables that are measured of a run while it trains, or afterwards.
+
+    Attributes:
+        kinds: The kinds of tables.
+        every: The interval of the measured steps; None measures at the checkpoints.
+        at: The steps to measure instead.
+        probe: Whether `activations` measures the probe batch and the floor too.
+
+    >>> from bnsmooth_cli.config import resolve
+    >>> Wanted(("ics",), every=100).steps(resolve("dln", steps=250))
+    [0, 100, 200]
+    """
+
+    kinds: tuple[str, ...] = ()
+    every: int | None = None
+    at: tuple[int, ...] | None = None
+    probe: bool = False
+
+    def check(self, steps: int) -> None:
+        """Check the values for runs of this many steps.
+
+        Raises:
+            InputError: If a kind is unknown, a step is none of the run's, or two values contradict each other.
+        """
+        if self.every is not None and self.at is not None:
+            raise InputError("--every and --at: give only one of them")
+        if self.every is not None and self.every < 1:
+            raise InputError(f"--every {self.every}: give a whole number of at least 1")
+        for kind in self.kinds:
+            if kind not in kinds.measured(studied=True):
+                raise unknown("measurement", kind, kinds.measured(studied=True))
+        if self.probe and PROBED not in self.kinds:
+            raise InputError(f"--probe: an option of {PROBED}; add it to --measure, or leave the option out")
+        if self.at == ():
+            raise InputError("--at: name at least one step, as in 0,100,250")
+        if self.at and max(self.at) > steps:
+            raise InputError(f"--at {max(self.at)}: beyond the {steps} steps of a run (--steps)")
+
+    def options(self, kind: str) -> dict[str, Any]:
+        """The options of a measurement."""
+        return {"probe": True} if self.probe and kind == PROBED else {}
+
+    def steps(self, config: Config) -> list[int]:
+        """The steps that are measured while a run trains."""
+        if self.at is not None:
+            return sorted({*self.at})
+        ends = {config.steps} if self.every is None else set()
+        return sorted({*range(0, config.steps + 1, self.every or config.save_every), *ends})
+
+
+#: No table.
+NOTHING: Final = Wanted()

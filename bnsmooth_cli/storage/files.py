@@ -7,7 +7,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -223,36 +224,52 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def crc(content: Mapping[str, Any]) -> int:
+    """A checksum of plain values, whatever their order and layout in a file."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dict of plain values as JSON."""
+    """Write a dict of plain values as JSON, with its checksum."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        summed = {**content, "crc": crc(content)}
+        temporary.write_text(json.dumps(summed, indent=2) + "\n", encoding="utf-8")
 
 
-def load_json(path: Path, folder_is: str, format: int) -> dict[str, Any]:
-    """Read the JSON file that describes a folder.
+def load_json(path: Path, folder_is: str, format: int, keys: Collection[str]) -> dict[str, Any]:
+    """Read the JSON file that describes a folder. Early files have no checksum.
 
     Args:
         path: The file.
         folder_is: The type of folder that has this file, for the messages, such as "run directory".
         format: The format number that the file must have.
+        keys: The other keys that it may have.
 
     Raises:
         InputError: If the file does not exist.
-        DamagedError: If it cannot be read, or has another format.
+        DamagedError: If it cannot be read, has another format, or does not have its checksum.
     """
     try:
         content = json.loads(read_text(path))
+        if not isinstance(content, dict):
+            raise DamagedError(f"{path}: does not describe a {folder_is}")
+        recorded = content.pop("crc", None)
+        unchanged = recorded is None or recorded == crc(content)
     except FileNotFoundError as error:
         raise InputError(f"{path.parent}: not a {folder_is} (it has no {path.name})") from error
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DamagedError(f"{path}: does not describe a {folder_is}")
     if content.get("format") != format:
         raise DamagedError(
             f"{path}: has format {str(content.get('format'))[:20]}, this bnsmooth reads {format}; upgrade it"
+        )
+    if unknown := content.keys() - {"format", *keys}:  # such as a checksum under a damaged name
+        raise DamagedError(f"{path}: damaged, with an unknown entry '{min(unknown)[:40]}'; restore it from a copy")
+    if not unchanged:
+        raise DamagedError(
+            f"{path}: damaged or edited by hand, since it does not have its checksum; restore it from a copy, or take "
+            'the entry "crc" out of it if every other entry is right'
         )
     return content

@@ -173,7 +173,9 @@ def open_run(path: Path | str) -> Run:
     if not path.is_dir():
         raise InputError(f"{path}: no such run directory")
     file = path / "config.json"
-    return Run(path, from_dict(load_json(file, "run directory", FORMAT).get("config"), str(file)))
+    return Run(
+        path, from_dict(load_json(file, "run directory", FORMAT, ("version", "config")).get("config"), str(file))
+    )
 
 
 def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False) -> Run:

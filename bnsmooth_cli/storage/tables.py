@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.storage.files import atomic, check_regular, check_writable, first_line
+from bnsmooth_cli.storage.files import atomic, check_regular, check_writable, crc, first_line
 
 FORMAT: Final = 1
 #: The largest number of values in a table of points; tables of runs may have a hundredth of it. Repeated values take no
@@ -61,7 +60,7 @@ def write_table(
         InputError: If the file cannot be written.
     """
     recorded = json.loads(json.dumps({"kind": kind, "format": FORMAT, **provenance}))
-    metadata = {METADATA_KEY: json.dumps({**recorded, "crc": _checksum(recorded)}, sort_keys=True)}
+    metadata = {METADATA_KEY: json.dumps({**recorded, "crc": crc(recorded)}, sort_keys=True)}
     schema = schema_of(kind).with_metadata(metadata)
     groups = _groups(kind, frames, schema)
     first = next(groups)  # before the file is created: most tables have one group
@@ -101,11 +100,6 @@ def save_table(rows: pd.DataFrame, path: Path | str) -> None:
     25
     """
     write_table(Path(path), kind_of(rows), [rows], {"version": __version__})
-
-
-def _checksum(provenance: dict[str, Any]) -> int:
-    """A checksum of a table's provenance: Parquet itself has checksums of the pages only."""
-    return zlib.crc32(json.dumps(provenance, sort_keys=True).encode())
 
 
 def _groups(kind: str, frames: Iterable[pd.DataFrame | pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -179,8 +173,8 @@ def _provenance(path: Path, file: pq.ParquetFile, expected: str | None) -> dict[
         raise InputError(f"{path}: a Parquet file, but not a table of bnsmooth")
     if provenance.get("format") != FORMAT:
         raise InputError(f"{path}: table format {provenance.get('format')}, this bnsmooth reads {FORMAT}; upgrade it")
-    crc = provenance.pop("crc", None)
-    if crc is not None and crc != _checksum(provenance):  # early tables have none
+    summed = provenance.pop("crc", None)  # Parquet itself has checksums of the pages only; early tables have none
+    if summed is not None and summed != crc(provenance):
         raise DamagedError(f"{path}: its metadata is damaged; make it again")
     kind = provenance["kind"]
     if expected is not None and kind != expected:

@@ -104,7 +104,7 @@ class Study:
             InputError: If the folder is no study.
         """
         file = self.path / "study.json"
-        content = load_json(file, "study", FORMAT)
+        content = load_json(file, "study", FORMAT, ("version", "threads", "settings", "requests"))
         requests = content.get("requests")
         if not isinstance(requests, list) or not requests or not all(isinstance(item, dict) for item in requests):
             raise InputError(f"{file}: names no runs; delete it, and run the study again")

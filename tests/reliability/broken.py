@@ -212,6 +212,7 @@ BROKEN: dict[str, Broken] = {
         commands=("ics run -o t.parquet", "compare run other -o t.parquet", TRAINED),
         ways=(mutations.twist_json,),
         named="run",  # the message is about the run of another configuration
+        summed=True,
     ),
     "table": Broken(
         before=(*_MEASURED, "compare run"),
@@ -249,6 +250,7 @@ BROKEN: dict[str, Broken] = {
         files=("study/study.json",),
         commands=("report study -o r.md", STUDY),
         ways=(mutations.twist_json,),
+        summed=True,
     ),
     "study file": Broken(
         make=lambda folder: (folder / "study.toml").write_bytes(_STUDY_FILE) and None,

@@ -19,6 +19,7 @@ from helpers import SCHEMAS
 
 from bnsmooth_cli.kinds import METRICS
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.files import crc
 
 #: Files of every kind in format 1, made by MADE_BY at version 0.1.0. They never change: a new format gets samples of
 #: its own.
@@ -138,6 +139,7 @@ def test_samples_are_what_is_written_today(tmp_path):
             assert [field for field in pq.read_schema(tmp_path / name) if field.name in sample.names] == [*sample], name
         elif name.endswith(".json"):
             today, sample = (json.loads((folder / name).read_text()) for folder in (tmp_path, SAMPLES))
+            assert today.pop("crc") == crc(today)
             assert today.keys() == sample.keys()
             assert {**today, "version": ""} == {**sample, "version": ""}, name
 

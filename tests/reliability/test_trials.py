@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pickle
 import pickletools
 import random
@@ -19,10 +20,11 @@ import torch
 from helpers import SCHEMAS
 from trials import TRIALS
 
+import bnsmooth_cli as bns
 from bnsmooth_cli.data import images
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.runs import read_checkpoint
+from bnsmooth_cli.storage.runs import open_run, read_checkpoint
 from bnsmooth_cli.storage.weights import read_weights
 
 TRIES = {"kill": 2, "broken": 6, "options": 4, "networks": 15, "long": 1}
@@ -103,6 +105,52 @@ def test_no_pickle_in_a_table_is_executed(tmp_path):
     tables.read_provenance(tmp_path / "t.parquet", "train")
     tables.read_table(tmp_path / "t.parquet", "train")
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "study.json"])
+def test_no_flipped_bit_of_a_json_file_changes_what_it_says(tmp_path, name):
+    study = bns.study(
+        "none", problem="dln", depth=2, dimension=3, samples=9, lrs=[1e-4], steps=2, output=tmp_path / "s"
+    )
+    (run,) = study.runs()
+    read = {"config.json": lambda: open_run(run.path), "study.json": study.read}[name]
+    path, usual, came_to = (run.path if name == "config.json" else study.path) / name, read(), Counter()
+    data = path.read_bytes()
+    for at in range(8 * len(data)):
+        broken = bytearray(data)
+        broken[at // 8] ^= 1 << at % 8
+        path.write_bytes(broken)
+        try:
+            assert read() == usual, bytes(broken[max(0, at // 8 - 20) : at // 8 + 20])
+            came_to["the same"] += 1
+        except InputError as error:
+            came_to["refused" if str(path) in str(error) else f"no name in {error}"] += 1
+    assert came_to.keys() <= {"the same", "refused"}
+    assert came_to["the same"] < 20 < came_to["refused"]  # the same: E for e in a number
+
+
+@pytest.mark.parametrize("name", ["config.json", "study.json"])
+def test_an_edited_json_file_is_refused_and_accepted_without_its_checksum(tmp_path, name):
+    folder = tmp_path / "s"
+    run = bns.study("none", problem="dln", depth=2, dimension=3, samples=9, lrs=[1e-4], steps=2, output=folder).runs()[
+        0
+    ]
+    path = (run.path if name == "config.json" else folder) / name
+    read = (lambda: open_run(run.path).config) if name == "config.json" else (lambda: bns.Study(folder).read())
+    content, before = json.loads(path.read_text()), read()
+    path.write_text(json.dumps(content))  # the same in another layout
+    assert read() == before
+    content["config" if name == "config.json" else "settings"]["depth"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(DamagedError, match=rf'{name}: damaged or edited by hand, .* take the entry "crc" out'):
+        read()
+    del content["crc"]
+    path.write_text(json.dumps(content))
+    assert read() != before
+    for crc in (0, -1, "x", [], 1.5, True, 10**400):
+        path.write_text(json.dumps({**content, "crc": crc}))
+        with pytest.raises(DamagedError, match="edited by hand"):
+            read()
 
 
 @pytest.mark.slow

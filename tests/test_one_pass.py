@@ -1,14 +1,22 @@
-"""One pass: a run is measured while it trains, and every file is what measuring it afterwards writes."""
+"""One pass, and measuring that resumes: every file is what measuring afterwards, without an interruption, writes."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import kinds, norms
-from bnsmooth_cli.measures.measuring import measure
+from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures.measuring import execute, measure, pending, plan
+from bnsmooth_cli.storage.journal import Journal, journal_path
+from bnsmooth_cli.storage.runs import open_run
+from bnsmooth_cli.storage.tables import schema_of, to_arrow
+from bnsmooth_cli.training.trajectory import Trajectory
 
 STUDIED = kinds.measured(studied=True)
 QUICK = ["landscape", "smoothness", "ics", "activations"]
@@ -51,3 +59,269 @@ def test_one_pass_writes_what_measuring_afterwards_writes(tmp_path, problem, nor
 @pytest.mark.parametrize("problem", ["dln", "vgg"])
 def test_one_pass_of_every_norm(tmp_path, problem, norm):
     both(tmp_path, problem, norm, STUDIED)
+
+
+class Stop(Exception):
+    """Ends the work, as an error or a signal does."""
+
+
+def stopping_at(number: int) -> Callable[..., None]:
+    """A callback for progress that ends the work at its call with this number, counted from 0."""
+    calls = iter(range(10_000))
+
+    def report(*_: object) -> None:
+        if next(calls) == number:
+            raise Stop
+
+    return report
+
+
+@pytest.mark.parametrize("problem", ["dln", "vgg"])
+def test_a_pass_that_is_interrupted_anywhere_ends_in_the_same_bytes(tmp_path, problem):
+    chosen = {"measure": QUICK[:3], "every": 2, **SETTINGS[problem]}
+    bns.train(problem, "batch", output=tmp_path / "whole/run", **chosen)
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        with pytest.raises(Stop):
+            bns.train(problem, "batch", output=folder / "run", progress=stopping_at(number), **chosen)
+        bns.train(problem, "batch", output=folder / "run", **chosen)
+        assert files(folder) == files(tmp_path / "whole"), number
+
+
+@pytest.mark.parametrize("kind", STUDIED)
+def test_a_measurement_goes_on_at_the_next_point(tmp_path, kind):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    options = {"probe": True} if kind == "activations" else {}
+    (table,) = measure(kind, [run.source()], every=3, options=options)
+    expected = table.read_bytes()
+    table.unlink()
+    for number in range(3):  # of four points, one is measured by each call
+        with pytest.raises(Stop):
+            measure(kind, [run.source()], every=3, options=options, progress=stopping_at(1))
+        assert not table.exists()
+        assert len(Journal(journal_path(table), {}, schema_of(kind))) == number + 1
+    points: list[int] = []
+    measure(kind, [run.source()], every=3, options=options, progress=lambda _, step, *counts: points.append(step))
+    assert (points, table.read_bytes() == expected, journal_path(table).exists()) == ([9], True, False)
+
+
+def test_one_table_of_several_runs_goes_on_too(tmp_path):
+    sources = [bns.train("dln", norm, output=tmp_path / norm, **SETTINGS["dln"]).source() for norm in ("none", "batch")]
+    (whole,) = measure("ics", sources, tmp_path / "whole.parquet", every=3)
+    with pytest.raises(Stop):
+        measure("ics", sources, tmp_path / "new/both.parquet", every=3, progress=stopping_at(5))
+    measure("ics", sources, tmp_path / "new/both.parquet", every=3, progress=stopping_at(3))
+    assert (tmp_path / "new/both.parquet").read_bytes() == whole.read_bytes()
+
+
+def test_the_tables_of_a_run_share_one_walk(tmp_path, monkeypatch):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **{**SETTINGS["dln"], "save_every": 9})
+    steps, advance = [], Trajectory.advance
+    monkeypatch.setattr(Trajectory, "advance", lambda self: steps.append(self.step) or advance(self))
+    requests = [request for kind in QUICK for request in plan(kind, [run.source()], every=3)]
+    execute(pending(requests))
+    assert steps == [*range(6)]  # the last point has a checkpoint
+    assert all(request.answered() for request in requests)
+
+
+@pytest.mark.parametrize("kind", ["landscape", "activations"])
+def test_a_table_grows_by_the_steps_that_it_lacks(tmp_path, kind):
+    run = bns.train("dln", "l1", output=tmp_path / "run", **SETTINGS["dln"])
+    (expected,) = measure(kind, [run.source()], tmp_path / "expected.parquet", at=[0, 3, 4, 6, 9])
+    points: list[int] = []
+    (table,) = measure(kind, [run.source()], at=[4, 9])
+    measure(kind, [run.source()], every=3, progress=lambda _, step, *counts: points.append(step))
+    assert (points, table.read_bytes() == expected.read_bytes()) == ([0, 3, 6], True)
+    stamp = table.stat().st_mtime_ns
+    measure(kind, [run.source()], at=[3], progress=stopping_at(0))  # it has this step already
+    assert table.stat().st_mtime_ns == stamp
+    measure(kind, [run.source()], at=[3], force=True)
+    assert bns.read_table(table)["step"].unique().tolist() == [3]
+
+
+def test_a_longer_run_keeps_what_was_measured(tmp_path):
+    settings = SETTINGS["dln"]
+    bns.train("dln", "batch", measure=["ics"], every=3, output=tmp_path / "long/run", **{**settings, "steps": 15})
+    bns.train("dln", "batch", measure=["ics"], every=3, output=tmp_path / "run", **settings)
+    table, points = tmp_path / "run/ics.parquet", []
+    run = bns.train("dln", "batch", output=tmp_path / "run", **{**settings, "steps": 15})
+    measure("ics", [run.source()], every=3, progress=lambda _, step, *counts: points.append(step))
+    assert points == [12, 15]
+    assert table.read_bytes() == (tmp_path / "long/run/ics.parquet").read_bytes()
+
+
+def test_points_of_other_options_are_refused_unless_forced(tmp_path):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    with pytest.raises(Stop):
+        measure("landscape", [run.source()], options={"alphas": [1.0]}, progress=stopping_at(2))
+    with pytest.raises(
+        InputError, match=r"\.landscape\.points: already a table of kind landscape, of other options; .*--force"
+    ):
+        measure("landscape", [run.source()])
+    measure("landscape", [run.source()], force=True)
+    assert set(bns.read_table(run.path / "landscape.parquet")["alpha"]) == {0.0, 0.01, 0.1, 1.0, 10.0, 30.0}
+
+
+def test_additions_are_kept_and_what_lacks_them_is_measured_again(tmp_path):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    probe, points = {"probe": True}, []
+    (expected,) = measure("activations", [run.source()], tmp_path / "expected.parquet", every=3, options=probe)
+    (table,) = measure("activations", [run.source()], at=[0, 3], options=probe)
+    with pytest.raises(Stop):
+        measure("activations", [run.source()], every=3, progress=stopping_at(1))
+    measure("activations", [run.source()], every=3, progress=lambda _, step, *counts: points.append(step))
+    assert (points, table.read_bytes() == expected.read_bytes()) == ([9], True)
+    table.unlink()
+    with pytest.raises(Stop):
+        measure("activations", [run.source()], every=3, progress=stopping_at(2))
+    measure("activations", [run.source()], every=3, options=probe)
+    assert table.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("save_every", [4, 20])
+def test_a_run_that_diverges_is_measured_up_to_there(tmp_path, save_every):
+    settings = {**SETTINGS["dln"], "lr": 10.0, "steps": 60, "save_every": save_every}
+    for name in ("pass", "afterwards"):
+        measured = {"measure": ["landscape", "ics"], "every": 1} if name == "pass" else {}
+        run = bns.train("dln", "none", output=tmp_path / name / "run", **measured, **settings)
+        for kind in ("landscape", "ics") if name == "afterwards" else ():
+            measure(kind, [run.source()], every=1)
+    assert files(tmp_path / "pass") == files(tmp_path / "afterwards")
+    end = run.outcome()["diverged_at"]
+    assert end - 1 <= bns.read_table(run.path / "ics.parquet")["step"].max() < 60
+
+
+def test_a_pass_needs_no_checkpoint_between(tmp_path):
+    settings = SETTINGS["dln"]
+    run = bns.train("dln", "batch", measure=["ics"], every=3, keep=1, output=tmp_path / "run", **settings)
+    assert [*run.checkpoints()] == [9]
+    assert bns.read_table(run.path / "ics.parquet")["step"].unique().tolist() == [0, 3, 6, 9]
+    bns.train("dln", "batch", measure=["ics"], every=3, keep=1, output=tmp_path / "run", **settings)
+    with pytest.raises(InputError, match="out of reach"):
+        bns.train("dln", "batch", measure=["landscape"], every=3, keep=1, output=tmp_path / "run", **settings)
+
+
+def test_a_finished_run_is_measured_for_what_it_lacks(tmp_path):
+    settings = {**SETTINGS["dln"], "every": 3, "output": tmp_path / "run"}
+    bns.train("dln", "batch", measure=["ics"], **settings)
+    stamp = (tmp_path / "run/ics.parquet").stat().st_mtime_ns
+    bns.train("dln", "batch", measure=["ics", "landscape"], **settings)
+    assert (tmp_path / "run/ics.parquet").stat().st_mtime_ns == stamp
+    assert bns.read_table(tmp_path / "run/landscape.parquet")["step"].unique().tolist() == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"measure": ["ics"], "every": 0}, "--every 0: give a whole number of at least 1"),
+        ({"measure": ["ics"], "every": 2, "at": [3]}, "--every and --at: give only one"),
+        ({"measure": ["ics"], "at": []}, "--at: name at least one step"),
+        ({"measure": ["ics"], "at": [0, 10]}, "--at 10: beyond the 9 steps"),
+        ({"measure": ["smoothnes"]}, "did you mean 'smoothness'"),
+        ({"measure": ["surface"]}, "unknown measurement 'surface'"),
+        ({"measure": ["ics"], "probe": True}, "--probe: an option of activations"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(tmp_path, wanted, said):
+    with pytest.raises(InputError, match=said):
+        bns.train("dln", "batch", output=tmp_path / "run", **wanted, **SETTINGS["dln"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_without_a_measurement_are_refused(cli):
+    for line, said in (("--every 3", "--every: of what is measured; add --measure"), ("--probe", "--probe: of what")):
+        code, _, err = cli(f"train -p dln {line}")
+        assert (code, said in err) == (2, True), err
+
+
+def journal_of(folder: Path) -> tuple[Path, list[bytes]]:
+    """A journal of four points, and the rows of each as Arrow writes them."""
+    run = bns.train("dln", "none", output=folder / "run", **{**SETTINGS["dln"], "depth": 2})
+    path, schema = folder / "journal", schema_of("ics")
+    rows = bns.ics(bns.load_point(run))
+    journal = Journal(path, {"kind": "ics"}, schema)
+    for step in range(4):
+        journal.add(("run", step), to_arrow("ics", rows.assign(step=step)), {"torch": "2"})
+    journal.close()
+    return path, [rows.assign(step=step).to_csv().encode() for step in range(4)]
+
+
+def points_of(path: Path) -> list[bytes] | str:
+    """The points of a journal, or why it cannot be read."""
+    try:
+        journal = Journal(path, {"kind": "ics"}, schema_of("ics"))
+        return [journal.rows(key).to_pandas().to_csv().encode() for key in journal]
+    except InputError as error:
+        return str(error)
+
+
+def test_a_journal_that_is_cut_anywhere_has_the_points_before(tmp_path):
+    path, rows = journal_of(tmp_path)
+    content, counts = path.read_bytes(), []
+    assert points_of(path) == rows
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        found = points_of(path)
+        if isinstance(found, str):  # the request itself is cut
+            assert found.startswith(f"{path}: not readable as a journal; delete it")
+        else:
+            assert found == rows[: len(found)]
+            counts.append(len(found))
+    assert (counts, max(counts)) == (sorted(counts), 3)
+
+
+def test_no_flipped_bit_of_a_journal_changes_a_point(tmp_path):
+    path, rows = journal_of(tmp_path)
+    content, chance = path.read_bytes(), random.Random(0)
+    for _ in range(400):
+        broken = bytearray(content)
+        broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
+        path.write_bytes(broken)
+        found = points_of(path)
+        assert f"{path}: " in found if isinstance(found, str) else found == rows[: len(found)] != rows
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"bnsmooth journal 1\n", b"bnsmooth journal 2\n" * 9, b"\0" * 100])
+def test_a_file_in_the_place_of_a_journal_is_named(cli, tmp_path, content):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    path = journal_path(run.path / "ics.parquet")
+    path.write_bytes(content)
+    code, _, err = cli("ics run")
+    assert (code, err.count("\n"), "run/.ics.points: not readable as a journal; delete it" in err) == (2, 1, True), err
+    assert path.read_bytes() == content
+    assert cli("ics run --force")[0] == 0
+    assert not path.exists()
+
+
+def test_a_journal_that_a_kill_left_behind_is_removed(tmp_path):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    with pytest.raises(Stop):
+        measure("ics", [run.source()], every=3, progress=stopping_at(2))
+    left = journal_path(run.path / "ics.parquet")
+    content = left.read_bytes()
+    measure("ics", [run.source()], every=3)
+    left.write_bytes(content)  # as if the process had died before it removed the file
+    measure("ics", [run.source()], every=3)
+    assert not left.exists()
+
+
+def test_a_larger_request_that_was_interrupted_is_not_lost_to_a_smaller_one(tmp_path):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    measure("ics", [run.source()], at=[0, 4])
+    with pytest.raises(Stop):
+        measure("ics", [run.source()], every=1, progress=stopping_at(5))
+    measure("ics", [run.source()], at=[4])
+    points: list[int] = []
+    measure("ics", [run.source()], every=1, progress=lambda _, step, *counts: points.append(step))
+    assert points == [7, 8, 9]
+    assert np.array_equal(bns.read_table(run.path / "ics.parquet")["step"].unique(), range(10))
+
+
+def test_restarting_a_run_removes_what_was_measured_of_it(tmp_path):
+    run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    with pytest.raises(Stop):
+        measure("landscape", [run.source()], options={"objective": "train:2"}, progress=stopping_at(1))
+    assert [*run.path.glob(".landscape.train2.points")]
+    bns.train("dln", "batch", output=tmp_path / "run", force=True, **SETTINGS["dln"])
+    assert not [*run.path.glob("*.points")]
+    assert open_run(run.path).outcome() is not None

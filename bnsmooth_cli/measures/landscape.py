@@ -152,12 +152,12 @@ def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.Da
     losses, norms, distances, products, summed = torch.cat(records, 1).cpu().double().numpy()
     step_sizes = lr * np.array([0.0, *alphas])
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = products / (norms * norms[0])
+        cosines, lengths = products / (norms * norms[0]), step_sizes * norms[0]
     return pd.DataFrame(
         {
             "alpha": [0.0, *alphas],
             "step_size": step_sizes,
-            "distance": step_sizes * norms[0],
+            "distance": lengths,
             "loss": losses,
             "grad_norm": norms,
             "grad_distance": distances,

@@ -8,11 +8,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from attempts import DLN, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, run
 from PIL import Image
 
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,14 @@ class Kill:
             here = folder / f"kill-{number}"
             shutil.copytree(base, here)
             moments = [chance.uniform(0, length) for _ in range(chance.randint(1, 3))]
-            killed = 0
+            killed, kept = 0, dict[str, int]()
             for moment in moments:
                 killed += run(self.line, here, kill_after=moment).code == -9
-                if fault := unreadable(here):
+                now = points(here)
+                lost = [name for name, count in kept.items() if now.get(name, 0) < count and not finished(here, name)]
+                if fault := unreadable(here) or (f"points lost: {lost}" if lost else ""):
                     return Try(f"{moments}", "", fault, 0.0, 0)
+                kept = now
             last = run(self.line, here)
             fault = ""
             if last.code:
@@ -75,9 +80,27 @@ def unreadable(folder: Path) -> str:
     return ""
 
 
+def points(folder: Path) -> dict[str, int]:
+    """The number of points in each journal."""
+    found = {}
+    for path in sorted(folder.rglob(".*.points")):
+        journal = Journal(path, {}, pa.schema([]))
+        found[str(path.relative_to(folder))] = len(journal)
+        journal.close()
+    return found
+
+
+def finished(folder: Path, journal: str) -> bool:
+    """Whether the table of a journal is written."""
+    path = folder / journal
+    return path.with_name(f"{path.name[1:].removesuffix('.points')}.parquet").exists()
+
+
 _TRAIN = f"train {DLN} --norm l1 --steps 60 --save-every 3 -o run"
 KILLS: dict[str, Kill] = {
     "train": Kill(_TRAIN),
+    "train, one pass": Kill(f"{_TRAIN} --measure landscape,smoothness,ics,activations,theory --every 7"),
+    "train, VGG, one pass": Kill(f"train {VGG} --norm batch --steps 4 --measure landscape,ics --every 1 -o run"),
     "train, VGG": Kill(f"train {VGG} --norm batch --steps 6 --eval-every 1 -o run"),
     **{kind: Kill(f"{line} run", (TRAINED,)) for kind, line in MEASURE.items()},
     "show": Kill("show run/theory.parquet --csv theory.csv --force", (TRAINED, "theory run")),

@@ -14,7 +14,7 @@ from helpers import DLN, ENVIRONMENT, files
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.runs import locked
+from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.studies import progress
 from bnsmooth_cli.studies import run as execution
 from bnsmooth_cli.studies.grid import command, read_grid

@@ -20,7 +20,8 @@ from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import Journal, journal_path
-from bnsmooth_cli.storage.runs import CheckpointSource, locked
+from bnsmooth_cli.storage.locks import locked
+from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.storage.stretches import Stretch, is_stretches, joined, machine_at, stretch
 from bnsmooth_cli.training.devices import machine
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
-
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import hidden, load_json, save_json, unicode
+from bnsmooth_cli.storage.files import load_json, save_json, unicode
+from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
 
 FORMAT: Final = 1
@@ -132,33 +131,6 @@ class Run:
         """Hold the run's lock: one process trains it at a time."""
         with locked(self.path, "run"):
             yield
-
-
-@contextmanager
-def locked(path: Path, protected: str, file: Path | None = None) -> Iterator[None]:
-    """Hold the lock of a folder, or of a file. The system releases it if the process dies.
-
-    Args:
-        path: The folder.
-        protected: What the lock protects, for the message.
-        file: The file in it, if the folder has several locks.
-
-    Raises:
-        InputError: If another process holds it, or the folder cannot be written.
-    """
-    lock = FileLock(path / ".lock" if file is None else hidden(file, "lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise InputError(
-            f"{path}: another process is writing this {protected}; wait for it, or choose another place with -o"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder with -o") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_config(run: Run) -> None:

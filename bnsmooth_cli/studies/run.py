@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
-from bnsmooth_cli.storage.runs import Run, locked
+from bnsmooth_cli.storage.locks import locked
+from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, read_grid

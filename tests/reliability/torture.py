@@ -22,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 from trials import TRIALS
 
-from bnsmooth_cli.storage.runs import locked
+from bnsmooth_cli.storage.locks import locked
 
 #: The number of tries of a trial, by the beginning of its name.
 COUNTS = {"kill": 100, "broken": 1000, "options": 200, "networks": 200, "long": 1}

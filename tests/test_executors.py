@@ -15,13 +15,16 @@ import pytest
 from helpers import DLN, ENVIRONMENT, files, holder
 
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.stopping import Withdrawn
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies import run as execution
 from bnsmooth_cli.studies.grid import Grid
-from bnsmooth_cli.studies.progress import Stopped, reports
+from bnsmooth_cli.studies.progress import reports
 
 #: Long enough to be met while it trains.
 LONG = f"compare --norms none,l1 --seeds 0 {DLN} --lrs 1e-6 --steps 4000 --save-every 500"
+
+STOPPED = "bnsmooth: stopped; 0 of 2 runs of study are finished and the others are kept; continue with: bnsmooth "
 
 
 def start(line: str, folder: Path) -> subprocess.Popen[str]:
@@ -133,7 +136,7 @@ def test_a_cluster_without_a_worker_is_waited_for(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("bnsmooth: interrupted")
+    assert err.splitlines()[-1].startswith(STOPPED)
 
 
 @pytest.mark.slow
@@ -144,7 +147,8 @@ def test_an_interrupted_study_ends_at_once_and_resumes(made, tmp_path, where):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process of the command
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("bnsmooth: interrupted")
+    assert [*tmp_path.glob("study/runs/*/checkpoints/stopped-*.pt")]
+    assert err.splitlines()[-1].startswith(STOPPED)
     assert err.count("\n") == 1
     assert not [*(tmp_path / "study").rglob("*.tmp*")]
     _, err = (process := start(f"{LONG} {where} -o study", tmp_path)).communicate(timeout=300)
@@ -175,7 +179,7 @@ def test_an_interrupt_while_workers_start_stops_them_too(tmp_path, after):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("bnsmooth: interrupted")
+    assert err.splitlines()[-1].startswith(STOPPED)
     assert err.count("\n") == 1
     steps = [path.stem for path in tmp_path.glob("study/runs/*/checkpoints/[0-9]*.pt")]
     assert "004000" not in steps
@@ -184,22 +188,20 @@ def test_an_interrupt_while_workers_start_stops_them_too(tmp_path, after):
 def test_a_run_of_a_stopped_study_does_not_begin(tmp_path):
     study = tmp_path / "study"
     (task, _) = execution.plan(small_grid(), study).todo
-    with pytest.raises(Stopped):
-        execution.work(task, study / ".progress")
+    assert isinstance(execution.work(task, study / ".progress"), Withdrawn)
     with reports(study) as folder:
         pass
-    with pytest.raises(Stopped):
-        execution.work(task, folder)
+    assert isinstance(execution.work(task, folder), Withdrawn)
     assert not [*study.glob("runs/*")]
 
 
-def _never_begins(gpu):
+def _never_begins(pipe, gpu):
     os._exit(1)
 
 
 @pytest.mark.slow
 def test_workers_that_cannot_start_fail_their_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(executors, "_begin", _never_begins)
+    monkeypatch.setattr(executors, "_serve", _never_begins)
     with executors.local(2) as executor:
         results = dict(execution.execute(executor, execution.plan(small_grid(seeds=(0, 1)), tmp_path).todo, tmp_path))
     assert len(results) == 4

@@ -10,24 +10,29 @@ import itertools
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from multiprocessing.connection import wait
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from typing import Any, Final, ParamSpec, TypeVar
 
-from bnsmooth_cli import __version__
+from bnsmooth_cli import __version__, stopping
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.stopping import Interrupted, Terminated
+from bnsmooth_cli.studies.progress import INTERVAL
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 #: How long a Dask scheduler may take to answer, in seconds.
 TIMEOUT: Final = 10
+_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
 
 
 class InProcess(Executor):
@@ -42,7 +47,7 @@ class InProcess(Executor):
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:
+        except (Exception, Interrupted, Terminated) as error:
             future.set_exception(error)
         return future
 
@@ -56,11 +61,10 @@ class Processes(ThreadPoolExecutor):
 
     def __init__(self, jobs: int, gpus: list[str] | None = None) -> None:
         self._next_gpus = itertools.cycle(gpus or [None])
-        # By thread: its GPU, its pool of one process, and the id of that process.
+        # By thread: its GPU, and its worker.
         self._gpus: dict[int, str | None] = {}
-        self._pools: dict[int, ProcessPoolExecutor] = {}
-        self._processes: dict[int, int] = {}
-        self._closing = False
+        self._workers: dict[int, _Worker] = {}
+        _start_tracker()
         super().__init__(jobs, "bnsmooth-worker")
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -71,45 +75,147 @@ class Processes(ThreadPoolExecutor):
         me = threading.get_ident()
         if me not in self._gpus:
             self._gpus[me] = next(self._next_gpus)
+        if me not in self._workers:
+            self._workers[me] = _Worker(self._gpus[me])
         try:
-            if me not in self._pools:
-                # Spawned, not forked: torch's threads and CUDA do not survive a fork.
-                spawn = multiprocessing.get_context("spawn")
-                self._pools[me] = ProcessPoolExecutor(1, spawn, _begin, (self._gpus[me],))
-                with _interrupts_blocked():
-                    started = self._pools[me].submit(os.getpid)
-                self._processes[me] = started.result()
-            if self._closing:
-                raise CancelledError
-            return self._pools[me].submit(fn, *args, **kwargs).result()
-        except (BrokenExecutor, SystemExit) as error:  # SIGTERM becomes SystemExit
-            self._processes.pop(me, None)
-            self._pools.pop(me).shutdown(wait=False, cancel_futures=True)
-            raise BrokenExecutor(f"a worker process died ({error})") from error
+            return self._workers[me].call(fn, args, kwargs)
+        except (BrokenExecutor, Retired):
+            del self._workers[me]
+            raise
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the workers after their work, or with `cancel_futures` immediately."""
-        self._closing = cancel_futures
-        if cancel_futures:
-            for process in list(self._processes.values()):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGTERM)
+        """End the workers after their work; with `cancel_futures`, begin no more of it."""
         super().shutdown(wait, cancel_futures=cancel_futures)
-        for pool in self._pools.values():
-            pool.shutdown(wait, cancel_futures=True)
+        for worker in [*self._workers.values()]:
+            worker.end()
+
+    def kill(self) -> None:
+        """End the workers at once."""
+        for worker in [*self._workers.values()]:
+            worker.kill()
+        self.shutdown(cancel_futures=True)
+
+
+class Retired(Exception):
+    """Raised for a call whose worker process was told to stop. Its results are kept."""
+
+
+class _Worker:
+    """A worker process, which calls one function after another.
+
+    The functions come through a pipe. The queues of a ProcessPoolExecutor have semaphores, which outlive a process that
+    ends at once, and which the interpreter then reports on the terminal.
+    """
+
+    def __init__(self, gpu: str | None) -> None:
+        spawn = multiprocessing.get_context("spawn")  # torch's threads and CUDA do not survive a fork
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs, gpu))
+        with _signals_blocked():
+            self._process.start()
+        theirs.close()
+
+    def call(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        """Call fn(*args, **kwargs) there.
+
+        Raises:
+            Retired: If the process was told to stop.
+            BrokenExecutor: If it has died.
+        """
+        try:
+            self._pipe.send_bytes(pickle.dumps((fn, args, kwargs)))
+            # A process that the worker has forked can hold the pipe open when the worker has died.
+            while not self._pipe.poll(INTERVAL):
+                if not self._process.is_alive() and not self._pipe.poll():
+                    raise EOFError
+            raised, result = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self.end()
+            if self._process.exitcode == 128 + signal.SIGTERM:
+                raise Retired("its worker process was told to stop") from error
+            raise BrokenExecutor(f"a worker process died (exit status {self._process.exitcode})") from error
+        if raised:
+            raise result
+        return result
+
+    def end(self) -> None:
+        """Wait until the process has ended; if it is idle, it ends now."""
+        self._pipe.close()
+        self._process.join()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+
+def _serve(pipe: Connection, gpu: str | None) -> None:
+    """The life of a worker process: call what comes through the pipe until it is closed, and send back the results.
+
+    A first SIGTERM ends it after the present step or point. Ctrl-C, which a terminal sends to every process, is left to
+    the study's main process.
+    """
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)  # or the worker of a killed command would keep its run locked
+
+    threading.Thread(target=follow, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping.obey(lambda number: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    while True:
+        try:
+            content = pipe.recv_bytes()
+        except EOFError:
+            return
+        with stopping.deferred():
+            try:
+                fn, args, kwargs = pickle.loads(content)
+                raised, result = False, fn(*args, **kwargs)
+            except Exception as error:
+                raised, result = True, error
+        try:
+            content = pickle.dumps((raised, result))
+        except Exception:  # a user's exception may hold anything
+            content = pickle.dumps((True, RuntimeError(f"{type(result).__name__}: {result}")))
+        pipe.send_bytes(content)
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Shield the processes that this thread starts from Ctrl-C, which a terminal sends to every process."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+def _signals_blocked() -> Iterator[None]:
+    """Shield the processes that start here from signals, which would arrive before they can heed them."""
+    if os.name != "posix":
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    """Start the interpreter's tracker of semaphores, before other threads do.
+
+    The first process would start it, and would be left without the shield of `_signals_blocked`. The tracker removes
+    what is left of a process that ends at once. It has no stderr here, because it would report that.
+    """
+    if os.name != "posix":
+        return
+    with suppress(OSError):  # stderr is closed
+        stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            resource_tracker.ensure_running()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(nowhere)
 
 
 def gpus(count: int) -> list[str] | None:
@@ -123,29 +229,21 @@ def gpus(count: int) -> list[str] | None:
     return names[:count] or None
 
 
-def _begin(gpu: str | None) -> None:
-    """Prepare a worker process: its GPU, an orderly end, and its death with the parent."""
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, which removes temporary files
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait([parent.sentinel])
-        os._exit(1)  # or the worker of a killed command would keep its run locked
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 @contextmanager
 def local(jobs: int, gpus: list[str] | None = None) -> Iterator[Executor]:
-    """This process for one job, otherwise `jobs` worker processes. An error in the block ends them immediately."""
+    """This process for one job, otherwise `jobs` worker processes.
+
+    After an error in the block, they end their present work. KeyboardInterrupt and SystemExit end them at once.
+    """
     executor = Processes(jobs, gpus) if jobs > 1 else InProcess()
     try:
         yield executor
-    except BaseException:
+    except Exception:
         executor.shutdown(cancel_futures=True)
+        raise
+    except BaseException:
+        if isinstance(executor, Processes):
+            executor.kill()
         raise
     executor.shutdown()
 
@@ -172,11 +270,13 @@ def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iter
         _check_listening(address)
         cluster = nullcontext(address)
     else:
-        # One thread per worker, so that each run has its own process.
-        with _interrupts_ignored():
+        # One thread per worker, so that each run has its own process. The processes are started by a thread that
+        # starts here, and inherit what is blocked.
+        _start_tracker()
+        with _signals_blocked():
             cluster = distributed.LocalCluster(
                 n_workers=jobs or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             )  # fmt: skip
     with cluster as scheduler, distributed.Client(scheduler, timeout=TIMEOUT, set_as_default=False) as client:
         versions = client.run(_version, on_error="return")
@@ -199,17 +299,15 @@ def _check_listening(address: str) -> None:
         ) from error
 
 
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Shield the processes that start here from Ctrl-C, even if other threads start them, as Dask does."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def closing() -> Callable[[], bool]:
+    """A check for `stopping.heeding`: whether the Dask worker that executes this task is closing; never elsewhere."""
+    if "distributed" in sys.modules:
+        from distributed import Status, get_worker
+
+        with suppress(ValueError):
+            worker = get_worker()
+            return lambda: worker.status not in (Status.running, Status.paused)
+    return lambda: False
 
 
 def _version() -> str:

@@ -13,8 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from bnsmooth_cli import stopping
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 #: How often a run writes its progress and a study reads it, in seconds.
 INTERVAL: Final = 0.5
+#: How long a worker waits for the one that had its run before, in seconds. The run's own lock refuses it after that.
+HANDOVER: Final = 60
 
 
 class StudyProgress:
@@ -49,60 +58,90 @@ class StudyProgress:
         warnings.warn(text, stacklevel=2)
 
 
-class Stopped(Exception):
-    """Raised in a run whose study has been stopped."""
-
-
 @contextmanager
 def reports(study: Path) -> Iterator[Path]:
     """A folder in which the runs of one command report their progress. Runs may work only while it exists.
 
-    Reports are files because every worker sees the study's folder. The folder is removed when the block ends. Runs that
-    have not begun then end at once, and the others end at their next report.
+    Reports are files because every worker sees the study's folder. The folder is removed by `withdraw`, or when the
+    block ends.
     """
-    _withdraw(study)
     folder = study.absolute() / ".progress" / uuid.uuid4().hex  # a worker may have another working directory
+    withdraw(folder)
     folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        _withdraw(study)
+    with stopping.undone(lambda: withdraw(folder)):
+        try:
+            yield folder
+        finally:
+            withdraw(folder)
 
 
-def _withdraw(study: Path) -> None:
+def withdraw(folder: Path) -> set[str]:
+    """Remove the folder of `reports`. Runs that have not begun will end at once, and the others after their present
+    step or point. Returns the names of the others."""
+    begun = {path.stem for path in folder.glob("*.json")}
+    study = folder.parents[1]
     with suppress(FileNotFoundError):  # renamed, so that no run can write there from now on
-        (study / ".progress").rename(study / f".stopped-{uuid.uuid4().hex}")
+        folder.parent.rename(study / f".stopped-{uuid.uuid4().hex}")
     for stopped in study.glob(".stopped-*"):
         shutil.rmtree(stopped, ignore_errors=True) if stopped.is_dir() else stopped.unlink()
+    return begun
 
 
 class Reporter:
-    """Writes the progress of one run to its file in the folder of `reports`.
+    """Writes the progress of one run to its file in the folder of `reports`, while the `with` block runs.
+
+    If another worker still holds the run, because it has just been told to stop, the block begins when that has ended.
 
     Raises:
-        Stopped: If the folder is gone.
+        Withdrawn: If the folder is gone.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
-        self._file, self._last = folder / f"{run}.json", -INTERVAL
+        self._folder, self._file = folder, folder / f"{run}.json"
+        self._reported = self._looked = -INTERVAL
+        self._gone = False
+
+    def __enter__(self) -> Reporter:
+        with suppress(FileNotFoundError):
+            self._stream = self._file.open("a")
+            end = time.monotonic() + HANDOVER
+            while not _lock(self._stream.fileno()) and not self.withdrawn() and time.monotonic() < end:
+                time.sleep(INTERVAL / 5)
+        if self.withdrawn():
+            raise stopping.Withdrawn("the study has ended")
         self("start", 0, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.unlink(missing_ok=True)
+        self._stream.close()
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Report, unless the last report is too recent."""
         now = time.monotonic()
-        if now - self._last < INTERVAL:
-            return
-        self._last = now
-        try:
-            self._file.write_text(json.dumps([stage, done, total, note]))
-        except FileNotFoundError:
-            raise Stopped from None
-        except OSError:  # the disk is full, which the run itself will report
-            pass
+        if now - self._reported >= INTERVAL:
+            self._reported = now
+            with suppress(OSError):  # withdrawn, or the disk is full, which the run itself will report
+                self._file.write_text(json.dumps([stage, done, total, note]))
 
-    def end(self) -> None:
-        """Remove the file."""
-        self._file.unlink(missing_ok=True)
+    def withdrawn(self) -> bool:
+        """Whether the folder is gone. It is looked for every INTERVAL seconds at most, so calls are cheap."""
+        now = time.monotonic()
+        if not self._gone and now - self._looked >= INTERVAL:
+            self._looked, self._gone = now, not self._folder.is_dir()
+        return self._gone
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file until it is closed. False if another process holds it."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 class Watch:

@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from bnsmooth_cli import stopping
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
+from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies import executors
+from bnsmooth_cli.studies.executors import Retired
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, read_grid
 from bnsmooth_cli.studies.outcome import conclude
-from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, reports
+from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, reports, withdraw
 from bnsmooth_cli.studies.work import Task, remaining, work
 from bnsmooth_cli.user_code import name_of
 
@@ -197,15 +200,21 @@ def run(
         study.record(planned.grid)
         if todo := planned.todo:
             progress.planned([task.name for task in todo])
-            with (
-                planned.executor(progress.message) as executor,
-                reports(study.path) as folder,  # after an interrupt, the runs end before their workers do
-                Watch(folder, progress) as watch,
-            ):
-                for task, result in execute(executor, todo, folder):
-                    if isinstance(result, str):
-                        failed[task.name] = result
-                    watch.end(task.name, result)
+            finished = len(planned.runs) - len(todo)
+            with stopping.deferred():
+                with (
+                    planned.executor(progress.message) as executor,
+                    reports(study.path) as folder,
+                    Watch(folder, progress) as watch,
+                ):
+                    for task, result in execute(executor, todo, folder):
+                        if isinstance(result, str):
+                            failed[task.name] = result
+                        finished += not isinstance(result, str)
+                        watch.end(task.name, result)
+                if stopping.told():
+                    others = "" if finished == len(planned.runs) else " and the others are kept"
+                    stopping.stop(f"{finished} of {len(planned.runs)} runs of {study.path} are finished{others}")
         runs, refused = study.inspect(skip=failed)
         for name, reason in refused.items():
             progress.failed(name, reason)
@@ -220,29 +229,49 @@ def execute(executor: Executor, todo: Sequence[Task], folder: Path) -> Iterator[
     """Execute tasks, each yielded when it ends with the seconds that it took or the reason why it failed.
 
     A task whose worker process died is submitted again. A Dask cluster does so itself. The tasks report in `folder`,
-    which is that of `progress.reports`.
+    which is that of `progress.reports`. If this process is told to stop, the tasks that have begun end after their
+    present step or point, no others begin, and the iterator ends.
     """
     waiting = deque((task, 1) for task in todo)
-    running: dict[Future[float], tuple[Task, int]] = {}
+    running: dict[Future[float | Withdrawn], tuple[Task, int]] = {}
+    ending = False
     while waiting or running:
+        if not ending and stopping.told():
+            ending, begun = True, withdraw(folder)
+            waiting.clear()
+            for future, (task, _) in running.items():
+                if task.name not in begun:
+                    future.cancel()
         if waiting:
             task, attempt = waiting.popleft()
             running[executor.submit(work, task, folder)] = task, attempt
         # InProcess has finished by now. The others get all tasks before any result is awaited. Waits are short, because
-        # a signal that another thread of this process receives does not end a wait.
+        # a signal does not end a wait.
         over, _ = wait(running, timeout=0 if waiting else INTERVAL, return_when=FIRST_COMPLETED)
         for future in over:
             task, attempt = running.pop(future)
             try:
-                yield task, future.result()
+                result = future.result()
+            except (Interrupted, Terminated, Retired):
+                waiting.append((task, attempt))
             except BrokenExecutor:
                 if attempt < MAX_DEATHS:
                     waiting.append((task, attempt + 1))
                 else:
                     yield task, _DIED
             except CancelledError:
-                yield task, "the cluster that it was given to is gone; the same command resumes it"
+                if not ending:
+                    yield task, "the cluster that it was given to is gone; the same command resumes it"
             except InputError as error:
                 yield task, str(error)
             except Exception as error:  # whatever ends one run, the others continue
                 yield task, f"{type(error).__name__}: {' '.join(str(error).split())}"
+            else:
+                if not isinstance(result, Withdrawn):
+                    yield task, result
+                elif folder.is_dir():  # its worker is closing
+                    waiting.append((task, attempt))
+                elif not ending:
+                    yield task, f"{folder} was removed; the same command resumes it"
+        if ending:
+            waiting.clear()

@@ -11,8 +11,9 @@ from bnsmooth_cli import __version__
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.wanted import Wanted
+from bnsmooth_cli.stopping import Withdrawn, heeding
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.studies.executors import check_version
+from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.grid import Grid
 from bnsmooth_cli.studies.progress import Reporter
 from bnsmooth_cli.user_code import allow
@@ -81,13 +82,22 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
     return Task(path, run.config, reached, wanted, grid.threads, device, force)
 
 
-def work(task: Task, reports: Path) -> float:
-    """Execute a task in this process, and return the seconds that it took.
+def work(task: Task, reports: Path) -> float | Withdrawn:
+    """Execute a task in this process.
 
-    Raises:
-        Stopped: If the folder of `progress.reports` is gone.
+    Returns:
+        The seconds that it took; or Withdrawn, if the folder of `progress.reports` is gone or this Dask worker is
+        closing. The results are then kept.
     """
-    check_version(task.version, platform.node())
+    executors.check_version(task.version, platform.node())
+    try:
+        with Reporter(reports, task.name) as report, heeding(report.withdrawn), heeding(executors.closing()):
+            return _work(task, report)
+    except Withdrawn as withdrawn:  # as a result, because a Dask worker prints exceptions
+        return withdrawn
+
+
+def _work(task: Task, report: Reporter) -> float:
     import torch
 
     from bnsmooth_cli.measures.one_pass import train_and_measure
@@ -98,7 +108,6 @@ def work(task: Task, reports: Path) -> float:
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
-    report = Reporter(reports, task.name)
     try:
         train_and_measure(
             config,
@@ -110,6 +119,5 @@ def work(task: Task, reports: Path) -> float:
             measuring=lambda _, step, done, total: report("measure", done, total, f"step {step}"),
         )
     finally:
-        report.end()
         torch.set_num_threads(threads)
     return time.monotonic() - begun

@@ -103,7 +103,7 @@ def test_a_second_signal_ends_a_slow_step(tmp_path, number):
     (tmp_path / "mine.py").write_text(
         "import pathlib, time, torch\n"
         "def loss(outputs, targets):\n"
-        "    if pathlib.Path('run/checkpoints/000000.pt').exists():\n"
+        "    if pathlib.Path('run/checkpoints').exists():\n"
         "        pathlib.Path('waiting').touch(); time.sleep(60)\n"
         "    return torch.nn.functional.mse_loss(outputs, targets)\n"
         "def build(norm):\n"
@@ -119,7 +119,7 @@ def test_a_second_signal_ends_a_slow_step(tmp_path, number):
     status, kept, _ = end(process)
     assert (status, kept) == (STATUS[number], "no file is half written")
     assert time.monotonic() - begun < 2
-    assert open_run(tmp_path / "run").checkpoints().keys() == {0}
+    assert open_run(tmp_path / "run").checkpoints().keys() <= {0}
 
 
 @BOTH

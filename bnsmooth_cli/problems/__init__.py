@@ -37,8 +37,10 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
     problem: Problem = implementation(config, torch.device(device))
     if problem.has_users_code:
         checks.check_parameters(problem.initial, problem.option)
-    if config.weight_decay and not penalised(problem.initial):
-        raise InputError(f"--weight-decay {config.weight_decay:g}: the network has no weights, only biases and norms")
+        if config.weight_decay and not penalised(problem.initial):
+            raise InputError(
+                f"--weight-decay {config.weight_decay:g}: the network has no weights, only biases and norms"
+            )
     if weights is not None:
         problem.start_from(read_weights(weights, problem.initial.state_dict()))
     if problem.has_users_code:

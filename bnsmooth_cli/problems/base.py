@@ -108,6 +108,20 @@ class Problem(ABC):
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple) and _takes(model, *inputs) else model(inputs)
 
+    def outline(self) -> nn.Module | None:
+        """The network at step 0 with the shapes of its tensors but no memory for them; None if it is the user's.
+
+        The user's code may not take tensors without values, or may keep them.
+        """
+        if self.has_users_code:
+            return None
+        with seeded(self.config.seed), torch.device("meta"):
+            return self.network()
+
+    def data(self) -> list[Tensor]:
+        """The samples that the problem holds; none of them if the user's code holds them."""
+        return []
+
     @abstractmethod
     def batch(self, step: int) -> tuple[Values, Values]:
         """The inputs and targets of the training step from theta_step to theta_{step+1}."""

@@ -51,6 +51,10 @@ class DeepLinear(Problem):
         chain.initialise(self.config.seed)
         return chain
 
+    def data(self) -> list[Tensor]:
+        """The samples x, and A x."""
+        return [self._inputs, self._targets]
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """All samples in order if the batch holds them all, as in the paper; otherwise the next ones of the epoch."""
         if self.config.batch_size == self.num_samples:

@@ -93,6 +93,11 @@ class Vgg(Problem):
     def _scaled(self, width: int) -> int:
         return max(1, round(width * self.settings.width))
 
+    def data(self) -> list[Tensor]:
+        """The training images on the device; all images on the CPU, which other problems share."""
+        images = self.images
+        return [self._images, self._labels, images.train, images.train_labels, images.test, images.test_labels]
+
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images and labels of the batch, augmented if the run augments, and centred or standardised by channel."""
         chosen = self.indices(step)

@@ -23,6 +23,7 @@ from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.storage.stretches import before, changed, joined, machine_of, recorded, stretch
+from bnsmooth_cli.training import needs
 from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.saving import Saver
 from bnsmooth_cli.training.trajectory import RECORD, Trajectory
@@ -84,12 +85,14 @@ def train_config(
         The run.
 
     Raises:
-        InputError: If a setting is invalid, or the folder holds a run with another configuration.
+        InputError: If a setting is invalid, the folder holds a run with another configuration, or the run cannot fit
+            into the memory or the disk.
         stopping.Interrupted, stopping.Terminated, stopping.Withdrawn: If the work was told to stop. The rows and a
             checkpoint of the step that was reached are written.
     """
     path = Path("runs") / config.name if output is None else Path(output)
     problem = problem or problems.build(config, choose_device(device))
+    needs.check(problem, path, resume=resume, force=force)
     _ = problem.initial  # reports a norm or size that does not fit before anything is written
     run = runs.prepare(path, problem.config, resume=resume, force=force)
     with run.locked():

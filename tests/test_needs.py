@@ -1,0 +1,280 @@
+"""What a run takes: estimates against measured memory and files, and runs that cannot fit are refused by the number."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DLN, ENVIRONMENT
+
+import bnsmooth_cli as bns
+from bnsmooth_cli import problems
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.memory import Memory, main_memory
+from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.training import needs
+from bnsmooth_cli.training.needs import Needs
+
+#: Prints the peak memory of each piece of work in a process of its own, beyond that of one with the data, and the
+#: estimate of it. Each is forked from a process that has done no work.
+PEAKS = """
+import json, os, sys, tempfile
+import torch
+from bnsmooth_cli import problems
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.measures.measuring import measurement
+from bnsmooth_cli.memory import keep_freed_memory, resident_memory
+from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.training.needs import Needs
+from bnsmooth_cli.training.run import train_config
+
+torch.set_num_threads(1)
+config = resolve(sys.argv[1], **json.loads(sys.argv[2]))
+found = {}
+for kind in sys.argv[3:]:
+    problem = problems.build(config)
+    needs = Needs(problem)
+    estimate = needs.memory() if kind == "train" else needs.state + needs.peak(kind)
+    problem = problems.build(config)  # without the network, which the estimate has made
+    read, write = os.pipe()
+    if os.fork() == 0:
+        keep_freed_memory()
+        before = resident_memory()
+        with tempfile.TemporaryDirectory() as folder:
+            if kind == "train":
+                train_config(config, folder + "/run", problem=problem)
+            else:
+                measure, point = measurement(kind), Point(problem, problem.initial, [], 0, *problem.batch(0), "run")
+                measure.rows(point, **measure.plan(config))
+        peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
+        os.write(write, json.dumps(1024 * int(peak.split()[1]) - before).encode())
+        os._exit(0)
+    os.wait()
+    found[kind] = [json.loads(os.read(read, 100)), estimate]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from /proc")
+@pytest.mark.parametrize(
+    ("problem", "settings", "work"),
+    [
+        ("vgg", {"width": 0.3, "batch_size": 50, "steps": 3, "save_every": 1},
+         ["train", "landscape", "smoothness", "ics", "activations"]),
+        ("vgg", {"width": 0.3, "batch_size": 100, "norm": "none", "momentum": 0.9, "steps": 3}, ["train", "landscape"]),
+        ("dln", {"dimension": 300, "depth": 10, "samples": 1000, "lr": 1e-9, "steps": 3},
+         ["train", "landscape", "ics"]),
+    ],
+)  # fmt: skip
+def test_the_estimated_memory_is_within_a_factor_of_two_of_what_is_taken(problem, settings, work):
+    words = [sys.executable, "-c", PEAKS, problem, json.dumps(settings), *work]
+    ended = subprocess.run(words, text=True, capture_output=True, env=ENVIRONMENT)
+    assert ended.returncode == 0, ended.stderr
+    for kind, (taken, estimate) in json.loads(ended.stdout).items():
+        assert taken / 2 <= estimate <= 2 * taken, (kind, taken, estimate)
+
+
+@pytest.mark.parametrize(("problem", "norm"), [("vgg", "l1"), ("vgg", "weight"), ("dln", "batch"), ("dln", "layer")])
+def test_activations_of_two_small_batches_are_those_of_the_whole_batch(problem, norm):
+    small = {"vgg": {"width": 0.07, "batch_size": 16}, "dln": {"depth": 5, "dimension": 4, "samples": 30}}[problem]
+    opened = problems.build(resolve(problem, norm=norm, **small))
+    whole, _ = needs._saved_by(opened, *opened.batch(0))
+    assert Needs(opened).activations == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_the_size_of_a_checkpoint(tmp_path, problem, momentum):
+    settings = {"vgg": {"width": 0.07, "batch_size": 16, "eval_every": 2}, "dln": {"samples": 30}}[problem]
+    run = bns.train(problem, steps=2, save_every=2, momentum=momentum, output=tmp_path / "run", **settings)
+    (*_, file) = run.checkpoints().values()
+    assert Needs(problems.build(run.config)).checkpoint == pytest.approx(file.stat().st_size, rel=0.1)
+
+
+def test_an_estimate_changes_no_number_and_takes_no_random_draw(small_run):
+    before = torch.random.get_rng_state()
+    opened = problems.build(small_run("vgg", "noisy-batch").config)
+    values = {name: value.clone() for name, value in opened.initial.state_dict().items()}
+    Needs(opened).memory(["landscape"])
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(values[name], value) for name, value in opened.initial.state_dict().items())
+
+
+def run_of(tmp_path, steps=100, **settings):
+    """A run that does not exist yet."""
+    small = {"samples": 20, "dimension": 3, "depth": 3, "save_every": 10}
+    return Run(tmp_path / "run", resolve("dln", steps=steps, **{**small, **settings}))
+
+
+def test_how_many_checkpoints_are_still_written(tmp_path):
+    count = {"new": 11, "steps": 11, "odd": 12, "keep": 3, "huge": 10**9 + 1}
+    assert needs.saves(run_of(tmp_path)).files == count["new"]
+    assert needs.saves(run_of(tmp_path, steps=101)).files == count["odd"]
+    assert needs.saves(run_of(tmp_path, keep=2)).files == count["keep"]
+    assert needs.saves(run_of(tmp_path, steps=10**9, save_every=1)).files == count["huge"]
+
+
+def test_what_is_there_already_counts_when_a_run_is_resumed(tmp_path):
+    run = run_of(tmp_path, steps=50)
+    bns.train("dln", output=run.path, **settings_of(run))
+    more = run_of(tmp_path, steps=100)
+    assert needs.saves(run).count == 0
+    assert needs.saves(more).files == 5
+    again = needs.saves(more, force=True)
+    assert (again.files, again.freed) == (11, sum(file.stat().st_size for file in run.checkpoints().values()))
+    assert needs.saves(run_of(tmp_path, steps=100, keep=2)).files == 1
+
+
+def settings_of(run):
+    return {name: value for name, value in run.config.as_dict().items() if name not in ("problem", "norm")}
+
+
+def machine(monkeypatch, total=None, available=None, free=None):
+    """Pretend that the machine has so much memory and disk space."""
+    monkeypatch.setattr(needs, "main_memory", lambda: Memory(total, available))
+    monkeypatch.setattr(needs, "_free_space", lambda path: free)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_run_is_refused_if_its_tensors_exceed_all_memory_by_one_byte(cli, monkeypatch, beyond):
+    line = f"train {DLN} --momentum 0.9 --steps 3 --device cpu -o run"
+    config = resolve("dln", depth=5, dimension=4, samples=30, momentum=0.9)
+    found = Needs(problems.build(config))
+    machine(monkeypatch, total=2 * found.parameters + found.momentum + found.data - beyond)
+    code, _, err = cli(line)
+    assert code == (2 if beyond else 0)
+    if beyond:
+        assert err.startswith("bnsmooth: run: the parameters, their gradients, the momentum and the data take 2.")
+        assert "kB in all; give a smaller --dimension and --depth" in err
+        assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_a_run_is_refused_if_its_checkpoints_exceed_the_free_disk_by_one_byte(cli, monkeypatch, beyond):
+    config = resolve("dln", depth=5, dimension=4, samples=30)
+    machine(monkeypatch, free=5 * Needs(problems.build(config)).checkpoint - beyond)
+    line = f"train {DLN} --steps 40 --save-every 10 --device cpu -o run"
+    code, _, err = cli(line)
+    assert code == (2 if beyond else 0)
+    if beyond:
+        assert err.startswith("bnsmooth: run: 5 checkpoints of ")
+        assert "free; give --keep 2, a larger --save-every, or another disk with -o" in err
+        assert (err.count("\n"), Path("run").exists()) == (1, False)
+        assert cli(f"{line} --keep 2")[0] == cli(f"{line} --save-every 20 -o other")[0] == 0
+
+
+def test_a_run_that_has_ended_is_returned_whatever_is_free(cli, monkeypatch):
+    line = f"train {DLN} --steps 20 --save-every 10 --device cpu -o run"
+    assert cli(line)[0] == 0
+    machine(monkeypatch, total=1, available=1, free=0)
+    assert cli(line)[0] == 0
+    machine(monkeypatch, free=0)
+    assert "2 checkpoints of" in cli(line.replace("20", "40"))[2]
+
+
+@pytest.mark.parametrize(("available", "said"), [(10**12, False), (10**6, True)])
+def test_a_run_that_may_not_fit_is_trained_with_a_note(cli, monkeypatch, available, said):
+    machine(monkeypatch, available=available)
+    code, _, err = cli(f"train {DLN} --steps 2 --device cpu -o run-{available}")
+    assert code == 0
+    assert err.startswith("bnsmooth: note: training takes about 20 MB of memory, and 1 MB are available") == said
+
+
+def test_the_activations_of_the_users_own_network_are_not_estimated_by_training(monkeypatch, tmp_path):
+    machine(monkeypatch, total=10**12, available=10**12, free=10**12)
+    monkeypatch.setattr(Needs, "activations", property(lambda self: pytest.fail("the user's network ran again")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bns.train("own_code:residual", "batch", batch_size=8, steps=2, output=tmp_path / "run", device="cpu")
+
+
+def test_a_network_larger_than_any_memory_is_refused_before_it_is_made(cli):
+    layers = ",".join(["9999"] * 900)
+    code, _, err = cli(f"train --problem vgg --width 4 --classifier {layers} --steps 1 -o run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert " TB of memory, and there are " in err
+    assert "in all; give a smaller --width and --classifier" in err
+
+
+MEMINFO = "MemTotal:  1000 kB\nMemFree: 10 kB\nMemAvailable:  800 kB\nSwapTotal:  100 kB\n"
+KIB = 1024
+
+
+def system(folder, files):
+    """A folder with the files of /proc and /sys."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def v2(group, limit, used, idle=0):
+    place = f"sys/fs/cgroup{group}"
+    files = {
+        "memory.max": f"{limit}\n",
+        "memory.current": f"{used}\n",
+        "memory.stat": f"anon 1\ninactive_file {idle}\n",
+    }
+    return {f"{place}/{name}": text for name, text in files.items()}
+
+
+def v1(group, limit, used, idle=0):
+    place = f"sys/fs/cgroup/memory{group}"
+    return {
+        f"{place}/memory.limit_in_bytes": f"{limit}\n", f"{place}/memory.usage_in_bytes": f"{used}\n",
+        f"{place}/memory.stat": f"inactive_file 7\ntotal_inactive_file {idle}\n",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "total", "available"),
+    [
+        ({}, None, None),
+        ({"proc/meminfo": MEMINFO}, 1100, 800),
+        ({"proc/meminfo": "MemTotal: 1000 kB\n"}, 1000, None),
+        ({"proc/meminfo": "\0damaged"}, None, None),
+        # A SLURM job: its own group has no limit, and the one above has.
+        ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/job/step\n", **v2("/job/step", "max", 5),
+          **v2("/job", 400 * KIB, 300 * KIB, 50 * KIB)}, 500, 150),
+        # A container sees its group at the root, and in /proc the host's name of it.
+        ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "4:cpu,memory:/docker/x\n", **v1("", 600 * KIB, 100 * KIB)},
+         700, 500),
+        ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "4:memory:/docker/x\n0::/\n",
+          **v1("/docker/x", 9223372036854771712, 100 * KIB)}, 1100, 800),
+        ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/full\n", **v2("/full", 400 * KIB, 500 * KIB)}, 500, 0),
+        ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/../../x\nnonsense\n\n", **v2("/x", "", "")}, 1100, 800),
+    ],
+)  # fmt: skip
+def test_the_memory_of_machines_containers_and_jobs(tmp_path, files, total, available):
+    found = main_memory(system(tmp_path, files))
+    assert found == tuple(None if value is None else KIB * value for value in (total, available))
+
+
+#: Mounts a small file system at a folder and runs a command in it.
+ON_A_SMALL_DISK = """
+import subprocess, sys
+disk, size, line = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + size, "tmpfs", disk], check=True)
+sys.exit(subprocess.run([sys.executable, "-m", "bnsmooth_cli", *line.split()], cwd=disk).returncode)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "keep", "code"), [("128k", 0, 2), ("128k", 2, 0), ("8M", 0, 0)])
+def test_a_disk_that_is_too_small_for_the_checkpoints(tmp_path, size, keep, code):
+    mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    line = f"train {DLN} --steps 400 --save-every 10 --keep {keep} --device cpu -o run"
+    words = ["unshare", "-rm", sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path), size, line]
+    ended = subprocess.run(words, text=True, capture_output=True, env=ENVIRONMENT)
+    assert ended.returncode == code, ended.stderr
+    if code:
+        assert ended.stderr.startswith("bnsmooth: run: 41 checkpoints of ")
+        assert ended.stderr.endswith("free; give --keep 2, a larger --save-every, or another disk with -o\n")

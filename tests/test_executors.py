@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import DLN, ENVIRONMENT, files, holder
 
 from bnsmooth_cli.errors import InputError
@@ -45,6 +46,26 @@ def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
                 return lock.parent, process
         time.sleep(0.02)
     raise AssertionError("no run was at work")
+
+
+@pytest.mark.parametrize("how", ["", "--jobs 2", pytest.param("--dask local --jobs 2", marks=pytest.mark.slow)])
+def test_what_is_remarked_in_a_run_is_told_by_the_study(cli, tmp_path, how):
+    line = f"compare --norms none,l1 --seeds 0 {DLN} --lrs 1e-6 --steps 20 -o study"
+    names = ["dln-none-lr1e-06-seed0", "dln-l1-lr1e-06-seed0"]
+    for name in names:  # begun by one thread, and to be resumed by another number
+        norm, steps = name.split("-")[1], "--steps 10 --threads 2"
+        assert cli(f"train --norm {norm} {DLN} --lr 1e-6 {steps} -o study/runs/{name}")[0] == 0
+    torch.set_num_threads(1)
+    done = subprocess.run(
+        [sys.executable, "-m", "bnsmooth_cli", *f"{line} {how}".split()], cwd=tmp_path, env=ENVIRONMENT, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    notes = [line for line in done.stderr.splitlines() if "bnsmooth" in line]  # Dask may warn of a port in use
+    assert done.returncode == 0, done.stderr
+    for name, said in zip(sorted(names), sorted(notes), strict=True):
+        assert said.startswith("bnsmooth: note: ")
+        assert f"study/runs/{name}: resumed at step 10 by another machine or program (2 threads, now 1 thread)" in said
+    assert not [*tmp_path.glob("study/.*/*")]
 
 
 @contextmanager

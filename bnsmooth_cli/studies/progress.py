@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bnsmooth_cli import stopping
+from bnsmooth_cli.errors import Remark
 
 try:
     import fcntl
@@ -24,6 +25,8 @@ except ImportError:  # Windows
 INTERVAL: Final = 0.5
 #: How long a worker waits for the one that had its run before, in seconds. The run's own lock refuses it after that.
 HANDOVER: Final = 60
+_own: set[Path] = set()  # the folders of `reports` that this process has made
+_REMARKS: Final = ".remarks"  # the ending of the file with a run's remarks, one a line
 
 
 class StudyProgress:
@@ -68,11 +71,13 @@ def reports(study: Path) -> Iterator[Path]:
     folder = study.absolute() / ".progress" / uuid.uuid4().hex  # a worker may have another working directory
     withdraw(folder)
     folder.mkdir(parents=True)
+    _own.add(folder)
     with stopping.undone(lambda: withdraw(folder)):
         try:
             yield folder
         finally:
             withdraw(folder)
+            _own.discard(folder)
 
 
 def withdraw(folder: Path) -> set[str]:
@@ -100,6 +105,7 @@ class Reporter:
         self._folder, self._file = folder, folder / f"{run}.json"
         self._reported = self._looked = -INTERVAL
         self._gone = False
+        self._remarks: set[str] = set()
 
     def __enter__(self) -> Reporter:
         with suppress(FileNotFoundError):
@@ -123,6 +129,32 @@ class Reporter:
             self._reported = now
             with suppress(OSError):  # withdrawn, or the disk is full, which the run itself will report
                 self._file.write_text(json.dumps([stage, done, total, note]))
+
+    def remark(self, text: str) -> None:
+        """Report a remark for the study's user, once."""
+        if text not in self._remarks:
+            self._remarks.add(text)
+            with suppress(OSError), self._file.with_suffix(_REMARKS).open("a") as stream:
+                stream.write(json.dumps(text) + "\n")
+
+    @contextmanager
+    def remarking(self) -> Iterator[None]:
+        """Report the remarks of the block, unless this process is the study's own."""
+        if self._folder in _own:
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", Remark)
+            others = warnings.showwarning
+
+            def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+                if issubclass(category, Remark):
+                    self.remark(str(message))
+                else:
+                    others(message, category, *place)
+
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
 
     def withdrawn(self) -> bool:
         """Whether the folder is gone. It is looked for every INTERVAL seconds at most, so calls are cheap."""
@@ -151,6 +183,7 @@ class Watch:
         self._folder, self._progress = folder, progress
         self._started: set[str] = set()
         self._ended: set[str] = set()
+        self._remarks: set[str] = set()
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -164,6 +197,8 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(INTERVAL):
+            with self._lock:
+                self._tell_remarks()
             for path in sorted(self._folder.glob("*.json")):
                 try:
                     report = json.loads(path.read_text())
@@ -174,6 +209,15 @@ class Watch:
                         self._start(path.stem)
                         self._progress.advanced(path.stem, *report)
 
+    def _tell_remarks(self) -> None:
+        """Pass on the remarks that are new, as warnings of this process."""
+        for path in sorted(self._folder.glob(f"*{_REMARKS}")):
+            with suppress(OSError, ValueError):  # removed, or being written, at this moment
+                for line in path.read_text().splitlines():
+                    if (text := json.loads(line)) not in self._remarks:
+                        self._remarks.add(text)
+                        warnings.warn(text, Remark, stacklevel=2)
+
     def _start(self, run: str) -> None:
         if run not in self._started:
             self._started.add(run)
@@ -182,6 +226,7 @@ class Watch:
     def end(self, run: str, result: float | str) -> None:
         """Report the end of a run: the seconds that it took, or why it failed."""
         with self._lock:
+            self._tell_remarks()
             self._ended.add(run)
             if isinstance(result, str):
                 self._progress.failed(run, result)

@@ -91,7 +91,12 @@ def work(task: Task, reports: Path) -> float | Withdrawn:
     """
     executors.check_version(task.version, platform.node())
     try:
-        with Reporter(reports, task.name) as report, heeding(report.withdrawn), heeding(executors.closing()):
+        with (
+            Reporter(reports, task.name) as report,
+            report.remarking(),
+            heeding(report.withdrawn),
+            heeding(executors.closing()),
+        ):
             return _work(task, report)
     except Withdrawn as withdrawn:  # as a result, because a Dask worker prints exceptions
         return withdrawn

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_code import Scaled, residual, transformer
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import kinds, norms
@@ -325,3 +326,13 @@ def test_restarting_a_run_removes_what_was_measured_of_it(tmp_path):
     bns.train("dln", "batch", output=tmp_path / "run", force=True, **SETTINGS["dln"])
     assert not [*run.path.glob("*.points")]
     assert open_run(run.path).outcome() is not None
+
+
+@pytest.mark.parametrize(("problem", "norm"), [(residual, Scaled), (transformer, "none")])
+def test_one_pass_of_the_users_own_code(tmp_path, problem, norm):
+    settings = {"steps": 3, "save_every": 3, "eval_every": 3, "batch_size": 6, "lr": 0.05}
+    bns.train(problem, norm, measure=QUICK, every=1, output=tmp_path / "pass/run", **settings)
+    run = bns.train(problem, norm, output=tmp_path / "afterwards/run", **settings)
+    for kind in QUICK:
+        measure(kind, [run.source()], every=1)
+    assert files(tmp_path / "pass") == files(tmp_path / "afterwards")

@@ -13,6 +13,7 @@ from own_code import Scaled, residual, transformer
 import bnsmooth_cli as bns
 from bnsmooth_cli import kinds, norms
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures import recording
 from bnsmooth_cli.measures.measuring import execute, measure, pending, plan
 from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.runs import open_run
@@ -155,9 +156,7 @@ def test_points_of_other_options_are_refused_unless_forced(tmp_path):
     run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
     with pytest.raises(Stop):
         measure("landscape", [run.source()], options={"alphas": [1.0]}, progress=stopping_at(2))
-    with pytest.raises(
-        InputError, match=r"\.landscape\.points: already a table of kind landscape, of other options; .*--force"
-    ):
+    with pytest.raises(InputError, match=r"\.landscape\.points: has points of a table of other options; .*--force"):
         measure("landscape", [run.source()])
     measure("landscape", [run.source()], force=True)
     assert set(bns.read_table(run.path / "landscape.parquet")["alpha"]) == {0.0, 0.01, 0.1, 1.0, 10.0, 30.0}
@@ -336,3 +335,18 @@ def test_one_pass_of_the_users_own_code(tmp_path, problem, norm):
     for kind in QUICK:
         measure(kind, [run.source()], every=1)
     assert files(tmp_path / "pass") == files(tmp_path / "afterwards")
+
+
+def test_points_of_another_machine_are_kept_and_told(tmp_path, cli, monkeypatch):
+    bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
+    assert cli("ics run --at 0,3")[::2] == (0, "")
+    monkeypatch.setattr(recording, "machine", lambda device: {"torch": "99", "device": "cpu abacus", "threads": 1})
+    code, _, err = cli("ics run --at 0,3,6")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "run/ics.parquet: keeps points of another machine or program (torch " in err
+    assert "now torch 99" in err
+    parts = bns.read_table("run/ics.parquet").attrs["bnsmooth"]["stretches"]["run"]
+    assert [(part["first"], part["last"], part["torch"] == "99") for part in parts] == [(0, 3, False), (6, 6, True)]
+    _, shown, _ = cli("show run/ics.parquet")
+    assert "steps 0-3: " in shown
+    assert "step 6: torch 99" in " ".join(shown.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from bnsmooth_cli import __version__, stopping
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.request import Request, measurement, steps_in
 from bnsmooth_cli.points.point import Point
@@ -22,7 +23,7 @@ from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.runs import CheckpointSource
-from bnsmooth_cli.storage.stretches import Stretch, is_stretches, joined, machine_at, stretch
+from bnsmooth_cli.storage.stretches import Machine, Stretch, changed, is_stretches, joined, machine_at, stretch
 from bnsmooth_cli.training.devices import machine
 
 Progress = Callable[[str, int, int, int], None]  # (run, step, points measured, points in all)
@@ -57,6 +58,14 @@ class Recording:
     def measured(self) -> int:
         """The number of points that were asked for and are there."""
         return sum(len(steps) - len(self.missing(name)) for name, steps in self.wanted.items())
+
+    def remark(self, now: Machine) -> None:
+        """Tell the user if another machine or program than the present one has measured points that are kept."""
+        earlier = [by for key in self._journal if (by := self._journal.by(key))]
+        differing = next((found for by in earlier if (found := changed(by, now))), None)
+        if differing:
+            said = f"{self.request.path}: keeps points of another machine or program ({'; '.join(differing)}); "
+            warnings.warn(said + "--force measures all of them again", Remark, stacklevel=2)
 
     def arguments(self, source: CheckpointSource, problem: Problem) -> dict[str, Any]:
         """The keyword arguments of the measurement for the points of a source."""
@@ -138,6 +147,8 @@ class Together:
     def __init__(
         self, recordings: Sequence[Recording], source: CheckpointSource, problem: Problem, report: Report
     ) -> None:
+        for recording in recordings:
+            recording.remark(machine(problem.device))
         self._tables = [(recording, recording.arguments(source, problem)) for recording in recordings]
         self._report = report
 
@@ -191,9 +202,7 @@ def recording(request: Request, force: bool = False) -> Iterator[Recording]:
         try:
             yield Recording(joined, journal, request.steps)
         finally:
-            if not len(journal):
-                journal.remove()
-            journal.close()
+            journal.close() if len(journal) else journal.remove()
 
 
 def _begin(request: Request, force: bool) -> tuple[Journal, Request]:
@@ -207,7 +216,6 @@ def _begin(request: Request, force: bool) -> tuple[Journal, Request]:
             request = request.with_additions()
         if request.lacks_additions(journal.request):
             journal.remove()
-            journal.close()
             journal = _open(request)
         if table is None or request.lacks_additions(table) or tables.lacking(request.path):
             return journal, request
@@ -220,23 +228,25 @@ def _begin(request: Request, force: bool) -> tuple[Journal, Request]:
 
 
 def _open(request: Request) -> Journal:
-    """The journal of a request. It is begun if there is none, or if its points, if any, are of another path."""
-    header: dict[str, Any] = {"kind": request.kind, **request.provenance()}
-    if measurement(request.kind).context is not None:  # which may depend on any checkpoint of the run
-        header["checkpoints"] = {source.name: [*source.checkpoints] for source in request.sources}
+    """The journal of a request.
+
+    It is begun anew if its points cannot be joined to others: there are none, an earlier version measured less of them,
+    or they are of another path of training.
+    """
     path, schema = journal_path(request.path), tables.schema_of(request.kind)
+    joinable: dict[str, Any] = {"columns": schema.names}
+    if measurement(request.kind).context is not None:  # which may depend on any checkpoint of the run
+        joinable["checkpoints"] = {source.name: [*source.checkpoints] for source in request.sources}
+    header = {"kind": request.kind, **joinable, **request.provenance()}
     journal = Journal(path, header, schema)
-    if not len(journal) or journal.request.get("checkpoints") != header.get("checkpoints"):
+    if not len(journal) or any(journal.request.get(key) != value for key, value in joinable.items()):
         journal.remove()
-        journal.close()
         journal = Journal(path, header, schema)
-    try:
-        if journal.request.get("kind") != request.kind:
-            raise InputError(f"{path}: of a table of another kind; choose another file with -o, or --force")
-        request.check(journal.request, path)
-    except BaseException:
+    different = ["kind"] if journal.request.get("kind") != request.kind else request.differences(journal.request)
+    if different:
         journal.close()
-        raise
+        others = " and ".join(different)
+        raise InputError(f"{path}: has points of a table of other {others}; finish that one, or begin with --force")
     return journal
 
 

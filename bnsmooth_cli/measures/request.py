@@ -105,22 +105,6 @@ class Request:
         additions = measurement(self.kind).additions
         return replace(self, arguments={run: {**chosen, **additions} for run, chosen in self.arguments.items()})
 
-    def check(self, written: Mapping[str, Any], path: Path) -> None:
-        """Check that the points of a file are of this request.
-
-        Args:
-            written: The provenance that is written with them.
-            path: The file.
-
-        Raises:
-            InputError: If they are of another one.
-        """
-        if different := self.differences(written):
-            raise InputError(
-                f"{path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it with "
-                "--force, or write another file with -o"
-            )
-
     def read(self) -> dict[str, Any] | None:
         """The provenance of the table at `path`; None if there is none.
 
@@ -130,7 +114,11 @@ class Request:
         if not self.path.exists():
             return None
         written = tables.read_provenance(self.path, self.kind)
-        self.check(written, self.path)
+        if different := self.differences(written):
+            raise InputError(
+                f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it "
+                "with --force, or write another file with -o"
+            )
         return written
 
     def answered(self) -> bool:

@@ -163,7 +163,8 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def remove(self) -> None:
-        """Delete the file."""
+        """Close and delete the file."""
+        self.close()
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:

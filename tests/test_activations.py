@@ -301,8 +301,6 @@ def test_a_table_without_the_probe_is_measured_again_and_one_with_it_is_kept(sma
     assert answer(probe=True) == probed
     with pytest.raises(bns.InputError, match=r"of other options; replace it with --force"):
         answer(probe=True, units=[0])
-    with pytest.raises(bns.InputError, match=r"of other steps; replace it with --force"):
-        measure("activations", [source], path, options={"probe": True}, at=[0, 2])
     measure("activations", [source], path, at=[0, 4], force=True)
     assert path.read_bytes() == plain[0]
 

@@ -136,7 +136,7 @@ def _runs(provenance: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.Data
         ordered = dict.fromkeys(key for key in (*FIELDS, *config) if key in config)
         settings[run] = {("settings", key): _text(config[key]) for key in ordered}
         for key in dict.fromkeys([*_FIRST, *provenance]):
-            if key in provenance and key != "runs" and _is_by_run(provenance, key):
+            if key in provenance and key not in _LEFT_OUT and _is_by_run(provenance, key):
                 settings[run] |= _of_run(key, provenance[key][run])
     names = list(dict.fromkeys(name for values in settings.values() for name in values))
     first = next(iter(settings.values()), {})
@@ -155,8 +155,10 @@ def _runs(provenance: Mapping[str, Any]) -> tuple[list[tuple[str, str]], pd.Data
     return [("runs", f"{len(settings):,}"), *facts], pd.DataFrame(rows)
 
 
-#: The parts of the provenance that come first among those that have a value for each run.
-_FIRST: Final = ("stretches", "steps", "trained_forward_from", "options")
+#: Parts of the provenance with a value for each run that are shown elsewhere, or of no use (in earlier tables).
+_LEFT_OUT: Final = ("runs", "trained_forward_from")
+#: The parts that come first.
+_FIRST: Final = ("stretches", "steps", "options")
 
 
 def _is_by_run(provenance: Mapping[str, Any], key: str) -> bool:
@@ -172,25 +174,9 @@ def _of_run(key: str, value: Any) -> dict[tuple[str, str], str]:
     if key == "steps" and isinstance(value, list):
         steps = f"{len(value):,} steps: {_listed(value)}" if len(value) > 1 else f"step {_listed(value)}"
         return {("measured", ""): steps}
-    if key == "trained_forward_from" and isinstance(value, dict):
-        return {("reached", ""): _reached(value)}
     if isinstance(value, dict):
         return {(key, str(name)): _text(part) for name, part in value.items()}
     return {(key, ""): _text(value)}
-
-
-def _reached(origins: Mapping[str, Any]) -> str:
-    """How the measured steps were reached. `origins` has the step of the checkpoint that each was trained from.
-
-    >>> _reached({"0": 0, "1": 0, "2": 2})
-    '2 of 3 at their checkpoints; trained forward: 1 from 0'
-    """
-    steps = sorted(origins, key=lambda step: (len(step), step))  # as numbers
-    forward = [f"{step} from {_text(origins[step])}" for step in steps if step != str(origins[step])]
-    if not forward:
-        return "all at their checkpoints"
-    at_checkpoints = len(origins) - len(forward)
-    return f"{at_checkpoints} of {len(origins)} at their checkpoints; trained forward: {_listed(forward)}"
 
 
 def _mapping(value: object) -> dict[str, Any]:

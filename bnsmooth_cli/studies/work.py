@@ -58,7 +58,7 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
     """The remaining work on a run, which may not exist yet.
 
     Raises:
-        InputError: If the run's folder holds a run of another configuration, or a table of other steps.
+        InputError: If the run's folder holds a run of another configuration, or a table of other options.
         DamagedError: If a file of the run is damaged.
     """
     reached, wanted, steps = 0, grid.wanted, run.config.steps

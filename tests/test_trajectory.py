@@ -25,6 +25,7 @@ from bnsmooth_cli.problems.linear import DeepLinear
 from bnsmooth_cli.problems.vgg import Vgg, crop_and_flip
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import open_run, read_checkpoint
+from bnsmooth_cli.storage.stretches import is_stretches
 from bnsmooth_cli.training.trajectory import Trajectory
 
 EXTRA = {"vgg": {"momentum": 0.9, "augment": True}, "dln": {"momentum": 0.9}}
@@ -181,6 +182,27 @@ def test_a_run_of_an_earlier_version_is_resumed_with_what_its_table_tells(tmp_pa
     assert stretches(run) == [
         {"first": 0, "last": 3, "version": "0.0", "torch": "1.9"}, {**here, "first": 4, "last": 6}
     ]  # fmt: skip
+
+
+STRANGE = [
+    None, 3, "x", {}, [], [3], [{}], [{"first": 0}], [{"first": 2, "last": 1}], [{"first": -1, "last": 2}],
+    [{"first": 0.0, "last": 2}], [{"first": 0, "last": 10**30, "torch": [1]}], [{"first": 0, "last": 2, "torch": None}],
+    [{"first": 0, "last": 10**30}, {"first": 0, "last": 0, "threads": "many", "\x1b": "\ud800"}],
+    {"run": [{"first": 0}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=str)
+@pytest.mark.filterwarnings("ignore::bnsmooth_cli.errors.Remark")
+def test_strange_stretches_in_a_table_do_not_stop_a_run(tmp_path, strange):
+    settings = {**SMALL["dln"], "output": tmp_path / "run", "device": "cpu"}
+    run = bns.train("dln", "batch", **{**settings, "steps": 4})
+    rows = bns.read_table(run.train_path)
+    (here,) = stretches(run)
+    tables.write_table(run.train_path, "train", [rows], {**rows.attrs["bnsmooth"], "stretches": strange})
+    bns.train("dln", "batch", **settings)
+    assert stretches(run)[-1] == {**here, "first": 4, "last": 6}
+    assert is_stretches(stretches(run))
 
 
 def test_a_run_that_has_ended_is_returned_with_its_own_intervals_and_a_remark(tmp_path):

@@ -99,6 +99,7 @@ def finished(folder: Path, journal: str) -> bool:
 _TRAIN = f"train {DLN} --norm l1 --steps 60 --save-every 3 -o run"
 KILLS: dict[str, Kill] = {
     "train": Kill(_TRAIN),
+    "train, one checkpoint kept": Kill(f"{_TRAIN} --keep 1"),
     "train, one pass": Kill(f"{_TRAIN} --measure landscape,smoothness,ics,activations,theory --every 7"),
     "train, VGG, one pass": Kill(f"train {VGG} --norm batch --steps 4 --measure landscape,ics --every 1 -o run"),
     "train, VGG": Kill(f"train {VGG} --norm batch --steps 6 --eval-every 1 -o run"),

@@ -118,6 +118,48 @@ def test_a_disk_that_gets_full_meanwhile(tmp_path):
         assert (again, why) == (0, ""), size
 
 
+#: In a namespace of its own: fill the disk once a run there has a checkpoint, and resume it when there is space again.
+FILLING = """
+import json, subprocess, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+from attempts import contents, run, start, wait_for
+
+disk, line = Path(sys.argv[2]), sys.argv[3]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", str(disk)], check=True)
+process = start(line, disk)
+wait_for((disk / "run/checkpoints/000200.pt").exists)
+with open(disk / "filler", "wb", buffering=0) as filler:
+    try:
+        while True:
+            filler.write(bytes(4096))
+    except OSError:
+        pass
+err = process.communicate(timeout=60)[1]
+(disk / "filler").unlink()
+left = [name for name in contents(disk) if ".tmp." in name]
+again = run(line, disk)
+found = {name: data.hex() for name, data in contents(disk).items()}
+print(json.dumps([process.returncode, err, left, again.code, again.err, found]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+@pytest.mark.parametrize("more", ["", "--keep 2", "--measure smoothness --every 100"])
+def test_a_disk_that_is_filled_while_a_run_trains(tmp_path, more):
+    line = f"{TRAIN.replace('40', '6000').replace('10', '200')} {more}"
+    words = ["unshare", "-rm", sys.executable, "-c", FILLING, str(Path(__file__).parent), str(tmp_path), line]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    code, err, left, again, why, found = json.loads(ended.stdout.splitlines()[-1])
+    assert (code, err.count("\n"), "No space left on device" in err, left) == (2, 1, True, []), err
+    assert (again, why) == (0, "")
+    (tmp_path / "whole").mkdir()
+    done(line, tmp_path / "whole")
+    assert found == {name: data.hex() for name, data in contents(tmp_path / "whole").items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [TRAIN.replace("40", "90000").replace("10", "500"), "landscape run --every 1"])
 def test_a_folder_that_is_removed_meanwhile(tmp_path, line):

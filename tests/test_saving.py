@@ -260,7 +260,7 @@ def test_a_step_before_the_kept_checkpoints_is_refused_with_the_reason(tmp_path)
     run = train(tmp_path / "run", keep=2)
     assert bns.load_point(run, step=5).step == 5
     why = (
-        "step 3 is out of reach, because the checkpoints before 4 were removed .--keep.; give steps from 4 to 6, or tra"
+        "step 3 is out of reach, because the checkpoints before 4 were removed .--keep.; give steps from 4 to 6, or del"
     )
     with pytest.raises(InputError, match=why):
         bns.load_point(run, step=3)

@@ -182,7 +182,7 @@ def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
         if not first <= step <= last:
             removed = step < first and source.path.is_dir()  # a run begins with a checkpoint of step 0
             why = f", because the checkpoints before {first} were removed (--keep)" if removed else ""
-            anew = ", or train it again with --keep 0 --force" if removed else ""
+            anew = ", or delete the run and train it again without --keep" if removed else ""
             raise InputError(
                 f"{source.path}: step {step} is out of reach{why}; give steps from {first} to {last}{anew}"
             )

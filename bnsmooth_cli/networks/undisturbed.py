@@ -36,9 +36,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Record gradients, even if the caller has switched them off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+    """Record gradients, even if the caller has switched them off, and give the same bits each time.
+
+    cuDNN's usual gradients of convolutions differ from one call to the next: after 100 steps of VGG, two runs on one GPU
+    are no longer the same. A point that is visited again must be the one that training passed.
+    """
+    library = torch.backends.cudnn
+    before = library.deterministic, library.benchmark
+    library.deterministic, library.benchmark = True, False
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        library.deterministic, library.benchmark = before
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.networks.parameters import penalised, trainable, unflatten
+from bnsmooth_cli.networks.undisturbed import recording
 from bnsmooth_cli.norms.state import prepare, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs
@@ -97,7 +98,6 @@ class Trajectory:
                 tensor.copy_(saved[name])
         self.step = step
 
-    @torch.enable_grad()
     def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
         """Run the network forward and backward on the batch of the current step.
 
@@ -109,6 +109,10 @@ class Trajectory:
         """
         if self._fast_path is not None:
             return self._fast_gradients(self._fast_path, update_statistics)
+        with recording():
+            return self._gradients(update_statistics)
+
+    def _gradients(self, update_statistics: bool) -> tuple[Tensor, Tensors]:
         problem = self.problem
         prepare(self.norms, problem.config.seed, self.step, update_statistics=update_statistics)
         inputs, targets = problem.batch(self.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def settings_of(run):
 def machine(monkeypatch, total=None, available=None, free=None):
     """Pretend that the machine has so much memory and disk space."""
     monkeypatch.setattr(needs, "main_memory", lambda: Memory(total, available))
-    monkeypatch.setattr(needs, "_free_space", lambda path: free)
+    monkeypatch.setattr(needs, "free_space", lambda path: free)
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
@@ -200,6 +201,79 @@ def test_a_network_larger_than_any_memory_is_refused_before_it_is_made(cli):
     assert (code, err.count("\n")) == (2, 1)
     assert " TB of memory, and there are " in err
     assert "in all; give a smaller --width and --classifier" in err
+
+
+def in_bytes(text):
+    """The bytes that a size in words means."""
+    number, unit = text.split()
+    return float(number) * {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[unit]
+
+
+def note_of(out):
+    """The numbers of the last line of a dry run: memory and disk."""
+    found = re.search(r"thread, (\S+ \S+) of memory and (\S+ \S+) on the disk; nothing was written$", out.strip())
+    return tuple(map(in_bytes, found.groups()))
+
+
+SIZES = f"{DLN} --steps 60 --save-every 10"
+
+
+@pytest.mark.parametrize("keep", [0, 2])
+def test_a_dry_run_of_training_tells_the_disk_that_it_takes_and_writes_nothing(cli, tmp_path, keep):
+    line = f"train {SIZES} --keep {keep} --measure landscape,ics --every 20 -o run"
+    code, out, err = cli(f"{line} --dry-run")
+    assert (code, err, [*tmp_path.iterdir()]) == (0, "", [])
+    assert ": what the run would do\n" in out
+    assert "1 run: about " in out
+    assert cli(line)[0] == 0
+    taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*"))
+    assert taken / 2 <= note_of(out)[1] <= 2 * taken
+    assert "finished" in cli(f"{line} --dry-run")[1]
+
+
+def test_a_dry_run_counts_what_a_run_still_takes(cli):
+    line = f"train {SIZES} --measure ics --every 10 --dry-run -o run"
+    cli(f"train {SIZES} --measure ics --every 10 -o run".replace("60", "30"))
+    rows = [line.split() for line in cli(line)[1].splitlines()]
+    assert rows[2][:5] == ["from", "step", "30", "30", "4"]
+    assert [line.split() for line in cli(f"{line} --force")[1].splitlines()][2][:3] == ["new", "60", "7"]
+
+
+def test_a_dry_run_needs_no_folder_that_can_be_written(cli, tmp_path, monkeypatch):
+    for name in ("TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "/proc/none")
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *_, **__: pytest.fail("a folder was made"))
+    for line in (f"train {SIZES} --measure ics", f"compare --norms none,batch {SIZES} --measure activations --probe"):
+        code, _, err = cli(f"{line} --dry-run -o /proc/none/run")
+        assert (code, err) == (0, "")
+
+
+def test_a_dry_run_is_refused_as_the_run_would_be(cli, monkeypatch):
+    machine(monkeypatch, free=100)
+    for line in (f"train {SIZES} -o run", f"compare --norms none {SIZES} -o study"):
+        code, out, err = cli(f"{line} --dry-run")
+        assert (code, out) == (2, "")
+        assert "7 checkpoints of" in err
+
+
+def test_a_dry_run_of_a_study_multiplies_by_the_jobs_and_fits_80_columns(cli, monkeypatch):
+    line = f"compare --norms none,batch --seeds 0-1 {SIZES} --measure landscape,ics --every 20 --dry-run"
+    monkeypatch.setenv("COLUMNS", "80")
+    one, two = cli(line)[1], cli(f"{line} --jobs 2")[1]
+    assert all(len(row) <= 80 for row in one.splitlines()[:-1])
+    assert one.splitlines()[1].split() == ["run", "training", "steps", "points", "about", "memory", "disk"]
+    assert note_of(two)[0] == pytest.approx(2 * note_of(one)[0], rel=0.2)
+    assert note_of(two)[1] == pytest.approx(note_of(one)[1], rel=0.1)
+
+
+def test_a_dry_run_remarks_on_jobs_that_do_not_fit(cli, monkeypatch):
+    line = f"compare --norms none --seeds 0-1 {SIZES} --jobs 2 --dry-run"
+    checkpoints = 7 * Needs(problems.build(resolve("dln", norm="none", depth=5, dimension=4, samples=30))).checkpoint
+    machine(monkeypatch, available=10**8, free=checkpoints)
+    code, _, err = cli(line)
+    assert code == 0
+    assert re.search(r"note: .* of memory are more than the available 100 MB\n", err)
+    assert re.search(r"note: .* on the disk are more than the free ", err)
 
 
 MEMINFO = "MemTotal:  1000 kB\nMemFree: 10 kB\nMemAvailable:  800 kB\nSwapTotal:  100 kB\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -16,6 +17,11 @@ from bnsmooth_cli.studies.progress import StudyProgress
 if TYPE_CHECKING:
     from bnsmooth_cli.studies.folder import Study
     from bnsmooth_cli.studies.run import Plan
+    from bnsmooth_cli.studies.work import Task
+
+
+#: When the command began, but for Python's own start: this module is imported before torch and the images.
+_BEGUN: Final = time.monotonic()
 
 
 def run_study(
@@ -92,29 +98,53 @@ class Board(StudyProgress):
 
 
 def _print_plan(planned: Plan) -> None:
-    """Print the work that each run still needs, and an estimate of the time and disk space on this machine."""
-    from bnsmooth_cli.studies.cost import estimate
-
+    """Print the work that each run still needs, and an estimate of its time, memory and disk space on this machine."""
     for name, reason in planned.unreadable.items():
         terminal.complain(f"{name} cannot be read: {reason}")
     if not planned.runs:
         count = len(planned.unreadable)
         raise IncompleteError(f"{planned.study.path}: none of the {count} runs that were asked for can be read")
-    costs = estimate(planned.runs)
+    with planned.grid.named_in_errors():
+        print_cost("what the study would do", planned.runs, planned.jobs or 1)
+
+
+def print_cost(title: str, tasks: Sequence[Task], jobs: int) -> None:
+    """Print what tasks take on this machine.
+
+    Args:
+        title: The line above the table.
+        tasks: The remaining work of each run.
+        jobs: The processes that share it.
+    """
+    from bnsmooth_cli.memory import in_words
+    from bnsmooth_cli.studies.cost import estimate
+    from bnsmooth_cli.training.devices import choose_device
+    from bnsmooth_cli.training.needs import device_memory, free_space
+
+    cost = estimate(tasks, start=time.monotonic() - _BEGUN)
+    costs, jobs, device = cost.runs, min(jobs, len(tasks)), choose_device(tasks[0].device)
     costs["training"] = [
         "new" if reached == 0 else f"from step {reached}" if steps else "finished"
         for reached, steps in zip(costs["reached"], costs["steps"], strict=True)
     ]
     costs["about"] = [duration(seconds) if seconds else "-" for seconds in costs["seconds"]]
-    jobs = min(planned.jobs or 1, len(costs))
     note = "nothing to do"
-    if seconds := float(costs["seconds"].sum()):
+    if costs["seconds"].any():
+        memory, disk, free = cost.memory(jobs), float(costs["disk"].sum()), free_space(tasks[0].path)
         note = (
-            f"{_count(len(costs), 'run')}: about {duration(seconds / jobs)} on {_count(jobs, 'job')} of "
-            f"{_count(planned.grid.threads, 'thread')}, {costs['bytes'].sum() / 1e6:.3g} MB of checkpoints"
+            f"{_count(len(costs), 'run')}: about {duration(cost.seconds(jobs, tasks[0].threads))} on "
+            f"{_count(jobs, 'job')} of {_count(tasks[0].threads, 'thread')}, {in_words(memory)} of memory and "
+            f"{in_words(disk)} on the disk"
         )
-    columns = ["run", "training", "steps", "tables", "points", "about"]
-    terminal.summary("what the study would do", costs, columns, f"{note}; nothing was written", None)
+        room = device_memory(device).available
+        if room is not None and memory > room and device.type == "cpu":  # jobs may use several GPUs
+            terminal.complain(f"note: {in_words(memory)} of memory are more than the available {in_words(room)}")
+        if free is not None and disk > free:
+            terminal.complain(f"note: {in_words(disk)} on the disk are more than the free {in_words(free)}")
+    for name in ("memory", "disk"):
+        costs[name] = [in_words(size) if size else "-" for size in costs[name]]
+    columns = ["run", "training", "steps", "points", "about", "memory", "disk"]
+    terminal.summary(title, costs, columns, f"{note}; nothing was written", None)
 
 
 def _count(number: int, noun: str) -> str:

@@ -39,6 +39,7 @@ class FolderOptions(Options):
     resume: bool = option(
         "Resume an unfinished run, or start it again.", None, default=True, flags="--resume/--no-resume"
     )
+    dry_run: bool = option("Print the time, memory and disk that the run takes, and stop.", None, default=False)
 
 
 @grouped
@@ -67,10 +68,15 @@ def train(
       bnsmooth train --norm none --data path/to/cifar10 --steps 3000
 
       bnsmooth train --norm batch --measure landscape,smoothness,ics --every 100
+
+      bnsmooth train --preset paper --data path/to/cifar10 --dry-run
     """
     machine.apply()
     export.check()
     chosen = _chosen(wanted, steps)
+    if folder.dry_run:
+        _print_cost(run.config(), chosen, folder, machine)
+        return
     trained = train_or_find(
         run.config(), chosen, output=folder.output, resume=folder.resume, device=machine.device, force=machine.force
     )
@@ -105,6 +111,24 @@ def _chosen(wanted: WantedOptions, steps: StepOptions) -> Wanted:
     if not names and (steps.given() or wanted.probe):
         raise InputError(f"--{next(iter(steps.given()), 'probe')}: of what is measured; add --measure A,B")
     return Wanted(names, at["every"], None if at["at"] is None else tuple(at["at"]), bool(wanted.probe))
+
+
+def _print_cost(config: Config, wanted: Wanted, folder: FolderOptions, machine: MachineOptions) -> None:
+    """Print what a run would take."""
+    import torch
+
+    from bnsmooth_cli.cli.studying import print_cost
+    from bnsmooth_cli.storage.runs import Run
+    from bnsmooth_cli.studies.work import Task, remaining
+
+    wanted.check(config.steps)
+    run, threads = Run(folder.output or Path("runs") / config.name, config), torch.get_num_threads()
+    task = Task(run.path, config, 0, wanted, threads, machine.device, force=True)
+    if not machine.force:
+        existing = remaining(run, wanted, threads, machine.device, force=False)
+        if folder.resume or existing.reached == config.steps:
+            task = existing
+    print_cost("what the run would do", [task], jobs=1)
 
 
 def train_or_find(config: Config, wanted: Wanted | None = None, **arguments: Any) -> Run:

@@ -1,84 +1,177 @@
-"""Estimate the cost of a study by timing a few steps and one point of each measurement on this machine."""
+"""Estimate what runs and their measurements take: time, memory and disk, from a few timed steps and points."""
 
 from __future__ import annotations
 
-import tempfile
+import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from statistics import median
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
 from bnsmooth_cli import problems
 from bnsmooth_cli.measures.request import measurement
-from bnsmooth_cli.points.reaching import load_point
+from bnsmooth_cli.memory import resident_memory
+from bnsmooth_cli.points.reaching import point_of
+from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.storage.runs import CheckpointSource, Run
 from bnsmooth_cli.studies.work import Task
+from bnsmooth_cli.training import needs
 from bnsmooth_cli.training.devices import choose_device
-from bnsmooth_cli.training.run import train_config
+from bnsmooth_cli.training.needs import Needs
 from bnsmooth_cli.training.trajectory import Trajectory
 
-_STEPS: Final = 5  # timed steps, after as many untimed ones that allocate memory
+_STEPS: Final = 5  # untimed steps, which allocate memory, and then as many timed ones, or more if they are quick
+_ENOUGH, _QUICK = 0.2, 2.0  # seconds of timed steps; of a point that is measured twice, because the first one is slower
+#: Bytes in Parquet tables, measured: of a table, of a number in a column or in a list, and of a row of train.parquet.
+_TABLE, _NUMBER, _LISTED, _ROW = 7000, 3, 8, 12
 
 
-def estimate(tasks: Sequence[Task]) -> pd.DataFrame:
-    """The remaining work of each run and its cost, one row per run.
+class _Point(NamedTuple):
+    """What a point of a table takes: seconds of the first point and of another one, and bytes in the table."""
 
-    The columns are `run`, the step that its training has `reached`, the `steps` to train, the `tables` and `points` to
-    measure, the `seconds` that all of it takes in one process, and the `bytes` of its checkpoints.
+    first: float
+    other: float
+    size: float
+
+
+class _Price(NamedTuple):
+    """What the pieces of one norm's work take: seconds of a step and of an evaluation, and the points by kind."""
+
+    step: float
+    evaluation: float
+    points: dict[str, _Point]
+    needs: Needs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the remaining work of runs takes on this machine.
+
+    Attributes:
+        runs: One row per run. The columns are `run`, the step that its training has `reached`, the `steps` to train,
+            the `tables` and `points` to measure, and the `seconds`, the `memory` in bytes (of the GPU, if there is
+            one) and the bytes on the `disk` that its work still takes.
+        start: Seconds until a process begins to work.
     """
-    prices: dict[str, dict[str, float]] = {}  # by norm
-    rows = []
+
+    runs: pd.DataFrame
+    start: float
+
+    def seconds(self, jobs: int, threads: int) -> float:
+        """The seconds of all runs in so many processes, as far as this machine has cores for their threads."""
+        spent, cores = self.runs["seconds"], _cores()
+        at_once = min(jobs, max(1, cores // threads))
+        # Workers start after the process that starts them.
+        return self.start * (1 if jobs == 1 else 2) + max(spent.sum() / at_once, spent.max())
+
+    def memory(self, jobs: int) -> float:
+        """The bytes of memory of so many processes."""
+        return float(self.runs["memory"].nlargest(jobs).sum())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
+    """What tasks take on this machine: runs a few steps, and a point or two of each table. Writes nothing.
+
+    Args:
+        tasks: The remaining work of each run.
+        start: Seconds until a process begins to work.
+
+    Raises:
+        InputError: If a run cannot fit into the memory or on the disk.
+    """
+    held, rows = 0.0, []
+    prices: dict[str, _Price] = {}  # by norm
     for task in tasks:
-        config, steps = task.config, task.config.steps - task.reached
-        row = {"run": task.name, "reached": task.reached, "steps": steps, "tables": len(task.wanted.kinds)}
+        config, wanted = task.config, task.wanted.kinds
+        steps = config.steps - task.reached
+        row = {"run": task.name, "reached": task.reached, "steps": steps, "tables": len(wanted)}
         if not task:
-            rows.append({**row, "points": 0, "seconds": 0.0, "bytes": 0})
+            rows.append({**row, "points": 0, "seconds": 0.0, "memory": 0.0, "disk": 0.0})
             continue
-        price = prices.setdefault(config.norm, {})
-        if any(item not in price for item in ("step", *task.wanted.kinds)):
-            price |= _timed(task)
-
-        def marks(every: int, begin: int = task.reached, end: int = config.steps) -> int:
-            return len({*range(-(-begin // every) * every, end + 1, every), end})
-
-        points = len(task.wanted.steps(config))
-        seconds = sum(points * price[kind] for kind in task.wanted.kinds)
-        size = 0
+        if config.norm not in prices or {*wanted} - {*prices[config.norm].points}:
+            problem = problems.build(config, choose_device(task.device))
+            needs.check(problem, task.path, force=not task.reached)
+            held = held or _held(problem)
+            prices[config.norm] = _priced(task, problem)
+        price, run = prices[config.norm], Run(task.path, config)
+        # A finished run is measured by training it forward again.
+        points = [step for step in task.wanted.steps(config) if step >= task.reached or not steps] if wanted else []
+        seconds = (steps or _walked(run, points)) * price.step
+        seconds += sum(price.points[kind].first + (len(points) - 1) * price.points[kind].other for kind in wanted)
+        disk = sum(_TABLE + len(points) * price.points[kind].size for kind in wanted)
         if steps:
-            seconds += steps * price["step"] + marks(config.eval_every or config.steps) * price["evaluation"]
-            size = marks(config.save_every) * int(price["bytes"])
-        rows.append({**row, "points": points * len(task.wanted.kinds), "seconds": seconds, "bytes": size})
-    return pd.DataFrame(rows)
+            seconds += (steps // (config.eval_every or config.steps) + 1) * price.evaluation
+            saves = needs.saves(run, force=not task.reached)
+            disk += saves.files * price.needs.checkpoint - saves.freed + _TABLE + _ROW * steps
+        memory = held + price.needs.memory(wanted)
+        figures = {"points": len(points) * len(wanted), "seconds": seconds, "memory": memory, "disk": max(disk, 0.0)}
+        rows.append({**row, **figures})
+    return Cost(pd.DataFrame(rows), start)
 
 
-def _timed(task: Task) -> dict[str, float]:
-    """Seconds of a step, of an evaluation and of a point of each table, and the bytes of a checkpoint."""
-    device = choose_device(task.device)
+def _held(problem: Problem) -> float:
+    """The bytes that a process has before it makes a network: main memory, or the data on a GPU."""
+    if problem.device.type == "cuda":
+        return float(torch.cuda.memory_allocated(problem.device))
+    return float(resident_memory() or 0)
+
+
+def _walked(run: Run, points: Sequence[int]) -> int:
+    """The steps that are trained again to measure points of a finished run."""
+    there, at, steps = [*run.checkpoints()], -1, 0
+    for point in points:
+        nearest = max((step for step in there if step <= point), default=0)
+        at, begin = point, max(at, nearest)
+        steps += point - begin
+    return steps
+
+
+def _priced(task: Task, problem: Problem) -> _Price:
+    """Time steps, an evaluation and points of each table."""
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     try:
-        trajectory = Trajectory(problems.build(task.config, device))
-        steps = [_seconds(lambda: trajectory.advance().sum().item()) for _ in range(2 * _STEPS)]
-        problem, model = trajectory.problem, trajectory.model
-        state = [*model.state_dict().values(), *trajectory.velocity]
-        prices = {
-            "step": median(steps[_STEPS:]),
-            "evaluation": _seconds(lambda: problem.evaluate(model)) if problem.test_size else 0.0,
-            "bytes": float(sum(tensor.numel() * tensor.element_size() for tensor in state)),
-        }
-        short = task.config.changed(steps=2, save_every=2, eval_every=task.config.eval_every and 2)
-        with tempfile.TemporaryDirectory() as folder:
-            run = train_config(short, Path(folder) / "run", device=task.device)
-            for kind in task.wanted.kinds:
-                point, measure = load_point(run, device=task.device), measurement(kind)
-                arguments = measure.plan(short, **task.wanted.options(kind))
-                prices[kind] = _seconds(lambda: measure.rows(point, **arguments))  # noqa: B023 - called here
-        return prices
+        about, trajectory = Needs(problem), Trajectory(problem)
+        _walk(trajectory, _STEPS)
+        count, spent = _STEPS, _seconds(lambda: _walk(trajectory, _STEPS))
+        if spent < _ENOUGH:
+            count = int(_STEPS * min(_ENOUGH / spent, 100))
+            spent = _seconds(lambda: _walk(trajectory, count))
+        evaluation = _seconds(lambda: problem.evaluate(trajectory.model)) if problem.test_size else 0.0
+        points = {kind: _point(task, trajectory, kind) for kind in task.wanted.kinds}
+        return _Price(spent / count, evaluation, points, about)
     finally:
         torch.set_num_threads(threads)
+
+
+def _walk(trajectory: Trajectory, steps: int) -> None:
+    """Take steps, and wait for the device."""
+    for _ in range(steps):
+        record = trajectory.advance()
+    record.sum().item()
+
+
+def _point(task: Task, trajectory: Trajectory, kind: str) -> _Point:
+    """Measure the present point, and once more if that is quick."""
+    definition, config, problem = measurement(kind), task.config, trajectory.problem
+    arguments = definition.plan(config, **task.wanted.options(kind))
+    if definition.context is not None:
+        arguments |= definition.context(CheckpointSource(task.path, task.name, config, {}), arguments, problem)
+    begun = time.perf_counter()
+    rows = definition.rows(point_of(trajectory, task.name), **arguments)
+    first = other = time.perf_counter() - begun
+    if first < _QUICK:
+        other = min(first, _seconds(lambda: definition.rows(point_of(trajectory, task.name), **arguments)))
+    listed = sum(len(value) for column in rows for value in rows[column] if isinstance(value, list | np.ndarray))
+    return _Point(first, other, _NUMBER * rows.select_dtypes("number").size + _LISTED * listed)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -165,7 +165,8 @@ def plan(
     planned.study.check(grid)
     for config in grid.configs():
         try:
-            planned.runs.append(remaining(Run(folder / "runs" / config.name, config), grid, device, force))
+            run = Run(folder / "runs" / config.name, config)
+            planned.runs.append(remaining(run, grid.wanted, grid.threads, device, force))
         except DamagedError as error:
             planned.unreadable[config.name] = str(error)
     if todo := planned.todo:

@@ -14,7 +14,6 @@ from bnsmooth_cli.measures.wanted import Wanted
 from bnsmooth_cli.stopping import Withdrawn, heeding
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
-from bnsmooth_cli.studies.grid import Grid
 from bnsmooth_cli.studies.progress import Reporter
 from bnsmooth_cli.user_code import allow
 
@@ -54,14 +53,14 @@ class Task:
         return bool(self.wanted.kinds) or self.reached < self.config.steps
 
 
-def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
-    """The remaining work on a run, which may not exist yet.
+def remaining(run: Run, wanted: Wanted, threads: int, device: str, force: bool) -> Task:
+    """The remaining work on a run, which may not exist yet. The arguments are those of `Task`.
 
     Raises:
         InputError: If the run's folder holds a run of another configuration, or a table of other options.
         DamagedError: If a file of the run is damaged.
     """
-    reached, wanted, steps = 0, grid.wanted, run.config.steps
+    reached, steps = 0, run.config.steps
     if (run.path / "config.json").exists():
         existing = open_run(run.path).config
         if differences := existing.differences(run.config):
@@ -79,7 +78,7 @@ def remaining(run: Run, grid: Grid, device: str, force: bool) -> Task:
             lacking = tuple(kind for kind in wanted.kinds if not measured(kind, source, wanted))
             wanted = replace(wanted, kinds=lacking if ended else wanted.kinds)
     path = run.path.absolute()  # a worker may have another working directory
-    return Task(path, run.config, reached, wanted, grid.threads, device, force)
+    return Task(path, run.config, reached, wanted, threads, device, force)
 
 
 def work(task: Task, reports: Path) -> float | Withdrawn:

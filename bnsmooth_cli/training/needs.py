@@ -288,7 +288,7 @@ _SIZES: Final = ("width", "classifier", "dimension", "depth")
 
 
 def _check_disk(needs: Needs, run: Run, remaining: Saves) -> None:
-    free, taken = _free_space(run.path), remaining.files * needs.checkpoint
+    free, taken = free_space(run.path), remaining.files * needs.checkpoint
     if free is None or taken <= free + remaining.freed:
         return
     what, hint = "a checkpoint takes", ""
@@ -302,7 +302,7 @@ def _check_disk(needs: Needs, run: Run, remaining: Saves) -> None:
     )
 
 
-def _free_space(path: Path) -> int | None:
+def free_space(path: Path) -> int | None:
     """The free bytes on the disk of a file or folder that may not exist yet; None if the system does not tell."""
     folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     try:

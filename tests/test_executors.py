@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import distributed
 import pytest
 import torch
 from helpers import DLN, ENVIRONMENT, files, holder
@@ -34,6 +35,13 @@ def start(line: str, folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.01)
 
 
 def running(study: Path, checkpoints: int = 1) -> tuple[Path, int]:
@@ -68,8 +76,13 @@ def test_what_is_remarked_in_a_run_is_told_by_the_study(cli, tmp_path, how):
     assert not [*tmp_path.glob("study/.*/*")]
 
 
+def parent(process: int) -> int:
+    """The parent of a process, on Linux."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @contextmanager
-def cluster(workers: int = 2):
+def cluster(workers: int = 2, nanny: bool = False):
     """A scheduler in a process of its own, and workers in theirs, as on a cluster: its address and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -77,7 +90,8 @@ def cluster(workers: int = 2):
     options = ["--host", "127.0.0.1", "--port", address.rsplit(":")[-1], "--no-dashboard"]
     dask = [sys.executable, "-m", "distributed.cli"]
     begun = [subprocess.Popen([*dask[:2], "distributed.cli.dask_scheduler", *options], stderr=subprocess.DEVNULL)]
-    worker = [*dask[:2], "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    worker = [*dask[:2], "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+    worker += [] if nanny else ["--no-nanny"]
     begun += [subprocess.Popen(worker, stderr=subprocess.DEVNULL, env=ENVIRONMENT) for _ in range(workers)]
     try:
         for _ in range(600):  # until the scheduler listens
@@ -86,8 +100,8 @@ def cluster(workers: int = 2):
             time.sleep(0.1)
         yield address, begun[0]
     finally:
-        for process in begun:
-            process.kill()
+        for process in reversed(begun):
+            process.terminate() if nanny else process.kill()  # a nanny ends its worker
             process.wait()
 
 
@@ -113,19 +127,30 @@ def test_every_executor_gives_the_same_bytes(made, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_worker_process_is_replaced_and_its_run_resumes(made, tmp_path, how):
     process = start(f"{LONG} --jobs 2 -o study", tmp_path)
-    _, worker = running(tmp_path / "study", checkpoints=3)
+    run, worker = running(tmp_path / "study", checkpoints=3)
     os.kill(worker, how)
+    if how == signal.SIGTERM:
+        wait_for(lambda: [*run.glob("checkpoints/stopped-*.pt")])
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
     assert files(tmp_path / "study") == made
 
 
 @pytest.mark.slow
-def test_a_run_whose_dask_worker_is_killed_resumes_on_another_worker(made, tmp_path):
-    with cluster() as (address, _):
+@pytest.mark.parametrize(
+    ("how", "nanny"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGTERM, True), ("retired", True)]
+)
+def test_a_run_whose_dask_worker_ends_resumes_on_another_worker(made, tmp_path, how, nanny):
+    with cluster(nanny=nanny) as (address, _):
         process = start(f"{LONG} --dask {address} -o study", tmp_path)
-        _, worker = running(tmp_path / "study", checkpoints=3)
-        os.kill(worker, signal.SIGKILL)
+        run, worker = running(tmp_path / "study", checkpoints=3)
+        if how == "retired":
+            with distributed.Client(address) as client:
+                client.retire_workers([name for name, pid in client.run(os.getpid).items() if pid == worker])
+        else:
+            os.kill(parent(worker) if nanny else worker, how)
+        if how != signal.SIGKILL:
+            wait_for(lambda: [*run.glob("checkpoints/stopped-*.pt")])
         _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert files(tmp_path / "study") == made

@@ -299,6 +299,15 @@ def _check_listening(address: str) -> None:
         ) from error
 
 
+def lost() -> tuple[type[Exception], ...]:
+    """The exceptions of a Dask cluster for a task whose workers have died, or closed, several times."""
+    if "distributed" not in sys.modules:
+        return ()
+    from distributed import KilledWorker
+
+    return (KilledWorker,)
+
+
 def closing() -> Callable[[], bool]:
     """A check for `stopping.heeding`: whether the Dask worker that executes this task is closing; never elsewhere."""
     if "distributed" in sys.modules:

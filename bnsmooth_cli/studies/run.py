@@ -235,6 +235,7 @@ def execute(executor: Executor, todo: Sequence[Task], folder: Path) -> Iterator[
     """
     waiting = deque((task, 1) for task in todo)
     running: dict[Future[float | Withdrawn], tuple[Task, int]] = {}
+    deaths: tuple[type[Exception], ...] = (BrokenExecutor, *executors.lost())
     ending = False
     while waiting or running:
         if not ending and stopping.told():
@@ -255,7 +256,7 @@ def execute(executor: Executor, todo: Sequence[Task], folder: Path) -> Iterator[
                 result = future.result()
             except (Interrupted, Terminated, Retired):
                 waiting.append((task, attempt))
-            except BrokenExecutor:
+            except deaths:
                 if attempt < MAX_DEATHS:
                     waiting.append((task, attempt + 1))
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,20 @@ def done(line: str, folder: Path) -> Ended:
     ended = run(line, folder)
     assert ended.code == 0, (line, ended.err)
     return ended
+
+
+def prepared(
+    folder: Path, before: tuple[str, ...], line: str, run: Callable[[str, Path], Ended] = run
+) -> tuple[Path, float, dict[str, bytes]]:
+    """A folder in which commands have run, how long another command takes there, and the files that it leaves."""
+    base, whole = folder / "base", folder / "whole"
+    base.mkdir(parents=True)
+    for one in before:
+        done(one, base)
+    shutil.copytree(base, whole)
+    ended = run(line, whole)
+    assert ended.code == 0, (line, ended.err)
+    return base, ended.seconds, contents(whole)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -43,10 +43,13 @@ class Ended:
         return self.code == -signal.SIGALRM
 
 
-def command(words: Sequence[str], folder: Path, *, seconds: float = 60.0, kill_after: float | None = None) -> Ended:
+def command(
+    words: Sequence[str], folder: Path, *, seconds: float = 60.0, signals: Sequence[tuple[float, int]] = ()
+) -> Ended:
     """Run `bnsmooth WORDS` in a folder. A command that takes longer than `seconds` is stopped and has `timed_out`.
 
-    `kill_after` sends SIGKILL after so many seconds. The address space may grow by at most 4 GiB.
+    Each of `signals` is sent after so many seconds, if the command still runs. The address space may grow by at most
+    4 GiB.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         begun = time.monotonic()
@@ -55,9 +58,10 @@ def command(words: Sequence[str], folder: Path, *, seconds: float = 60.0, kill_a
             _become(words, folder, out, err)
         pidfd = os.pidfd_open(process)
         try:
-            limit = seconds if kill_after is None else kill_after
-            if not select.select([pidfd], [], [], limit)[0]:
-                signal.pidfd_send_signal(pidfd, signal.SIGALRM if kill_after is None else signal.SIGKILL)
+            for moment, number in [*signals, (seconds, signal.SIGALRM)]:
+                if select.select([pidfd], [], [], max(0.0, begun + moment - time.monotonic()))[0]:
+                    break
+                signal.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)
         _, status, usage = os.wait4(process, 0)
@@ -72,7 +76,8 @@ def _become(words: Sequence[str], folder: Path, out: IO[str], err: IO[str]) -> N
     """Run the command in the forked process and exit."""
     code = 70
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         # New streams, because the test runner has replaced them.

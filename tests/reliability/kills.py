@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import torch
-from attempts import DLN, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, run
+from attempts import DLN, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, prepared, run
 from PIL import Image
 
 from bnsmooth_cli.storage import tables
@@ -25,13 +26,7 @@ class Kill:
     before: tuple[str, ...] = ()
 
     def prepare(self, folder: Path) -> Attempt:
-        base, whole = folder / "base", folder / "whole"
-        base.mkdir(parents=True)
-        for line in self.before:
-            done(line, base)
-        shutil.copytree(base, whole)
-        length = done(self.line, whole).seconds
-        expected = contents(whole)
+        base, length, expected = prepared(folder, self.before, self.line)
 
         def attempt(number: int) -> Try:
             chance = random.Random(number)
@@ -40,7 +35,7 @@ class Kill:
             moments = [chance.uniform(0, length) for _ in range(chance.randint(1, 3))]
             killed, kept = 0, dict[str, int]()
             for moment in moments:
-                killed += run(self.line, here, kill_after=moment).code == -9
+                killed += run(self.line, here, signals=[(moment, signal.SIGKILL)]).code == -9
                 now = points(here)
                 lost = [name for name, count in kept.items() if now.get(name, 0) < count and not finished(here, name)]
                 if fault := unreadable(here) or (f"points lost: {lost}" if lost else ""):

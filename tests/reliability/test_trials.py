@@ -27,9 +27,13 @@ from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import open_run, read_checkpoint
 from bnsmooth_cli.storage.weights import read_weights
 
-TRIES = {"kill": 2, "broken": 6, "options": 4, "networks": 15, "long": 1}
+TRIES = {"kill": 2, "told": 2, "study": 1, "broken": 6, "options": 4, "networks": 15, "long": 1}
 #: Trials that take minutes; `make torture` runs them.
-MINUTES = [name for name in TRIALS if name.startswith("long: ") and name.endswith(", vgg") and "train" not in name]
+MINUTES = [
+    name
+    for name in TRIALS
+    if name.startswith("study: ") or (name.startswith("long: ") and name.endswith(", vgg") and "train" not in name)
+]
 
 
 @pytest.mark.slow

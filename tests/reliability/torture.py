@@ -25,7 +25,7 @@ from trials import TRIALS
 from bnsmooth_cli.storage.locks import locked
 
 #: The number of tries of a trial, by the beginning of its name.
-COUNTS = {"kill": 100, "broken": 1000, "options": 200, "networks": 200, "long": 1}
+COUNTS = {"kill": 100, "told": 100, "study": 1, "broken": 1000, "options": 200, "networks": 200, "long": 1}
 
 
 def main() -> int:
@@ -33,7 +33,9 @@ def main() -> int:
     parser.add_argument("only", nargs="*", help="the trials to run, by the beginning of their names")
     parser.add_argument("-o", "--output", type=Path, default=Path("torture"), help="where results are kept")
     parser.add_argument(
-        "--tries", type=int, help="in place of 100 kills, 1,000 broken files, 200 times 20 lines or networks"
+        "--tries",
+        type=int,
+        help="in place of 100 kills, 1,000 broken files, 200 times 20 lines or networks, and so on",
     )
     arguments = parser.parse_args()
     names = [name for name in TRIALS if not arguments.only or name.startswith(tuple(arguments.only))]

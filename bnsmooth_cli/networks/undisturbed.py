@@ -38,8 +38,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def recording() -> Iterator[None]:
     """Record gradients, even if the caller has switched them off, and give the same bits each time.
 
-    cuDNN's usual gradients of convolutions differ from one call to the next: after 100 steps of VGG, two runs on one GPU
-    are no longer the same. A point that is visited again must be the one that training passed.
+    cuDNN's usual gradients of convolutions differ from one call to the next: after 100 steps of VGG, two runs on one
+    GPU (H200) are no longer the same. A point that is visited again must be the one that training passed.
     """
     library = torch.backends.cudnn
     before = library.deterministic, library.benchmark

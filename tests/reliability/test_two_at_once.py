@@ -79,7 +79,7 @@ def test_an_interrupted_measurement_leaves_no_partial_table_and_can_be_repeated(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err.count("\n"), "bnsmooth: stopped; " in err) == (130, 1, True), err
-    assert not [path.name for path in trained.glob("run/*") if kind in path.name and "lock" not in path.name]
+    assert not [path.name for path in trained.glob("run/*") if kind in path.name and path.name[0] != "."]
     shutil.copytree(trained, trained / "alone")
     for folder in (trained, trained / "alone"):
         done(LONG[kind], folder)
@@ -91,7 +91,9 @@ def test_an_interrupted_measurement_leaves_no_partial_table_and_can_be_repeated(
 def test_two_processes_that_write_one_table_leave_a_whole_one(trained):
     line = "surface run --points 21 -o one.parquet"
     two = [start(line, trained) for _ in range(2)]
-    assert [(process.communicate(timeout=120)[1], process.returncode) for process in two] == [("", 0)] * 2
+    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in two]
+    assert 0 in [code for _, code in ends]
+    assert all(code == 0 or (code == 2 and "is writing this surface table" in err) for err, code in ends), ends
     done(line.replace("one", "alone"), trained)
     assert (trained / "one.parquet").read_bytes() == (trained / "alone.parquet").read_bytes()
     assert not [*trained.glob(".*.tmp.*")]

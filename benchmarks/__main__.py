@@ -10,13 +10,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command_line, growth, linear, memory, norms, vgg
-from benchmarks.harness import ROWS, Result, duration, machine, write
+from benchmarks import command_line, growth, linear, long_work, memory, norms, vgg
+from benchmarks.harness import CHOICES, ROWS, Result, duration, machine, write
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.memory import keep_freed_memory
 from bnsmooth_cli.storage.files import check_writable
 
-__all__ = ["command_line", "growth", "linear", "memory", "norms", "vgg"]  # importing a module registers its rows
+__all__ = [
+    "command_line",
+    "growth",
+    "linear",
+    "long_work",
+    "memory",
+    "norms",
+    "vgg",
+]  # importing a module registers its rows
 
 
 def main() -> None:
@@ -24,7 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"one of {', '.join(ROWS)} (default: all)")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks.json"))
+    parser.add_argument("--steps", type=int, default=0, help="steps of the row one-pass (default: about two minutes)")
+    parser.add_argument("--data", default="shapes", help="images of the rows one-pass and checkpoints")
     arguments = parser.parse_args()
+    CHOICES.steps, CHOICES.data = arguments.steps, arguments.data
     if unknown := set(arguments.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
     try:

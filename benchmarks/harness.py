@@ -33,6 +33,16 @@ class Result:
     met: bool
 
 
+@dataclass
+class Choices:
+    """What the command line chooses for the rows of long work: the steps (0 for the row's own) and the images."""
+
+    steps: int = 0
+    data: str = "shapes"
+
+
+CHOICES: Final = Choices()
+
 Rows = Callable[[], Iterator[Result]]
 ROWS: dict[str, Rows] = {}  # by name
 

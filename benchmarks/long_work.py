@@ -65,7 +65,7 @@ def one_pass() -> Iterator[Result]:
                 before = _now()
                 current = definition.rows(point, **arguments)
                 points += _now() - before
-                rows.append(current if not rows else definition.since(rows[-1], current))
+                rows.append(definition.since(rows[-1], current) if rows and definition.since else current)
             visiting += _now() - begun
             written = bns.read_table(measured.path / f"{kind}.parquet")
             expected = pd.concat(rows, ignore_index=True)[[*written]]

@@ -35,9 +35,9 @@ def _now() -> float:
     return time.perf_counter()
 
 
-@row("one-pass")
+@row("one-pass", threads=1)
 def one_pass() -> Iterator[Result]:
-    """The quarter-width VGG of the paper, measured while it trains, against its parts and against visiting.
+    """The quarter-width VGG of the paper, measured while it trains, against its parts and against visiting, one thread.
 
     On a GPU 15,000 steps are measured every 100. CPUs take the same number of points to a checkpoint, but fewer steps
     to a point and smaller batches. `--steps` gives another number of steps.
@@ -75,9 +75,9 @@ def one_pass() -> Iterator[Result]:
     yield faster("one-pass", case, "training, then a walk to the points for each table", passed, visiting, 1.5)
 
 
-@row("checkpoints")
+@row("checkpoints", threads=1)
 def checkpoints() -> Iterator[Result]:
-    """The paper's VGG at full width, with a checkpoint every 500 steps and without any.
+    """The paper's VGG at full width, with a checkpoint every 500 steps and without any, one thread.
 
     On a CPU the delay by a checkpoint is timed over two steps, in which it is written, and counted once in 500.
     """
@@ -100,7 +100,7 @@ def checkpoints() -> Iterator[Result]:
         steps()
         with Saver(run) as saver:
             saver.checkpoint(rows, {}, 0, trajectory.state())
-            for _ in range(5):
+            for _ in range(3):
                 begun = _now()
                 steps()
                 between = _now()

@@ -177,7 +177,7 @@ def plan(
             choose_device(device)
         with grid.named_in_errors():
             for config in {task.config.norm: task.config for task in todo}.values():
-                problems.build(config).build()
+                problems.build(config).outline()
     return planned
 
 

@@ -14,7 +14,7 @@ from bnsmooth_cli.measures.recording import Progress, Recording, Report, Togethe
 from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.reaching import open_problem, reachable, visit
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.journal import journal_path
+from bnsmooth_cli.storage.journal import discard, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource
 
 
@@ -105,6 +105,9 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
         InputError: If a table, or what is there of it, is of another request.
         stopping.Interrupted, stopping.Terminated, stopping.Withdrawn: If the work was told to stop.
     """
+    if force:  # all of them now: the command that goes on after an interruption does not begin anew
+        for request in requests:
+            discard(request.path, request.kind)
     left = {request.path: len(request.sources) for request in requests}
     opened: dict[Path, tuple[Recording, ExitStack]] = {}
     report = Report(progress, sum(len(steps) for request in requests for steps in request.steps.values()))
@@ -114,7 +117,7 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
             for request in mine:
                 if request.path not in opened:
                     own = stack.enter_context(ExitStack())
-                    opened[request.path] = own.enter_context(recording(request, force)), own
+                    opened[request.path] = own.enter_context(recording(request)), own
                     report.done += opened[request.path][0].measured
             _walk(source, mine, [opened[request.path][0] for request in mine], report)
             for request in mine:

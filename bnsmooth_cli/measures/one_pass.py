@@ -89,7 +89,6 @@ def train_and_measure(
     device: str = "auto",
     resume: bool = True,
     force: bool = False,
-    again: bool = False,
     problem: Problem | None = None,
     progress: training.Progress | None = None,
     measuring: Progress | None = None,
@@ -101,34 +100,27 @@ def train_and_measure(
         output: The folder of the run.
         wanted: What is measured.
         device, resume, force, problem, progress: As in `train_config`.
-        again: Whether what has been measured of the run is measured again.
         measuring: Called before each point that is measured after training: what a finished run lacks.
     """
     wanted.check(config.steps)
     for kind in wanted.kinds:  # refuse wrong options before anything is written
         measurement(kind).plan(config, **wanted.options(kind))
-    observed = False
 
     @contextmanager
     def observe(run: Run, problem: Problem) -> Iterator[training.Observer]:
-        nonlocal observed
-        observed = True
         source = CheckpointSource(run.path, run.name, run.config, {})
         requests = _requests(source, wanted, wanted.steps(run.config), device)
-        if again:
-            for request in requests:
-                request.path.unlink(missing_ok=True)
         with ExitStack() as stack:
-            tables = [stack.enter_context(recording(request, again)) for request in pending(requests)]
+            tables = [stack.enter_context(recording(request)) for request in pending(requests)]
             yield _OnePass(run.name, Together(tables, source, problem, Report(None, 0)))
 
     run = training.train_config(
         config, output, device=device, resume=resume, force=force, progress=progress, problem=problem, observe=observe
     )
     if wanted.kinds:
-        source, anew = run.source(), again and not observed
+        source = run.source()
         requests = _requests(source, wanted, _passed(source, wanted), device)
-        execute(pending(requests, anew), force=anew, progress=measuring)
+        execute(pending(requests), progress=measuring)
     return run
 
 

@@ -178,12 +178,8 @@ class Together:
 
 
 @contextmanager
-def recording(request: Request, force: bool = False) -> Iterator[Recording]:
+def recording(request: Request) -> Iterator[Recording]:
     """Open the recording of a request: with the points of its journal, and of the table that it replaces.
-
-    Args:
-        request: What to measure.
-        force: Whether to leave out points that are there already.
 
     Raises:
         InputError: If the table or its journal is of another request, is being written, or cannot be written.
@@ -198,18 +194,16 @@ def recording(request: Request, force: bool = False) -> Iterator[Recording]:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     with locked(folder, f"{request.kind} table", request.path):
-        journal, joined = _begin(request, force)
+        journal, joined = _begin(request)
         try:
             yield Recording(joined, journal, request.steps)
         finally:
             journal.close() if len(journal) else journal.remove()
 
 
-def _begin(request: Request, force: bool) -> tuple[Journal, Request]:
+def _begin(request: Request) -> tuple[Journal, Request]:
     """The journal with the points that are there, and the request with the steps and additions of these points."""
-    if force:
-        journal_path(request.path).unlink(missing_ok=True)
-    table = None if force else request.read()
+    table = request.read()
     journal = _open(request)
     try:
         if request.has_additions(journal.request) or (table is not None and request.has_additions(table)):

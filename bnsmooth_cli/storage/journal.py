@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.storage.files import atomic, check_regular, hidden
+from bnsmooth_cli.storage.locks import locked
 
 _MAGIC: Final = b"bnsmooth journal 1\n"
 _HEAD: Final = struct.Struct("<QI")
@@ -28,6 +29,14 @@ def journal_path(table: Path) -> Path:
     'run/.ics.points'
     """
     return hidden(table, "points")
+
+
+def discard(table: Path, kind: str) -> None:
+    """Remove a table, and the points that are kept of it. Raises InputError if another process is writing it."""
+    if table.parent.is_dir():
+        with locked(table.parent, f"{kind} table", table):
+            for path in (journal_path(table), table):
+                path.unlink(missing_ok=True)
 
 
 class Journal:

@@ -200,6 +200,8 @@ def run(
     with locked(study.path, "study"):
         study.record(planned.grid)
         if todo := planned.todo:
+            for task in todo:
+                task.discard()
             progress.planned([task.name for task in todo])
             finished = len(planned.runs) - len(todo)
             with stopping.deferred():

@@ -12,6 +12,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.wanted import Wanted
 from bnsmooth_cli.stopping import Withdrawn, heeding
+from bnsmooth_cli.storage.journal import discard
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.progress import Reporter
@@ -29,7 +30,7 @@ class Task:
         wanted: The tables that remain to be measured.
         threads: CPU threads.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        force: Whether existing tables are measured again.
+        force: Whether existing tables are measured again: `discard` removes them first.
         version: The version of bnsmooth that the worker must have.
         modules: The folder in which the worker finds the user's own modules.
     """
@@ -48,6 +49,11 @@ class Task:
     def name(self) -> str:
         """The name of the run."""
         return self.config.name
+
+    def discard(self) -> None:
+        """Remove the tables that are measured again, before any work: a command that resumes keeps what it finds."""
+        for kind in self.wanted.kinds if self.force else ():
+            discard(Run(self.path, self.config).source().table_path(kind), kind)
 
     def __bool__(self) -> bool:
         return bool(self.wanted.kinds) or self.reached < self.config.steps
@@ -118,7 +124,6 @@ def _work(task: Task, report: Reporter) -> float:
             task.path,
             task.wanted,
             device=task.device,
-            again=task.force,
             progress=lambda step, loss: report("train", step, config.steps, f"loss {loss:.4g}"),
             measuring=lambda _, step, done, total: report("measure", done, total, f"step {step}"),
         )

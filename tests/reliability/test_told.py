@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 from attempts import DLN, TRAINED, contents, done, run, wait_for
-from helpers import ENVIRONMENT
+from helpers import ENVIRONMENT, files
+from told import session, wrong_end
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import stopping
+from bnsmooth_cli.measures import measuring
 from bnsmooth_cli.storage.runs import open_run
 from bnsmooth_cli.training import run as training
 
@@ -278,3 +280,56 @@ def test_a_diverging_run_keeps_its_last_checkpoint(tmp_path, monkeypatch):
         bns.train("dln", "l1", steps=60, depth=3, samples=20, save_every=10, output=tmp_path / "run")
     run = open_run(tmp_path / "run")
     assert (run.checkpoints().keys(), run.stopped()) == ({0, 10}, {})
+
+
+def test_measuring_anew_continues_without_what_was_there_before(tmp_path):
+    done(TRAINED, tmp_path)
+    (tmp_path / "other").mkdir()
+    for line in (TRAINED, "smoothness run --points 3"):
+        done(line, tmp_path / "other")
+    done("smoothness run --points 4 --at 0,4,8", tmp_path)
+    requests = measuring.plan("smoothness", [open_run(tmp_path / "run").source()], options={"points": 3})
+    with pytest.raises(KeyboardInterrupt, match="2 of 6 points"):
+        measuring.execute(
+            requests, force=True, progress=lambda run, step, count, total: tell(signal.SIGINT) if count == 1 else None
+        )
+    line = done("smoothness run --points 3", tmp_path)
+    assert line.err == ""
+    expected = (tmp_path / "other/run/smoothness.parquet").read_bytes()
+    assert (tmp_path / "run/smoothness.parquet").read_bytes() == expected
+
+
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("where", ["", "--jobs 2", "--dask local --jobs 2"])
+def test_a_study_keeps_every_run_and_continues(tmp_path, number, whole, where):
+    line = "compare --norms none,l1 --problem dln --depth 4 --dimension 4 --samples 30 --lrs 1e-4 --steps 3000"
+    line += f" --save-every 1000 --measure smoothness --every 100 {where} -o study"
+    signals = [(0.3, number)]
+    ended = session(line, tmp_path, signals, whole=whole, working=tmp_path / "study")
+    assert wrong_end(ended, signals) == ""
+    assert ended.code == STATUS[number]
+    assert re.search("[01] of 2 runs of study are finished and the others are kept; ", ended.err)
+    assert [*tmp_path.glob("study/runs/*/checkpoints/stopped-*.pt")]
+    assert not [*tmp_path.glob("study/.progress/*")]
+    assert not [*tmp_path.rglob("*.tmp*")]
+    ended = session(ended.err.partition("continue with: bnsmooth ")[2], tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    whole_study = tmp_path / "alone"
+    whole_study.mkdir()
+    done(line.replace(where, ""), whole_study)
+    assert files(tmp_path / "study") == files(whole_study / "study")
+
+
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize("where", ["--jobs 2", "--dask local --jobs 2"])
+def test_a_second_signal_ends_a_study_and_its_workers(tmp_path, number, where):
+    line = f"compare --norms none,l1 --problem dln --steps 100000 {where} -o study"
+    signals = [(1.0, number), (1.02, number)]
+    ended = session(line, tmp_path, signals, whole=True, working=tmp_path / "study")
+    assert wrong_end(ended, signals) == ""
+    assert ended.code == STATUS[number]
+    assert ended.seconds < 60
+    assert not [*tmp_path.glob("study/.progress/*")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -15,8 +16,9 @@ import torch
 from helpers import DLN, ENVIRONMENT
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import problems
+from bnsmooth_cli import problems, stopping
 from bnsmooth_cli.config import resolve
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.memory import Memory, main_memory
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.training import needs
@@ -66,8 +68,8 @@ print(json.dumps(found))
 @pytest.mark.parametrize(
     ("problem", "settings", "work"),
     [
-        ("vgg", {"width": 0.3, "batch_size": 50, "steps": 3, "save_every": 1},
-         ["train", "landscape", "smoothness", "ics", "activations"]),
+        pytest.param("vgg", {"width": 0.3, "batch_size": 50, "steps": 3, "save_every": 1},
+                     ["train", "landscape", "smoothness", "ics", "activations"], marks=pytest.mark.slow),
         ("vgg", {"width": 0.3, "batch_size": 100, "norm": "none", "momentum": 0.9, "steps": 3}, ["train", "landscape"]),
         ("dln", {"dimension": 300, "depth": 10, "samples": 1000, "lr": 1e-9, "steps": 3},
          ["train", "landscape", "ics"]),
@@ -235,8 +237,26 @@ def test_a_dry_run_counts_what_a_run_still_takes(cli):
     line = f"train {SIZES} --measure ics --every 10 --dry-run -o run"
     cli(f"train {SIZES} --measure ics --every 10 -o run".replace("60", "30"))
     rows = [line.split() for line in cli(line)[1].splitlines()]
-    assert rows[2][:5] == ["from", "step", "30", "30", "4"]
+    assert rows[2][:5] == ["from", "step", "30", "30", "3"]
     assert [line.split() for line in cli(f"{line} --force")[1].splitlines()][2][:3] == ["new", "60", "7"]
+    rows = [line.split() for line in cli(line.replace("--every 10", "--at 0,5,40"))[1].splitlines()]
+    assert rows[2][3:5] == ["30", "2"]  # step 0 is there, and step 5 takes a walk
+
+
+def test_a_dry_run_counts_the_points_of_a_pass_that_was_interrupted(cli, monkeypatch):
+    line = f"train {SIZES} --measure ics --every 5 -o run"
+    calls = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "told", lambda: next(calls) == 32)
+        patch.setattr(stopping, "stop", lambda kept: (_ for _ in ()).throw(InputError(kept)))
+        said = re.match(r"bnsmooth: run keeps step (\d+) of 60\n", cli(line)[2])
+    assert said is not None
+    step = int(said[1])
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    rows = [line.split() for line in cli(f"{line} --dry-run")[1].splitlines()]
+    points = [at for at in range(0, 61, 5) if at >= step]
+    assert rows[2][:5] == ["from", "step", str(step), str(60 - step), str(len(points))]
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
 def test_a_dry_run_needs_no_folder_that_can_be_written(cli, tmp_path, monkeypatch):
@@ -262,7 +282,7 @@ def test_a_dry_run_of_a_study_multiplies_by_the_jobs_and_fits_80_columns(cli, mo
     one, two = cli(line)[1], cli(f"{line} --jobs 2")[1]
     assert all(len(row) <= 80 for row in one.splitlines()[:-1])
     assert one.splitlines()[1].split() == ["run", "training", "steps", "points", "about", "memory", "disk"]
-    assert note_of(two)[0] == pytest.approx(2 * note_of(one)[0], rel=0.2)
+    assert note_of(two)[0] == pytest.approx(3 * note_of(one)[0], rel=0.2)  # two workers, and what waits for them
     assert note_of(two)[1] == pytest.approx(note_of(one)[1], rel=0.1)
 
 

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -74,6 +75,15 @@ class Journal:
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); mend that, or delete it") from error
         self._file.truncate(self._read())
+
+    @classmethod
+    def keys(cls, path: Path) -> set[Key]:
+        """The points of the journal at a path, which is only read; none if there is no journal."""
+        journal = cls.__new__(cls)
+        journal.path, journal._places = path, {}
+        with suppress(OSError, DamagedError), path.open("rb") as journal._file:
+            journal._read()
+        return {*journal._places}
 
     def _read(self) -> int:
         """Read the request, and where the points are. Returns the end of the last whole record."""

@@ -13,10 +13,12 @@ import pandas as pd
 import torch
 
 from bnsmooth_cli import problems
-from bnsmooth_cli.measures.request import measurement
+from bnsmooth_cli.measures.request import measurement, steps_in
 from bnsmooth_cli.memory import resident_memory
 from bnsmooth_cli.points.reaching import point_of
 from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource, Run
 from bnsmooth_cli.studies.work import Task
 from bnsmooth_cli.training import needs
@@ -39,12 +41,20 @@ class _Point(NamedTuple):
 
 
 class _Price(NamedTuple):
-    """What the pieces of one norm's work take: seconds of a step and of an evaluation, and the points by kind."""
+    """What the pieces of one norm's work take.
+
+    Attributes:
+        step, evaluation: Seconds of a training step, and of an evaluation of the test set.
+        points: What points take, by kind of table.
+        memory: Bytes beyond those of a process with the data.
+        checkpoint: Bytes of a checkpoint.
+    """
 
     step: float
     evaluation: float
     points: dict[str, _Point]
-    needs: Needs
+    memory: float
+    checkpoint: int
 
 
 @dataclass(frozen=True)
@@ -56,21 +66,23 @@ class Cost:
             the `tables` and `points` to measure, and the `seconds`, the `memory` in bytes (of the GPU, if there is
             one) and the bytes on the `disk` that its work still takes.
         start: Seconds until a process begins to work.
+        idle: Bytes of memory of a process that waits for its workers.
     """
 
     runs: pd.DataFrame
     start: float
+    idle: float
 
     def seconds(self, jobs: int, threads: int) -> float:
         """The seconds of all runs in so many processes, as far as this machine has cores for their threads."""
         spent, cores = self.runs["seconds"], _cores()
         at_once = min(jobs, max(1, cores // threads))
-        # Workers start after the process that starts them.
-        return self.start * (1 if jobs == 1 else 2) + max(spent.sum() / at_once, spent.max())
+        # Workers start after the process that starts them, and it compares the runs after them.
+        return self.start * (1 if jobs == 1 else 3) + max(spent.sum() / at_once, spent.max())
 
     def memory(self, jobs: int) -> float:
         """The bytes of memory of so many processes."""
-        return float(self.runs["memory"].nlargest(jobs).sum())
+        return float(self.runs["memory"].nlargest(jobs).sum()) + self.idle * (jobs > 1)
 
 
 def _cores() -> int:
@@ -81,13 +93,14 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
     """What tasks take on this machine: runs a few steps, and a point or two of each table. Writes nothing.
 
     Args:
-        tasks: The remaining work of each run.
+        tasks: The remaining work of each run, on one device; at least one run.
         start: Seconds until a process begins to work.
 
     Raises:
         InputError: If a run cannot fit into the memory or on the disk.
     """
-    held, rows = 0.0, []
+    device, held, rows = choose_device(tasks[0].device), 0.0, []
+    idle = 0.0 if device.type == "cuda" else float(resident_memory() or 0)
     prices: dict[str, _Price] = {}  # by norm
     for task in tasks:
         config, wanted = task.config, task.wanted.kinds
@@ -97,24 +110,36 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
             rows.append({**row, "points": 0, "seconds": 0.0, "memory": 0.0, "disk": 0.0})
             continue
         if config.norm not in prices or {*wanted} - {*prices[config.norm].points}:
-            problem = problems.build(config, choose_device(task.device))
+            problem = problems.build(config, device)
             needs.check(problem, task.path, force=not task.reached)
             held = held or _held(problem)
             prices[config.norm] = _priced(task, problem)
         price, run = prices[config.norm], Run(task.path, config)
-        # A finished run is measured by training it forward again.
-        points = [step for step in task.wanted.steps(config) if step >= task.reached or not steps] if wanted else []
-        seconds = (steps or _walked(run, points)) * price.step
-        seconds += sum(price.points[kind].first + (len(points) - 1) * price.points[kind].other for kind in wanted)
-        disk = sum(_TABLE + len(points) * price.points[kind].size for kind in wanted)
+        points = {kind: _lacking(task, run, kind) for kind in wanted}
+        # Points before the step that training has reached are measured by training forward to them again.
+        again = {step for lacking in points.values() for step in lacking if step < task.reached or not steps}
+        seconds, disk = (steps + _walked(run, sorted(again))) * price.step, 0.0
+        for kind, lacking in points.items():
+            point, count = price.points[kind], len(lacking)
+            seconds += point.first + (count - 1) * point.other if count else 0.0
+            disk += _TABLE + count * point.size
         if steps:
             seconds += (steps // (config.eval_every or config.steps) + 1) * price.evaluation
             saves = needs.saves(run, force=not task.reached)
-            disk += saves.files * price.needs.checkpoint - saves.freed + _TABLE + _ROW * steps
-        memory = held + price.needs.memory(wanted)
-        figures = {"points": len(points) * len(wanted), "seconds": seconds, "memory": memory, "disk": max(disk, 0.0)}
-        rows.append({**row, **figures})
-    return Cost(pd.DataFrame(rows), start)
+            disk += saves.files * price.checkpoint - saves.freed + _TABLE + _ROW * steps
+        figures = {"points": sum(map(len, points.values())), "seconds": seconds, "memory": held + price.memory}
+        rows.append({**row, **figures, "disk": max(disk, 0.0)})
+    return Cost(pd.DataFrame(rows), start, idle)
+
+
+def _lacking(task: Task, run: Run, kind: str) -> list[int]:
+    """The steps that remain to be measured for a table."""
+    table, there = run.source().table_path(kind), set[int]()
+    if not task.force:
+        there = {step for name, step in Journal.keys(journal_path(table)) if name == run.name}
+        if table.is_file():
+            there |= steps_in(tables.read_provenance(table, kind), run.name)
+    return [step for step in task.wanted.steps(task.config) if step not in there]
 
 
 def _held(problem: Problem) -> float:
@@ -139,7 +164,9 @@ def _priced(task: Task, problem: Problem) -> _Price:
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     try:
-        about, trajectory = Needs(problem), Trajectory(problem)
+        about = Needs(problem)
+        memory = about.memory(task.wanted.kinds)  # before the trajectory takes the problem's network
+        trajectory = Trajectory(problem)
         _walk(trajectory, _STEPS)
         count, spent = _STEPS, _seconds(lambda: _walk(trajectory, _STEPS))
         if spent < _ENOUGH:
@@ -147,7 +174,7 @@ def _priced(task: Task, problem: Problem) -> _Price:
             spent = _seconds(lambda: _walk(trajectory, count))
         evaluation = _seconds(lambda: problem.evaluate(trajectory.model)) if problem.test_size else 0.0
         points = {kind: _point(task, trajectory, kind) for kind in task.wanted.kinds}
-        return _Price(spent / count, evaluation, points, about)
+        return _Price(spent / count, evaluation, points, memory, about.checkpoint)
     finally:
         torch.set_num_threads(threads)
 

@@ -44,7 +44,7 @@ def compare(
         InputError: If a folder is not a run, has no train table, or is given twice.
 
     >>> import tempfile
-    >>> from bnsmooth_cli.training.run import train
+    >>> from bnsmooth_cli.measures.one_pass import train
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     runs = [train("dln", norm, steps=5, samples=20, output=f"{folder}/{norm}") for norm in ("none", "batch")]
     ...     bool(compare([run.path for run in runs])["ratio_final_loss"].notna().all())

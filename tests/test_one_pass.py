@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from own_code import Scaled, residual, transformer
 
 import bnsmooth_cli as bns
@@ -15,8 +16,9 @@ from bnsmooth_cli import kinds, norms
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import recording
 from bnsmooth_cli.measures.measuring import execute, measure, pending, plan
+from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import Journal, journal_path
-from bnsmooth_cli.storage.runs import open_run
+from bnsmooth_cli.storage.runs import open_run, open_source, open_weights
 from bnsmooth_cli.storage.tables import schema_of, to_arrow
 from bnsmooth_cli.training.trajectory import Trajectory
 
@@ -217,6 +219,8 @@ def test_a_finished_run_is_measured_for_what_it_lacks(tmp_path):
         ({"measure": ["ics"], "every": 2, "at": [3]}, "--every and --at: give only one"),
         ({"measure": ["ics"], "at": []}, "--at: name at least one step"),
         ({"measure": ["ics"], "at": [0, 10]}, "--at 10: beyond the 9 steps"),
+        ({"measure": ["ics"], "at": [0, -3]}, "--at -3: give steps from 0 to 9"),
+        ({"measure": ["ics", "landscape", "ics"]}, "--measure ics: given twice"),
         ({"measure": ["smoothnes"]}, "did you mean 'smoothness'"),
         ({"measure": ["surface"]}, "unknown measurement 'surface'"),
         ({"measure": ["ics"], "probe": True}, "--probe: an option of activations"),
@@ -350,3 +354,164 @@ def test_points_of_another_machine_are_kept_and_told(tmp_path, cli, monkeypatch)
     _, shown, _ = cli("show run/ics.parquet")
     assert "steps 0-3: " in shown
     assert "step 6: torch 99" in " ".join(shown.split())
+
+
+def half(number: int, kind: str, run: bns.Run, table: Path | None = None, **asked: object) -> Path:
+    """The journal of a measurement that was interrupted after some points."""
+    with pytest.raises(Stop):
+        measure(kind, [run.source()], table, progress=stopping_at(number), **asked)
+    return journal_path(table or run.path / f"{kind}.parquet")
+
+
+def trained(folder: Path, **settings: object) -> bns.Run:
+    return bns.train("dln", "batch", output=folder, **{**SETTINGS["dln"], **settings})
+
+
+def steps_of(table: Path) -> list[int]:
+    return bns.read_table(table)["step"].unique().tolist()
+
+
+def test_changes_since_a_step_that_is_no_longer_in_the_table_are_not_kept(tmp_path):
+    run = trained(tmp_path / "run")
+    (expected,) = measure("activations", [run.source()], tmp_path / "expected.parquet", at=[9])
+    (table,) = measure("activations", [run.source()], at=[4, 9])
+    half(1, "activations", run, every=3)
+    table.unlink()
+    measure("activations", [run.source()], at=[9])
+    assert table.read_bytes() == expected.read_bytes()
+
+
+def test_a_table_that_is_measured_anew_for_additions_keeps_its_steps(tmp_path):
+    run, counts = trained(tmp_path / "run"), []
+    (table,) = measure("activations", [run.source()], every=3)
+    probe = {"options": {"probe": True}}
+    measure("activations", [run.source()], at=[3], progress=lambda *report: counts.append(report[2:]), **probe)
+    assert steps_of(table) == [0, 3, 6, 9]
+    assert bns.read_table(table)["probe_mean"].notna().all()
+    assert counts == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_a_table_of_an_earlier_version_keeps_its_steps(tmp_path, monkeypatch):
+    run = trained(tmp_path / "run")
+    (table,) = measure("ics", [run.source()], every=3)
+    expected = table.read_bytes()
+    monkeypatch.setattr(tables, "lacking", lambda path: ["a column"] if path.read_bytes() == expected else [])
+    measure("ics", [run.source()], at=[0, 4])
+    assert steps_of(table) == [0, 3, 4, 6, 9]
+
+
+def test_points_with_additions_outlive_a_request_that_the_table_answers(tmp_path):
+    run = trained(tmp_path / "run")
+    measure("activations", [run.source()], every=3)
+    left = half(2, "activations", run, every=3, options={"probe": True})
+    measure("activations", [run.source()], every=3)
+    assert left.exists()
+
+
+def test_points_outlive_a_request_of_another_kind_in_their_place(tmp_path):
+    run, table = trained(tmp_path / "run"), tmp_path / "table.parquet"
+    half(3, "ics", run, table, every=3)
+    with pytest.raises(InputError, match=r"\.table\.points: has points of a table of other kind; .*--force"):
+        measure("landscape", [run.source()], table)
+    points: list[int] = []
+    measure("ics", [run.source()], table, every=3, progress=lambda _, step, *counts: points.append(step))
+    assert points == [9]
+
+
+def test_tables_whose_long_names_begin_alike_have_journals_of_their_own(tmp_path):
+    run, name = trained(tmp_path / "run"), "long" * 30
+    half(2, "ics", run, tmp_path / f"{name}1.parquet")
+    measure("landscape", [run.source()], tmp_path / f"{name}2.parquet")
+
+
+def test_forced_work_that_was_interrupted_continues_without_force(tmp_path):
+    run, points = trained(tmp_path / "run"), []
+    measure("ics", [run.source()], every=3)
+    half(2, "ics", run, every=3, force=True)
+    measure("ics", [run.source()], every=3, progress=lambda _, step, *counts: points.append(step))
+    assert points == [6, 9]
+
+
+def test_weights_and_a_run_of_one_name_are_not_mixed(tmp_path):
+    run, table = trained(tmp_path / "model"), tmp_path / "table.parquet"
+    torch.save(bns.load_point(run).model.state_dict(), tmp_path / "model.pt")
+    measure("ics", [open_weights(tmp_path / "model.pt", run.config)], table)
+    with pytest.raises(InputError, match="of other weights; replace it with --force"):
+        measure("ics", [run.source()], table, at=[0, 4])
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "unfinished run"])
+def test_points_beyond_the_last_checkpoint_outlive_a_smaller_request(tmp_path, source):
+    if source == "checkpoint":
+        found = open_source(trained(tmp_path / "run").path / "checkpoints/000004.pt")
+    else:
+        with pytest.raises(Stop):
+            trained(tmp_path / "run", progress=stopping_at(2))
+        found = open_source(tmp_path / "run")
+    with pytest.raises(Stop):
+        measure("ics", [found], at=[5, 6, 7], progress=stopping_at(2))
+    measure("ics", [found])
+    assert journal_path(found.table_path("ics")).exists()
+
+
+def test_steps_before_the_first_checkpoint_are_refused_unless_the_table_has_them(tmp_path):
+    kept = {"output": tmp_path / "run", "keep": 1, "every": 1, **SETTINGS["dln"]}
+    with pytest.raises(Stop):
+        bns.train("dln", "batch", measure=["ics"], progress=stopping_at(7), **kept)
+    reported: list[int] = []
+    with pytest.raises(InputError, match=r"step 0 is out of reach, because the checkpoints before 4 were removed"):
+        bns.train("dln", "batch", measure=["ics", "landscape"], progress=lambda step, _: reported.append(step), **kept)
+    assert reported == []  # before training
+    run = bns.train("dln", "batch", measure=["ics"], **kept)
+    measure("ics", [run.source()], at=[0, 3])
+    with pytest.raises(InputError, match="step 0 is out of reach"):
+        measure("landscape", [run.source()], at=[0, 3])
+
+
+def test_numpys_steps_and_a_single_kind_are_taken(tmp_path):
+    run = trained(tmp_path / "run", measure="ics", at=np.array([0, 3]))
+    assert steps_of(run.path / "ics.parquet") == [0, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": {"run": [0, 4, 7, -5, True, 10**30, "x"]}},
+        {"steps": 5},
+        {"steps": None},
+        {"options": {"run": 5}},
+        {"stretches": {"run": [{"first": "x"}]}},
+    ],
+)
+def test_no_strange_provenance_of_a_table_loses_a_point(tmp_path, change):
+    run = trained(tmp_path / "run")
+    (table,) = measure("ics", [run.source()])
+    rows = bns.read_table(table)
+    kept = {key: value for key, value in rows.attrs["bnsmooth"].items() if key not in ("kind", "format")}
+    tables.write_table(table, "ics", [rows], kept | change)
+    if "options" in change:
+        with pytest.raises(InputError, match="of other options"):
+            measure("ics", [run.source()], at=[3])
+    else:
+        measure("ics", [run.source()], at=[3])
+        assert steps_of(table) == [0, 3, 4, 8, 9]
+
+
+@pytest.mark.parametrize("by", [5, [1], "cpu", {"first": "x"}, {"torch": {"a": 1}}])
+def test_a_point_of_an_impossible_machine_is_named(tmp_path, by):
+    path, _ = journal_of(tmp_path)
+    journal = Journal(path, {}, schema_of("ics"))
+    journal.add(("run", 7), journal.rows(("run", 0)), by)
+    journal.close()
+    assert str(points_of(path)).endswith("not readable as a journal; delete it, and its points are measured again")
+
+
+def test_a_folder_in_the_place_of_a_journal_is_named(cli, tmp_path):
+    run = trained(tmp_path / "run")
+    journal_path(run.path / "ics.parquet").mkdir()
+    for force in ("", "--force"):
+        code, _, err = cli(f"ics run {force}")
+        assert (code, err) == (
+            2,
+            "bnsmooth: run/.ics.points: is not a file; delete it, or write another table with -o\n",
+        )

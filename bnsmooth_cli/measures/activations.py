@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -155,9 +155,7 @@ def _rows(selected: Selected, y: Tensor, z: Tensor) -> pd.DataFrame:
                 **shape,
                 **dict(zip(_NAMED, named, strict=True)),
                 "sigma": before.std(1),
-                **dict.fromkeys(("wasserstein", "mean_change", "var_change"), np.nan),
-                "mean_drift": moments["mean"] - moments["mean"],  # 0, or NaN after an overflow
-                "var_drift": moments["std"] - moments["std"],
+                **_unmoved(moments),
                 **dict.fromkeys(_PROBED, np.nan),
                 "quantiles": list(evenly.T),
             }
@@ -184,6 +182,15 @@ def _moments(values: Values) -> dict[str, PerUnit]:
     return {"mean": values.mean(1), "std": values.std(1)}
 
 
+def _unmoved(moments: Mapping[str, Any] | pd.DataFrame) -> dict[str, Any]:
+    """The columns that compare a step with the measured steps before it, at the first of them."""
+    return {
+        **dict.fromkeys(("wasserstein", "mean_change", "var_change"), np.nan),
+        "mean_drift": moments["mean"] - moments["mean"],  # 0, or NaN after an overflow
+        "var_drift": moments["std"] - moments["std"],
+    }
+
+
 def _changes(before: pd.DataFrame, rows: pd.DataFrame, batch: str = "") -> dict[str, PerUnit]:
     """The changes of the mean and the variance of each unit; `batch` begins the names of the moments' columns."""
     mean, std = f"{batch}mean", f"{batch}std"
@@ -198,7 +205,7 @@ def _finite(values: PerUnit) -> PerUnit:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+def moved(before: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame:
     r"""Compare each unit's distribution at two steps of a run: Santurkar et al. (2018), figure 7.
 
     The changes are $|\mu_t - \mu_s|$ and $|\sigma_t^2 - \sigma_s^2|$ from the earlier step s to the later step t, and
@@ -207,13 +214,13 @@ def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     column `quantiles`.
 
     Args:
-        before: The rows of the earlier step: as `activations` returns them if it is the first step, and otherwise
-            completed by this function.
+        before: The rows of the earlier step, completed by this function; None if the later step is the first.
         rows: The rows of the later step, of the same units.
 
     Returns:
         The later rows with the columns `wasserstein`, `mean_change`, `var_change`, `mean_drift`, `var_drift`,
-        `probe_mean_change` and `probe_var_change`; null where a moment or a quantile is not finite, or not measured.
+        `probe_mean_change` and `probe_var_change`; null where a moment or a quantile is not finite, or not measured. At
+        the first step, the changes are null and the drifts are 0.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -223,6 +230,8 @@ def moved(before: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     >>> bool(np.allclose(rows["mean_drift"], steps[2]["mean"] - steps[0]["mean"]))
     True
     """
+    if before is None:
+        return rows.assign(probe_mean_change=np.nan, probe_var_change=np.nan, **_unmoved(rows))
     earlier, later = (np.stack(list(frame["quantiles"])) for frame in (before, rows))
     changes = _changes(before, rows)
     with np.errstate(invalid="ignore"):

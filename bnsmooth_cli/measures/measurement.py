@@ -25,8 +25,8 @@ class Measurement:
         rows: Computes the rows at a point, as a function of the point and of keyword arguments.
         plan: Validates the options of a command against a run's configuration and returns those keyword arguments.
         check: Raises InputError if a network does not have the layers or units in the arguments.
-        since: Completes the rows of a measured step, given the completed rows of the measured step before it; None if
-            they are complete.
+        since: Completes the rows of a measured step, given the completed rows of the measured step before it, or None
+            at the first one. The rows may have been completed for other steps before. None if rows are complete.
         context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
             the planned arguments and the source's problem. None if a point is measured for itself.
         last_only: Whether only the last checkpoint is measured by default.
@@ -37,7 +37,7 @@ class Measurement:
     rows: Callable[..., pd.DataFrame]
     plan: Callable[..., dict[str, Any]]
     check: Callable[..., object] = lambda structure, **names: None
-    since: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] | None = None
+    since: Callable[[pd.DataFrame | None, pd.DataFrame], pd.DataFrame] | None = None
     context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] | None = None
     last_only: bool = False
     additions: Mapping[str, Any] = field(default_factory=dict)

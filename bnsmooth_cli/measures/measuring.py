@@ -22,9 +22,12 @@ def steps_of(
     source: CheckpointSource, every: int | None = None, at: Sequence[int] | None = None, last_only: bool = False
 ) -> list[int]:
     """The steps to measure: `at`, or every `every`-th step, or the checkpoints (with `last_only`, the last one)."""
-    if at is not None or every is None:
-        usual = sorted(source.checkpoints)[-1:] if last_only else source.checkpoints
-        return reachable(source, usual if at is None else at)
+    if at is not None:
+        first = min(source.checkpoints, default=0) if source.path.is_dir() else 0
+        reachable(source, [step for step in at if not 0 <= step < first])  # a table may have those before (--keep)
+        return sorted({*at})
+    if every is None:
+        return reachable(source, sorted(source.checkpoints)[-1:] if last_only else source.checkpoints)
     if not source.path.is_dir():
         raise InputError(f"--every: needs a run; {source.path} is one checkpoint (choose steps after it with --at)")
     steps = range(0, source.last + 1, every)
@@ -110,7 +113,7 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
             discard(request.path, request.kind)
     left = {request.path: len(request.sources) for request in requests}
     opened: dict[Path, tuple[Recording, ExitStack]] = {}
-    report = Report(progress, sum(len(steps) for request in requests for steps in request.steps.values()))
+    report = Report(progress, sum(map(_points, requests)))
     with ExitStack() as stack, stopping.deferred():
         for path, source in {source.path: source for request in requests for source in request.sources}.items():
             mine = [request for request in requests if path in [of.path for of in request.sources]]
@@ -119,6 +122,7 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
                     own = stack.enter_context(ExitStack())
                     opened[request.path] = own.enter_context(recording(request)), own
                     report.done += opened[request.path][0].measured
+                    report.total += opened[request.path][0].total - _points(request)
             _walk(source, mine, [opened[request.path][0] for request in mine], report)
             for request in mine:
                 left[request.path] -= 1
@@ -126,6 +130,11 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
                     table, own = opened[request.path]
                     table.finish()
                     own.close()
+
+
+def _points(request: Request) -> int:
+    """The number of points that a request asks for."""
+    return sum(map(len, request.steps.values()))
 
 
 def _walk(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from bnsmooth_cli.measures.measuring import execute, pending
 from bnsmooth_cli.measures.recording import Progress, Report, Together, recording
 from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.measures.wanted import NOTHING, Wanted
-from bnsmooth_cli.points.reaching import point_of
+from bnsmooth_cli.points.reaching import point_of, reachable
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.custom import Builder
 from bnsmooth_cli.storage.runs import CheckpointSource, Run
@@ -30,9 +31,9 @@ def train(
     *,
     preset: str = "quick",
     seed: int = 0,
-    measure: Sequence[str] = (),
-    every: int | None = None,
-    at: Sequence[int] | None = None,
+    measure: Iterable[str] = (),
+    every: SupportsIndex | None = None,
+    at: Iterable[SupportsIndex] | None = None,
     probe: bool = False,
     output: Path | str | None = None,
     device: str = "auto",
@@ -77,7 +78,12 @@ def train(
     [0, 5, 10]
     """
     config = resolve(name_of(problem), preset, name_of(norm), seed, **settings)
-    wanted = Wanted(tuple(measure), every, None if at is None else tuple(at), probe)
+    wanted = Wanted(
+        (measure,) if isinstance(measure, str) else tuple(measure),
+        None if every is None else index(every),  # numpy's integers are no JSON
+        None if at is None else tuple(map(index, at)),
+        probe,
+    )
     return train_and_measure(config, output, wanted, device=device, resume=resume, force=force, progress=progress)
 
 
@@ -112,7 +118,10 @@ def train_and_measure(
         requests = _requests(source, wanted, wanted.steps(run.config), device)
         with ExitStack() as stack:
             tables = [stack.enter_context(recording(request)) for request in pending(requests)]
-            yield _OnePass(run.name, Together(tables, source, problem, Report(None, 0)))
+            together = Together(tables, source, problem, Report(None, 0))
+            if run.train_path.is_file() and run.checkpoints():  # what is before has to be visited afterwards
+                reachable(run.source(), together.steps(run.name))
+            yield _OnePass(run.name, together)
 
     run = training.train_config(
         config, output, device=device, resume=resume, force=force, progress=progress, problem=problem, observe=observe

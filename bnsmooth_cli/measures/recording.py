@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ import pyarrow as pa
 from bnsmooth_cli import __version__, stopping
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.measures.measurement import Measurement
-from bnsmooth_cli.measures.request import Request, measurement, steps_in
+from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
@@ -34,7 +34,8 @@ class Recording:
 
     Attributes:
         request: What is measured; its steps include those of the table that it replaces.
-        wanted: The steps that were asked for, by the name of the source.
+        wanted: The steps that were asked for, by the name of the source; and those of the table that it replaces, if
+            these are measured anew.
     """
 
     def __init__(self, request: Request, journal: Journal, wanted: dict[str, list[int]]) -> None:
@@ -55,9 +56,14 @@ class Recording:
         return [step for step in self.wanted[name] if self.lacks(name, step)]
 
     @property
+    def total(self) -> int:
+        """The number of points that were asked for."""
+        return sum(map(len, self.wanted.values()))
+
+    @property
     def measured(self) -> int:
         """The number of points that were asked for and are there."""
-        return sum(len(steps) - len(self.missing(name)) for name, steps in self.wanted.items())
+        return self.total - sum(len(self.missing(name)) for name in self.wanted)
 
     def remark(self, now: Machine) -> None:
         """Tell the user if another machine or program than the present one has measured points that are kept."""
@@ -99,11 +105,18 @@ class Recording:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove the journal, unless it has points that another request has asked for."""
-        ends = {source.name: source.last for source in self.request.sources}
-        others = ((name, step) for name, step in self._journal if step not in self.request.steps.get(name, ()))
-        if not any(step <= ends.get(name, -1) for name, step in others):
-            self._journal.remove()
+        """Remove the journal, unless it has points that another request has asked for.
+
+        The step at which a run has diverged is measured while it trains, and not afterwards.
+        """
+        if self.request.lacks_additions(tables.read_provenance(self.request.path, self.request.kind)):
+            return  # the table is smaller
+        for source in self.request.sources:
+            steps, diverged_at = {*self.request.steps[source.name]}, source.diverged_at
+            mine = (step for name, step in self._journal if name == source.name and step != diverged_at)
+            if not steps.issuperset(mine):
+                return
+        self._journal.remove()
 
     def _stretches(self, name: str) -> list[Stretch]:
         """What computed the points of a source; tables of earlier versions do not say so."""
@@ -118,8 +131,7 @@ class Recording:
                 if self.definition.since is None:
                     yield rows
                     continue
-                frame = rows.to_pandas(ignore_metadata=True)
-                before = frame if before is None else self.definition.since(before, frame)
+                before = self.definition.since(before, rows.to_pandas(ignore_metadata=True))
                 yield before
 
 
@@ -172,8 +184,7 @@ class Together:
     def kept(self) -> str:
         """How many points are kept, for the user."""
         return "; ".join(
-            f"{table.request.path} keeps {table.measured} of {sum(map(len, table.wanted.values()))} points"
-            for table, _ in self._tables
+            f"{table.request.path} keeps {table.measured} of {table.total} points" for table, _ in self._tables
         )
 
 
@@ -194,15 +205,16 @@ def recording(request: Request) -> Iterator[Recording]:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     with locked(folder, f"{request.kind} table", request.path):
-        journal, joined = _begin(request)
+        journal, joined, wanted = _begin(request)
         try:
-            yield Recording(joined, journal, request.steps)
+            yield Recording(joined, journal, wanted)
         finally:
             journal.close() if len(journal) else journal.remove()
 
 
-def _begin(request: Request) -> tuple[Journal, Request]:
-    """The journal with the points that are there, and the request with the steps and additions of these points."""
+def _begin(request: Request) -> tuple[Journal, Request, dict[str, list[int]]]:
+    """The journal with the points that are there, the request with the steps and additions of these points, and the
+    steps that are wanted."""
     table = request.read()
     journal = _open(request)
     try:
@@ -211,11 +223,12 @@ def _begin(request: Request) -> tuple[Journal, Request]:
         if request.lacks_additions(journal.request):
             journal.remove()
             journal = _open(request)
-        if table is None or request.lacks_additions(table) or tables.lacking(request.path):
-            return journal, request
-        _join(journal, request.kind, request.path)
-        steps = {name: sorted({*steps, *steps_in(table, name)}) for name, steps in request.steps.items()}
-        return journal, replace(request, steps=steps)
+        if table is None:
+            return journal, request, request.steps
+        written = _join(journal, request, table)
+        steps = {name: sorted({*steps, *written.get(name, ())}) for name, steps in request.steps.items()}
+        anew = request.lacks_additions(table) or tables.lacking(request.path)
+        return journal, replace(request, steps=steps), steps if anew else request.steps
     except BaseException:
         journal.close()
         raise
@@ -233,23 +246,35 @@ def _open(request: Request) -> Journal:
         joinable["checkpoints"] = {source.name: [*source.checkpoints] for source in request.sources}
     header = {"kind": request.kind, **joinable, **request.provenance()}
     journal = Journal(path, header, schema)
-    if not len(journal) or any(journal.request.get(key) != value for key, value in joinable.items()):
+    other_kind = len(journal) and journal.request.get("kind") != request.kind
+    if not other_kind and (not len(journal) or any(journal.request.get(key) != joinable[key] for key in joinable)):
         journal.remove()
         journal = Journal(path, header, schema)
-    different = ["kind"] if journal.request.get("kind") != request.kind else request.differences(journal.request)
-    if different:
+    if different := ["kind"] if other_kind else request.differences(journal.request):
         journal.close()
         others = " and ".join(different)
         raise InputError(f"{path}: has points of a table of other {others}; finish that one, or begin with --force")
     return journal
 
 
-def _join(journal: Journal, kind: str, path: Path) -> None:
-    """Add the points of the table that are not in the journal."""
-    stretches = tables.read_provenance(path, kind).get("stretches")
-    for (run, step), rows in tables.read_table(path, kind).groupby(["run", "step"], sort=False):
-        key = str(run), int(str(step))
-        if key not in journal:
-            of_run = stretches.get(key[0]) if isinstance(stretches, dict) else None
-            by = machine_at(of_run, key[1]) if of_run is not None and is_stretches(of_run) else None
-            journal.add(key, tables.to_arrow(kind, rows), by)
+def _join(journal: Journal, request: Request, table: Mapping[str, Any]) -> dict[str, set[int]]:
+    """Add the points of a table that are not in the journal, unless they have to be measured anew.
+
+    Args:
+        journal: The journal.
+        request: The request, whose path is the table's.
+        table: The provenance of the table.
+
+    Returns:
+        The steps that the table has rows of, by the name of the source.
+    """
+    path, kind, found = request.path, request.kind, defaultdict[str, set[int]](set)
+    anew, stretches = request.lacks_additions(table) or tables.lacking(path), table.get("stretches")
+    for (name, at), rows in tables.read_table(path, kind).groupby(["run", "step"], sort=False):
+        run, step = str(name), int(str(at))
+        found[run].add(step)
+        if not anew and (run, step) not in journal:
+            of_run = stretches.get(run) if isinstance(stretches, dict) else None
+            by = machine_at(of_run, step) if of_run is not None and is_stretches(of_run) else None
+            journal.add((run, step), tables.to_arrow(kind, rows), by)
+    return found

@@ -82,14 +82,15 @@ class Request:
         not (`Measurement.context`), every entry has to be the same.
         """
         own, definition = self.provenance(), measurement(self.kind)
-        different = {key for key, value in own.items() if written.get(key) != value}
+        decisive = {**own, "code": self.code, "weights": self.weights}  # which provenance leaves out where it is empty
+        different = {key for key, value in decisive.items() if written.get(key, {}) != value}
         if definition.context is None:
             different.discard("steps")
             if _same_trajectories(written.get("runs"), self.sources):
                 different.discard("runs")
         if _bare(definition, written.get("options")) == _bare(definition, self.arguments):
             different.discard("options")
-        return [key for key in own if key in different]
+        return [key for key in decisive if key in different]
 
     def has_additions(self, written: Mapping[str, Any]) -> bool:
         """Whether points have the measurement's additions, given the provenance that is written with them."""
@@ -159,5 +160,7 @@ def _bare(definition: Measurement, options: object) -> object:
         return options
     return {
         run: {key: value for key, value in arguments.items() if key not in definition.additions}
+        if isinstance(arguments, dict)
+        else arguments
         for run, arguments in options.items()
     }

@@ -43,13 +43,17 @@ class Wanted:
             raise InputError("--every and --at: give only one of them")
         if self.every is not None and self.every < 1:
             raise InputError(f"--every {self.every}: give a whole number of at least 1")
-        for kind in self.kinds:
+        for place, kind in enumerate(self.kinds):
+            if kind in self.kinds[:place]:
+                raise InputError(f"--measure {kind}: given twice; give it once")
             if kind not in kinds.measured(studied=True):
                 raise unknown("measurement", kind, kinds.measured(studied=True))
         if self.probe and PROBED not in self.kinds:
             raise InputError(f"--probe: an option of {PROBED}; add it to --measure, or leave the option out")
         if self.at == ():
             raise InputError("--at: name at least one step, as in 0,100,250")
+        if self.at and min(self.at) < 0:
+            raise InputError(f"--at {min(self.at)}: give steps from 0 to {steps}")
         if self.at and max(self.at) > steps:
             raise InputError(f"--at {max(self.at)}: beyond the {steps} steps of a run (--steps)")
 

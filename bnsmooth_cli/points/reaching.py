@@ -180,7 +180,7 @@ def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
     wanted = sorted(set(steps))
     for step in wanted:
         if not first <= step <= last:
-            removed = step < first and source.path.is_dir()  # a run begins with a checkpoint of step 0
+            removed = 0 <= step < first and source.path.is_dir()  # a run begins with a checkpoint of step 0
             why = f", because the checkpoints before {first} were removed (--keep)" if removed else ""
             anew = ", or delete the run and train it again without --keep" if removed else ""
             raise InputError(

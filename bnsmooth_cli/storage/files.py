@@ -75,8 +75,11 @@ def hidden(path: Path, ending: str) -> Path:
 
 
 def _prefix(path: Path) -> str:
-    """The prefix of the names of `path`'s hidden files, cut so that a long name still fits with its ending."""
-    return f".{os.fsdecode(os.fsencode(path.stem)[:100])}."
+    """The prefix of the names of `path`'s hidden files. A long name is cut, so that it fits with its ending."""
+    name = os.fsencode(path.stem)
+    if len(name) > 100:
+        name = b"%b-%08x" % (name[:91], zlib.crc32(name))
+    return f".{os.fsdecode(name)}."
 
 
 def _lock(handle: int) -> bool:

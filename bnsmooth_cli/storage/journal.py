@@ -14,8 +14,9 @@ from typing import IO, Any, Final
 import pyarrow as pa
 
 from bnsmooth_cli.errors import DamagedError, InputError
-from bnsmooth_cli.storage.files import atomic, check_regular, hidden
+from bnsmooth_cli.storage.files import atomic, hidden
 from bnsmooth_cli.storage.locks import locked
+from bnsmooth_cli.storage.stretches import is_stretches, stretch
 
 _MAGIC: Final = b"bnsmooth journal 1\n"
 _HEAD: Final = struct.Struct("<QI")
@@ -37,7 +38,8 @@ def discard(table: Path, kind: str) -> None:
     if table.parent.is_dir():
         with locked(table.parent, f"{kind} table", table):
             for path in (journal_path(table), table):
-                path.unlink(missing_ok=True)
+                if not path.is_dir():  # which is named when it is opened
+                    path.unlink(missing_ok=True)
 
 
 class Journal:
@@ -66,7 +68,8 @@ class Journal:
         """
         self.path, self._schema = path, schema
         self._places: dict[Key, tuple[int, int, Any]] = {}  # where the rows of a point are, and what computed them
-        check_regular(path)
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is not a file; delete it, or write another table with -o")
         if not path.exists():
             with atomic(path) as temporary:
                 temporary.write_bytes(_MAGIC + _record(json.dumps(request).encode()))
@@ -95,8 +98,11 @@ class Journal:
         end = self._file.tell()
         while (point := self._next()) is not None:
             match point:
-                case {"run": str(run), "step": int(step), "length": int(length)} if 0 <= length <= self._file.tell():
-                    self._places[run, step] = self._file.tell() - length, length, point.get("by")
+                case {"run": str(run), "step": int(step), "length": int(length), "by": by} if (
+                    0 <= length <= self._file.tell()
+                    and (by is None or (isinstance(by, dict) and is_stretches([stretch(step, step, by)])))
+                ):
+                    self._places[run, step] = self._file.tell() - length, length, by
                 case _:
                     raise self._damaged()
             end = self._file.tell()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -517,3 +518,17 @@ def test_a_folder_in_the_place_of_a_journal_is_named(cli, tmp_path):
             2,
             "bnsmooth: run/.ics.points: is not a file; delete it, or write another table with -o\n",
         )
+
+
+def test_the_time_to_grow_a_table_is_linear_in_its_points(tmp_path):
+    run, steps = trained(tmp_path / "run"), [step for step in range(1500) if step != 3]
+    (table,) = measure("ics", [run.source()], at=[0])
+    point = bns.read_table(table)
+    kept = {key: value for key, value in point.attrs["bnsmooth"].items() if key not in ("kind", "format")}
+    point.attrs.clear()
+    rows = [tables.to_arrow("ics", point.assign(step=step)) for step in steps]
+    tables.write_table(table, "ics", rows, kept | {"steps": {"run": steps}})
+    begun = time.process_time()
+    measure("ics", [run.source()], at=[3])
+    assert time.process_time() - begun < 3  # a quarter of a second; 5 where each point copies the list of all steps
+    assert steps_of(table) == [*range(1500)]

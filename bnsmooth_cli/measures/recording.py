@@ -270,11 +270,14 @@ def _join(journal: Journal, request: Request, table: Mapping[str, Any]) -> dict[
     """
     path, kind, found = request.path, request.kind, defaultdict[str, set[int]](set)
     anew, stretches = request.lacks_additions(table) or tables.lacking(path), table.get("stretches")
-    for (name, at), rows in tables.read_table(path, kind).groupby(["run", "step"], sort=False):
+    frame = tables.read_table(path, kind)
+    frame.attrs.clear()  # pandas copies them, with each measured step, at each access to a column
+    rows = tables.to_arrow(kind, frame)
+    for (name, at), places in frame.groupby(["run", "step"], sort=False).indices.items():
         run, step = str(name), int(str(at))
         found[run].add(step)
         if not anew and (run, step) not in journal:
             of_run = stretches.get(run) if isinstance(stretches, dict) else None
             by = machine_at(of_run, step) if of_run is not None and is_stretches(of_run) else None
-            journal.add((run, step), tables.to_arrow(kind, rows), by)
+            journal.add((run, step), rows.take(places), by)
     return found

@@ -43,7 +43,7 @@ _over = False  # whether `over` was called
 
 _here = threading.local()  # `.checks`: the reasons to stop of the work in this thread
 _before: dict[int, Any] = {}  # the handlers that the outermost block has replaced
-_undo: list[Callable[[], object]] = []  # what `undone` does
+_undo: list[Callable[[], object]] = []  # the calls of the `undone` blocks that run
 _end: Callable[[int], None] | None = None  # what `obey` does before the process ends; None if it was not called
 
 
@@ -88,6 +88,11 @@ def heeding(check: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _here.checks = before
+
+
+def begun() -> bool:
+    """Whether work has begun that keeps its results: a block of `deferred` runs in the main thread."""
+    return _depth > 0
 
 
 def told() -> bool:
@@ -184,8 +189,10 @@ def over() -> None:
 
 @contextmanager
 def undone(undo: Callable[[], object]) -> Iterator[None]:
-    """If a signal ends this process at once while the block runs, call `undo` before. It may be called in the middle of
-    any operation of the block."""
+    """If a signal ends this process at once while the block runs, call `undo` first.
+
+    It may be called in the middle of any operation of the block.
+    """
     _undo.append(undo)
     try:
         yield

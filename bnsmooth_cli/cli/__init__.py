@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 from bnsmooth_cli import stopping
 
 _MAX_MESSAGE: Final = 10_000  # characters; a file can contain a path of any length
-#: Flags that make a command start anew, so that they are not part of the command that continues.
+#: Flags that make a command start again. Once results are kept, the command that continues must not have them.
 _ANEW: Final = ("--force", "--no-resume")
 _WHOLE: Final = "no file is half written"
 
@@ -74,20 +74,24 @@ def _remark(others: Callable[..., None], message: Warning | str, category: type[
         terminal.complain(f"note: {message}")
 
 
-def stopped(kept: str) -> str:
+def stopped(kept: str, begun: bool = True) -> str:
     """What the user reads after a signal: what is kept, and the command that continues.
+
+    Args:
+        kept: What is kept.
+        begun: Whether the work has begun. If it has not, the same command is repeated with all of its flags.
 
     >>> sys.argv = ["bnsmooth", "train", "--force", "-o", "my runs/x"]
     >>> stopped("my runs/x keeps step 137 of 300")
     "stopped; my runs/x keeps step 137 of 300; continue with: bnsmooth train -o 'my runs/x'"
     """
-    words = [word for word in sys.argv[1:] if word not in _ANEW]
+    words = [word for word in sys.argv[1:] if word not in _ANEW or not begun]
     return f"stopped; {kept}; continue with: {shlex.join(['bnsmooth', *words])}"
 
 
 def _ended_at_once(number: int) -> None:
     """Write the line of a command that a signal ends at once. The console may be in use, so this does without it."""
-    line = f"bnsmooth: {stopped(_WHOLE)}"[:_MAX_MESSAGE]
+    line = f"bnsmooth: {stopped(_WHOLE, stopping.begun())}"[:_MAX_MESSAGE]
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     # On a terminal, clear the progress bar in this line and show the cursor, which the bar hides.
     clean = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
@@ -101,7 +105,8 @@ def _explain(error: BaseException) -> int:
 
     stopping.over()
     if isinstance(error, (KeyboardInterrupt, stopping.Terminated)):
-        message, code = stopped(str(error) or _WHOLE), 143 if isinstance(error, stopping.Terminated) else 130
+        kept, code = str(error), 143 if isinstance(error, stopping.Terminated) else 130
+        message = stopped(kept or _WHOLE, begun=bool(kept))
     elif isinstance(error, InputError):
         message, code = str(error), 2
     elif isinstance(error, IncompleteError):

@@ -3,6 +3,7 @@
 import bnsmooth_cli as bns
 
 run = bns.train("vgg", "l1")                    # a Run, in the folder runs/vgg-l1-lr0.1-seed0
+bns.train("dln", measure=["ics"], every=100)    # measured as it trains, which saves a second walk
 point = bns.load_point(run, step=137)           # the network at a step, and the batch of that step
 bns.landscape(point), bns.smoothness(point), bns.ics(point)     # each returns a pandas.DataFrame, as do
 bns.activations(point), bns.theory(point), bns.surface(point), bns.smoothness_by_layer(point)

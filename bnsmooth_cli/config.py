@@ -306,7 +306,7 @@ class Config:
         _PENALTY, default=0.0,
     )  # fmt: skip
     keep: int = setting(
-        "Keep the last N checkpoints alone (default: 0, which keeps all). Steps before them cannot be measured later.",
+        "Keep only the last N checkpoints (default: 0, which keeps all). Steps before them cannot be measured later.",
         whole(MAX_STEPS, low=0), default=0, defines=False,
     )  # fmt: skip
     settings: Settings

@@ -236,7 +236,10 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, wanted, sa
 
 
 def test_steps_without_a_measurement_are_refused(cli):
-    for line, said in (("--every 3", "--every: of what is measured; add --measure"), ("--probe", "--probe: of what")):
+    for line, said in (
+        ("--every 3", "--every: an option of --measure; add --measure"),
+        ("--probe", "--probe: an option of --measure"),
+    ):
         code, _, err = cli(f"train -p dln {line}")
         assert (code, said in err) == (2, True), err
 

@@ -13,7 +13,7 @@ import pytest
 import bnsmooth_cli as bns
 from bnsmooth_cli import report
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.stretches import told
+from bnsmooth_cli.storage.stretches import history
 from bnsmooth_cli.studies.claims import CLAIMS
 
 GRID = (
@@ -130,7 +130,7 @@ def test_a_run_that_two_machines_computed_is_named_with_their_steps(study):
     tables.write_table(path, "train", [rows], provenance)
     moved = SimpleNamespace(name="moved", train_path=path)
     assert report._makers([*runs, moved]) == [
-        told([one]), f"moved: steps 0-9: {told([one])}; steps 10-20: {told([{**one, 'threads': 2}])}"
+        history([one]), f"moved: steps 0-9: {history([one])}; steps 10-20: {history([{**one, 'threads': 2}])}"
     ]  # fmt: skip
 
 

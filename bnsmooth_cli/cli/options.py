@@ -181,7 +181,9 @@ class ExecutionOptions(Options):
     dask: str | None = option(
         "Address of a Dask scheduler, or local for a cluster of --jobs workers.", _STUDY, metavar="ADDRESS"
     )
-    dry_run: bool = option("Print the runs and their cost, and stop.", _STUDY, default=False)
+    dry_run: bool = option(
+        "List the runs and estimate their time, memory and disk. Nothing is written.", _STUDY, default=False
+    )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ class FolderOptions(Options):
     resume: bool = option(
         "Resume an unfinished run, or start it again.", None, default=True, flags="--resume/--no-resume"
     )
-    dry_run: bool = option("Print the time, memory and disk that the run takes, and stop.", None, default=False)
+    dry_run: bool = option(
+        "Estimate the time, memory and disk that the run takes. Nothing is written.", None, default=False
+    )
 
 
 @grouped
@@ -53,11 +55,11 @@ def train(
 ) -> None:
     """Train a network and write a run: config.json, checkpoints and train.parquet.
 
-    A finished run with the same settings is reused, and an unfinished one is resumed. Training can be interrupted at
-    any time.
+    A finished run with the same settings is reused, and an unfinished one is resumed. Training that is interrupted
+    keeps its present step, and the same command resumes it there.
 
-    With --measure, the run is measured as it trains. The tables are those that the measuring commands write afterwards,
-    which have to walk along the trajectory again.
+    With --measure, the run is measured as it trains. The measuring commands write the same tables afterwards, but they
+    have to train forward from the checkpoints again.
 
     [bold]Examples[/]
 
@@ -109,7 +111,9 @@ def _chosen(wanted: WantedOptions, steps: StepOptions) -> Wanted:
     at = steps.chosen()
     names = tuple(kind.strip() for kind in (wanted.measure or "").split(",") if kind.strip())
     if not names and (steps.given() or wanted.probe):
-        raise InputError(f"--{next(iter(steps.given()), 'probe')}: of what is measured; add --measure A,B")
+        raise InputError(
+            f"--{next(iter(steps.given()), 'probe')}: an option of --measure; add --measure A,B, or leave it out"
+        )
     return Wanted(names, at["every"], None if at["at"] is None else tuple(at["at"]), bool(wanted.probe))
 
 

@@ -18,7 +18,7 @@ from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.runs import CheckpointSource
-from bnsmooth_cli.storage.stretches import described, recorded, told
+from bnsmooth_cli.storage.stretches import described, history, recorded
 from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.trajectory import Trajectory
 from bnsmooth_cli.user_code import digest, name_of
@@ -97,12 +97,12 @@ def _check_record(source: CheckpointSource, trajectory: Trajectory) -> None:
     if not problem.has_users_code or not path.is_file():
         return
     rows = tables.read_table(path, "train", ["step", "loss", "grad_norm"])
-    recorded = rows[rows["step"] == trajectory.step]
-    if not len(recorded):
+    row = rows[rows["step"] == trajectory.step]
+    if not len(row):
         return
     exact = _made_here(rows.attrs["bnsmooth"], problem) and all(p.element_size() >= 4 for p in trajectory.parameters)
     loss, norm = _recomputed(trajectory)
-    old_loss, old_norm = float(recorded["loss"].iloc[0]), float(recorded["grad_norm"].iloc[0])
+    old_loss, old_norm = float(row["loss"].iloc[0]), float(row["grad_norm"].iloc[0])
     tolerance = _TOLERANCE if exact else _TOLERANCE_ELSEWHERE
     if not _agree(loss, old_loss, tolerance) or (exact and not _agree(norm, old_norm, tolerance)):
         raise InputError(
@@ -145,7 +145,9 @@ def _cause(source: CheckpointSource, provenance: dict[str, Any], problem: Proble
     if provenance["code"] != now:
         return "your code has changed since: restore it, or"
     if not _made_here(provenance, problem):
-        made_by = _listed(provenance["machines"]) if "machines" in provenance else told(recorded(provenance, 0))[:200]
+        made_by = (
+            _listed(provenance["machines"]) if "machines" in provenance else history(recorded(provenance, 0))[:200]
+        )
         return f"this is {described(machine(problem.device))}, and the run was made by {made_by}: measure it there, or"
     return (
         f"{_listed(now)} has not changed since, but what it imports or reads has, or it depends on more than the seed "

@@ -21,7 +21,7 @@ from bnsmooth_cli.kinds import Section
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic, check_writable
 from bnsmooth_cli.storage.runs import Run, open_run
-from bnsmooth_cli.storage.stretches import recorded, told
+from bnsmooth_cli.storage.stretches import history, recorded
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import command
 from bnsmooth_cli.studies.metrics import measured_rows
@@ -201,5 +201,5 @@ def _medians(summary: pd.DataFrame) -> dict[str, Any]:
 def _makers(runs: Sequence[Run]) -> list[str]:
     """What computed the runs. A run that several machines computed is named, with the steps of each."""
     by_run = {run.name: recorded(tables.read_provenance(run.train_path, "train"), 0) for run in runs}
-    whole = {told(stretches) for stretches in by_run.values() if len(stretches) == 1}
-    return [*sorted(whole), *(f"{name}: {told(parts)}" for name, parts in by_run.items() if len(parts) > 1)]
+    whole = {history(stretches) for stretches in by_run.values() if len(stretches) == 1}
+    return [*sorted(whole), *(f"{name}: {history(parts)}" for name, parts in by_run.items() if len(parts) > 1)]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.config import FIELDS
-from bnsmooth_cli.storage.stretches import is_stretches, told
+from bnsmooth_cli.storage.stretches import history, is_stretches
 from bnsmooth_cli.storage.tables import read_table
 
 #: How many rows a description has from each end of the table.
@@ -98,7 +98,7 @@ def _makers(provenance: Mapping[str, Any]) -> str:
     """What computed the table, with the steps if that changed. Tables of several runs tell it by run, in `_of_run`."""
     stretches = provenance.get("stretches")
     if is_stretches(stretches) and stretches:
-        return told(stretches)
+        return history(stretches)
     if stretches and _is_by_run(provenance, "stretches"):
         return ""
     return ", ".join(f"{name} {_text(provenance[key])}" for name, key in _MADE_BY.items() if key in provenance)
@@ -170,7 +170,7 @@ def _is_by_run(provenance: Mapping[str, Any], key: str) -> bool:
 def _of_run(key: str, value: Any) -> dict[tuple[str, str], str]:
     """A part of the provenance for one run, as texts by label and name."""
     if key == "stretches" and is_stretches(value):
-        return {("made by", ""): told(value)}
+        return {("made by", ""): history(value)}
     if key == "steps" and isinstance(value, list):
         steps = f"{len(value):,} steps: {_listed(value)}" if len(value) > 1 else f"step {_listed(value)}"
         return {("measured", ""): steps}

@@ -107,10 +107,10 @@ def _word(key: str, value: object) -> str:
     return f"{'bnsmooth' if key == 'version' else key} {value}"
 
 
-def told(stretches: Iterable[Stretch]) -> str:
-    """Stretches in words; a single one without its steps.
+def history(stretches: Iterable[Stretch]) -> str:
+    """Stretches in words. A single one is told without its steps.
 
-    >>> told([stretch(0, 4, {"threads": 1}), stretch(5, 5, {"threads": 2})])
+    >>> history([stretch(0, 4, {"threads": 1}), stretch(5, 5, {"threads": 2})])
     'steps 0-4: 1 thread; step 5: 2 threads'
     """
     several = list(stretches)

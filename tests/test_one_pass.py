@@ -167,6 +167,14 @@ def test_points_of_other_options_are_refused_unless_forced(tmp_path):
     assert set(bns.read_table(run.path / "landscape.parquet")["alpha"]) == {0.0, 0.01, 0.1, 1.0, 10.0, 30.0}
 
 
+def test_measuring_again_removes_nothing_before_it_can_begin(cli, tmp_path):
+    run = bns.train("dln", "batch", measure=["ics"], output=tmp_path / "run", **SETTINGS["dln"])
+    before = (run.path / "ics.parquet").read_bytes()
+    code, _, err = cli(f"ics {run.path} --force --device mps")
+    assert (code, "--device mps" in err) == (2, True), err
+    assert (run.path / "ics.parquet").read_bytes() == before
+
+
 def test_additions_are_kept_and_what_lacks_them_is_measured_again(tmp_path):
     run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
     probe, points = {"probe": True}, []

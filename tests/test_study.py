@@ -217,6 +217,13 @@ def test_a_damaged_run_is_reported_and_the_others_continue(cli, tmp_path, name, 
     assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 5 + mended
 
 
+def test_force_leaves_nothing_beside_new_runs(cli, tmp_path):
+    for norms in ("none", "none,batch"):
+        line = f"compare {DLN} --norms {norms} --steps 5 --measure ics --force -o study"
+        assert cli(line)[0] == 0
+    assert len([*(tmp_path / "study/runs").iterdir()]) == 2
+
+
 @pytest.mark.parametrize("name", ["", "train.parquet", "smoothness.parquet"])
 def test_a_deleted_run_or_table_is_made_again(cli, tmp_path, name):
     cli(f"{GRID} -o study")

@@ -13,6 +13,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.recording import Progress, Recording, Report, Together, recording
 from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.reaching import open_problem, reachable, visit
+from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import discard, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource
@@ -97,18 +98,20 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
     """Measure what is missing of the requests, and write their tables.
 
     The tables of a source are measured together, so that its trajectory is walked once. Each point is kept as soon as
-    it is measured: after an interruption, the same requests go on at the next point.
+    it is measured: after an interruption, the same requests resume at the next point.
 
     Args:
         requests: What to measure.
-        force: Whether points that are there already are measured again.
+        force: Whether points that are there already are measured again. Their tables are removed first.
         progress: Called before each point with the run, the step, the number of points measured so far, and the total.
 
     Raises:
         InputError: If a table, or what is there of it, is of another request.
         stopping.Interrupted, stopping.Terminated, stopping.Withdrawn: If the work was told to stop.
     """
-    if force:  # all of them now: the command that goes on after an interruption does not begin anew
+    problem = None
+    if force and requests:  # all of them now: the command that continues after an interruption does not begin again
+        problem = _problem(requests[0].sources[0], requests[0])  # or a wrong --device would cost the tables
         for request in requests:
             discard(request.path, request.kind)
     left = {request.path: len(request.sources) for request in requests}
@@ -123,7 +126,8 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
                     opened[request.path] = own.enter_context(recording(request)), own
                     report.done += opened[request.path][0].measured
                     report.total += opened[request.path][0].total - _points(request)
-            _walk(source, mine, [opened[request.path][0] for request in mine], report)
+            _walk(source, mine, [opened[request.path][0] for request in mine], report, problem)
+            problem = None
             for request in mine:
                 left[request.path] -= 1
                 if not left[request.path]:
@@ -137,14 +141,23 @@ def _points(request: Request) -> int:
     return sum(map(len, request.steps.values()))
 
 
+def _problem(source: CheckpointSource, request: Request) -> Problem:
+    """The problem of a source of a request."""
+    return request.problem or open_problem(source.with_data(request.data), request.device)
+
+
 def _walk(
-    source: CheckpointSource, requests: Sequence[Request], recordings: Sequence[Recording], report: Report
+    source: CheckpointSource,
+    requests: Sequence[Request],
+    recordings: Sequence[Recording],
+    report: Report,
+    problem: Problem | None,
 ) -> None:
-    """Measure what is missing of the points of a source."""
+    """Measure what is missing of the points of a source, whose problem may be open already."""
     if not any(recording.missing(source.name) for recording in recordings):
         return  # without opening the problem
-    moved, opened = source.with_data(requests[0].data), [request.problem for request in requests if request.problem]
-    problem = opened[0] if opened else open_problem(moved, requests[0].device)
+    moved, opened = source.with_data(requests[0].data), [request for request in requests if request.problem]
+    problem = problem or _problem(source, [*opened, *requests][0])
     together = Together(recordings, moved, problem, report)
     for point in visit(moved, together.steps(source.name), problem=problem):
         together.measure(point)

@@ -52,8 +52,10 @@ class Task:
 
     def discard(self) -> None:
         """Remove the tables that are measured again, before any work: a command that resumes keeps what it finds."""
-        for kind in self.wanted.kinds if self.force else ():
-            discard(Run(self.path, self.config).source().table_path(kind), kind)
+        if self.force and self.path.is_dir():
+            source = Run(self.path, self.config).source()
+            for kind in self.wanted.kinds:
+                discard(source.table_path(kind), kind)
 
     def __bool__(self) -> bool:
         return bool(self.wanted.kinds) or self.reached < self.config.steps

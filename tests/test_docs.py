@@ -38,6 +38,7 @@ SMALLER = {
 }
 SHORTER = {
     "path/to/cifar10": "shapes -o elsewhere",
+    "--dry-run": "--dry-run -o planned",
     "--steps 3000 ": "",
     "--seed 1": "--seed 1 -o other",
     "every 150": "every 10",

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bnsmooth_cli import kinds, norms
+from bnsmooth_cli import kinds, norms, problems
+from bnsmooth_cli.config import resolve
 from bnsmooth_cli.studies import metrics
+from bnsmooth_cli.training.needs import Needs
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -24,6 +26,8 @@ JUSTIFIED = {
     ("bnsmooth_cli/__init__.py", "_HOMES"): "functions of the Python API; some have the name of a kind",
     ("bnsmooth_cli/studies/metrics.py", "_COLUMNS"): "a function for each kind that has metrics; a test below holds it",
     ("bnsmooth_cli/studies/claims.py", "_LP"): "the norms that claims 8 and 9 are about",
+    ("bnsmooth_cli/training/needs.py", "_PEAKS"): "the measured memory of each command; a test below holds it",
+    ("benchmarks/long_work.py", "MEASURED"): "what the benchmark of one pass measures",
     ("benchmarks/linear.py", "GROUPS"): "the norms that are timed, with their parameters per layer",
     ("benchmarks/norms.py", "NAMES"): "the norms that are timed",
     ("reproduction/scales.py", "LP"): "the norms of the paper's figures 11 to 14",
@@ -105,3 +109,8 @@ def test_a_list_is_found_in_every_form(source):
         len(names.intersection(strings)) for _, _, strings in literals(ast.parse(source)) for names in NAMES.values()
     ]
     assert max(counts) >= A_LIST
+
+
+def test_the_peak_memory_of_every_studied_kind_is_known():
+    needs = Needs(problems.build(resolve("dln", samples=20, depth=2)))
+    assert all(needs.peak(kind) > 0 for kind in kinds.measured(studied=True))

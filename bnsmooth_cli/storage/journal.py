@@ -76,7 +76,7 @@ class Journal:
         try:
             self._file: IO[bytes] = path.open("r+b", buffering=0)
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); mend that, or delete it") from error
+            raise InputError(f"{path}: cannot be written ({error.strerror}); make it writable, or delete it") from error
         self._file.truncate(self._read())
 
     @classmethod

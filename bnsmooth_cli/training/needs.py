@@ -130,8 +130,9 @@ class Needs:
         """The bytes that one parameter vector takes on the fast path."""
         config = self.problem.config
         units, depth = _setting(config, "dimension"), _setting(config, "depth")
-        name, values = config.norm.partition(":")[0], 6 * (depth + 1) * self._rows * units
-        if name in ("l1", "linf", "lp"):  # their scales need the samples themselves
+        values, entry = 6 * (depth + 1) * self._rows * units, norms.find(config.norm)
+        power = next(iter(norms.parameter(entry, config.norm)), None) if entry else None
+        if power not in (None, 2.0):  # as in derivatives/fast_path.py: these scales need the samples themselves
             values += 3 * (config.settings.full_batch or 0) * units // 2
         return 4.0 * values + _VECTOR * self.parameters
 

@@ -75,7 +75,8 @@ def wrong_end(ended: Ended, signals: list[tuple[float, int]]) -> str:
     if ended.code == 0:  # it was over
         return f"says {ended.err}" if ended.err else ""
     numbers = {number for _, number in signals}
-    if -ended.code in numbers and not ended.err + ended.out:  # it had not begun
+    # It had not begun, or it had printed all and the interpreter was ending, which gives up the handlers first.
+    if -ended.code in numbers and not ended.err and (not ended.out or ended.out.endswith(".claims.parquet\n")):
         return ""
     if ended.code not in {128 + number for number in numbers}:
         return f"exit status {ended.code}: {ended.err[-600:]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import time
 from collections.abc import Callable
@@ -543,3 +545,28 @@ def test_the_time_to_grow_a_table_is_linear_in_its_points(tmp_path):
     measure("ics", [run.source()], at=[3])
     assert time.process_time() - begun < 3  # a quarter of a second; 5 where each point copies the list of all steps
     assert steps_of(table) == [*range(1500)]
+
+
+def test_a_run_that_is_trained_again_while_it_is_measured_gets_no_table_of_before(tmp_path):
+    run = trained(tmp_path / "run")
+
+    def again(_: str, step: int, *counts: int) -> None:
+        if step == 9:
+            trained(tmp_path / "run", force=True, lr=2e-4)
+
+    with pytest.raises(InputError, match=r"\.ics\.points: was removed while its table was measured, as by `train"):
+        measure("ics", [run.source()], progress=again)
+    assert not (run.path / "ics.parquet").exists()
+
+
+def test_a_disk_that_is_found_full_only_when_points_are_made_durable_is_named(tmp_path, monkeypatch):
+    path, _ = journal_of(tmp_path)
+    journal = Journal(path, {}, schema_of("ics"))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="journal: not written"):
+        journal.sync()
+    journal.close()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -20,7 +21,7 @@ from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.journal import Journal, journal_path
+from bnsmooth_cli.storage.journal import Journal, Key, journal_path
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.storage.stretches import Machine, Stretch, changed, is_stretches, joined, machine_at, stretch
@@ -83,14 +84,20 @@ class Recording:
         """Measure a point, and keep its rows.
 
         Raises:
-            InputError: If the run's folder is gone, or the disk is full.
+            InputError: If the run's folder or the journal is gone, or the disk is full.
         """
         rows = self.definition.rows(point, **arguments)
-        folder = self.request.path.parent
-        if not self._journal.path.exists():
-            raise InputError(f"{folder}: was removed or moved while it was measured; choose a table with -o")
+        self._check_place()
         by = machine(point.problem.device)
         self._journal.add((point.run, point.step), tables.to_arrow(self.request.kind, rows), by)
+
+    def _check_place(self) -> None:
+        """Raise InputError if the run's folder is gone, or the run is trained again: its points would be mixed."""
+        path, folder = self._journal.path, self.request.path.parent
+        if not folder.is_dir():
+            raise InputError(f"{folder}: was removed or moved while it was measured; choose a table with -o")
+        if not path.exists():
+            raise InputError(f"{path}: was removed while its table was measured, as by `train --force`; measure again")
 
     def sync(self) -> None:
         """Let the points survive a power cut."""
@@ -98,6 +105,7 @@ class Recording:
 
     def finish(self) -> None:
         """Write the table, and remove the points that are in it."""
+        self._check_place()
         request = self.request
         stretches = {name: self._stretches(name) for name in request.steps}
         provenance = {"version": __version__, "stretches": stretches, **request.provenance()}
@@ -273,11 +281,12 @@ def _join(journal: Journal, request: Request, table: Mapping[str, Any]) -> dict[
     frame = tables.read_table(path, kind)
     frame.attrs.clear()  # pandas copies them, with each measured step, at each access to a column
     rows = tables.to_arrow(kind, frame)
-    for (name, at), places in frame.groupby(["run", "step"], sort=False).indices.items():
-        run, step = str(name), int(str(at))
+    places: dict[Key, np.ndarray[Any, Any]] = frame.groupby(["run", "step"], sort=False).indices  # type: ignore[assignment]
+    for (run, at), chosen in places.items():
+        step = int(at)
         found[run].add(step)
         if not anew and (run, step) not in journal:
             of_run = stretches.get(run) if isinstance(stretches, dict) else None
             by = machine_at(of_run, step) if of_run is not None and is_stretches(of_run) else None
-            journal.add((run, step), rows.take(places), by)
+            journal.add((run, step), rows.take(chosen), by)
     return found

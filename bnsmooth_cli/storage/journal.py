@@ -184,8 +184,11 @@ class Journal:
         return self._places[key][2]
 
     def sync(self) -> None:
-        """Let the points survive a power cut."""
-        os.fsync(self._file.fileno())
+        """Let the points survive a power cut. Raises InputError if the disk is full, which may only show now."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(f"{self.path}: not written ({error.strerror}); make room, and measure again") from error
 
     def remove(self) -> None:
         """Close and delete the file."""

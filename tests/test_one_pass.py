@@ -442,10 +442,14 @@ def test_tables_whose_long_names_begin_alike_have_journals_of_their_own(tmp_path
 
 def test_forced_work_that_was_interrupted_continues_without_force(tmp_path):
     run, points = trained(tmp_path / "run"), []
-    measure("ics", [run.source()], every=3)
+    (table,) = measure("ics", [run.source()], every=3)
+    stamp = table.stat().st_mtime_ns
     half(2, "ics", run, every=3, force=True)
+    assert table.stat().st_mtime_ns == stamp  # it stays until the new one is whole
     measure("ics", [run.source()], every=3, progress=lambda _, step, *counts: points.append(step))
     assert points == [6, 9]
+    assert table.stat().st_mtime_ns > stamp
+    assert [path.name for path in run.path.glob(".ics.*")] == [".ics.lock"]
 
 
 def test_weights_and_a_run_of_one_name_are_not_mixed(tmp_path):

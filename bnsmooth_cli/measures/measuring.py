@@ -15,7 +15,7 @@ from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.reaching import open_problem, reachable, visit
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.journal import discard, journal_path
+from bnsmooth_cli.storage.journal import begin_anew, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource
 
 
@@ -102,7 +102,7 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
 
     Args:
         requests: What to measure.
-        force: Whether points that are there already are measured again. Their tables are removed first.
+        force: Whether points that are there already are measured again. Their tables stay until then.
         progress: Called before each point with the run, the step, the number of points measured so far, and the total.
 
     Raises:
@@ -111,9 +111,9 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
     """
     problem = None
     if force and requests:  # all of them now: the command that continues after an interruption does not begin again
-        problem = _problem(requests[0].sources[0], requests[0])  # or a wrong --device would cost the tables
+        problem = _problem(requests[0].sources[0], requests[0])  # or a wrong --device would cost the points
         for request in requests:
-            discard(request.path, request.kind)
+            begin_anew(request.path, request.kind)
     left = {request.path: len(request.sources) for request in requests}
     opened: dict[Path, tuple[Recording, ExitStack]] = {}
     report = Report(progress, sum(map(_points, requests)))

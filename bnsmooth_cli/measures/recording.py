@@ -21,7 +21,7 @@ from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.journal import Journal, Key, journal_path
+from bnsmooth_cli.storage.journal import Journal, Key, end_anew, journal_path
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.storage.stretches import Machine, Stretch, changed, is_stretches, joined, machine_at, stretch
@@ -110,6 +110,7 @@ class Recording:
         stretches = {name: self._stretches(name) for name in request.steps}
         provenance = {"version": __version__, "stretches": stretches, **request.provenance()}
         tables.write_table(request.path, request.kind, self._frames(), provenance, make_folder=False)
+        end_anew(request.path)
         self.tidy()
 
     def tidy(self) -> None:

@@ -15,6 +15,7 @@ from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import checksum
+from bnsmooth_cli.storage.journal import begun_anew
 from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.user_code import digest
 
@@ -107,12 +108,12 @@ class Request:
         return replace(self, arguments={run: {**chosen, **additions} for run, chosen in self.arguments.items()})
 
     def read(self) -> dict[str, Any] | None:
-        """The provenance of the table at `path`; None if there is none.
+        """The provenance of the table at `path`; None if there is none, or if it is measured again (`--force`).
 
         Raises:
             InputError: If the table there answers another request.
         """
-        if not self.path.exists():
+        if not self.path.exists() or begun_anew(self.path):
             return None
         written = tables.read_provenance(self.path, self.kind)
         if different := self.differences(written):

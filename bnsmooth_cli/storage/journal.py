@@ -33,13 +33,34 @@ def journal_path(table: Path) -> Path:
     return hidden(table, "points")
 
 
-def discard(table: Path, kind: str) -> None:
-    """Remove a table, and the points that are kept of it. Raises InputError if another process is writing it."""
+def begin_anew(table: Path, kind: str) -> None:
+    """Remove the points that are kept of a table, and mark the table: it stays until it has been measured again.
+
+    Raises:
+        InputError: If another process is writing the table, or the mark cannot be written.
+    """
     if table.parent.is_dir():
         with locked(table.parent, f"{kind} table", table):
-            for path in (journal_path(table), table):
-                if not path.is_dir():  # which is named when it is opened
-                    path.unlink(missing_ok=True)
+            if table.exists():
+                with atomic(_mark(table)):
+                    pass
+            journal = journal_path(table)
+            if not journal.is_dir():  # which is named when it is opened
+                journal.unlink(missing_ok=True)
+
+
+def begun_anew(table: Path) -> bool:
+    """Whether a table is only there until it has been measured again."""
+    return _mark(table).exists()
+
+
+def end_anew(table: Path) -> None:
+    """Remove the mark of a table that has been measured again."""
+    _mark(table).unlink(missing_ok=True)
+
+
+def _mark(table: Path) -> Path:
+    return hidden(table, "again")
 
 
 class Journal:

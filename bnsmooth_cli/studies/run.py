@@ -201,7 +201,7 @@ def run(
         study.record(planned.grid)
         if todo := planned.todo:
             for task in todo:
-                task.discard()
+                task.begin_anew()
             progress.planned([task.name for task in todo])
             finished = len(planned.runs) - len(todo)
             with stopping.deferred():

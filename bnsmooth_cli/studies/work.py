@@ -12,7 +12,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.wanted import Wanted
 from bnsmooth_cli.stopping import Withdrawn, heeding
-from bnsmooth_cli.storage.journal import discard
+from bnsmooth_cli.storage.journal import begin_anew
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.progress import Reporter
@@ -30,7 +30,7 @@ class Task:
         wanted: The tables that remain to be measured.
         threads: CPU threads.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        force: Whether existing tables are measured again: `discard` removes them first.
+        force: Whether existing tables are measured again (`begin_anew`).
         version: The version of bnsmooth that the worker must have.
         modules: The folder in which the worker finds the user's own modules.
     """
@@ -50,12 +50,12 @@ class Task:
         """The name of the run."""
         return self.config.name
 
-    def discard(self) -> None:
-        """Remove the tables that are measured again, before any work: a command that resumes keeps what it finds."""
+    def begin_anew(self) -> None:
+        """Mark the tables that are measured again, before any work: a command that resumes goes on with them."""
         if self.force and self.path.is_dir():
             source = Run(self.path, self.config).source()
             for kind in self.wanted.kinds:
-                discard(source.table_path(kind), kind)
+                begin_anew(source.table_path(kind), kind)
 
     def __bool__(self) -> bool:
         return bool(self.wanted.kinds) or self.reached < self.config.steps

@@ -15,7 +15,7 @@ from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.reaching import open_problem, reachable, visit
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.journal import begin_anew, journal_path
+from bnsmooth_cli.storage.journal import begin_anew, begun_anew, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource
 
 
@@ -85,7 +85,7 @@ def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:
         InputError: If a path cannot be written, or holds something other than the answer to its request.
     """
     for request in requests:
-        tables.check_target(request.path, request.kind, force)
+        tables.check_target(request.path, request.kind, force or begun_anew(request.path))
     left = [request for request in requests if force or not request.answered()]
     for request in requests:
         if request not in left and journal_path(request.path).exists():  # of a command that was killed at its end

@@ -14,11 +14,12 @@ from torch import nn
 from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.measures.measuring import execute, pending
 from bnsmooth_cli.measures.recording import Progress, Report, Together, recording
-from bnsmooth_cli.measures.request import Request, measurement
+from bnsmooth_cli.measures.request import Request, measurement, steps_in
 from bnsmooth_cli.measures.wanted import NOTHING, Wanted
 from bnsmooth_cli.points.reaching import point_of, reachable
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.custom import Builder
+from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource, Run
 from bnsmooth_cli.training import run as training
 from bnsmooth_cli.training.trajectory import Trajectory
@@ -165,6 +166,20 @@ def measured(kind: str, source: CheckpointSource, wanted: Wanted) -> bool:
     """
     (request,) = _requests(source, replace(wanted, kinds=(kind,)), _passed(source, wanted), "auto")
     return request.answered()
+
+
+def lacking(kind: str, source: CheckpointSource, wanted: Wanted, steps: list[int]) -> list[int]:
+    """Which of some steps remain to be measured for a table of a run, going by what is there of the table.
+
+    Raises:
+        InputError: If it is of other options.
+    """
+    (request,) = _requests(source, replace(wanted, kinds=(kind,)), steps, "auto")
+    written = request.read()
+    there = {step for name, step in Journal.keys(journal_path(request.path)) if name == source.name}
+    if written is not None and not request.lacks_additions(written):
+        there |= steps_in(written, source.name)
+    return [step for step in steps if step not in there]
 
 
 def _passed(source: CheckpointSource, wanted: Wanted) -> list[int]:

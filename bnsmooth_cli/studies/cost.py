@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 
 from bnsmooth_cli import problems
-from bnsmooth_cli.measures.request import measurement, steps_in
+from bnsmooth_cli.measures.one_pass import lacking
+from bnsmooth_cli.measures.request import measurement
 from bnsmooth_cli.memory import resident_memory
 from bnsmooth_cli.points.reaching import point_of
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource, Run
 from bnsmooth_cli.studies.work import Task
 from bnsmooth_cli.training import needs
@@ -117,10 +116,10 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
         price, run = prices[config.norm], Run(task.path, config)
         points = {kind: _lacking(task, run, kind) for kind in wanted}
         # Points before the step that training has reached are measured by training forward to them again.
-        again = {step for lacking in points.values() for step in lacking if step < task.reached or not steps}
+        again = {step for left in points.values() for step in left if step < task.reached or not steps}
         seconds, disk = (steps + _walked(run, sorted(again))) * price.step, 0.0
-        for kind, lacking in points.items():
-            point, count = price.points[kind], len(lacking)
+        for kind, left in points.items():
+            point, count = price.points[kind], len(left)
             seconds += point.first + (count - 1) * point.other if count else 0.0
             disk += _TABLE + count * point.size
         if steps:
@@ -134,12 +133,8 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
 
 def _lacking(task: Task, run: Run, kind: str) -> list[int]:
     """The steps that remain to be measured for a table."""
-    table, there = run.source().table_path(kind), set[int]()
-    if not task.force:
-        there = {step for name, step in Journal.keys(journal_path(table)) if name == run.name}
-        if table.is_file():
-            there |= steps_in(tables.read_provenance(table, kind), run.name)
-    return [step for step in task.wanted.steps(task.config) if step not in there]
+    steps = task.wanted.steps(task.config)
+    return steps if task.force else lacking(kind, run.source(), task.wanted, steps)
 
 
 def _held(problem: Problem) -> float:

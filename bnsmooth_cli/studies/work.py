@@ -11,7 +11,7 @@ from bnsmooth_cli import __version__
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.wanted import Wanted
-from bnsmooth_cli.stopping import Withdrawn, heeding
+from bnsmooth_cli.stopping import Withdrawn, heeding, stop, told
 from bnsmooth_cli.storage.journal import begin_anew
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
@@ -115,6 +115,8 @@ def _work(task: Task, report: Reporter) -> float:
     from bnsmooth_cli.measures.one_pass import train_and_measure
     from bnsmooth_cli.memory import keep_freed_memory
 
+    if told():  # while torch was imported, the study's folder may have gone: it must not appear again
+        stop(f"{task.path} has not begun")
     begun, config = time.monotonic(), task.config
     allow(config.norm, config.problem, folder=task.modules)  # the user named them where the task was made
     keep_freed_memory()

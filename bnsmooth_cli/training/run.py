@@ -94,8 +94,6 @@ def train_config(
     problem = problem or problems.build(config, choose_device(device))
     needs.check(problem, path, resume=resume, force=force)
     _ = problem.initial  # reports a norm or size that does not fit before anything is written
-    if stopping.told():  # maybe because the folder is gone, which must not appear again
-        stopping.stop(f"{path} has not begun")
     run = runs.prepare(path, problem.config, resume=resume, force=force)
     with run.locked():
         if run.outcome() is None:

@@ -78,7 +78,7 @@ def unreadable(folder: Path) -> str:
 def points(folder: Path) -> dict[str, int]:
     """The number of points in each journal."""
     found = {}
-    for path in sorted(folder.rglob(".*.points")):
+    for path in sorted(path for path in folder.rglob(".*.points") if ".tmp." not in path.name):
         journal = Journal(path, {}, pa.schema([]))
         found[str(path.relative_to(folder))] = len(journal)
         journal.close()

@@ -296,3 +296,19 @@ def test_every_worker_process_has_a_gpu_of_its_own(monkeypatch):
 def _gpu_slowly() -> str:
     time.sleep(0.3)
     return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+class OwnError(Exception):
+    """An exception of the user's: its pickle cannot be read, as its constructor takes more than the message."""
+
+    def __init__(self, layer: str, units: int) -> None:
+        super().__init__(f"{layer} has {units} units")
+
+
+def fail() -> None:
+    raise OwnError("conv1", 3)
+
+
+def test_an_exception_that_cannot_leave_its_worker_keeps_its_message():
+    with executors.local(2) as workers, pytest.raises(RuntimeError, match="OwnError: conv1 has 3 units"):
+        workers.submit(fail).result()

@@ -181,7 +181,8 @@ def _serve(pipe: Connection, gpu: str | None) -> None:
                 raised, result = True, error
         try:
             content = pickle.dumps((raised, result))
-        except Exception:  # a user's exception may hold anything
+            pickle.loads(content)
+        except Exception:  # a user's exception may hold anything, and its constructor may take other arguments
             content = pickle.dumps((True, RuntimeError(f"{type(result).__name__}: {result}")))
         pipe.send_bytes(content)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.01)
+
+
+def fill(disk: Path) -> None:
+    """Write a file `filler` until the disk is full."""
+    with open(disk / "filler", "wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
 
 
 def done(line: str, folder: Path) -> Ended:

@@ -42,7 +42,7 @@ SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
-from attempts import contents, done, run
+from attempts import contents, done, fill, run
 
 def attempt(disk, line, before, how, size):
     mount = lambda *words: subprocess.run(["mount", *words, str(disk)], check=True)
@@ -52,12 +52,7 @@ def attempt(disk, line, before, how, size):
         done(one, disk)
     there = contents(disk)
     if how == "full":
-        with open(disk / "filler", "wb", buffering=0) as filler:
-            try:
-                while True:
-                    filler.write(bytes(4096))
-            except OSError:
-                pass
+        fill(disk)
     elif how == "read-only":
         mount("-o", "remount,ro")
     ended = run(line, disk)
@@ -124,18 +119,13 @@ FILLING = """
 import json, subprocess, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
-from attempts import contents, run, start, wait_for
+from attempts import contents, fill, run, start, wait_for
 
 disk, line = Path(sys.argv[2]), sys.argv[3]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", str(disk)], check=True)
 process = start(line, disk)
 wait_for((disk / "run/checkpoints/000200.pt").exists)
-with open(disk / "filler", "wb", buffering=0) as filler:
-    try:
-        while True:
-            filler.write(bytes(4096))
-    except OSError:
-        pass
+fill(disk)
 err = process.communicate(timeout=60)[1]
 (disk / "filler").unlink()
 left = [name for name in contents(disk) if ".tmp." in name]

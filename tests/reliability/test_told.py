@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from attempts import DLN, TRAINED, contents, done, run, wait_for
 from helpers import ENVIRONMENT, files
-from told import session, wrong_end
+from told import session, working, wrong_end
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import stopping
@@ -305,10 +305,11 @@ def test_measuring_anew_continues_without_what_was_there_before(tmp_path):
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("where", ["", "--jobs 2", "--dask local --jobs 2"])
 def test_a_study_keeps_every_run_and_continues(tmp_path, number, whole, where):
-    line = "compare --norms none,l1 --problem dln --depth 4 --dimension 4 --samples 30 --lrs 1e-4 --steps 3000"
-    line += f" --save-every 1000 --measure smoothness --every 100 {where} -o study"
-    signals = [(0.3, number)]
-    ended = session(line, tmp_path, signals, whole=whole, working=tmp_path / "study")
+    line = "compare --norms none,l1 --problem dln --depth 4 --dimension 4 --samples 30 --lrs 1e-4 --steps 12000"
+    line += f" --save-every 500 --measure smoothness --every 500 {where} -o study"
+    signals = [(0.0, number)]  # with most of the steps still to come
+    saved = tmp_path.glob
+    ended = session(line, tmp_path, signals, whole=whole, begun=lambda: [*saved("study/runs/*/checkpoints/000500.pt")])
     assert wrong_end(ended, signals) == ""
     assert ended.code == STATUS[number]
     assert re.search("[01] of 2 runs of study are finished and the others are kept; ", ended.err)
@@ -329,7 +330,7 @@ def test_a_study_keeps_every_run_and_continues(tmp_path, number, whole, where):
 def test_a_second_signal_ends_a_study_and_its_workers(tmp_path, number, where):
     line = f"compare --norms none,l1 --problem dln --steps 100000 {where} -o study"
     signals = [(1.0, number), (1.02, number)]
-    ended = session(line, tmp_path, signals, whole=True, working=tmp_path / "study")
+    ended = session(line, tmp_path, signals, whole=True, begun=working(tmp_path / "study"))
     assert wrong_end(ended, signals) == ""
     assert ended.code == STATUS[number]
     assert ended.seconds < 60

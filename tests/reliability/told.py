@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,7 @@ def session(
     signals: Sequence[tuple[float, int]] = (),
     *,
     whole: bool = False,
-    working: Path | None = None,
+    begun: Callable[[], object] | None = None,
 ) -> Ended:
     """Run a command in an interpreter and a session of its own, until all of its processes have ended.
 
@@ -109,7 +109,7 @@ def session(
         folder: Where it runs.
         signals: The signals to send, and when.
         whole: Whether they go to the whole session, or to the main process alone.
-        working: The study whose first working run is the time 0 of the signals; otherwise the start of the command.
+        begun: The time 0 of the signals is when this holds; without it, the start of the command.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "bnsmooth_cli", *shlex.split(line)], cwd=folder, text=True, start_new_session=True,
@@ -120,17 +120,22 @@ def session(
     started = time.monotonic()
     # Before this, the interpreter itself starts, and answers a signal with a traceback.
     wait_for(lambda: process.poll() is not None or _heeds(process.pid, signal.SIGTERM))
-    if working is not None:
-        wait_for(lambda: process.poll() is not None or [*working.glob(".progress/*/*.json")])
-    begun = started if working is None else time.monotonic()
+    if begun is not None:
+        wait_for(lambda: process.poll() is not None or begun())
+    zero = started if begun is None else time.monotonic()
     for moment, number in signals:
         with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, begun + moment - time.monotonic()))
+            process.wait(max(0.0, zero + moment - time.monotonic()))
         with suppress(ProcessLookupError):
             (os.killpg if whole else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=120)
     wait_for(lambda: not members(process.pid))
     return Ended(process.returncode, out, err, time.monotonic() - started, 0)
+
+
+def working(study: Path) -> Callable[[], object]:
+    """Whether a run of a study is at work."""
+    return lambda: [*study.glob(".progress/*/*.json")]
 
 
 def _heeds(process: int, number: int) -> bool:
@@ -169,7 +174,8 @@ class BrokenOff:
             here.mkdir()
             for _ in range(TIMES):
                 moment, how = chance.uniform(0, length / 8), chance.choice((signal.SIGKILL, *STOP))
-                ended = session(self.line, here, [(moment, how)], whole=chance.random() < 0.5, working=here / "study")
+                whole = chance.random() < 0.5
+                ended = session(self.line, here, [(moment, how)], whole=whole, begun=working(here / "study"))
                 fault = ended.err if ended.code == -signal.SIGKILL else wrong_end(ended, [(moment, how)])
                 if fault := fault or unreadable(here):
                     return Try(f"{how.name} after {moment:.1f} s of work", "", fault, 0.0, 0)

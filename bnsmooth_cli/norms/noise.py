@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.randomness import generator
-
-# Santurkar et al. 2018, appendix A.
-NOISE_MEAN: Final = 0.5  # n_mu
-NOISE_SCALE: Final = 1.25  # n_sigma
-NOISE_SPREAD: Final = 0.1  # r_mu and r_sigma
 
 
 class Noise(nn.Module):
@@ -28,6 +21,10 @@ class Noise(nn.Module):
 
     Attributes:
         key: The seed, the step, and the number of the module among the network's noise modules.
+        n_mu: The largest size of a unit's shift.
+        n_sigma: The largest scale of a unit, at least 1.
+        r_mu: The largest deviation of a sample's shift from its unit's.
+        r_sigma: The standard deviation of a sample's scale around its unit's.
 
     >>> noise, a = Noise(), torch.randn(4, 3)
     >>> torch.equal(noise(a), noise(a))
@@ -35,22 +32,26 @@ class Noise(nn.Module):
     """
 
     key: tuple[int, int, int] = (0, 0, 0)
+    n_mu: float = 0.5
+    n_sigma: float = 1.25
+    r_mu: float = 0.1
+    r_sigma: float = 0.1
 
     def __init__(self, num_features: int | None = None) -> None:
         super().__init__()  # the number of units is taken from the activations
 
     def forward(self, a: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
         if not self.training:
-            return a * ((1 + NOISE_SCALE) / 2)
+            return a * ((1 + self.n_sigma) / 2)
         seed, step, place = self.key
         random = generator(seed, "noise", step, place, device=a.device)
         per_unit = torch.rand(2, a.shape[1], generator=random, device=a.device)
-        centre = (2 * per_unit[0] - 1) * NOISE_MEAN
-        spread = 1 + per_unit[1] * (NOISE_SCALE - 1)
+        centre = (2 * per_unit[0] - 1) * self.n_mu
+        spread = 1 + per_unit[1] * (self.n_sigma - 1)
         # Drawn with the channels last whatever the layout of a, because the draw may depend only on the shape.
         shift = torch.empty(a.movedim(1, -1).shape, device=a.device)
-        scale = torch.empty_like(shift).normal_(0.0, NOISE_SPREAD, generator=random).add_(spread)
-        shift.uniform_(-NOISE_SPREAD, NOISE_SPREAD, generator=random).add_(centre)
+        scale = torch.empty_like(shift).normal_(0.0, self.r_sigma, generator=random).add_(spread)
+        shift.uniform_(-self.r_mu, self.r_mu, generator=random).add_(centre)
         return torch.addcmul(shift.to(a.dtype).movedim(-1, 1), scale.to(a.dtype).movedim(-1, 1), a)
 
 

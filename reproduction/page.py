@@ -93,20 +93,24 @@ class Results:
         return tables.read_table(self._tables / f"{name}.parquet")
 
     def judged(self) -> list[str]:
-        """The headings of the columns of verdicts: the studies with their steps and seeds."""
-        headings = []
+        """The studies that have verdicts, each with its steps and seeds."""
+        described = []
         for name, claims in self._claims.items():
             steps = self.facts["studies"][name]["settings"]["steps"]
-            headings.append(f"`{name}`: {steps:,} steps, {_count(int(claims['seeds'].max()), 'seed')}")
-        return headings
+            described.append(f"`{name}` ({steps:,} steps, {_count(int(claims['seeds'].max()), 'seed')})")
+        return described
 
     def verdicts(self) -> Iterator[list[str]]:
-        """One row per claim, with the verdict of each study and the statistic that it rests on."""
+        """One row per claim and study that judges it; one row for a claim that no study judges."""
         for claim in CLAIMS:
-            yield [
-                f"{claim.number}. {claim.title}",
-                *(_verdict(claims, claim.number) for claims in self._claims.values()),
-            ]
+            title, judged = f"{claim.number}. {claim.title}", False
+            for study, claims in self._claims.items():
+                row = deciding(claims[claims["claim"] == claim.number])
+                if row["verdict"] not in (NOT_MEASURED, NOT_APPLICABLE):
+                    yield [title, f"`{study}`", *_verdict(row)]
+                    title, judged = "", True
+            if not judged:
+                yield [title, "–", "–", "–", "–", "–", NOT_MEASURED]
 
     def accuracies(self) -> Iterator[list[str]]:
         """One row per study, learning rate and norm: the paper's test accuracy, and the last and the best here."""
@@ -260,13 +264,11 @@ class Results:
                                number(row["paper"])]  # fmt: skip
 
 
-def _verdict(claims: pd.DataFrame, claim: int) -> str:
-    row = deciding(claims[claims["claim"] == claim])
-    if row["verdict"] in (NOT_MEASURED, NOT_APPLICABLE):
-        return str(row["verdict"])
+def _verdict(row: Mapping[str, Any]) -> list[str]:
+    """The cells of a verdict: its statistic and rule, the statistic of the paper's figure and ours, and the verdict."""
+    here = f"{_cell('', row)}, {_seeds(row)} {'seed' if row['seeds'] == 1 else 'seeds'}"
     power = "" if math.isnan(row["power"]) else f"; power {number(row['power'])}"
-    fewer = f" ({_count(int(row['seeds']), 'seed')})" if row["seeds"] < claims["seeds"].max() else ""
-    return f"**{row['verdict']}**<br>{row['part']}: {_cell('', row)}{fewer}, rule {row['rule']}{power}"
+    return [row["part"], row["rule"], number(row["paper"]), here, f"**{row['verdict']}**{power}"]
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> str:

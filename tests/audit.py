@@ -842,30 +842,23 @@ class Page:
         self._compare(rows, expected)
 
     def _claims(self, headings: list[str], rows: list[list[str]]) -> None:
-        heads, counts = [], {}
-        for name in self.verdicts:
-            seeds = max(len(row["values"]) for *_, parts in self.verdicts[name].values() for row in parts)
-            heads.append(f"`{name}`: {self.studies[name].steps:,} steps, {seeds} seed{'s' * (seeds != 1)}")
-            counts[name] = seeds
-        self._compare([headings[1:]], [heads])
         expected = []
         for number, (title, _) in CLAIMS.items():
-            cells = [re.escape(f"{number}. {title}")]
-            for name, most in counts.items():
+            said = re.escape(f"{number}. {title}")
+            for name in self.verdicts:
                 verdict, strength, parts = self.verdicts[name][number]
-                row = next((row for row in parts if row["verdict"] == verdict and row["decides"]), None) or next(
-                    iter(parts), None)  # fmt: skip
                 if verdict in ("not measured", "not applicable"):
-                    cells.append(verdict)
-                else:
-                    values = row["values"]
-                    numbers = f"{re.escape(row['part'].text)}: {spread(median(values), *interval(values))}"
-                    if len(values) < most:
-                        numbers += rf" \({len(values)} seeds?\)"
-                    likely = "" if math.isnan(strength) else f"; power {cell(strength)}"
-                    rule = re.escape(row["part"].rule or "reported")
-                    cells.append(rf"\*\*{verdict}\*\*<br>{numbers}, rule {rule}{likely}")
-            expected.append(cells)
+                    continue
+                row = next((row for row in parts if row["verdict"] == verdict and row["decides"]), None) or parts[0]
+                part, values = row["part"], row["values"]
+                here = f"{spread(median(values), *interval(values))}, {self._seeds_of(values)} seed"
+                likely = "" if math.isnan(strength) else f"; power {cell(strength)}"
+                expected.append([said, f"`{name}`", re.escape(part.text), re.escape(part.rule or "reported"),
+                                 cell(row["paper"]), here + "s" * (len(values) != 1),
+                                 rf"\*\*{verdict}\*\*{likely}"])  # fmt: skip
+                said = ""
+            if said:
+                expected.append([said, *"–––––", "not measured"])
         self._compare(rows, expected)
 
     def _parts(self, headings: list[str], rows: list[list[str]]) -> None:
@@ -1080,6 +1073,12 @@ class Page:
             return [*shorter, facts["machine"], facts["data"] or "the built-in images",
                     f"{facts['versions']}; {facts['jobs']} worker processes",
                     f"the median with a probability of {kept:.1%}; from six seeds on it is at least 95%."]  # fmt: skip
+        if self.section == "The claims":
+            described = []
+            for name, claims in self.verdicts.items():
+                seeds = max(len(row["values"]) for *_, parts in claims.values() for row in parts)
+                described.append(f"`{name}` ({self.studies[name].steps:,} steps, {seeds} seed{'s' * (seeds != 1)})")
+            return [f"The studies: {', '.join(described)}."]
         if self.section != "The studies":
             return []
         lines = [f"    {line}" for study in self.studies.values() for line in study.about["commands"]]
@@ -1217,7 +1216,7 @@ _NORM = "`(?:" + "|".join(NORMS) + ")`"
 #: A kind of table -> its headings. Every one has a column with the number of seeds, runs, units, points or cases.
 KNOWN = {
     "studies": r"study\|content\|runs\|steps\|time",
-    "claims": r"claim(\|`[\w-]+`: [\d,]+ steps, \d+ seeds?)+",
+    "claims": r"the paper's claim\|study\|statistic\|rule\|the paper's figure\|here\|verdict",
     "accuracies": r"study\|lr\|norm\|seeds\|the paper\|here, last\|here, best",
     "medians": rf"`[\w-]+`\|lr\|seeds(\|({'|'.join(map(re.escape, HEADINGS))}))+",
     "distances": rf"the paper's figure\|lr\|seeds\|steps(\|{_NORM})+\|unit",

@@ -301,13 +301,19 @@ def test_the_published_pictures_are_there_and_their_tables_small():
 
 
 def test_the_verdicts_of_the_published_page_are_those_of_its_claims_tables():
-    lines = (PUBLISHED / "README.md").read_text().splitlines()
-    judged = [name for name in JUDGED if (PUBLISHED / f"tables/{name}.claims.parquet").is_file()]
-    for column, study in enumerate(judged, start=1):
+    text = (PUBLISHED / "README.md").read_text().partition("## The claims")[2].split("\n## ")[0]
+    said, number = {}, 0
+    for cells in (line.strip("| ").split(" | ") for line in text.splitlines() if line.endswith(" |")):
+        if found := re.match(r"(\d+)\. ", cells[0]):
+            number = int(found[1])
+        if number:
+            said[number, cells[-6].strip("`")] = cells[-1].split(";")[0].strip("*")
+    for study in (name for name in JUDGED if (PUBLISHED / f"tables/{name}.claims.parquet").is_file()):
         claims = bns.read_table(PUBLISHED / f"tables/{study}.claims.parquet")
-        for number, parts in claims.groupby("claim"):
-            line = next(line for line in lines if line.startswith(f"| {number}. "))
-            assert line.split(" | ")[column].strip("*| ").split("**")[0] == parts["verdict"].iloc[0]
+        for claim, parts in claims.groupby("claim"):
+            verdict = parts["verdict"].iloc[0]
+            assert said.get((claim, study), verdict) == verdict
+            assert ((claim, study) in said) == (verdict not in ("not measured", "not applicable"))
 
 
 def test_the_published_accuracies_are_those_of_the_runs():

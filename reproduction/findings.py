@@ -1,4 +1,4 @@
-r"""What the tables of the reproduction show beyond the paper: `python -m reproduction findings` writes docs/findings.md.
+r"""What the tables of the reproduction show beyond the paper: the statistics of docs/findings.md, and their rules.
 
 The statistics and rules below were written before the runs of VGG at 15,000 steps were looked at.
 
@@ -115,7 +115,9 @@ def at_equal_loss(rows: pd.DataFrame, norm: str, other: str) -> pd.DataFrame:
         both = of_seed.groupby(["norm", "place"])[[*METRICS]].agg(["median", "count"])
         logs = {}
         for metric in METRICS:
-            known = both[metric][both[metric]["count"] >= FEWEST]["median"].unstack("norm").reindex(columns=[norm, other])
+            known = (
+                both[metric][both[metric]["count"] >= FEWEST]["median"].unstack("norm").reindex(columns=[norm, other])
+            )
             positive = known[(known > 0).all(axis=1)]
             logs[metric] = float(np.exp((np.log(positive[norm]) - np.log(positive[other])).mean()))
         if {norm, other} <= {*of_seed["norm"]}:

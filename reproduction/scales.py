@@ -16,6 +16,9 @@ _NOISY: Final = ("noisy-batch", "noisy-none")
 NORMS: Final = (*LP, *_NOISY)
 FIVE: Final = (0, 1, 2, 3, 4)  # seeds, the fewest that a verdict needs
 EIGHT: Final = (*FIVE, 5, 6, 7)  # with which one part of up to 12 can be found to break its rule
+FRESH: Final = tuple(range(8, 28))
+#: Parts of the paper's noise.
+NOISES: Final = tuple(f"reproduction.noises:{name}" for name in ("Shift", "UnitShift", "SampleShift", "Scale"))
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def plans(
         InputError: If the scale has no such study.
 
     >>> [plan.name for plan in plans("paper")]
-    ['dln', 'dln-slow', 'vgg', 'vgg-augmented']
+    ['dln', 'dln-slow', 'dln-fresh', 'vgg-noise', 'vgg-noise-11', 'vgg', 'vgg-augmented']
     >>> [plan.name for plan in plans("paper", only=["vgg"])]
     ['dln', 'vgg']
     """
@@ -93,6 +96,14 @@ def _slow() -> Plan:
     return Plan("dln-slow", "the deep linear network at the smaller learning rate of figure 3", (grid,))
 
 
+def _fresh() -> Plan:
+    """More seeds of three norms, none of which was seen before, for claims whose intervals are wide."""
+    settings = {"problem": "dln", "preset": "paper"}
+    measure = ("smoothness", "ics", _RANDOM[1])
+    grid = Grid(LP[:3], (1e-6, 1e-7), FRESH, settings, measure, every=50)
+    return Plan("dln-fresh", "the deep linear network at both learning rates, with twenty other seeds", (grid,))
+
+
 def _images(seeds: tuple[int, ...], every: int, measure: tuple[str, ...], **settings: Any) -> Plan:
     """The two networks of figures 1 and 3 at their learning rates, and the others at 0.1."""
     others = (*LP[2:], *_NOISY)
@@ -101,22 +112,38 @@ def _images(seeds: tuple[int, ...], every: int, measure: tuple[str, ...], **sett
     return Plan("vgg", "every norm; the two of figures 1 and 3 at their other learning rates as well", grids)
 
 
+def _noise(**settings: Any) -> list[Plan]:
+    """Which part of the noise stops the plain network, and whether it stops a shallower one."""
+    short = {**settings, "steps": 1000, "eval_every": 100}
+    parts = Grid(("none", "noisy-none", *NOISES), (0.1,), FIVE[:3], short)
+    shallow = Grid(("none", "noisy-none"), (0.1,), FIVE[:3], {**short, "depth": 11})
+    return [Plan("vgg-noise", "parts of the noise, without BatchNorm", (parts,)),
+            Plan("vgg-noise-11", "the noise without BatchNorm, in VGG-11", (shallow,))]  # fmt: skip
+
+
+def _wide(**settings: Any) -> Plan:
+    """The first steps at full width."""
+    grid = Grid(PLAIN, (0.1,), (0,), {**settings, "steps": 4000}, _MEASURE, every=100, probe=True)
+    return Plan("vgg-full", "the paper's widths, the first steps", (grid,))
+
+
 def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
     grid = Grid(PLAIN, (0.1,), seeds, {**settings, "augment": True})
     return Plan("vgg-augmented", "with random crops and mirror images", (grid,))
 
 
+#: What is measured of every run of VGG.
 _MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
 _RANDOM: Final = ("landscape-random", "smoothness-random")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
-#: A quarter of all widths. Measured steps have checkpoints, so that nothing is trained twice: 1.3 GB a run.
-_QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25, "save_every": 100}
+#: A quarter of all widths.
+_QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25, "save_every": 1000}
 #: The steps at which the theory is measured.
 _LINEAR: Final = {"quick": (0, 10, 100, 1000), "paper": (0, 100, 1000, 10_000)}
 #: The first steps of every norm, for the figures of scales where `vgg` takes days.
+_FIRST: Final[dict[str, Any]] = {**_QUARTER, "save_every": 100, "steps": 1000, "eval_every": 50}
 _EARLY: Final = Plan("vgg-early", "every norm, the first steps", (
-    Grid(NORMS, (0.1,), FIVE, {**_QUARTER, "steps": 1000, "eval_every": 50}, (*_MEASURE, *_RANDOM), every=100,
-         probe=True),
+    Grid(NORMS, (0.1,), FIVE, _FIRST, (*_MEASURE, *_RANDOM), every=100, probe=True),
 ))  # fmt: skip
 
 #: The cheapest studies are first. The paper measures VGG every 100 and the linear network every 50 steps.
@@ -129,13 +156,18 @@ SCALES: Final[dict[str, list[Plan]]] = {
     "quarter": [
         _linear(EIGHT, "paper", every=50),
         _slow(),
+        _fresh(),
+        *_noise(**_QUARTER),
         _EARLY,
-        _images(FIVE, 100, _MEASURE, **_QUARTER),
-        _augmented((0,), **_QUARTER),
+        _images(FIVE, 100, (*_MEASURE, "landscape-random"), **_QUARTER),
+        _augmented(FIVE[:3], **_QUARTER),
+        _wide(**_CIFAR),
     ],
     "paper": [
         _linear(EIGHT, "paper", every=50),
         _slow(),
+        _fresh(),
+        *_noise(**_CIFAR),
         _images(FIVE, 100, (*_MEASURE, *_RANDOM), **_CIFAR),
         _augmented(FIVE, **_CIFAR),
     ],

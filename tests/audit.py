@@ -23,7 +23,7 @@ import bnsmooth_cli as bns
 from bnsmooth_cli import paper
 
 NORMS = ("none", "batch", "l1", "l2", "linf", "noisy-batch", "noisy-none")
-JUDGED = ("dln", "dln-slow", "vgg-early", "vgg")
+JUDGED = ("dln", "dln-slow", "dln-fresh", "vgg-early", "vgg")
 STATED = {"vgg": {"none": 80, "batch": 83}, "vgg-augmented": {"none": 88, "batch": 92}}
 LEVEL = 0.05
 

@@ -1,4 +1,7 @@
-"""Run the studies of a scale, or resume them, and write the page; `page` writes it from the tables alone."""
+"""Run the studies of a scale, or resume them, and write the page.
+
+`page` writes it from the tables alone, `findings` writes docs/findings.md from them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from bnsmooth_cli.cli.studying import Board
 from bnsmooth_cli.errors import IncompleteError
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.run import plan, run
-from reproduction import page, saturation
+from reproduction import findings_page, page, saturation
 from reproduction.gather import add_time, gather, probed
 from reproduction.scales import SCALES, Plan, plans
 
@@ -57,7 +60,9 @@ def _changed(study: Path) -> float:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m reproduction", description=__doc__)
-    parser.add_argument("scale", choices=[*SCALES, "page"], help="how much to train; page trains nothing")
+    parser.add_argument(
+        "scale", choices=[*SCALES, "page", "findings"], help="how much to train; page and findings train nothing"
+    )
     parser.add_argument(
         "--data", type=Path, help="the folder of CIFAR-10, for quarter and paper (default: download it)"
     )
@@ -72,7 +77,7 @@ def main() -> int:
         "-o", "--output", type=Path, help="the folder of the page (default: docs/reproduction; quick: its quick/)"
     )
     options = parser.parse_args()
-    if options.scale in ("page", "quick") and options.data:
+    if options.scale in ("page", "findings", "quick") and options.data:
         parser.error(f"{options.scale} takes no --data; that is for quarter and paper")
     if options.data and not options.data.exists():
         parser.error(f"--data {options.data}: no such file or folder")
@@ -80,9 +85,12 @@ def main() -> int:
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name} {value}: give a whole number of at least 1")
     output = options.output or Path("docs/reproduction", *["quick"] * (options.scale == "quick"))
-    if options.scale == "page":
+    if options.scale in ("page", "findings"):
         if not (output / "reproduction.json").is_file():
             parser.error(f"-o {output}: has no reproduction.json to write a page from; make paper writes it")
+        if options.scale == "findings":
+            findings_page.write(output, output.parent / "findings.md")
+            return 0
         page.draw(output)
         page.write(output)
         return 0

@@ -41,6 +41,8 @@ METRICS: Final = {
 #: The factor between the edges of a bin of losses, and the fewest measured steps that a bin is compared with.
 BIN: Final = 1.5
 FEWEST: Final = 3
+#: The factor up to which two widths agree.
+ALIKE: Final = 1.25
 _KEYS: Final = ["norm", "lr", "seed"]
 
 
@@ -97,6 +99,21 @@ def with_loss(smoothness: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     return pd.merge_asof(left, right, on="step", by=_KEYS)
 
 
+def binned(rows: pd.DataFrame) -> pd.DataFrame:
+    """The medians of METRICS in bins of the loss, for each run; NaN in bins with fewer than `FEWEST` measured steps.
+
+    Args:
+        rows: The rows of `with_loss`.
+
+    Returns:
+        A row for each run and bin, with the middle of the bin as `data_loss`.
+    """
+    place = np.floor(logarithm(rows["data_loss"]) / np.log(BIN))
+    known = rows.assign(data_loss=BIN ** (place + 0.5)).dropna(subset=["data_loss"])
+    grouped = known.groupby([*_KEYS, "run", "data_loss"], observed=True)[[*METRICS]]
+    return grouped.median().where(grouped.count() >= FEWEST).reset_index()
+
+
 def at_equal_loss(rows: pd.DataFrame, norm: str, other: str) -> pd.DataFrame:
     """The metrics of one norm's runs over those of another's, at equal loss.
 
@@ -106,23 +123,12 @@ def at_equal_loss(rows: pd.DataFrame, norm: str, other: str) -> pd.DataFrame:
         other: The norm that it is compared with.
 
     Returns:
-        A row for each seed of both, and a column for each metric; NaN where the runs share no bin.
+        A row for each seed that both have, and a column for each metric; NaN where the runs share no bin.
     """
-    place = np.floor(logarithm(rows["data_loss"]) / np.log(BIN))
-    binned = rows.assign(place=place).dropna(subset=["place"])
-    ratios = {}
-    for seed, of_seed in binned[binned["norm"].isin([norm, other])].groupby("seed"):
-        both = of_seed.groupby(["norm", "place"])[[*METRICS]].agg(["median", "count"])
-        logs = {}
-        for metric in METRICS:
-            known = (
-                both[metric][both[metric]["count"] >= FEWEST]["median"].unstack("norm").reindex(columns=[norm, other])
-            )
-            positive = known[(known > 0).all(axis=1)]
-            logs[metric] = float(np.exp((np.log(positive[norm]) - np.log(positive[other])).mean()))
-        if {norm, other} <= {*of_seed["norm"]}:
-            ratios[seed] = logs
-    return pd.DataFrame.from_dict(ratios, orient="index", columns=[*METRICS], dtype="float64")
+    wide = binned(rows[rows["norm"].isin([norm, other])]).pivot(index=["seed", "data_loss"], columns="norm")
+    ratios = {metric: wide[metric][norm] / wide[metric][other] for metric in METRICS}
+    positive = pd.DataFrame(ratios).where(lambda ratio: ratio > 0)
+    return np.exp(np.log(positive).groupby("seed").mean())
 
 
 def at_equal_step(rows: pd.DataFrame, norm: str, other: str) -> pd.DataFrame:

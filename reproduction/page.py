@@ -264,7 +264,7 @@ class Results:
                                number(row["paper"])]  # fmt: skip
 
 
-def _verdict(row: Mapping[str, Any]) -> list[str]:
+def _verdict(row: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
     """The cells of a verdict: its statistic and rule, the statistic of the paper's figure and ours, and the verdict."""
     here = f"{_cell('', row)}, {_seeds(row)} {'seed' if row['seeds'] == 1 else 'seeds'}"
     power = "" if math.isnan(row["power"]) else f"; power {number(row['power'])}"
@@ -295,7 +295,7 @@ def _cells(metrics: pd.DataFrame, names: Iterable[str]) -> list[str]:
     return [str(most), *cells]
 
 
-def _seeds(row: Mapping[str, Any]) -> str:
+def _seeds(row: Mapping[str, Any] | pd.Series[Any]) -> str:
     """The number of seeds of a part of a claim, and of those whose value is undefined."""
     return f"{row['seeds']}" + (f", {row['undefined']:.0f} undefined" if row["undefined"] > 0 else "")
 

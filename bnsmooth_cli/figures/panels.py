@@ -28,6 +28,7 @@ _XLABELS: Final = {
     "alpha": "step length η (multiples of the learning rate)",
     "x": "position along a filter-normalised direction",
     "layer": "layer",
+    "data_loss": "training loss without the penalty",
 }
 
 

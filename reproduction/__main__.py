@@ -14,22 +14,28 @@ from typing import Any
 
 from bnsmooth_cli.cli.studying import Board
 from bnsmooth_cli.errors import IncompleteError
-from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.run import plan, run
 from reproduction import findings_page, page, saturation
-from reproduction.gather import add_time, gather, probed
+from reproduction.gather import add_time, finished, gather, probed
 from reproduction.scales import SCALES, Plan, plans
 
 
-def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any]) -> int:
+def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], run_them: bool = True) -> int:
     """Run the studies in `work` one after the other, and write the tables, figures and page in `folder`.
+
+    Args:
+        studies: The studies.
+        work: The folder that holds them.
+        folder: The folder of the page.
+        facts: The options of `make paper`, for the page.
+        run_them: False to write the page of the runs that are finished.
 
     Returns:
         1 if a run has failed, otherwise 0. The page shows the results of the other runs.
     """
     work.mkdir(parents=True, exist_ok=True)
     status = 0
-    for study in studies:
+    for study in studies if run_them else ():
         print(f"{study.name}: {study.purpose}", flush=True)
         for grid in study.grids:
             path = work / study.name
@@ -44,8 +50,8 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
                 if _changed(path) != before:  # finding everything finished does not count as the study's time
                     add_time(work, study.name, time.time() - begun)
             status = max(status, int(failed))
-    for name, runs in probed({study.name: Study(work / study.name).runs() for study in studies}):
-        saturation.probe(runs, work / f"{name}.parquet")
+    for name, of_study in probed({study.name: runs for study in studies if (runs := finished(work / study.name))}):
+        saturation.probe(of_study, work / f"{name}.parquet")
     gather(studies, work, folder, facts)
     page.draw(folder)
     page.write(folder)
@@ -71,6 +77,7 @@ def main() -> int:
     parser.add_argument(
         "--only", metavar="A,B", help="these studies of the scale, and dln, which the page needs (default: all)"
     )
+    parser.add_argument("--finished", action="store_true", help="run nothing; write the page of the finished runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--work", type=Path, default=Path("paper"), help="the folder of the studies (default: paper)")
     parser.add_argument(
@@ -101,7 +108,7 @@ def main() -> int:
     studies = plans(options.scale, data, options.steps, only)
     # All runs of a study have the same length, so another length makes another study.
     work = options.work / (f"{options.scale}-{options.steps}" if options.steps else options.scale)
-    return reproduce(studies, work, output, facts)
+    return reproduce(studies, work, output, facts, run_them=not options.finished)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,12 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     """Write `folder/tables/` and `folder/reproduction.json`.
 
     Args:
-        plans: The studies.
+        plans: The studies. Those without a finished run are left out.
         work: The folder that holds them.
         folder: The folder of the page.
         facts: The options of `make paper`, for the page.
     """
+    plans = [plan for plan in plans if finished(work / plan.name)]
     studies = {plan.name: Study(work / plan.name) for plan in plans}
     runs = {name: study.runs() for name, study in studies.items()}
     tables: dict[str, pd.DataFrame] = {}
@@ -89,6 +90,11 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
             table_paths(folder / f"tables/{name}.parquet").values(), judged(folder, name), strict=True
         ):
             bns.save_table(rows, path)
+
+
+def finished(study: Path) -> list[Run]:
+    """The finished runs of a study; none if it has not begun."""
+    return Study(study).runs() if (study / "study.json").is_file() else []
 
 
 def judged(folder: Path, study: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -157,6 +163,8 @@ def _kept(kind: str, run: Run) -> pd.DataFrame:
     rows = measured_rows(run, kind)
     if kind == "activations":
         rows = rows.assign(quantiles=None)
+    if kind == "landscape-random" and run.config.norm not in PLAIN:
+        return rows.iloc[:0]  # no claim is about the others
     if kind == "theory" and not rows.empty:
         if run.config.norm not in PLAIN:
             return rows.iloc[:0]

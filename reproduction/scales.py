@@ -84,7 +84,7 @@ def _shortened(grid: Grid, steps: int | None) -> Grid:
 
 def _linear(seeds: tuple[int, ...], preset: str, **steps: Any) -> Plan:
     settings = {"problem": "dln", "preset": preset}
-    grids = (Grid(LP, (), seeds, settings, (*_MEASURE, *_RANDOM), **steps),
+    grids = (Grid(LP, (), seeds, settings, _MEASURE, **steps),
              Grid(PLAIN, (), seeds, settings, ("theory",), at=_LINEAR[preset]))  # fmt: skip
     return Plan("dln", "the deep linear network", grids)
 
@@ -92,15 +92,14 @@ def _linear(seeds: tuple[int, ...], preset: str, **steps: Any) -> Plan:
 def _slow() -> Plan:
     """The linear network at the smaller learning rate of figure 3, a tenth of the other one."""
     settings = {"problem": "dln", "preset": "paper"}
-    grid = Grid(LP, (1e-7,), EIGHT, settings, ("smoothness", "ics"), every=50)
+    grid = Grid(LP, (1e-7,), EIGHT, settings, _SHIFT, every=50)
     return Plan("dln-slow", "the deep linear network at the smaller learning rate of figure 3", (grid,))
 
 
 def _fresh() -> Plan:
     """More seeds of three norms, none of which was seen before, for claims whose intervals are wide."""
     settings = {"problem": "dln", "preset": "paper"}
-    measure = ("smoothness", "ics", _RANDOM[1])
-    grid = Grid(LP[:3], (1e-6, 1e-7), FRESH, settings, measure, every=50)
+    grid = Grid(LP[:3], (1e-6, 1e-7), FRESH, settings, (*_SHIFT, "landscape-random"), every=50)
     return Plan("dln-fresh", "the deep linear network at both learning rates, with twenty other seeds", (grid,))
 
 
@@ -132,9 +131,8 @@ def _augmented(seeds: tuple[int, ...], **settings: Any) -> Plan:
     return Plan("vgg-augmented", "with random crops and mirror images", (grid,))
 
 
-#: What is measured of every run of VGG.
-_MEASURE: Final = ("landscape", "smoothness", "ics", "activations")
-_RANDOM: Final = ("landscape-random", "smoothness-random")
+_SHIFT: Final = ("smoothness", "ics")
+_MEASURE: Final = ("landscape", "smoothness", "ics", "activations", "landscape-random")
 _CIFAR: Final[dict[str, Any]] = {"preset": "paper", "data": "cifar10"}
 #: A quarter of all widths.
 _QUARTER: Final[dict[str, Any]] = {**_CIFAR, "width": 0.25, "save_every": 1000}
@@ -143,14 +141,14 @@ _LINEAR: Final = {"quick": (0, 10, 100, 1000), "paper": (0, 100, 1000, 10_000)}
 #: The first steps of every norm, for the figures of scales where `vgg` takes days.
 _FIRST: Final[dict[str, Any]] = {**_QUARTER, "save_every": 100, "steps": 1000, "eval_every": 50}
 _EARLY: Final = Plan("vgg-early", "every norm, the first steps", (
-    Grid(NORMS, (0.1,), FIVE, _FIRST, (*_MEASURE, *_RANDOM), every=100, probe=True),
+    Grid(NORMS, (0.1,), FIVE, _FIRST, _MEASURE, every=100, probe=True),
 ))  # fmt: skip
 
 #: The cheapest studies are first. The paper measures VGG every 100 and the linear network every 50 steps.
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
         _linear((0,), "quick", at=_LINEAR["quick"]),
-        _images((0,), 50, (*_MEASURE, *_RANDOM), preset="quick", depth=16),
+        _images((0,), 50, _MEASURE, preset="quick", depth=16),
         _augmented((0,), preset="quick", depth=16),
     ],
     "quarter": [
@@ -159,7 +157,7 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _fresh(),
         *_noise(**_QUARTER),
         _EARLY,
-        _images(FIVE, 100, (*_MEASURE, "landscape-random"), **_QUARTER),
+        _images(FIVE, 100, _MEASURE, **_QUARTER),
         _augmented(FIVE[:3], **_QUARTER),
         _wide(**_CIFAR),
     ],
@@ -168,7 +166,7 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _slow(),
         _fresh(),
         *_noise(**_CIFAR),
-        _images(FIVE, 100, (*_MEASURE, *_RANDOM), **_CIFAR),
+        _images(FIVE, 100, _MEASURE, **_CIFAR),
         _augmented(FIVE, **_CIFAR),
     ],
 }

@@ -146,6 +146,8 @@ class Run:
         rows = self.tables[kind]
         if kind == "ics":
             rows = rows[rows["layer"] > 1]
+        if kind == "landscape-random":
+            rows = extremes(rows)
         keys = [key for key in ("step", "layer", "unit") if key in rows]
         return rows[keys].assign(value=np.asarray(formula(rows), float))
 
@@ -172,6 +174,18 @@ class Run:
     @functools.cached_property
     def classifies(self) -> bool:
         return bool(self.tables["train"][["accuracy", "test_accuracy"]].notna().any(axis=None))
+
+
+def extremes(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each step, with the range of the loss and the largest change of the gradient on its line."""
+    found = []
+    for step, line in rows.groupby("step"):
+        losses, changes = (
+            [math.inf if math.isnan(value) else value for value in line[line["alpha"] > 0][name]]
+            for name in ("loss", "grad_distance")
+        )
+        found.append({"step": step, "loss_range": max(losses) - min(losses), "largest_change": max(changes)})
+    return pd.DataFrame(found, columns=["step", "loss_range", "largest_change"])
 
 
 def logarithm(losses: pd.Series) -> Any:
@@ -207,8 +221,8 @@ METRICS = {
     "beta": ("smoothness", column("beta")),
     "beta_unsaturated": ("smoothness", free),
     "scaled_beta": ("smoothness", lambda rows: rows["beta"] * rows["weight_norm"] ** 2),
-    "random_loss_range": ("smoothness-random", lambda rows: rows["loss_max"] - rows["loss_min"]),
-    "random_predictiveness": ("smoothness-random", column("predictiveness_max")),
+    "random_loss_range": ("landscape-random", column("loss_range")),
+    "random_predictiveness": ("landscape-random", column("largest_change")),
     "ics": ("ics", column("ics")),
     "relative_ics": ("ics", lambda rows: rows["ics"] / rows["grad_norm"]),
     "cosine": ("ics", column("cosine")),

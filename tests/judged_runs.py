@@ -19,7 +19,7 @@ from reproduction.scales import NORMS
 
 STEPS = 3000
 LRS = {"vgg": 0.1, "dln": 1e-6}
-KINDS = ("smoothness", "smoothness-random", "ics", "activations", "theory")
+KINDS = ("smoothness", "landscape-random", "ics", "activations", "theory")
 EARLY = {"vgg": 1500, "dln": 1000}
 #: The norms of claim 3, and of claim 8.
 NOISY = "none", "batch", "noisy-batch", "noisy-none"
@@ -90,7 +90,9 @@ def made(problem, norm, lr, seed, truth, kinds=KINDS, diverged=None, steps=STEPS
     tables = {
         "train": train,
         "smoothness": line,
-        "smoothness-random": line,
+        "landscape-random": pd.DataFrame({**lead, "step": np.repeat(at, 2), "alpha": np.tile([0.5, 4.0], len(at)),
+                                          "loss": np.stack([0 * rough, rough], 1).ravel(),
+                                          "grad_distance": np.repeat(rough, 2)}),
         "ics": layers.assign(**lead, ics=of(about["ics"], *where) * jitter, grad_norm=1.0,
                              cosine=of(about["cosine"], *where)),
         "activations": layers.assign(**lead, unit=0, std=2.0, wasserstein=moved, mean_change=moved, var_change=moved,

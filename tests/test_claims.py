@@ -339,7 +339,7 @@ def test_saturated_probes_of_one_network_are_compared_nowhere():
 @pytest.mark.parametrize(("ratio", "verdict"), [(0.97, NOT_REPRODUCED), (0.9, REPRODUCED)])
 def test_a_consistent_difference_too_small_to_be_seen_is_no_difference(ratio, verdict):
     close = {"none": PLAIN | {"rough": 1.0}, "batch": RIGHT["batch"] | {"rough": ratio}}
-    kinds = "smoothness", "smoothness-random"
+    kinds = "smoothness", "landscape-random"
     found = verdicts_of(judge(grid("vgg", close, 8, ("none", "batch"), kinds=kinds), 5, 6, 7, 15))
     assert {found[number] for number in (5, 6, 7, 15)} == {verdict}
 
@@ -803,7 +803,7 @@ def test_a_learning_rate_at_which_nothing_trains_needs_no_measurements():
 
 def test_the_flat_loss_of_a_network_that_has_stopped_learning_is_not_smoothness():
     dead = STALLS | {"none": STALLS["none"] | {"rough": 1e-9, "ics": 1e-9}}
-    runs = grid("vgg", dead, 8, ("none", "batch"), (0.5,), kinds=("smoothness", "smoothness-random", "ics"))
+    runs = grid("vgg", dead, 8, ("none", "batch"), (0.5,), kinds=("smoothness", "landscape-random", "ics"))
     found = verdicts_of(judge(runs))
     assert [found[number] for number in (4, 5, 6, 7, 15)] == [NOT_APPLICABLE] * 5
     assert found[1] == REPRODUCED

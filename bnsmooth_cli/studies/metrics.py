@@ -27,12 +27,13 @@ EVALUATIONS: Final = 5
 HEAVY: Final = 0.5
 #: ... and lies further than this many standard deviations from that of a Gaussian sample: of large ones, 1 in 1,000.
 DEVIATIONS: Final = 3.29
-_LINE: Final = ("loss_range", "predictiveness")
 
 
 def _of_line(rows: pd.DataFrame) -> pd.DataFrame:
     free = rows["saturated"].eq(False) | np.isinf(rows["beta"].astype("float64"))
-    return _of_any_line(rows).assign(
+    return rows.assign(
+        loss_range=rows["loss_max"] - rows["loss_min"],
+        predictiveness=rows["predictiveness_max"],
         beta_unsaturated=rows["beta"].where(free),
         relative_predictiveness=rows["predictiveness_max"] / rows["grad_norm"],
         scaled_beta=rows["beta"] * rows["weight_norm"] ** 2,
@@ -40,11 +41,12 @@ def _of_line(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_random_line(rows: pd.DataFrame) -> pd.DataFrame:
-    return _of_any_line(rows).rename(columns={name: f"random_{name}" for name in _LINE})
-
-
-def _of_any_line(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(loss_range=rows["loss_max"] - rows["loss_min"], predictiveness=rows["predictiveness_max"])
+    line = rows[rows["alpha"] > 0].fillna({"loss": np.inf, "grad_distance": np.inf})  # NaN is an overflow
+    by_step = line.groupby("step", as_index=False)
+    extremes = by_step.agg(
+        least=("loss", "min"), largest=("loss", "max"), random_predictiveness=("grad_distance", "max")
+    )
+    return extremes.assign(random_loss_range=extremes["largest"] - extremes["least"])
 
 
 def _of_shift(rows: pd.DataFrame) -> pd.DataFrame:
@@ -87,7 +89,7 @@ _MOMENTS: Final = tuple(f"{which}{name}_change" for which in ("", "probe_", "flo
 #: The columns of a table that metrics are computed from, and how its rows get a column for each metric.
 _COLUMNS: Final[dict[str, tuple[Sequence[str] | None, Callable[[pd.DataFrame], pd.DataFrame]]]] = {
     "smoothness": (None, _of_line),
-    "smoothness-random": (None, _of_random_line),
+    "landscape-random": (("step", "alpha", "loss", "grad_distance"), _of_random_line),
     "ics": (("step", "layer", "grad_norm", "ics", "cosine"), _of_shift),
     "activations": (("step", "layer", "unit", "std", "wasserstein", *_MOMENTS, "kurtosis", "values"), _of_inputs),
     "theory": (

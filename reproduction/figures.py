@@ -254,7 +254,7 @@ SECTIONS: Final = (
         "The paper's text: Theorems 4.1, 4.2 and 4.4 bound the gradient, the curvature and the worst-case gradient "
         "with BatchNorm. Observation 4.3 says that minima are preserved, and lemma 4.5 that the nearest minimum is "
         "closer. Figure 5 shows the two networks.",
-        (Picture("theory", "theory", "dln", PLAIN, single=True),),
+        (Picture("theory", "theory", "dln", PLAIN, single=True, layers=(1, 13, 24)),),
         claims=(10, 11, 12, 13, 14),
         theory=True,
     ),

@@ -13,6 +13,10 @@ The statistics and rules below were written before the runs of VGG at 15,000 ste
   seeds lies below 0.95, *rougher* above 1.05, and otherwise it is *not decided*.
 - **Noise.** A network *trains* if its last test accuracy exceeds the best constant answer's by more than 0.1 in every
   seed, and is *stopped* if it does in none (the bar of claim 3).
+  Which part of BatchNorm protects a network from the noise was asked after the first seed of the plain network had
+  shown that the shift that all samples of a step share stops it. The prediction, before the runs: a norm that subtracts
+  the batch's mean and does not divide (`Centre`) trains with the noise, and one that divides and subtracts nothing
+  (`scale`) is stopped.
 - **Width.** Of two widths, the medians over the same measured steps are compared. They *agree* if they differ by a
   factor of less than 1.25.
 

@@ -32,12 +32,15 @@ from reproduction.figures import Picture, pictures, source
 from reproduction.saturation import paper_lr
 from reproduction.scales import PLAIN, Plan
 
-_STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
+#: The most steps of a run in the table of a figure; all would be megabytes. Those of minibatches are averaged there.
+_STEPS: Final = {"train": 200, "activations": 11, "theory": 9}
+_MINIBATCHES: Final = 1000
 #: The kinds of tables that numbers and verdicts are computed from.
 EVIDENCE: Final = (*dict.fromkeys(metric.kind for metric in kinds.METRICS), "theory")
 #: The most steps of a run that are kept of them.
-_KEPT: Final = {"ics": 51, "theory": 4}
-_MOST_KEPT: Final = 302
+_KEPT: Final = {"train": 302, "smoothness": 151, "landscape-random": 51, "ics": 26, "activations": 16, "theory": 4}
+#: The columns of activations that no number on the page needs.
+_UNUSED: Final = ("quantiles", "skewness", "sigma", "mean_drift", "var_drift")
 
 
 def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any]) -> None:
@@ -159,10 +162,10 @@ def _kept(kind: str, run: Run) -> pd.DataFrame:
         if run.config.batch_size != run.config.settings.full_batch:
             rows["accuracy"] = rows["accuracy"].rolling(SMOOTHING, min_periods=1).mean()
         tested = rows["test_accuracy"].notna()
-        return rows[tested | rows["step"].isin(_spaced(rows["step"], _MOST_KEPT))]
+        return rows[tested | rows["step"].isin(_spaced(rows["step"], _KEPT[kind]))]
     rows = measured_rows(run, kind)
     if kind == "activations":
-        rows = rows.assign(quantiles=None)
+        rows = rows.assign(**dict.fromkeys(_UNUSED))
     if kind == "landscape-random" and run.config.norm not in PLAIN:
         return rows.iloc[:0]  # no claim is about the others
     if kind == "theory" and not rows.empty:
@@ -170,7 +173,7 @@ def _kept(kind: str, run: Run) -> pd.DataFrame:
             return rows.iloc[:0]
         layers = sorted(rows["layer"].unique())
         rows = rows[rows["layer"].isin([layers[0], layers[len(layers) // 2], layers[-1]])]
-    return rows[rows["step"].isin(_spaced(rows["step"], _KEPT.get(kind, _MOST_KEPT)))]
+    return rows[rows["step"].isin(_spaced(rows["step"], _KEPT[kind]))]
 
 
 def _spaced(steps: pd.Series[int], most: int) -> list[int]:
@@ -212,20 +215,15 @@ def _measured(picture: Picture, runs: Sequence[Run]) -> int:
 
 
 def _fewer(picture: Picture, rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep the picture's layers, and fewer steps. Minibatch accuracies stay, because figures average them."""
+    """Keep the picture's layers, and fewer steps."""
     kind = picture.kind
     if picture.layers:
         rows = rows[rows["layer"].isin(picture.layers)]
     if picture.figure == "moments":  # which are small; it draws every step
         return rows.assign(quantiles=None)
-    if kind not in _STEPS or rows["step"].nunique() <= _STEPS[kind]:
-        return rows
     if kind == "train" and rows["accuracy"].notna().any():
-        return rows
-    if kind == "theory":
-        layers = sorted(rows["layer"].unique())
-        rows = rows[rows["layer"].isin([layers[0], layers[len(layers) // 2], layers[-1]])]
-    return rows[rows["step"].isin(_spaced(rows["step"], _STEPS[kind]))]
+        return rows[rows["step"].isin(_spaced(rows["step"], _MINIBATCHES)) | rows["test_accuracy"].notna()]
+    return rows[rows["step"].isin(_spaced(rows["step"], _STEPS[kind]))] if kind in _STEPS else rows
 
 
 def floors(run: Run) -> list[float]:

@@ -35,7 +35,8 @@ def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:
     window = max(1, (int(table["step"].max()) + 1) // _WINDOW)
     curves = series(table.assign(accuracy=100 * table["accuracy"]), "accuracy")
     for curve in curves:
-        curve.values[:] = curve.values.apply(_running_mean, window=window)
+        every = np.median(np.diff(curve.values.index)) if len(curve.values) > 1 else 1  # a thinned table has fewer rows
+        curve.values[:] = curve.values.apply(_running_mean, window=max(1, round(window / every)))
     title = f"training, mean of {window} steps" if window > 1 else "training"
     theirs = papers(paper, table, "accuracy", unit=100)
     return Curves(title, "training accuracy (%)", curves, theirs, diverged=_diverged(table))

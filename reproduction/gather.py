@@ -32,9 +32,8 @@ from reproduction.figures import Picture, pictures, source
 from reproduction.saturation import paper_lr
 from reproduction.scales import PLAIN, Plan
 
-#: The most steps of a run in the table of a figure; all would be megabytes. Those of minibatches are averaged there.
-_STEPS: Final = {"train": 200, "activations": 11, "theory": 9}
-_MINIBATCHES: Final = 1000
+_STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
+_MOST: Final = 1000  # of minibatches
 #: The kinds of tables that numbers and verdicts are computed from.
 EVIDENCE: Final = (*dict.fromkeys(metric.kind for metric in kinds.METRICS), "theory")
 #: The most steps of a run that are kept of them.
@@ -206,7 +205,7 @@ def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
         raise InputError(
             f"{picture.name}: its study, {picture.study}, has no finished runs of all its norms; run it again"
         )
-    return pd.concat([_fewer(picture, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
+    return pd.concat([_fewer(picture, run, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
 
 
 def _measured(picture: Picture, runs: Sequence[Run]) -> int:
@@ -214,16 +213,28 @@ def _measured(picture: Picture, runs: Sequence[Run]) -> int:
     return max(measured_rows(run, picture.kind, ["step"])["step"].nunique() for run in _chosen(picture, runs))
 
 
-def _fewer(picture: Picture, rows: pd.DataFrame) -> pd.DataFrame:
+def _fewer(picture: Picture, run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     """Keep the picture's layers, and fewer steps."""
     kind = picture.kind
     if picture.layers:
         rows = rows[rows["layer"].isin(picture.layers)]
     if picture.figure == "moments":  # which are small; it draws every step
         return rows.assign(quantiles=None)
-    if kind == "train" and rows["accuracy"].notna().any():
-        return rows[rows["step"].isin(_spaced(rows["step"], _MINIBATCHES)) | rows["test_accuracy"].notna()]
+    if kind == "train" and run.config.eval_every is not None:
+        return _averaged(rows, run.config.eval_every)
     return rows[rows["step"].isin(_spaced(rows["step"], _STEPS[kind]))] if kind in _STEPS else rows
+
+
+def _averaged(rows: pd.DataFrame, eval_every: int) -> pd.DataFrame:
+    """Every so many rows of a train table, the evaluations among them, with the mean accuracy of those in between.
+
+    The figure's running mean is then the same as of all rows.
+    """
+    every = min(
+        n for n in range(1, eval_every + 1) if eval_every % n == 0 and (n == eval_every or len(rows) <= n * _MOST)
+    )
+    mean = rows["accuracy"].rolling(every, min_periods=1).mean()
+    return rows.assign(accuracy=mean)[rows["step"] % every == 0]
 
 
 def floors(run: Run) -> list[float]:

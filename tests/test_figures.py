@@ -146,6 +146,15 @@ def test_the_training_curve_is_a_trailing_mean_of_the_minibatches() -> None:
     assert np.asarray(line.get_ydata())[-1] == pytest.approx(last)
 
 
+def test_the_training_curve_of_a_table_of_means_is_that_of_all_minibatches() -> None:
+    table = make(lambda rough, noise: vgg_training(rough, noise, 1001), norms=("batch",))
+    means = table.assign(accuracy=table["accuracy"].rolling(5).mean())[table["step"] % 5 == 0]
+    whole, fewer = (dict(zip(*line.get_data(), strict=True)) for (line,) in (
+        render("train", rows).axes[0].lines for rows in (table, means)))  # fmt: skip
+    assert len(fewer) > 190
+    assert all(fewer[step] == pytest.approx(whole[step]) for step in fewer if step >= 25)
+
+
 def test_a_diverged_run_ends_in_a_cross_and_leaves_the_other_readable() -> None:
     table = make(dln_training, "dln", norms=("none", "batch"))
     table = table[(table["norm"] == "batch") | (table["step"] <= 50)]

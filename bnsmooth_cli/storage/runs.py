@@ -88,6 +88,11 @@ class Run:
         """The checkpoint at which the run was told to stop, by step. It serves to resume training alone."""
         return self._checkpoints(STOPPED_NAME)
 
+    def resumable(self) -> dict[int, Path]:
+        """The states that training may go on from, the latest first. Without the rows before them there are none."""
+        states = {**self.checkpoints(), **self.stopped()} if self.train_path.is_file() else {}
+        return {step: states[step] for step in sorted(states, reverse=True) if step <= self.config.steps}
+
     def _checkpoints(self, name: re.Pattern[str]) -> dict[int, Path]:
         folder = self.path / "checkpoints"
         files = [file for file in folder.iterdir() if name.fullmatch(file.name)] if folder.is_dir() else []

@@ -76,9 +76,8 @@ def remaining(run: Run, wanted: Wanted, threads: int, device: str, force: bool) 
         ended = run.outcome() is not None
         if ended:
             reached, run = steps, Run(run.path, run.config.changed(**existing.incidental()))
-        elif run.train_path.is_file():  # without its rows, training begins again
-            # The last step's row is still to come.
-            reached = min(max({**run.checkpoints(), **run.stopped()}, default=0), steps - 1)
+        else:
+            reached = min(next(iter(run.resumable()), 0), steps - 1)  # the last step's row is still to come
         if reached and not force:
             from bnsmooth_cli.measures.one_pass import measured
 

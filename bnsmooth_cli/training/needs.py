@@ -234,8 +234,8 @@ def saves(run: Run, *, resume: bool = True, force: bool = False) -> Saves:
             return Saves(0, 0)
         if force or not resume:
             freed, there = sum(file.stat().st_size for file in run.checkpoints().values()), []
-        elif run.train_path.is_file():  # without its rows, training begins again
-            reached = max((step for step in (*there, *run.stopped()) if step <= config.steps), default=-1)
+        else:
+            reached = next(iter(run.resumable()), -1)
     every, last = config.save_every, config.steps
     count = last // every - reached // every + bool(last % every and last > reached)
     replaced = sum(reached < step <= last and (step == last or step % every == 0) for step in there)

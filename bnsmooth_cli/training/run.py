@@ -176,8 +176,8 @@ def _resume(run: Run, trajectory: Trajectory) -> pd.DataFrame:
     if not run.train_path.is_file():
         return empty
     rows = tables.read_table(run.train_path, "train")
-    for step, path in sorted({**run.checkpoints(), **run.stopped()}.items(), reverse=True):
-        if step <= min(len(rows), run.config.steps):
+    for step, path in run.resumable().items():
+        if step <= len(rows):
             trajectory.load(path, step)
             return rows[:step]
     return empty

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import jinja2
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,14 +20,28 @@ from bnsmooth_cli.figures.panels import Curves, Panel, Series, page, series
 from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
-from bnsmooth_cli.studies.statistics import Interval
-from reproduction import findings, saturation
+from reproduction import findings, markdown, saturation
 from reproduction.saturation import paper_lr
 from reproduction.scales import PLAIN
 
-_TITLES: Final = {"vgg": "VGG, a quarter of its widths", "dln": "the deep linear network"}
 _SMOOTHED: Final = 10  # measured steps of which the figure of the edge shows the mean
 _GUIDES: Final = ("#A6192E", "#444444")
+_NOISE: Final = ("vgg-noise", "vgg-noise-11")
+#: What the runs about the noise are called.
+_NETWORKS: Final = {
+    "none": "plain",
+    "noisy-none": "plain, with the noise",
+    "Shift": "plain, shift only",
+    "UnitShift": "plain, shift shared by the samples only",
+    "SampleShift": "plain, shift of each sample only",
+    "Scale": "plain, scale only",
+    "batch": "BatchNorm",
+    "noisy-batch": "BatchNorm, with the noise",
+    "Centre": "centre only",
+    "noisy_centre": "centre only, with the noise",
+    "scale": "division only",
+    "noisy_scale": "division only, with the noise",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,82 +59,87 @@ class LogLog(Curves):
 
 
 class Findings:
-    """The contents of the page: its tables in Markdown, its numbers, and its figures.
+    """The contents of the page: its tables in Markdown, and its figures.
 
     Args:
-        folder: The folder of the reproduction, with `tables/`.
+        folder: The folder of the reproduction, with `reproduction.json` and `tables/`.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "tables"
+        facts = json.loads((folder / "reproduction.json").read_text())
+        self._settings = {name: study["settings"] for name, study in facts["studies"].items()}
 
     def has(self, *names: str) -> bool:
         """Whether these tables are there."""
         return all((self._folder / f"{name}.parquet").is_file() for name in names)
 
     @functools.cache  # noqa: B019 - lives as long as the page is written
-    def read(self, name: str) -> pd.DataFrame:
-        """The rows of a gathered table."""
+    def _read(self, name: str) -> pd.DataFrame:
         rows = tables.read_table(self._folder / f"{name}.parquet")
         rows.attrs = {}
         return rows
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """The figures whose tables are there, by name."""
-        wanted: dict[str, tuple[Callable[[], Figure], tuple[str, ...]]] = {
-            "beta": (self._draw_beta, ("saturation-vgg", "saturation-dln")),
+        needed: dict[str, tuple[Callable[[], Figure], tuple[str, ...]]] = {
+            "beta": (self._draw_beta, (*(f"saturation-{problem}" for problem in ("vgg", "dln")),)),
             "edge": (self._draw_edge, ("vgg.smoothness", "dln.smoothness")),
             "equal-loss": (self._draw_equal_loss, ("vgg.smoothness", "vgg.train")),
-            "noise": (self._draw_noise, ("vgg-noise.train", "vgg-noise-11.train")),
+            "noise": (self._draw_noise, tuple(f"{name}.train" for name in _NOISE)),
             "width": (self._draw_width, ("vgg.smoothness", "vgg-full.smoothness")),
         }
-        return {name: draw for name, (draw, needed) in wanted.items() if self.has(*needed)}
+        return {name: draw for name, (draw, names) in needed.items() if self.has(*names)}
 
-    # What sets beta
+    def _measured(self) -> list[str]:
+        """The studies that have measured the smoothness, other than the first steps that `vgg` has too."""
+        return [name for name in self._settings if self.has(f"{name}.smoothness", f"{name}.train")]
 
-    def beta(self) -> str:
-        """The experiment on effective beta."""
-        rows = [row for name, beside in (("saturation-vgg", "vgg.smoothness"), ("saturation-dln", "dln.smoothness"))
-                for row in saturation.rows(self.read(name), self.read(beside))]  # fmt: skip
-        return table(saturation.HEADINGS, rows)
+    def _title(self, name: str) -> str:
+        settings = self._settings[name]
+        if settings["problem"] == "dln":
+            return "the deep linear network"
+        width = settings["width"]
+        return f"VGG-{settings['depth']}" if width == 1 else f"VGG-{settings['depth']}, {width:g} of the widths"
+
+    # What determines beta
 
     def _draw_beta(self) -> Figure:
         panels: list[Panel] = []
-        for problem, title in _TITLES.items():
-            line = self.read(f"saturation-{problem}").query("alpha > 0")
+        for problem, study in (("vgg", "vgg" if "vgg" in self._settings else "vgg-early"), ("dln", "dln")):
+            line = self._read(f"saturation-{problem}").query("alpha > 0")
             line = line[line["step"] > saturation.EARLY * line["step"].max()]
-            ratio = line.assign(ratio=line["grad_distance"] / line["distance"] * line["lr"])
-            medians = ratio.groupby(["norm", "lr", "seed", "run", "alpha"], as_index=False)["ratio"].median()
+            medians = saturation.ratios(line).groupby(["norm", "lr", "seed", "run", "alpha"], as_index=False).median()
             alphas = pd.Index(sorted(medians["alpha"].unique()), name="alpha").to_series()
+            finite = medians["ratio"][medians["ratio"] < float("inf")]
+            low, high = finite.min() / 1.5, 2 * finite.max()
             guides = [_guide("gradient lost: lr / η", 1 / alphas, 0), _guide("edge of stability: 2", 0 * alphas + 2, 1)]
-            low, high = medians["ratio"].min() / 1.5, 2 * medians["ratio"].max()
             guides = [replace(one, values=one.values[one.values.ge(low) & one.values.le(high)]) for one in guides]
-            scale = style.Scale("log", low, high)
             ylabel = "" if panels else "lr ‖g(θ) − g(θ − ηg)‖ / ‖ηg‖"
-            panels.append(LogLog(title, ylabel, series(medians, "ratio", "alpha"), guides, scale=scale))
+            drawn, scale = series(medians, "ratio", "alpha"), style.Scale("log", low, high)
+            panels.append(LogLog(self._title(study), ylabel, drawn, guides, scale=scale))
         return page([("change of the gradient per distance, after the first tenth of the run", [panels])])
 
     # The edge of stochastic stability
 
     def edge(self) -> str:
-        """Batch sharpness and sharpness of every study that has measured them."""
+        """Batch sharpness and the largest eigenvalue of every study that has measured them."""
         rows = []
-        for name in ("vgg", "vgg-full", "dln", "dln-slow", "dln-fresh"):
-            if not self.has(f"{name}.smoothness"):
-                continue
-            found = findings.edge(self.read(f"{name}.smoothness"))
+        for name in self._measured():
+            found = findings.edge(self._read(f"{name}.smoothness"))
             for _, runs in style.groups(found):
-                values = findings.described(runs["batch_sharpness"])
+                middle, of = findings.described(runs["batch_sharpness"])
                 rows.append([f"`{name}`", f"`{runs['norm'].iloc[0]}`", number(float(runs["lr"].iloc[0])),
-                             str(len(runs)), _spread(*values), _spread(*findings.described(runs["sharpness"])),
-                             findings.at_the_edge(values[1], len(runs))])  # fmt: skip
-        return table(("study", "norm", "lr", "seeds", "batch sharpness × lr", "sharpness × lr", "verdict"), rows)
+                             str(len(runs)), markdown.spread(middle, of), findings.at_the_edge(of) or "–",
+                             markdown.spread(*findings.described(runs["eigenvalue"]))])  # fmt: skip
+        headings = ("study", "norm", "lr", "seeds", "batch sharpness × lr", "its interval", "largest eigenvalue × lr")
+        return markdown.table(headings, rows)
 
     def _draw_edge(self) -> Figure:
         blocks: list[tuple[str, list[list[Panel]]]] = []
-        for problem, title in _TITLES.items():
-            rows = self.read(f"{problem}.smoothness")
-            rows = rows[rows["norm"].isin(PLAIN)].sort_values("step")
+        for name in ("vgg", "dln"):
+            rows = self._read(f"{name}.smoothness")
+            rows = rows[rows["norm"].isin(PLAIN) & (rows["lr"] == paper_lr(name))].sort_values("step")
             rows = rows.assign(curvature=rows["curvature"] * rows["lr"], sharpness=rows["sharpness"].abs() * rows["lr"])
             mean = rows.groupby("run")["curvature"].transform(lambda of_run: of_run.rolling(_SMOOTHED).mean())
             steps = pd.Index(sorted(rows["step"].unique()), name="step").to_series()
@@ -128,9 +147,9 @@ class Findings:
             panels: list[Panel] = [
                 Curves(f"batch sharpness, mean of {_SMOOTHED} measured steps", "lr gᵀHg / gᵀg",
                        series(rows.assign(curvature=mean), "curvature"), guides),
-                Curves("sharpness", "lr |λ|, largest of the Hessian", series(rows, "sharpness"), guides),
+                Curves("largest eigenvalue in size", "lr |λ|", series(rows, "sharpness"), guides),
             ]  # fmt: skip
-            blocks.append((title, [panels]))
+            blocks.append((self._title(name), [panels]))
         return page(blocks)
 
     # Equal loss
@@ -138,113 +157,92 @@ class Findings:
     def equal_loss(self) -> str:
         """BatchNorm's landscape over the plain network's, at equal steps and at equal loss."""
         rows = []
-        for name in ("vgg", "dln", "dln-slow"):
-            if not self.has(f"{name}.smoothness", f"{name}.train"):
-                continue
-            found = findings.with_loss(self.read(f"{name}.smoothness"), self.read(f"{name}.train"))
+        for name in self._measured():
+            found = findings.with_loss(self._read(f"{name}.smoothness"), self._read(f"{name}.train"))
             for lr in style.lrs_of(found):
                 at_lr = found[found["lr"] == lr]
                 step, loss = (at(at_lr, "batch", "none") for at in (findings.at_equal_step, findings.at_equal_loss))
-                for metric, words in findings.METRICS.items():
-                    values = findings.described(loss[metric])
-                    seeds = int(loss[metric].notna().sum())
-                    rows.append([f"`{name}`", number(lr), words, str(seeds), _spread(*findings.described(step[metric])),
-                                 _spread(*values), findings.smoother(values[1], seeds)])  # fmt: skip
-        headings = (
-            "study",
-            "lr",
-            "metric, batch / none",
-            "seeds",
-            "at equal steps",
-            "at equal loss",
-            "at equal loss it is",
-        )
-        return table(headings, rows)
+                for metric, words in findings.METRICS.items() if len(loss) else ():
+                    decides = (name, lr, metric) == ("vgg", paper_lr("vgg"), findings.PRIMARY)
+                    bins = sorted({int(count) for count in loss["bins"]})
+                    rows.append([f"`{name}`", number(lr), words, str(len(loss)),
+                                 markdown.spread(*findings.described(step[metric])),
+                                 markdown.spread(*findings.described(loss[metric])),
+                                 f"{bins[0]} to {bins[-1]}" if bins[1:] else str(bins[0]),
+                                 findings.smoother(loss[metric]) if decides else "–"])  # fmt: skip
+        headings = ("study", "lr", "batch / none", "seeds", "at equal steps", "at equal loss", "bins", "verdict")
+        return markdown.table(headings, rows)
 
     def _draw_equal_loss(self) -> Figure:
-        found = findings.with_loss(self.read("vgg.smoothness"), self.read("vgg.train"))
+        found = findings.with_loss(self._read("vgg.smoothness"), self._read("vgg.train"))
         found = findings.binned(found[found["norm"].isin(PLAIN) & (found["lr"] == paper_lr("vgg"))])
         panels: list[Panel] = [
             LogLog(words, "", series(found, metric, "data_loss"), falling=True)
             for metric, words in findings.METRICS.items()
         ]
-        return page([(f"{_TITLES['vgg']}, lr {paper_lr('vgg'):g}", [panels[:3], panels[3:]])])
+        return page([(f"{self._title('vgg')}, lr {paper_lr('vgg'):g}", [panels[:2], panels[2:]])])
 
     # Noise
 
     def noise(self) -> str:
-        """The test accuracies with parts of the noise."""
+        """How many seeds train with parts of the noise, and with parts of BatchNorm."""
         rows = []
-        for name, depth in (("vgg-noise", 16), ("vgg-noise-11", 11)):
-            runs = self.read(name)
-            for look, of_norm in style.groups(_named(runs)):
-                accuracies = of_norm["final_test_accuracy"]
-                values = findings.described(accuracies)
-                rows.append([look.label, str(depth), str(len(of_norm)), _spread(*values, text=_percent),
-                             findings.trains(accuracies, float(of_norm["baseline_accuracy"].iloc[0]))])  # fmt: skip
-        return table(("noise", "depth", "seeds", "last test accuracy", "verdict"), rows)
+        for name in filter(self.has, _NOISE):
+            found = findings.trained(_named(self._read(name)))
+            for network in filter(found.index.__contains__, _NETWORKS.values()):
+                row = found.loc[network]
+                accuracies = ", ".join(markdown.percent(value) for value in row["accuracies"])
+                depth = str(self._settings[name]["depth"])
+                rows.append([network, depth, accuracies, f"{row['trained']} of {row['seeds']}"])
+        return markdown.table(("network", "depth", "last test accuracy of each seed", "seeds that train"), rows)
 
     def _draw_noise(self) -> Figure:
         panels: list[Panel] = []
-        for name, depth in (("vgg-noise", 16), ("vgg-noise-11", 11)):
-            rows = _named(self.read(f"{name}.train"))
+        for name in _NOISE:
+            rows = _named(self._read(f"{name}.train"))
             rows = rows.assign(test_accuracy=100 * rows["test_accuracy"]).dropna(subset=["test_accuracy"])
-            panels.append(Curves(f"VGG-{depth}", "test accuracy (%)", series(rows, "test_accuracy")))
-        return page([(_TITLES["vgg"], [panels])])
+            ylabel = "" if panels else "test accuracy (%)"
+            panels.append(Curves(self._title(name), ylabel, series(rows, "test_accuracy"), height=3.2))
+        return page([("the noise without BatchNorm, and with parts of it", [panels])])
 
     # Width
 
     def width(self) -> str:
-        """The landscapes of both widths at the same steps."""
-        narrow, wide = self._both_widths()
-        rows = []
-        for norm, metric, first, second in findings.widths(narrow, wide):
-            agree = "agree" if max(first, second) < findings.ALIKE * min(first, second) else "differ"
-            rows.append([f"`{norm}`", findings.METRICS[metric], number(first), number(second), number(second / first),
-                         agree])  # fmt: skip
-        return table(("norm", "metric", "a quarter", "full width", "full / a quarter", "they"), rows)
+        """The landscapes of both widths over the same steps."""
+        found = findings.widths(*self._both_widths())
+        rows = [
+            [f"`{row.norm}`", findings.METRICS[row.metric], f"{number(row.median)} ({number(row.low)} to {number(row.high)})",
+             number(row.wide), "inside" if row.low <= row.wide <= row.high else "outside"]
+            for row in found.itertuples()
+        ]  # fmt: skip
+        return markdown.table(
+            ("norm", "metric", "a quarter, median (range)", "full width, one seed", "of the range"), rows
+        )
 
     def _both_widths(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        wide = self.read("vgg-full.smoothness")
-        narrow = self.read("vgg.smoothness")
-        return narrow[(narrow["lr"] == paper_lr("vgg")) & narrow["norm"].isin(PLAIN)], wide
+        narrow, wide = self._read("vgg.smoothness"), self._read("vgg-full.smoothness")
+        return narrow[(narrow["lr"] == paper_lr("vgg")) & narrow["norm"].isin(wide["norm"])], wide
 
     def _draw_width(self) -> Figure:
-        narrow, wide = self._both_widths()
+        narrow, wide = (findings.of_line(rows) for rows in self._both_widths())
         last = wide["step"].max()
         panels: list[Panel] = []
-        for metric in ("loss_range", "predictiveness", "sharpness"):
-            curves = series(findings.of_line(wide), metric)
+        for metric in ("predictiveness", "loss_range", "eigenvalue"):
             theirs = [Series(replace(style.papers(one.look), label=f"a quarter: {one.look.label}"),
                              one.values.median(axis=1).to_frame())
-                      for one in series(findings.of_line(narrow[narrow["step"] <= last]), metric)]  # fmt: skip
-            panels.append(Curves(findings.METRICS[metric], "", curves, theirs))
-        return page([("VGG at full width, and a quarter of it (thin)", [panels])])
+                      for one in series(narrow[narrow["step"] <= last], metric)]  # fmt: skip
+            panels.append(Curves(findings.METRICS[metric], "", series(wide, metric), theirs))
+        return page([("VGG at full width, and at a quarter of it (thin)", [panels])])
 
 
 def _guide(label: str, values: pd.Series[float], place: int) -> Series:
     """A line to compare with, over the index of its values."""
-    look = style.Look(label, _GUIDES[place], (0, (1, 1.5)), "")
-    return Series(look, values.to_frame())
+    return Series(style.Look(label, _GUIDES[place], (0, (1, 1.5)), ""), values.to_frame())
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows whose norms are called by the part of the noise that they add."""
-    words = {"none": "none", "noisy-none": "noisy-none"}
-    return rows.assign(norm=[words.get(norm, str(norm).rpartition(":")[2]) for norm in rows["norm"]])
-
-
-def _spread(middle: float, of: Interval, text: Callable[[float], str] = number) -> str:
-    return text(middle) if pd.isna(of.low) else f"{text(middle)} [{text(of.low)}, {text(of.high)}]"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
+    """Rows about the noise with the names of _NETWORKS as norms."""
+    return rows.assign(norm=[_NETWORKS[str(norm).rpartition(":")[2]] for norm in rows["norm"]])
 
 
 def write(folder: Path, target: Path) -> None:
@@ -258,22 +256,20 @@ def write(folder: Path, target: Path) -> None:
     pictures = target.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     drawn = found.figures()
-    for path in pictures.glob("*.png"):
-        if path.stem not in drawn:  # its tables are no longer there
-            path.unlink()
+    markdown.remove_others(pictures, drawn)
     for name, draw in drawn.items():
         with matplotlib.rc_context(style.RC):
             figure = draw()
         with atomic(pictures / f"{name}.png") as temporary, matplotlib.rc_context(style.SAVE):
             figure.savefig(temporary, metadata={})
-    with atomic(target) as temporary:
-        temporary.write_text(text(found, drawn), encoding="utf-8")
+    markdown.write(text(found, drawn), target)
 
 
-def text(found: Findings, drawn: Iterable[str]) -> str:
-    """The text of the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
-    return environment.get_template("findings.md").render(found=found, drawn=[*drawn])
+def text(found: Findings, drawn: Collection[str]) -> str:
+    """The text of the page.
+
+    Args:
+        found: Its contents.
+        drawn: The names of the figures that are there.
+    """
+    return markdown.templates().get_template("findings.md").render(found=found, drawn=drawn)

@@ -33,7 +33,7 @@ from reproduction.saturation import paper_lr
 from reproduction.scales import PLAIN, Plan
 
 _STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
-_MOST: Final = 1000  # of minibatches
+_MOST: Final = 1000  # rows of a run of minibatches in a figure's table
 #: The kinds of tables that numbers and verdicts are computed from.
 EVIDENCE: Final = (*dict.fromkeys(metric.kind for metric in kinds.METRICS), "theory")
 #: The most steps of a run that are kept of them.
@@ -95,7 +95,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
 
 
 def finished(study: Path) -> list[Run]:
-    """The finished runs of a study; none if it has not begun."""
+    """The finished runs of a study; empty if it has not started."""
     return Study(study).runs() if (study / "study.json").is_file() else []
 
 
@@ -152,7 +152,7 @@ def _evidence(runs: Sequence[Run]) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _kept(kind: str, run: Run) -> pd.DataFrame:
-    """The rows of a run that are kept: those of evenly spaced steps, and the evaluations on the test set.
+    """The rows of a run that are kept: those of evenly spaced steps; of training the measured ones and the evaluations.
 
     Minibatch losses and accuracies are means over the steps before each, as the comparison of runs smooths them.
     """
@@ -160,8 +160,10 @@ def _kept(kind: str, run: Run) -> pd.DataFrame:
         rows = train_rows(run)
         if run.config.batch_size != run.config.settings.full_batch:
             rows["accuracy"] = rows["accuracy"].rolling(SMOOTHING, min_periods=1).mean()
-        tested = rows["test_accuracy"].notna()
-        return rows[tested | rows["step"].isin(_spaced(rows["step"], _KEPT[kind]))]
+        measured = measured_rows(run, "smoothness", ["step"])["step"]
+        return rows[
+            rows["test_accuracy"].notna() | rows["step"].isin([*measured] or _spaced(rows["step"], _KEPT[kind]))
+        ]
     rows = measured_rows(run, kind)
     if kind == "activations":
         rows = rows.assign(**dict.fromkeys(_UNUSED))
@@ -226,15 +228,15 @@ def _fewer(picture: Picture, run: Run, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _averaged(rows: pd.DataFrame, eval_every: int) -> pd.DataFrame:
-    """Every so many rows of a train table, the evaluations among them, with the mean accuracy of those in between.
+    """Thin a train table to every n-th step and the evaluations; accuracies become means of the last n steps.
 
-    The figure's running mean is then the same as of all rows.
+    The figure's running mean is then that of all rows.
     """
     every = min(
         n for n in range(1, eval_every + 1) if eval_every % n == 0 and (n == eval_every or len(rows) <= n * _MOST)
     )
     mean = rows["accuracy"].rolling(every, min_periods=1).mean()
-    return rows.assign(accuracy=mean)[rows["step"] % every == 0]
+    return rows.assign(accuracy=mean)[(rows["step"] % every == 0) | rows["test_accuracy"].notna()]
 
 
 def floors(run: Run) -> list[float]:

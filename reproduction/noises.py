@@ -1,6 +1,6 @@
 """Parts of the paper's noise, and parts of BatchNorm with the noise: what stops the plain network, and what helps?
 
-They are norms of the user's for bnsmooth: `bnsmooth train --norm reproduction.noises:Shift`.
+They are custom norms: `bnsmooth train --norm reproduction.noises:Shift`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Shift(Noise):
 
 
 class UnitShift(Shift):
-    """The shift alone, the same for all samples of a step."""
+    """The shift alone, shared by all samples and positions of a step."""
 
     r_mu = 0.0
 
 
 class SampleShift(Shift):
-    """The shift alone, with a mean of zero for each unit."""
+    """The shift alone, drawn anew for each sample and position."""
 
     n_mu = 0.0
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from bnsmooth_cli.errors import InputError
@@ -19,10 +18,9 @@ from bnsmooth_cli.paper import find
 from bnsmooth_cli.paper.matching import distances, select
 from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import atomic
 from bnsmooth_cli.studies.claims import CLAIMS
 from bnsmooth_cli.studies.verdicts import NOT_APPLICABLE, NOT_MEASURED, REPORTED, deciding
-from reproduction import saturation
+from reproduction import markdown, saturation
 from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
 from reproduction.saturation import paper_lr
 
@@ -33,9 +31,7 @@ def draw(folder: Path) -> None:
     for picture in drawn:
         sources = [folder / "tables" / f"{name}.parquet" for name in picture.sources]
         plot_tables(sources, folder / "figures" / f"{picture.name}.png", **picture.options)
-    for path in (folder / "figures").glob("*.png"):
-        if path.stem not in {picture.name for picture in drawn}:
-            path.unlink()
+    markdown.remove_others(folder / "figures", {picture.name for picture in drawn})
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -49,17 +45,13 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def write(folder: Path) -> None:
     """Write `folder/README.md` from `folder/tables` and `folder/reproduction.json`."""
-    with atomic(folder / "README.md") as temporary:
-        temporary.write_text(page(folder), encoding="utf-8")
+    markdown.write(page(folder), folder / "README.md")
 
 
 def page(folder: Path) -> str:
     """The text of the page."""
     results = Results(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False,
-    )  # fmt: skip
+    environment = markdown.templates()
     environment.filters |= {"number": _known, "duration": _duration, "settings": _settings}
     environment.globals["sections"] = shown(results.facts["studies"])
     claims = Path(__file__).parents[1] / "docs/claims.md"
@@ -181,7 +173,9 @@ class Results:
             rows.append([", ".join([str(figure), str(quantity), *where]), number(float(lr)),
                          self._seeds(section, str(figure), float(lr)), _range(group["steps"]),
                          *(number(float(cells.get(norm, math.nan))) for norm in norms), str(unit)])  # fmt: skip
-        return _table(["the paper's figure", "lr", "seeds", "steps", *(f"`{norm}`" for norm in norms), "unit"], rows)
+        return markdown.table(
+            ["the paper's figure", "lr", "seeds", "steps", *(f"`{norm}`" for norm in norms), "unit"], rows
+        )
 
     def _seeds(self, section: Section, figure: str, lr: float) -> str:
         """The number of seeds of each norm in the table that is compared with a figure of the paper."""
@@ -197,13 +191,13 @@ class Results:
     def _saturation(self, probes: tuple[tuple[str, str], ...]) -> str:
         rows = [row for probe, picture in probes if self._has(probe)
                 for row in saturation.rows(self._read(probe), self._read(picture))]  # fmt: skip
-        return _table([*saturation.HEADINGS], rows)
+        return markdown.table([*saturation.HEADINGS], rows)
 
     def _medians(self, study: str, wanted: Numbers) -> str:
         rows = []
         for norm, lr, metrics in _groups(self._summaries[study], wanted.norms):
             rows.append([_norm(norm, metrics), number(lr), *_cells(metrics, wanted.metrics)])
-        return _table([f"`{study}`", "lr", "seeds", *wanted.metrics.values()], rows)
+        return markdown.table([f"`{study}`", "lr", "seeds", *wanted.metrics.values()], rows)
 
     def _sigma(self, names: tuple[str, ...]) -> str:
         rows = []
@@ -216,8 +210,15 @@ class Results:
                 of_norm = table[table["norm"] == norm]
                 units = len(of_norm[["run", "layer", "unit"]].drop_duplicates())
                 rows.append([f"`{norm}`", name.replace("-", " "), str(of_norm["run"].nunique()), str(units), *cells])
-        return _table(["variance before the norm, median over layers and units", "picture", "runs", "units", "first",
-                       "last"], rows)  # fmt: skip
+        headings = (
+            "variance before the norm, median over layers and units",
+            "picture",
+            "runs",
+            "units",
+            "first",
+            "last",
+        )
+        return markdown.table(headings, rows)
 
     def theory_cases(self) -> str:
         """The numbers of layers and steps of the theory's rows."""
@@ -235,8 +236,9 @@ class Results:
             lines.append([str(statement), str(cases["run"].nunique()), f"{len(decided):,}",
                           f"{int(decided['holds'].eq(False).sum()):,}", number(float(cases["residual"].abs().max())),
                           number(float(condition)), number(float(reduction))])  # fmt: skip
-        return _table(["statement", "runs", "cases", "failures", "largest residual", "share whose conditions hold",
-                       "reduction of the squared gradient, median"], lines)  # fmt: skip
+        headings = ("statement", "runs", "cases", "failures", "largest residual", "share whose conditions hold",
+                    "reduction of the squared gradient, median")  # fmt: skip
+        return markdown.table(headings, lines)
 
     def _floors(self) -> str:
         """The last losses of the runs of each seed, beside the least losses of maps of the ranks near them."""
@@ -249,7 +251,7 @@ class Results:
             ends = [f"{value:,.0f}" if math.isfinite(value) else "–" for value in runs.loc[int(seed), norms]]
             rows.append([seed, *(f"{floors[rank - 1]:,.0f}" for rank in ranks), *ends])
         headings = ["seed", *(f"best of rank {rank}" for rank in ranks), *(f"`{norm}`" for norm in norms)]
-        return _table(headings, rows)
+        return markdown.table(headings, rows)
 
     def parts(self, section: Section) -> Iterator[list[str]]:
         """One row per study and part, for the claims of a section."""
@@ -269,10 +271,6 @@ def _verdict(row: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
     here = f"{_cell('', row)}, {_seeds(row)} {'seed' if row['seeds'] == 1 else 'seeds'}"
     power = "" if math.isnan(row["power"]) else f"; power {number(row['power'])}"
     return [row["part"], row["rule"], number(row["paper"]), here, f"**{row['verdict']}**{power}"]
-
-
-def _table(headings: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
 
 
 def _groups(summary: pd.DataFrame, norms: tuple[str, ...]) -> Iterator[tuple[str, float, pd.DataFrame]]:

@@ -64,14 +64,23 @@ def paper_lr(problem: str) -> float:
     return resolve(problem, "paper").lr
 
 
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """The points of the lines with `ratio`, the change of the gradient per distance, times lr.
+
+    Args:
+        rows: Rows of kind `landscape`.
+    """
+    changed = rows["grad_distance"].fillna(np.inf)  # on the line, NaN is an overflow
+    return rows.assign(ratio=changed / rows["distance"] * rows["lr"]).query("alpha > 0")
+
+
 def betas(rows: pd.DataFrame) -> pd.DataFrame:
     """Beta * lr at each point for each of the shortest steps: a row for each point, a column for each step.
 
     Args:
         rows: Rows of kind `landscape`.
     """
-    changed = rows["grad_distance"].fillna(np.inf)  # on the line, NaN is an overflow
-    line = rows.assign(ratio=changed / rows["distance"] * rows["lr"]).query("alpha > 0")
+    line = ratios(rows)
     points = ["norm", "lr", "seed", "step"]
     columns = {shortest: line[line["alpha"] >= shortest].groupby(points)["ratio"].max() for shortest in SHORTEST}
     return pd.DataFrame(columns).reset_index()

@@ -28,7 +28,9 @@ from bnsmooth_cli.studies.progress import reports
 LONG = f"compare --norms none,l1 --seeds 0 {DLN} --lrs 1e-6 --steps 8000 --save-every 1000"
 
 #: One run may finish before it hears of the signal.
-STOPPED = re.compile("bnsmooth: stopped; [01] of 2 runs of study are finished and the others are kept; continue with: ")
+STOPPED = re.compile(
+    "bnsmooth: stopped; [01] of 2 runs of study are finished and the others are kept; continue with: bnsmooth "
+)
 
 
 def start(line: str, folder: Path) -> subprocess.Popen[str]:

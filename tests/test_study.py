@@ -53,7 +53,7 @@ def test_a_study_measures_along_random_directions(cli, tmp_path):
     for run in (tmp_path / "study/runs").iterdir():
         for kind in ("landscape-random", "smoothness-random"):
             assert set(tables.read_table(run / f"{kind}.parquet", kind)["direction"]) == {"random"}
-        rows = tables.read_table(run / "smoothness-random.parquet")  # the same line
+        rows = tables.read_table(run / "smoothness-random.parquet")  # it probes the same line
         row = study.comparison.set_index("run").loc[run.name]
         assert row["random_predictiveness"] == rows["predictiveness_max"].median()
         assert row["random_loss_range"] == (rows["loss_max"] - rows["loss_min"]).median()

@@ -34,9 +34,11 @@ def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:
         return Curves("training", "training loss", series(table, "loss"), theirs, diverged=_diverged(table))
     window = max(1, (int(table["step"].max()) + 1) // _WINDOW)
     curves = series(table.assign(accuracy=100 * table["accuracy"]), "accuracy")
+    gaps = np.diff(np.unique(table["step"]))
+    every = int(np.median(gaps)) if len(gaps) else 1  # a thinned table has fewer rows
+    window = max(every, window // every * every)
     for curve in curves:
-        every = np.median(np.diff(curve.values.index)) if len(curve.values) > 1 else 1  # a thinned table has fewer rows
-        curve.values[:] = curve.values.apply(_running_mean, window=max(1, round(window / every)))
+        curve.values[:] = curve.values.apply(_running_mean, window=window // every)
     title = f"training, mean of {window} steps" if window > 1 else "training"
     theirs = papers(paper, table, "accuracy", unit=100)
     return Curves(title, "training accuracy (%)", curves, theirs, diverged=_diverged(table))

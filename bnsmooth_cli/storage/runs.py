@@ -89,7 +89,7 @@ class Run:
         return self._checkpoints(STOPPED_NAME)
 
     def resumable(self) -> dict[int, Path]:
-        """The states that training may go on from, the latest first. Without the rows before them there are none."""
+        """The checkpoints that training can resume from, the latest first; none without the train table."""
         states = {**self.checkpoints(), **self.stopped()} if self.train_path.is_file() else {}
         return {step: states[step] for step in sorted(states, reverse=True) if step <= self.config.steps}
 

@@ -128,12 +128,13 @@ def bare(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def train_rows(run: Run) -> pd.DataFrame:
-    """The rows of a run's train table, with the loss smoothed for comparison."""
+    """The rows of a run's train table, with the loss and its penalty smoothed for comparison."""
     rows = _read(run, run.train_path, "train")
     if rows.empty:
         raise DamagedError(f"{run.train_path}: a finished run without rows")
     if run.config.batch_size != run.config.settings.full_batch:
-        rows["loss"] = rows["loss"].rolling(SMOOTHING, min_periods=1).mean()
+        losses = ["loss", "penalty"]
+        rows[losses] = rows[losses].astype("float64").rolling(SMOOTHING, min_periods=1).mean()
     return rows
 
 

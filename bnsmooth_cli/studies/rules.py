@@ -40,7 +40,8 @@ HISTORY: Final = (
             "by then: the paper's figures as numbers, the published tables of the linear network (5 seeds), and the "
             "first 1,000 steps of VGG (1 seed). No run of VGG over 15,000 steps was known."),
     Edition("2026-11-26", "d34a2f284737f9c8", "Claim 15 rests on the table `landscape-random`, which costs a fraction "
-            "of `smoothness-random`. Both probe the same line, so that the statistics are the same numbers."),
+            "of `smoothness-random`. Both probe the same line, so that the statistics agree up to rounding. Known by "
+            "then: the published verdict of claim 15 on the linear network (5 seeds)."),
 )  # fmt: skip
 
 _RULES: Final = """\

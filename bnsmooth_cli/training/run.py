@@ -173,10 +173,10 @@ def _code(run: Run, problem: Problem) -> dict[str, Any]:
 def _resume(run: Run, trajectory: Trajectory) -> pd.DataFrame:
     """Load the run's last usable checkpoint into the trajectory, and return the train table's rows before it."""
     empty = pd.DataFrame(columns=list(kinds.get("train").columns))
-    if not run.train_path.is_file():
+    if not (states := run.resumable()):
         return empty
     rows = tables.read_table(run.train_path, "train")
-    for step, path in run.resumable().items():
+    for step, path in states.items():
         if step <= len(rows):
             trajectory.load(path, step)
             return rows[:step]

@@ -134,7 +134,7 @@ def session(
 
 
 def working(study: Path) -> Callable[[], object]:
-    """Whether a run of a study is at work."""
+    """A check whether a run of a study is at work."""
     return lambda: [*study.glob(".progress/*/*.json")]
 
 

@@ -20,7 +20,7 @@ from reproduction.gather import add_time, finished, gather, probed
 from reproduction.scales import SCALES, Plan, plans
 
 
-def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], run_them: bool = True) -> int:
+def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], train: bool = True) -> int:
     """Run the studies in `work` one after the other, and write the tables, figures and page in `folder`.
 
     Args:
@@ -28,14 +28,14 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
         work: The folder that holds them.
         folder: The folder of the page.
         facts: The options of `make paper`, for the page.
-        run_them: False to write the page of the runs that are finished.
+        train: False to write the page of the finished runs alone.
 
     Returns:
         1 if a run has failed, otherwise 0. The page shows the results of the other runs.
     """
     work.mkdir(parents=True, exist_ok=True)
     status = 0
-    for study in studies if run_them else ():
+    for study in studies if train else ():
         print(f"{study.name}: {study.purpose}", flush=True)
         for grid in study.grids:
             path = work / study.name
@@ -108,7 +108,7 @@ def main() -> int:
     studies = plans(options.scale, data, options.steps, only)
     # All runs of a study have the same length, so another length makes another study.
     work = options.work / (f"{options.scale}-{options.steps}" if options.steps else options.scale)
-    return reproduce(studies, work, output, facts, run_them=not options.finished)
+    return reproduce(studies, work, output, facts, train=not options.finished)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from reproduction.scales import LP, NORMS, PLAIN
@@ -13,14 +13,21 @@ FULL: Final = "vgg"
 EARLY: Final = "vgg-early"
 
 
-def source(study: str, available: Container[str]) -> str:
-    """The study that provides a figure: of `vgg` and `vgg-early`, one takes the place of the other if that is missing.
+def source(study: str, norms: Collection[str], available: Mapping[str, Collection[str]]) -> str | None:
+    """The study that provides the runs of some norms, or None.
 
-    >>> source("vgg-early", ["dln", "vgg"]), source("vgg", ["dln", "vgg-early"]), source("vgg", ["vgg", "vgg-early"])
-    ('vgg', 'vgg-early', 'vgg')
+    Of `vgg` and `vgg-early`, one takes the place of the other if that has not finished runs of all the norms.
+
+    Args:
+        study: The study that is wanted.
+        norms: The norms.
+        available: The norms that have finished runs, by study.
+
+    >>> source("vgg-early", ["l1"], {"vgg": ["l1"]}), source("vgg", ["l1"], {"vgg": ["none"], "vgg-early": ["l1"]})
+    ('vgg', 'vgg-early')
     """
-    other = {EARLY: FULL, FULL: EARLY}.get(study, study)
-    return study if study in available or other not in available else other
+    places = (study, {EARLY: FULL, FULL: EARLY}.get(study, study))
+    return next((place for place in places if {*norms} <= {*available.get(place, ())}), None)
 
 
 @dataclass(frozen=True)
@@ -95,10 +102,6 @@ class Section:
     floors: bool = False  # whether last losses of the linear network are compared with the best maps of each rank
     theory: bool = False  # whether the statements' cases are counted
     note: str = ""
-
-    def studies(self) -> list[str]:
-        """The studies of its pictures and numbers."""
-        return [*(picture.study for picture in self.pictures), *(table.study for table in self.numbers)]
 
 
 #: Test accuracies (%) that the paper states, by study and norm.
@@ -230,7 +233,7 @@ SECTIONS: Final = (
         "986.",
         (Picture("figure-13-vgg", "train", EARLY, LP, paper="13a"),
          Picture("figure-13-dln", "train", "dln", LP, paper="13b")),
-        (Numbers(EARLY, LP, _ACCURACY), Numbers("dln", NORMS, _LOSS)),
+        (Numbers(EARLY, LP, _ACCURACY), Numbers("dln", LP, _LOSS)),
         (8,),
         floors=True,
     ),
@@ -261,15 +264,25 @@ SECTIONS: Final = (
 )  # fmt: skip
 
 
-def shown(studies: Container[str]) -> list[Section]:
-    """The sections for which a scale has all studies.
+def shown(available: Mapping[str, Collection[str]]) -> list[Section]:
+    """The sections, each with the pictures and numbers whose runs are finished; without those that have neither.
 
-    >>> len(SECTIONS) - len(shown(["dln", "vgg", "vgg-augmented"]))
-    1
+    Args:
+        available: The norms that have finished runs, by study.
+
+    >>> everything = {"dln": LP, "dln-slow": LP, "vgg": NORMS}
+    >>> len(shown(everything)) == len(SECTIONS), len(shown({"dln": LP})) < len(SECTIONS)
+    (True, True)
     """
-    return [section for section in SECTIONS if all(source(name, studies) in studies for name in section.studies())]
+    sections = []
+    for section in SECTIONS:
+        there = {part: [item for item in getattr(section, part) if source(item.study, item.norms, available)]
+                 for part in ("pictures", "numbers")}  # fmt: skip
+        if any(there.values()) or (section.saturation and available):
+            sections.append(replace(section, pictures=(*there["pictures"],), numbers=(*there["numbers"],)))
+    return sections
 
 
-def pictures(studies: Container[str]) -> list[Picture]:
+def pictures(available: Mapping[str, Collection[str]]) -> list[Picture]:
     """The pictures of the sections that are shown."""
-    return [picture for section in shown(studies) for picture in section.pictures]
+    return [picture for section in shown(available) for picture in section.pictures]

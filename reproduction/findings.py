@@ -17,11 +17,12 @@ the page describes them and tests nothing.
   The largest change of the gradient (figure 4b) of VGG at learning rate 0.1 decides: BatchNorm is *smoother* if the
   interval over seeds lies below 1 / `SIMILAR`, and *rougher* if it lies above `SIMILAR`. All else is description.
 - **Noise.** A seed *trains* if its last test accuracy (the mean of the evaluations in the last third of the run)
-  exceeds the best constant answer's by more than `ABOVE_CHANCE`. The runs are 1,000 steps long, so that a network which trains
-  later counts as one that does not. Which part of BatchNorm protects a network from the noise was asked when the first
-  seed had shown which part of the noise stops the plain one. The prediction, before any of its runs: `noisy_centre`,
-  which subtracts the batch's mean before the noise and does not divide, trains in every seed, and `noisy_scale`, which
-  divides and subtracts nothing, in none. It is tested only if `Centre` and `scale`, without noise, train in every seed.
+  exceeds the best constant answer's by more than `ABOVE_CHANCE`. The runs are 1,000 steps long, so that a network which
+  trains later counts as one that does not. Which part of BatchNorm protects a network from the noise was asked when the
+  first seed had shown which part of the noise stops the plain one. The prediction, before any of its runs:
+  `noisy_centre`, which subtracts the batch's mean before the noise and does not divide, trains in every seed, and
+  `noisy_scale`, which divides and subtracts nothing, in none. It is tested only if `Centre` and `scale`, without noise,
+  train in every seed.
 - **Width.** The medians of one seed at full width, over the measured steps, stand beside the range of the seeds at a
   quarter of the widths, over the same steps.
 """

@@ -109,7 +109,8 @@ class Findings:
         for problem, study in (("vgg", "vgg" if "vgg" in self._settings else "vgg-early"), ("dln", "dln")):
             line = self._read(f"saturation-{problem}").query("alpha > 0")
             line = line[line["step"] > saturation.EARLY * line["step"].max()]
-            medians = saturation.ratios(line).groupby(["norm", "lr", "seed", "run", "alpha"], as_index=False).median()
+            points = saturation.ratios(line).groupby(["norm", "lr", "seed", "run", "alpha"])
+            medians = points[["ratio"]].median().reset_index()
             alphas = pd.Index(sorted(medians["alpha"].unique()), name="alpha").to_series()
             finite = medians["ratio"][medians["ratio"] < float("inf")]
             low, high = finite.min() / 1.5, 2 * finite.max()
@@ -209,15 +210,14 @@ class Findings:
 
     def width(self) -> str:
         """The landscapes of both widths over the same steps."""
-        found = findings.widths(*self._both_widths())
-        rows = [
-            [f"`{row.norm}`", findings.METRICS[row.metric], f"{number(row.median)} ({number(row.low)} to {number(row.high)})",
-             number(row.wide), "inside" if row.low <= row.wide <= row.high else "outside"]
-            for row in found.itertuples()
-        ]  # fmt: skip
-        return markdown.table(
-            ("norm", "metric", "a quarter, median (range)", "full width, one seed", "of the range"), rows
-        )
+        rows = []
+        for row in findings.widths(*self._both_widths()).to_dict("records"):
+            median, low, high, wide = (float(row[name]) for name in ("median", "low", "high", "wide"))
+            rows.append([f"`{row['norm']}`", findings.METRICS[row["metric"]],
+                         f"{number(median)} ({number(low)} to {number(high)})", number(wide),
+                         "inside" if low <= wide <= high else "outside"])  # fmt: skip
+        headings = ("norm", "metric", "a quarter, median (range)", "full width, one seed", "of the range")
+        return markdown.table(headings, rows)
 
     def _both_widths(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         narrow, wide = self._read("vgg.smoothness"), self._read("vgg-full.smoothness")
@@ -262,14 +262,15 @@ def write(folder: Path, target: Path) -> None:
             figure = draw()
         with atomic(pictures / f"{name}.png") as temporary, matplotlib.rc_context(style.SAVE):
             figure.savefig(temporary, metadata={})
-    markdown.write(text(found, drawn), target)
+    markdown.write(text(found, drawn, folder.name), target)
 
 
-def text(found: Findings, drawn: Collection[str]) -> str:
+def text(found: Findings, drawn: Collection[str], folder: str) -> str:
     """The text of the page.
 
     Args:
         found: Its contents.
         drawn: The names of the figures that are there.
+        folder: The name of the folder of the reproduction beside it.
     """
-    return markdown.templates().get_template("findings.md").render(found=found, drawn=drawn)
+    return markdown.templates().get_template("findings.md").render(found=found, drawn=drawn, folder=folder)

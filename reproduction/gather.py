@@ -54,11 +54,15 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     plans = [plan for plan in plans if finished(work / plan.name)]
     studies = {plan.name: Study(work / plan.name) for plan in plans}
     runs = {name: study.runs() for name, study in studies.items()}
+    if "dln" not in runs:
+        raise InputError(f"{work / 'dln'}: has no finished run, which the page needs")
+    available = {name: {run.config.norm for run in of_study} for name, of_study in runs.items()}
     tables: dict[str, pd.DataFrame] = {}
     for name, of_study in runs.items():
         tables |= {f"{name}.{kind}.parquet": rows for kind, rows in _evidence(of_study)}
-    drawn = [item for item in pictures(runs) if not item.table]
-    tables |= {f"{item.name}.parquet": _rows(item, runs[source(item.study, runs)]) for item in drawn}
+    of_picture = {item: runs[str(source(item.study, item.norms, available))]
+                  for item in pictures(available) if not item.table}  # fmt: skip
+    tables |= {f"{item.name}.parquet": _rows(item, chosen) for item, chosen in of_picture.items()}
     probes = {f"{name}.parquet": work / f"{name}.parquet" for name, _ in probed(runs)}
     tables |= {name: bns.read_table(path) for name, path in probes.items() if path.is_file()}
     (folder / "tables").mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         **facts,
         **machine(),
         "floors": {str(seed): floors(run) for seed, run in {run.config.seed: run for run in runs["dln"]}.items()},
-        "measured": {item.name: _measured(item, runs[source(item.study, runs)]) for item in drawn},
+        "measured": {item.name: _measured(item, chosen) for item, chosen in of_picture.items()},
         "studies": {
             plan.name: {
                 "purpose": plan.purpose,
@@ -187,8 +191,9 @@ def _spaced(steps: pd.Series[int], most: int) -> list[int]:
 
 def probed(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Sequence[Run]]]:
     """The tables of the experiment on beta, and the runs that each is measured on."""
+    available = {name: {run.config.norm for run in of_study} for name, of_study in runs.items()}
     for problem in ("vgg", "dln"):
-        if (study := source(problem, runs)) in runs:  # --only leaves out studies
+        if (study := source(problem, PLAIN, available)) is not None:  # --only leaves out studies
             yield f"saturation-{problem}", runs[study]
 
 
@@ -205,7 +210,7 @@ def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:
 def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
     if not (chosen := _chosen(picture, runs)):
         raise InputError(
-            f"{picture.name}: its study, {picture.study}, has no finished runs of all its norms; run it again"
+            f"{picture.name}: its norms have finished runs at no common learning rate; run its study again"
         )
     return pd.concat([_fewer(picture, run, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
 

@@ -27,7 +27,7 @@ from reproduction.saturation import paper_lr
 
 def draw(folder: Path) -> None:
     """Draw every picture into `folder/figures` from its table in `folder/tables`, and remove other pictures."""
-    drawn = pictures(_facts(folder)["studies"])
+    drawn = pictures(_available(_facts(folder)))
     for picture in drawn:
         sources = [folder / "tables" / f"{name}.parquet" for name in picture.sources]
         plot_tables(sources, folder / "figures" / f"{picture.name}.png", **picture.options)
@@ -43,6 +43,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _available(facts: Mapping[str, Any]) -> dict[str, set[str]]:
+    """The norms that have finished runs, by study."""
+    return {name: {run["norm"] for run in study["runs"].values()} for name, study in facts["studies"].items()}
+
+
 def write(folder: Path) -> None:
     """Write `folder/README.md` from `folder/tables` and `folder/reproduction.json`."""
     markdown.write(page(folder), folder / "README.md")
@@ -53,7 +58,7 @@ def page(folder: Path) -> str:
     results = Results(folder)
     environment = markdown.templates()
     environment.filters |= {"number": _known, "duration": _duration, "settings": _settings}
-    environment.globals["sections"] = shown(results.facts["studies"])
+    environment.globals["sections"] = shown(_available(results.facts))
     claims = Path(__file__).parents[1] / "docs/claims.md"
     near = claims.parent in folder.resolve().parents
     rules = f"[claims.md]({os.path.relpath(claims, folder.resolve())})" if near else "docs/claims.md"
@@ -127,7 +132,7 @@ class Results:
     def _caption(self, picture: Picture) -> str:
         table = self._read(picture.sources[0])
         seeds = sorted(table["seed"].unique())
-        parts = [f"`{source(picture.study, self._summaries)}`",
+        parts = [f"`{source(picture.study, picture.norms, _available(self.facts))}`",
                 f"lr {', '.join(number(float(lr)) for lr in style.lrs_of(table))}",
                 f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"]  # fmt: skip
         if picture.kind == "theory":
@@ -141,7 +146,8 @@ class Results:
         """The tables of a section, each table of a study once."""
         seen = set()
         for wanted in section.numbers:
-            key = (study := source(wanted.study, self._summaries), *wanted.metrics)
+            study = str(source(wanted.study, wanted.norms, _available(self.facts)))
+            key = (study, *wanted.metrics)
             if key not in seen:
                 seen.add(key)
                 yield self._medians(study, wanted)

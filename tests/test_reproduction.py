@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -31,12 +32,12 @@ from reproduction import page, saturation
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
 from reproduction.gather import floors, gather, probed
-from reproduction.scales import EIGHT, FIVE, LP, NORMS, SCALES, Plan, changed, plans
+from reproduction.scales import EIGHT, FIVE, LP, NORMS, PLAIN, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "docs/reproduction"
 FACTS = {"scale": "quick", "only": None, "data": None, "note": "drawn by hand", "steps": 4, "jobs": 1}
-STUDIES = ("dln", "vgg", "vgg-augmented")
+AVAILABLE = {"dln": LP, "vgg": NORMS, "vgg-augmented": PLAIN}
 SMALL = {"vgg": {"width": 0.0625, "batch_size": 16}, "dln": {"dimension": 4, "samples": 30}}
 
 
@@ -56,7 +57,7 @@ def test_every_figure_and_claim_of_the_paper_is_there(small):
         assert re.search(rf"^## Figure {number}: ", text, re.MULTILINE)
     for number in range(1, 16):
         assert re.search(rf"^\| {number}\. ", text, re.MULTILINE)
-    for picture in pictures(STUDIES):
+    for picture in pictures(AVAILABLE):
         assert f"](figures/{picture.name}.png)" in text
         assert (small[2] / f"figures/{picture.name}.png").stat().st_size > 10_000
     assert "drawn by hand" in text
@@ -67,7 +68,7 @@ def test_every_figure_and_claim_of_the_paper_is_there(small):
 def test_a_command_of_the_page_draws_its_picture_again(small, tmp_path, monkeypatch):
     text = (small[2] / "README.md").read_text()
     lines = [shlex.split(line) for line in re.findall(r"`(bnsmooth plot [^`]*)`", text)]
-    assert len(lines) == len(pictures(STUDIES))
+    assert len(lines) == len(pictures(AVAILABLE))
     monkeypatch.chdir(small[2])
     for words in lines:
         sources = [Path(word) for word in words[2:] if word.endswith(".parquet")]
@@ -248,9 +249,33 @@ def test_a_part_of_a_scale_is_the_named_studies_and_the_linear_network():
         plans("quarter", only=["vgg-erly"])
 
 
-def test_the_experiment_on_beta_takes_the_studies_that_there_are():
-    assert dict(probed({"dln": ["a"]})) == {"saturation-dln": ["a"]}
-    assert dict(probed({"dln": ["a"], "vgg-early": ["b"]})) == {"saturation-vgg": ["b"], "saturation-dln": ["a"]}
+def test_the_experiment_on_beta_takes_the_studies_that_have_finished_runs_of_both_norms():
+    plain, alone = (
+        [SimpleNamespace(config=SimpleNamespace(norm=norm)) for norm in norms] for norms in (PLAIN, ("none",))
+    )
+    assert dict(probed({"dln": plain})) == {"saturation-dln": plain}
+    assert dict(probed({"dln": plain, "vgg-early": plain})) == {"saturation-vgg": plain, "saturation-dln": plain}
+    assert dict(probed({"dln": plain, "vgg": alone})) == {"saturation-dln": plain}
+
+
+@pytest.mark.slow
+def test_a_page_of_the_finished_runs_has_what_they_allow(small, tmp_path):
+    found, work, _ = small
+    shutil.copytree(work, tmp_path / "work")
+    for run in (tmp_path / "work/vgg/runs").iterdir():
+        if "-l1-" in run.name or "-noisy-" in run.name:
+            shutil.rmtree(run)
+    shutil.rmtree(tmp_path / "work/vgg-augmented")
+    assert reproduce(found, tmp_path / "work", tmp_path / "page", FACTS, train=False) == 0
+    assert not (tmp_path / "work/vgg-augmented").exists()
+    text = (tmp_path / "page/README.md").read_text()
+    assert "](figures/figure-4.png)" in text
+    assert "](figures/figure-11.png)" not in text
+    assert "| `vgg` | every norm" in text
+    assert Page(tmp_path / "page").audit() == []
+    shutil.rmtree(tmp_path / "work/dln")
+    with pytest.raises(InputError, match="dln: has no finished run"):
+        reproduce(found, tmp_path / "work", tmp_path / "page", FACTS, train=False)
 
 
 def test_steps_end_every_run_earlier_and_are_measured_up_to_there():
@@ -293,7 +318,8 @@ def test_the_published_page_is_what_its_tables_say():
 
 def test_the_published_pictures_are_there_and_their_tables_small():
     studies = json.loads((PUBLISHED / "reproduction.json").read_text())["studies"]
-    for picture in pictures(studies):
+    available = {name: {run["norm"] for run in study["runs"].values()} for name, study in studies.items()}
+    for picture in pictures(available):
         table = PUBLISHED / f"tables/{picture.sources[0]}.parquet"
         assert (PUBLISHED / f"figures/{picture.name}.png").is_file()
         assert set(picture.norms) <= set(bns.read_table(table)["norm"])

@@ -93,10 +93,13 @@ norms: setup
 #   STEPS=N        ends runs after N steps
 #   JOBS=N         runs at a time
 #   NOTE=TEXT      a note about the data, for the page
+# `python -m reproduction SCALE --finished` writes the page of the runs that are finished. Except for quick, docs/findings.md
+# is written as well.
 SCALE ?= quick
 JOBS ?= 2
 paper: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction $(SCALE) --jobs $(JOBS) $(if $(ONLY),--only "$(ONLY)") $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(NOTE),--note "$(NOTE)")
+	$(if $(filter-out quick,$(SCALE)),$(BIN)/python -m reproduction findings)
 
 # Rules for the tables of any run, such as runs/vgg-l1-lr0.1-seed0/ics.parquet. The options are read from the run's name.
 options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm (lp|group)([0-9])/--norm \1:\2/')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
 from reproduction import findings, markdown, saturation
+from reproduction.figures import EARLY, FULL
 from reproduction.saturation import paper_lr
 from reproduction.scales import PLAIN
 
@@ -92,21 +94,31 @@ class Findings:
         return {name: draw for name, (draw, names) in needed.items() if self.has(*names)}
 
     def _measured(self) -> list[str]:
-        """The studies that have measured the smoothness, other than the first steps that `vgg` has too."""
-        return [name for name in self._settings if self.has(f"{name}.smoothness", f"{name}.train")]
+        """The studies that have measured the smoothness; not the first steps of runs that are there in full."""
+        there = [name for name in self._settings if self.has(f"{name}.smoothness", f"{name}.train")]
+        return [name for name in there if name != EARLY or FULL not in there]
 
     def _title(self, name: str) -> str:
         settings = self._settings[name]
         if settings["problem"] == "dln":
             return "the deep linear network"
         width = settings["width"]
-        return f"VGG-{settings['depth']}" if width == 1 else f"VGG-{settings['depth']}, {width:g} of the widths"
+        return f"VGG-{settings['depth']}" if width == 1 else f"VGG-{settings['depth']}, widths times {width:g}"
+
+    def seeds(self, study: str) -> int:
+        """The number of seeds of the plain network and BatchNorm at the paper's learning rate."""
+        runs = self._read(f"{study}.smoothness").query(f"norm in {PLAIN} and lr == {paper_lr(study[:3])}")
+        return int(runs.groupby("norm")["seed"].nunique().min())
+
+    def part(self, runs: pd.DataFrame, column: str) -> str:
+        """The median of a column over runs, with its interval, for a sentence."""
+        return markdown.spread(*findings.described(runs[column]))
 
     # What determines beta
 
     def _draw_beta(self) -> Figure:
         panels: list[Panel] = []
-        for problem, study in (("vgg", "vgg" if "vgg" in self._settings else "vgg-early"), ("dln", "dln")):
+        for problem, study in (("vgg", FULL if FULL in self._settings else EARLY), ("dln", "dln")):
             line = self._read(f"saturation-{problem}").query("alpha > 0")
             line = line[line["step"] > saturation.EARLY * line["step"].max()]
             points = saturation.ratios(line).groupby(["norm", "lr", "seed", "run", "alpha"])
@@ -129,12 +141,17 @@ class Findings:
         for name in self._measured():
             found = findings.edge(self._read(f"{name}.smoothness"))
             for _, runs in style.groups(found):
-                middle, of = findings.described(runs["batch_sharpness"])
+                _, of = findings.described(runs["batch_sharpness"])
                 rows.append([f"`{name}`", f"`{runs['norm'].iloc[0]}`", number(float(runs["lr"].iloc[0])),
-                             str(len(runs)), markdown.spread(middle, of), findings.at_the_edge(of) or "–",
-                             markdown.spread(*findings.described(runs["eigenvalue"]))])  # fmt: skip
+                             str(len(runs)), self.part(runs, "batch_sharpness"), findings.at_the_edge(of) or "–",
+                             self.part(runs, "eigenvalue")])  # fmt: skip
         headings = ("study", "norm", "lr", "seeds", "batch sharpness × lr", "its interval", "largest eigenvalue × lr")
         return markdown.table(headings, rows)
+
+    def edge_of(self, study: str, norm: str, column: str = "batch_sharpness") -> str:
+        """A number of that table, at the paper's learning rate."""
+        found = findings.edge(self._read(f"{study}.smoothness"))
+        return self.part(found[(found["norm"] == norm) & (found["lr"] == paper_lr(study[:3]))], column)
 
     def _draw_edge(self) -> Figure:
         blocks: list[tuple[str, list[list[Panel]]]] = []
@@ -156,23 +173,28 @@ class Findings:
     # Equal loss
 
     def equal_loss(self) -> str:
-        """BatchNorm's landscape over the plain network's, at equal steps and at equal loss."""
+        """BatchNorm's landscape over the plain network's, at equal steps and at equal loss, in the studies of VGG."""
         rows = []
-        for name in self._measured():
+        for name in (name for name in self._measured() if self._settings[name]["problem"] == "vgg"):
             found = findings.with_loss(self._read(f"{name}.smoothness"), self._read(f"{name}.train"))
             for lr in style.lrs_of(found):
                 at_lr = found[found["lr"] == lr]
                 step, loss = (at(at_lr, "batch", "none") for at in (findings.at_equal_step, findings.at_equal_loss))
                 for metric, words in findings.METRICS.items() if len(loss) else ():
-                    decides = (name, lr, metric) == ("vgg", paper_lr("vgg"), findings.PRIMARY)
+                    decides = (name, lr, metric) == (FULL, paper_lr("vgg"), findings.PRIMARY)
                     bins = sorted({int(count) for count in loss["bins"]})
-                    rows.append([f"`{name}`", number(lr), words, str(len(loss)),
-                                 markdown.spread(*findings.described(step[metric])),
-                                 markdown.spread(*findings.described(loss[metric])),
+                    rows.append([f"`{name}`", number(lr), words, str(len(loss)), self.part(step, metric),
+                                 self.part(loss, metric),
                                  f"{bins[0]} to {bins[-1]}" if bins[1:] else str(bins[0]),
                                  findings.smoother(loss[metric]) if decides else "–"])  # fmt: skip
         headings = ("study", "lr", "batch / none", "seeds", "at equal steps", "at equal loss", "bins", "verdict")
         return markdown.table(headings, rows)
+
+    def equal_of(self, metric: str, loss: bool = True) -> str:
+        """A number of that table, of VGG at the paper's learning rate."""
+        found = findings.with_loss(self._read(f"{FULL}.smoothness"), self._read(f"{FULL}.train"))
+        at = findings.at_equal_loss if loss else findings.at_equal_step
+        return self.part(at(found[found["lr"] == paper_lr("vgg")], "batch", "none"), metric)
 
     def _draw_equal_loss(self) -> Figure:
         found = findings.with_loss(self._read("vgg.smoothness"), self._read("vgg.train"))
@@ -273,4 +295,5 @@ def text(found: Findings, drawn: Collection[str], folder: str) -> str:
         drawn: The names of the figures that are there.
         folder: The name of the folder of the reproduction beside it.
     """
-    return markdown.templates().get_template("findings.md").render(found=found, drawn=drawn, folder=folder)
+    page = markdown.templates().get_template("findings.md").render(found=found, drawn=drawn, folder=folder)
+    return re.sub("\n{3,}", "\n\n", page)

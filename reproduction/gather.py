@@ -37,7 +37,10 @@ _MOST: Final = 1000  # rows of a run of minibatches in a figure's table
 #: The kinds of tables that numbers and verdicts are computed from.
 EVIDENCE: Final = (*dict.fromkeys(metric.kind for metric in kinds.METRICS), "theory")
 #: The most steps of a run that are kept of them.
-_KEPT: Final = {"train": 302, "smoothness": 151, "landscape-random": 51, "ics": 26, "activations": 16, "theory": 4}
+_KEPT: Final = {"train": 302, "smoothness": 151, "landscape-random": 51, "ics": 151, "activations": 16, "theory": 4}
+_LINEAR_ICS: Final = 51  # of the linear network, which has twice the layers
+#: The kinds that claims and numbers need of the plain network and BatchNorm alone.
+_OF_PLAIN: Final = ("landscape-random", "ics", "theory")
 #: The columns of activations that no number on the page needs.
 _UNUSED: Final = ("quantiles", "skewness", "sigma", "mean_drift", "var_drift")
 
@@ -169,16 +172,15 @@ def _kept(kind: str, run: Run) -> pd.DataFrame:
             rows["test_accuracy"].notna() | rows["step"].isin([*measured] or _spaced(rows["step"], _KEPT[kind]))
         ]
     rows = measured_rows(run, kind)
+    if kind in _OF_PLAIN and run.config.norm not in PLAIN:
+        return rows.iloc[:0]
     if kind == "activations":
         rows = rows.assign(**dict.fromkeys(_UNUSED))
-    if kind == "landscape-random" and run.config.norm not in PLAIN:
-        return rows.iloc[:0]  # no claim is about the others
     if kind == "theory" and not rows.empty:
-        if run.config.norm not in PLAIN:
-            return rows.iloc[:0]
         layers = sorted(rows["layer"].unique())
         rows = rows[rows["layer"].isin([layers[0], layers[len(layers) // 2], layers[-1]])]
-    return rows[rows["step"].isin(_spaced(rows["step"], _KEPT[kind]))]
+    most = _LINEAR_ICS if (kind, run.config.problem) == ("ics", "dln") else _KEPT[kind]
+    return rows[rows["step"].isin(_spaced(rows["step"], most))]
 
 
 def _spaced(steps: pd.Series[int], most: int) -> list[int]:

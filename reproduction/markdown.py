@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -25,11 +26,13 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def spread(middle: float, of: Interval, text: Callable[[float], str] = number) -> str:
-    """A median with its interval, if it has one.
+    """A median with its interval, if it has one; a dash if the value of a seed is unknown.
 
-    >>> spread(0.5, Interval(0.25, 1.0, 0.94))
-    '0.5 [0.25, 1]'
+    >>> spread(0.5, Interval(0.25, 1.0, 0.94)), spread(0.5, Interval(-math.inf, math.inf, 0.94))
+    ('0.5 [0.25, 1]', '–')
     """
+    if of.low == -math.inf:
+        return "–"
     return text(middle) if pd.isna(of.low) else f"{text(middle)} [{text(of.low)}, {text(of.high)}]"
 
 

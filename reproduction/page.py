@@ -274,7 +274,8 @@ class Results:
 
 def _verdict(row: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
     """The cells of a verdict: its statistic and rule, the statistic of the paper's figure and ours, and the verdict."""
-    here = f"{_cell('', row)}, {_seeds(row)} {'seed' if row['seeds'] == 1 else 'seeds'}"
+    count, *undefined = _seeds(row).split(", ")
+    here = ", ".join([_cell("", row), _count(int(count), "seed"), *undefined])
     power = "" if math.isnan(row["power"]) else f"; power {number(row['power'])}"
     return [row["part"], row["rule"], number(row["paper"]), here, f"**{row['verdict']}**{power}"]
 

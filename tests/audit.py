@@ -865,10 +865,11 @@ class Page:
                     continue
                 row = next((row for row in parts if row["verdict"] == verdict and row["decides"]), None) or parts[0]
                 part, values = row["part"], row["values"]
-                here = f"{spread(median(values), *interval(values))}, {self._seeds_of(values)} seed"
+                undefined = int(np.isnan(values).sum())
+                here = f"{spread(median(values), *interval(values))}, {len(values)} seed{'s' * (len(values) != 1)}"
                 likely = "" if math.isnan(strength) else f"; power {cell(strength)}"
                 expected.append([said, f"`{name}`", re.escape(part.text), re.escape(part.rule or "reported"),
-                                 cell(row["paper"]), here + "s" * (len(values) != 1),
+                                 cell(row["paper"]), here + f", {undefined} undefined" * (undefined > 0),
                                  rf"\*\*{verdict}\*\*{likely}"])  # fmt: skip
                 said = ""
             if said:

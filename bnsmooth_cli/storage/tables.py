@@ -62,12 +62,22 @@ def write_table(
     recorded = json.loads(json.dumps({"kind": kind, "format": FORMAT, **provenance}))
     metadata = {METADATA_KEY: json.dumps({**recorded, "crc": crc(recorded)}, sort_keys=True)}
     schema = schema_of(kind).with_metadata(metadata)
+    # Split into bytes of equal significance, measured numbers take two thirds of the space that plain ones do.
+    doubles = [field.name for field in schema if pa.types.is_float64(field.type)]
+    others = [field.name for field in schema if not pa.types.is_float64(field.type)]
     groups = _groups(kind, frames, schema)
     first = next(groups)  # before the file is created: most tables have one group
     with (
         atomic(path, make_folder) as temporary,
         temporary.open("wb") as stream,  # Arrow takes only paths that are Unicode
-        pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer,
+        pq.ParquetWriter(
+            stream,
+            schema,
+            compression="zstd",
+            write_page_checksum=True,
+            use_byte_stream_split=doubles,
+            use_dictionary=others,
+        ) as writer,  # fmt: skip
     ):
         for group in chain([first], groups):
             writer.write_table(group)

@@ -403,9 +403,8 @@ class Case:
         if run.classifies:
             best = run.training["best_test_accuracy"] - run.baseline.get("accuracy", math.nan)
             return (best if ever else self.above(norm)) - 0.1
-        if run.diverged and not ever:
-            return -math.inf
-        share = run.training["best_loss" if ever else "final_loss"] / run.baseline.get("loss", math.nan)
+        last = run.baseline.get("loss", math.nan) if run.diverged else run.training["final_loss"]
+        share = (run.training["best_loss"] if ever else last) / run.baseline.get("loss", math.nan)
         return math.log(0.9) - math.log(share) if share > 0 else -math.inf if share == 0 else math.nan
 
     def above(self, norm: str) -> float:
@@ -1094,6 +1093,8 @@ class Page:
                 seeds = max(len(row["values"]) for *_, parts in claims.values() for row in parts)
                 described.append(f"`{name}` ({self.studies[name].steps:,} steps, {seeds} seed{'s' * (seeds != 1)})")
             return [f"The studies: {', '.join(described)}."]
+        if self.section == "The accuracies":
+            return [f"the data are {self.facts['data'] or 'the built-in images'}"] if self.facts["note"] else []
         if self.section != "The studies":
             return []
         lines = [f"    {line}" for study in self.studies.values() for line in study.about["commands"]]

@@ -24,26 +24,11 @@ from bnsmooth_cli.storage.files import atomic
 from reproduction import findings, markdown, saturation
 from reproduction.figures import EARLY, FULL
 from reproduction.saturation import paper_lr
-from reproduction.scales import PLAIN
+from reproduction.scales import NETWORKS, PLAIN
 
 _SMOOTHED: Final = 10  # measured steps of which the figure of the edge shows the mean
 _GUIDES: Final = ("#A6192E", "#444444")
 _NOISE: Final = ("vgg-noise", "vgg-noise-11")
-#: What the runs about the noise are called.
-_NETWORKS: Final = {
-    "none": "plain",
-    "noisy-none": "plain, with the noise",
-    "Shift": "plain, shift only",
-    "UnitShift": "plain, shift shared by the samples only",
-    "SampleShift": "plain, shift of each sample only",
-    "Scale": "plain, scale only",
-    "batch": "BatchNorm",
-    "noisy-batch": "BatchNorm, with the noise",
-    "Centre": "centre only",
-    "noisy_centre": "centre only, with the noise",
-    "scale": "division only",
-    "noisy_scale": "division only, with the noise",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +197,7 @@ class Findings:
         rows = []
         for name in filter(self.has, _NOISE):
             found = findings.trained(_named(self._read(name)))
-            for network in filter(found.index.__contains__, _NETWORKS.values()):
+            for network in filter(found.index.__contains__, NETWORKS.values()):
                 row = found.loc[network]
                 accuracies = ", ".join(markdown.percent(value) for value in row["accuracies"])
                 depth = str(self._settings[name]["depth"])
@@ -263,8 +248,8 @@ def _guide(label: str, values: pd.Series[float], place: int) -> Series:
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows about the noise with the names of _NETWORKS as norms."""
-    return rows.assign(norm=[_NETWORKS[str(norm).rpartition(":")[2]] for norm in rows["norm"]])
+    """Rows about the noise with the names of NETWORKS as norms."""
+    return rows.assign(norm=rows["norm"].map(NETWORKS))
 
 
 def write(folder: Path, target: Path) -> None:

@@ -17,10 +17,21 @@ NORMS: Final = (*LP, *_NOISY)
 FIVE: Final = (0, 1, 2, 3, 4)  # seeds, the fewest that a verdict needs
 EIGHT: Final = (*FIVE, 5, 6, 7)  # with which one part of up to 12 can be found to break its rule
 FRESH: Final = tuple(range(8, 28))
-#: Parts of the paper's noise, and parts of BatchNorm with and without the noise.
-NOISES: Final = tuple(f"reproduction.noises:{name}" for name in ("Shift", "UnitShift", "SampleShift", "Scale"))
-HELPS: Final = ("batch", "noisy-batch", "reproduction.noises:Centre", "reproduction.noises:noisy_centre", "scale",
-                "reproduction.noises:noisy_scale")  # fmt: skip
+#: The networks of the experiments on noise, by norm: parts of the noise without BatchNorm, and parts of BatchNorm.
+NETWORKS: Final = {
+    "none": "plain",
+    "noisy-none": "plain, with the noise",
+    "reproduction.noises:Shift": "plain, shift only",
+    "reproduction.noises:UnitShift": "plain, shift shared by the samples only",
+    "reproduction.noises:SampleShift": "plain, shift of each sample only",
+    "reproduction.noises:Scale": "plain, scale only",
+    "batch": "BatchNorm",
+    "noisy-batch": "BatchNorm, with the noise",
+    "reproduction.noises:Centre": "centre only",
+    "reproduction.noises:noisy_centre": "centre only, with the noise",
+    "scale": "division only",
+    "reproduction.noises:noisy_scale": "division only, with the noise",
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ def _images(seeds: tuple[int, ...], every: int, measure: tuple[str, ...], **sett
 def _noise(**settings: Any) -> list[Plan]:
     """Which part of the noise stops the plain network, and whether it stops a shallower one."""
     short = {**settings, "steps": 1000, "eval_every": 100}
-    parts = Grid(("none", "noisy-none", *NOISES, *HELPS), (0.1,), FIVE[:3], short)
+    parts = Grid((*NETWORKS,), (0.1,), FIVE[:3], short)
     shallow = Grid(("none", "noisy-none"), (0.1,), FIVE[:3], {**short, "depth": 11})
     return [Plan("vgg-noise", "parts of the noise, and parts of BatchNorm against it", (parts,)),
             Plan("vgg-noise-11", "the noise without BatchNorm, in VGG-11", (shallow,))]  # fmt: skip

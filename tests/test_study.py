@@ -11,9 +11,12 @@ from pathlib import Path
 import own_code
 import pytest
 from helpers import DLN, ENVIRONMENT, files
+from interrupted import Stop, stopping_at
 
 import bnsmooth_cli as bns
+from bnsmooth_cli.measures.measuring import measure
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.journal import journal_path
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.studies import progress
 from bnsmooth_cli.studies import run as execution
@@ -43,6 +46,42 @@ class Recorded(bns.StudyProgress):
 
     def failed(self, run, reason):
         self.calls.append(("failed", run))
+
+
+def test_a_finished_study_removes_what_a_command_left_that_was_killed_at_its_end(cli, tmp_path):
+    assert cli(f"{GRID} -o study")[0] == 0
+    before = files(tmp_path / "study")
+    run = bns.Study("study").runs()[0]
+    table = run.path / "smoothness.parquet"
+    table.rename(tmp_path / "table")
+    with pytest.raises(Stop):  # before its last point
+        measure("smoothness", [run.source()], progress=stopping_at(2))
+    (tmp_path / "table").rename(table)
+    left = tmp_path / "study/.progress/of-a-killed-command/run.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("[]")
+    assert cli(f"{GRID} -o study --dry-run")[0] == 0
+    assert journal_path(table).exists()
+    assert left.exists()
+    for _ in range(2):  # the journal is a run's work, the progress is not
+        assert cli(f"{GRID} -o study")[0] == 0
+        assert not journal_path(table).exists()
+        assert not (tmp_path / "study/.progress").exists()
+        left.parent.mkdir(parents=True)
+        left.write_text("[]")
+    shutil.rmtree(tmp_path / "study/.progress")
+    assert files(tmp_path / "study") == before
+
+
+def test_a_study_keeps_the_points_that_another_command_has_yet_to_finish(cli, tmp_path):
+    assert cli(f"{GRID} -o study")[0] == 0
+    run = bns.Study("study").runs()[0]
+    table = run.path / "smoothness.parquet"
+    with pytest.raises(Stop):
+        measure("smoothness", [run.source()], every=1, progress=stopping_at(5))
+    points = journal_path(table).read_bytes()
+    assert cli(f"{GRID} -o study")[0] == 0
+    assert journal_path(table).read_bytes() == points
 
 
 def test_a_study_measures_along_random_directions(cli, tmp_path):

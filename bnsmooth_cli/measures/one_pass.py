@@ -159,13 +159,19 @@ def _requests(source: CheckpointSource, wanted: Wanted, steps: list[int], device
 
 
 def measured(kind: str, source: CheckpointSource, wanted: Wanted) -> bool:
-    """Whether a table of a run that has ended is there.
+    """Whether a table of a run that has ended is there, and no journal of points that are all in it.
+
+    Such a journal is of a command that was killed at its end.
 
     Raises:
-        InputError: If it is of other options.
+        InputError: If the table is of other options.
     """
     (request,) = _requests(source, replace(wanted, kinds=(kind,)), _passed(source, wanted), "auto")
-    return request.answered()
+    if not request.answered():
+        return False
+    journal = journal_path(request.path)
+    there = steps_in(request.read() or {}, source.name) | {source.diverged_at}
+    return not journal.exists() or not there.issuperset(step for name, step in Journal.keys(journal))
 
 
 def lacking(kind: str, source: CheckpointSource, wanted: Wanted, steps: list[int]) -> list[int]:

@@ -84,12 +84,16 @@ def withdraw(folder: Path) -> set[str]:
     """Remove the folder of `reports`. Runs that have not begun will end at once, and the others after their present
     step or point. Returns the names of the others."""
     begun = {path.stem for path in folder.glob("*.json")}
-    study = folder.parents[1]
+    clear(folder.parents[1])
+    return begun
+
+
+def clear(study: Path) -> None:
+    """Remove what the `reports` of a study have left, also those of commands that were killed."""
     with suppress(FileNotFoundError):  # renamed, so that no run can write there from now on
-        folder.parent.rename(study / f".stopped-{uuid.uuid4().hex}")
+        (study / ".progress").rename(study / f".stopped-{uuid.uuid4().hex}")
     for stopped in study.glob(".stopped-*"):
         shutil.rmtree(stopped, ignore_errors=True) if stopped.is_dir() else stopped.unlink()
-    return begun
 
 
 class Reporter:

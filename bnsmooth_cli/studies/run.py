@@ -21,7 +21,7 @@ from bnsmooth_cli.studies.executors import Retired
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, read_grid
 from bnsmooth_cli.studies.outcome import conclude
-from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, reports, withdraw
+from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, clear, reports, withdraw
 from bnsmooth_cli.studies.work import Task, remaining, work
 from bnsmooth_cli.user_code import name_of
 
@@ -218,6 +218,8 @@ def run(
                 if stopping.told():
                     others = "" if finished == len(planned.runs) else " and the others are kept"
                     stopping.stop(f"{finished} of {len(planned.runs)} runs of {study.path} are finished{others}")
+        else:
+            clear(study.path)
         runs, refused = study.inspect(skip=failed)
         for name, reason in refused.items():
             progress.failed(name, reason)

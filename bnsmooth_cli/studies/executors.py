@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -274,7 +275,8 @@ def dask(address: str, jobs: int | None, message: Callable[[str], None]) -> Iter
         # One thread per worker, so that each run has its own process. The processes are started by a thread that
         # starts here, and inherit what is blocked.
         _start_tracker()
-        with _signals_blocked():
+        with _signals_blocked(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Port .* is already in use")  # by another study; any port will do
             cluster = distributed.LocalCluster(
                 n_workers=jobs or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0,
                 silence_logs=logging.CRITICAL,

@@ -50,7 +50,7 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
                 if _changed(path) != before:  # finding everything finished does not count as the study's time
                     add_time(work, study.name, time.time() - begun)
             status = max(status, int(failed))
-    for name, of_study in probed({study.name: runs for study in studies if (runs := finished(work / study.name))}):
+    for name, of_study in probed(finished(studies, work)):
         saturation.probe(of_study, work / f"{name}.parquet")
     gather(studies, work, folder, facts)
     page.draw(folder)
@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument(
         "--only", metavar="A,B", help="these studies of the scale, and dln, which the page needs (default: all)"
     )
-    parser.add_argument("--finished", action="store_true", help="run nothing; write the page of the finished runs")
+    parser.add_argument("--finished", action="store_true", help="train nothing; write the page of the finished runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--work", type=Path, default=Path("paper"), help="the folder of the studies (default: paper)")
     parser.add_argument(

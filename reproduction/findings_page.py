@@ -70,7 +70,7 @@ class Findings:
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """The figures whose tables are there, by name."""
         needed: dict[str, tuple[Callable[[], Figure], tuple[str, ...]]] = {
-            "beta": (self._draw_beta, (*(f"saturation-{problem}" for problem in ("vgg", "dln")),)),
+            "beta": (self._draw_beta, ("saturation-vgg", "saturation-dln")),
             "edge": (self._draw_edge, ("vgg.smoothness", "dln.smoothness")),
             "equal-loss": (self._draw_equal_loss, ("vgg.smoothness", "vgg.train")),
             "noise": (self._draw_noise, tuple(f"{name}.train" for name in _NOISE)),
@@ -104,7 +104,7 @@ class Findings:
     def _draw_beta(self) -> Figure:
         panels: list[Panel] = []
         for problem, study in (("vgg", FULL if FULL in self._settings else EARLY), ("dln", "dln")):
-            line = self._read(f"saturation-{problem}").query("alpha > 0")
+            line = self._read(f"saturation-{problem}")
             line = line[line["step"] > saturation.EARLY * line["step"].max()]
             points = saturation.ratios(line).groupby(["norm", "lr", "seed", "run", "alpha"])
             medians = points[["ratio"]].median().reset_index()

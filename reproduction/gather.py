@@ -54,12 +54,11 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         folder: The folder of the page.
         facts: The options of `make paper`, for the page.
     """
-    plans = [plan for plan in plans if finished(work / plan.name)]
-    studies = {plan.name: Study(work / plan.name) for plan in plans}
-    runs = {name: study.runs() for name, study in studies.items()}
+    runs = finished(plans, work)
+    plans = [plan for plan in plans if plan.name in runs]
     if "dln" not in runs:
         raise InputError(f"{work / 'dln'}: has no finished run, which the page needs")
-    available = {name: {run.config.norm for run in of_study} for name, of_study in runs.items()}
+    available = _norms(runs)
     tables: dict[str, pd.DataFrame] = {}
     for name, of_study in runs.items():
         tables |= {f"{name}.{kind}.parquet": rows for kind, rows in _evidence(of_study)}
@@ -87,23 +86,28 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
                 "runs": {run.name: _about(run) for run in runs[plan.name]},
                 "planned": len({config.name for grid in plan.grids for config in grid.configs()}),
                 "seconds": math.ceil(times.get(plan.name, 0)),
-                "settings": {k: v for k, v in studies[plan.name].read()["settings"].items() if k != "data"},
+                "settings": {k: v for k, v in Study(work / plan.name).read()["settings"].items() if k != "data"},
             }
             for plan in plans
         },
     }
     with atomic(folder / "reproduction.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
-    for name in studies:
+    for name in runs:
         for path, rows in zip(
             table_paths(folder / f"tables/{name}.parquet").values(), judged(folder, name), strict=True
         ):
             bns.save_table(rows, path)
 
 
-def finished(study: Path) -> list[Run]:
-    """The finished runs of a study; empty if it has not started."""
-    return Study(study).runs() if (study / "study.json").is_file() else []
+def finished(plans: Sequence[Plan], work: Path) -> dict[str, Sequence[Run]]:
+    """The finished runs of the studies in `work` that have any, by study."""
+    begun = {plan.name: Study(work / plan.name) for plan in plans if (work / plan.name / "study.json").is_file()}
+    return {name: runs for name, study in begun.items() if (runs := study.runs())}
+
+
+def _norms(runs: Mapping[str, Sequence[Run]]) -> dict[str, set[str]]:
+    return {name: {run.config.norm for run in of_study} for name, of_study in runs.items()}
 
 
 def judged(folder: Path, study: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -193,7 +197,7 @@ def _spaced(steps: pd.Series[int], most: int) -> list[int]:
 
 def probed(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Sequence[Run]]]:
     """The tables of the experiment on beta, and the runs that each is measured on."""
-    available = {name: {run.config.norm for run in of_study} for name, of_study in runs.items()}
+    available = _norms(runs)
     for problem in ("vgg", "dln"):
         if (study := source(problem, PLAIN, available)) is not None:  # --only leaves out studies
             yield f"saturation-{problem}", runs[study]
@@ -230,11 +234,11 @@ def _fewer(picture: Picture, run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     if picture.figure == "moments":  # which are small; it draws every step
         return rows.assign(quantiles=None)
     if kind == "train" and run.config.eval_every is not None:
-        return _averaged(rows, run.config.eval_every)
+        return averaged(rows, run.config.eval_every)
     return rows[rows["step"].isin(_spaced(rows["step"], _STEPS[kind]))] if kind in _STEPS else rows
 
 
-def _averaged(rows: pd.DataFrame, eval_every: int) -> pd.DataFrame:
+def averaged(rows: pd.DataFrame, eval_every: int) -> pd.DataFrame:
     """Thin a train table to every n-th step and the evaluations; accuracies become means of the last n steps.
 
     The figure's running mean is then that of all rows.

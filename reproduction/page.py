@@ -317,12 +317,10 @@ def _norm(norm: str, metrics: pd.DataFrame) -> str:
 
 def _cell(metric: str, row: Mapping[str, Any] | pd.Series[Any]) -> str:
     """A median with its interval, if it has one; accuracies in percent."""
-    percent, never = metric.endswith("test_accuracy"), "never" if metric.startswith("steps") else "inf"
+    of_finite = markdown.percent if metric.endswith("test_accuracy") else number
 
     def text(value: float) -> str:
-        if value == float("inf"):
-            return never
-        return f"{100 * value:.1f}%" if percent else number(value)
+        return "never" if metric.startswith("steps") and value == math.inf else of_finite(value)
 
     middle, low, high = (text(float(row[name])) for name in ("median", "low", "high"))
     return middle if math.isnan(row["low"]) else f"{middle} [{low}, {high}]"

@@ -116,11 +116,11 @@ def _fresh() -> Plan:
     return Plan("dln-fresh", "the deep linear network at both learning rates, with twenty other seeds", (grid,))
 
 
-def _images(seeds: tuple[int, ...], every: int, measure: tuple[str, ...], **settings: Any) -> Plan:
+def _images(seeds: tuple[int, ...], every: int, **settings: Any) -> Plan:
     """The two networks of figures 1 and 3 at their learning rates, and the others at 0.1."""
     others = (*LP[2:], *_NOISY)
     by_lr = ((PLAIN, (0.1,)), (PLAIN, (0.5, 0.01)), (others, (0.1,)))
-    grids = tuple(Grid(norms, lrs, seeds, settings, measure, every=every, probe=True) for norms, lrs in by_lr)
+    grids = tuple(Grid(norms, lrs, seeds, settings, _MEASURE, every=every, probe=True) for norms, lrs in by_lr)
     return Plan("vgg", "every norm; the two of figures 1 and 3 at their other learning rates as well", grids)
 
 
@@ -161,7 +161,7 @@ _EARLY: Final = Plan("vgg-early", "every norm, the first steps", (
 SCALES: Final[dict[str, list[Plan]]] = {
     "quick": [
         _linear((0,), "quick", at=_LINEAR["quick"]),
-        _images((0,), 50, _MEASURE, preset="quick", depth=16),
+        _images((0,), 50, preset="quick", depth=16),
         _augmented((0,), preset="quick", depth=16),
     ],
     "quarter": [
@@ -170,7 +170,7 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _fresh(),
         *_noise(**_QUARTER),
         _EARLY,
-        _images(FIVE, 100, _MEASURE, **_QUARTER),
+        _images(FIVE, 100, **_QUARTER),
         _augmented(FIVE[:3], **_QUARTER),
         _wide(**_CIFAR),
     ],
@@ -179,7 +179,7 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _slow(),
         _fresh(),
         *_noise(**_CIFAR),
-        _images(FIVE, 100, _MEASURE, **_CIFAR),
+        _images(FIVE, 100, **_CIFAR),
         _augmented(FIVE, **_CIFAR),
     ],
 }

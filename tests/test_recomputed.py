@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audit import CLAIMS, Page, interval, median, sections
+from audit import Page, sections
+from audited_claims import CLAIMS, interval, median
 
 import bnsmooth_cli as bns
 

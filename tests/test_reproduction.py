@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -31,7 +32,7 @@ from bnsmooth_cli.studies.grid import read_grid
 from reproduction import page, saturation
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
-from reproduction.gather import floors, gather, probed
+from reproduction.gather import averaged, floors, gather, probed
 from reproduction.scales import EIGHT, FIVE, LP, NORMS, PLAIN, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
@@ -503,6 +504,22 @@ def test_the_page_of_differences_quotes_the_tables():
     assert {norm: saturation.verdict(medians) for norm, medians in found.items()} == {
         "batch": "saturated", "none": "not decided"}  # fmt: skip
     assert all(medians["sharpness"] > 2 * 2 for medians in found.values())
+
+
+@pytest.mark.parametrize(
+    ("steps", "eval_every", "every"), [(15_000, 500, 20), (5500, 1000, 8), (300, 100, 1), (96, 97, 1)]
+)
+def test_a_thinned_training_curve_keeps_the_evaluations_and_the_means(steps, eval_every, every):
+    rows = pd.DataFrame({"step": range(steps + 1)})
+    rows["accuracy"] = np.random.default_rng(0).random(steps + 1)
+    rows["test_accuracy"] = np.where((rows["step"] % eval_every == 0) | (rows["step"] == steps), 0.5, np.nan)
+    found = averaged(rows, eval_every).set_index("step")
+    tested = set(rows["step"][rows["test_accuracy"].notna()])
+    assert set(found.index) == tested | set(range(0, steps + 1, every))
+    for step in found.index[1:]:
+        assert found.loc[step, "accuracy"] == pytest.approx(
+            rows["accuracy"][max(0, step - every + 1) : step + 1].mean()
+        )
 
 
 def test_sections_name_pictures_once():

@@ -248,8 +248,8 @@ SECTIONS: Final = (
     Section(
         "Section 3.2: random directions",
         "The paper's text: The loss behaves in a similar way along other, random directions.",
-        (Picture("random", "landscape-random", EARLY, PLAIN),),
-        (Numbers(EARLY, PLAIN, _RANDOM), Numbers("dln", PLAIN, _RANDOM)),
+        (Picture("random", "landscape-random", FULL, PLAIN),),
+        (Numbers(FULL, PLAIN, _RANDOM), Numbers("dln", PLAIN, _RANDOM)),
         (15,),
     ),
     Section(

@@ -14,11 +14,12 @@ from torch import nn
 from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.measures.measuring import execute, pending
 from bnsmooth_cli.measures.recording import Progress, Report, Together, recording
-from bnsmooth_cli.measures.request import Request, measurement, steps_in
+from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.measures.wanted import NOTHING, Wanted
 from bnsmooth_cli.points.reaching import point_of, reachable
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.custom import Builder
+from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.runs import CheckpointSource, Run
 from bnsmooth_cli.training import run as training
@@ -170,7 +171,7 @@ def measured(kind: str, source: CheckpointSource, wanted: Wanted) -> bool:
     if not request.answered():
         return False
     journal = journal_path(request.path)
-    there = steps_in(request.read() or {}, source.name) | {source.diverged_at}
+    there = tables.steps_in(request.read() or {}, source.name) | {source.diverged_at}
     return not journal.exists() or not there.issuperset(step for name, step in Journal.keys(journal))
 
 
@@ -184,7 +185,7 @@ def lacking(kind: str, source: CheckpointSource, wanted: Wanted, steps: list[int
     written = request.read()
     there = {step for name, step in Journal.keys(journal_path(request.path)) if name == source.name}
     if written is not None and not request.lacks_additions(written):
-        there |= steps_in(written, source.name)
+        there |= tables.steps_in(written, source.name)
     return [step for step in steps if step not in there]
 
 

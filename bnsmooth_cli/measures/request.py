@@ -135,7 +135,7 @@ class Request:
         written = self.read()
         if written is None or self.lacks_additions(written) or tables.lacking(self.path):
             return False
-        return all({*steps} <= steps_in(written, run) for run, steps in self.steps.items())
+        return all({*steps} <= tables.steps_in(written, run) for run, steps in self.steps.items())
 
 
 def _same_trajectories(written: object, sources: Sequence[CheckpointSource]) -> bool:
@@ -146,13 +146,6 @@ def _same_trajectories(written: object, sources: Sequence[CheckpointSource]) -> 
         return not any(from_dict(written[s.name], "").differences(s.config) for s in sources)
     except InputError:  # of another version
         return False
-
-
-def steps_in(written: Mapping[str, Any], run: str) -> set[int]:
-    """The measured steps of a run, given the provenance that is written with them."""
-    steps = written.get("steps")
-    of_run = steps.get(run) if isinstance(steps, dict) else None
-    return {step for step in of_run if isinstance(step, int)} if isinstance(of_run, list) else set()
 
 
 def _bare(definition: Measurement, options: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -150,6 +150,13 @@ def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
     """What a table records about itself, without reading its rows. Raises InputError as `read_table` does."""
     with _opened(path) as file:
         return _provenance(path, file, kind)
+
+
+def steps_in(written: Mapping[str, Any], run: str) -> set[int]:
+    """The measured steps of a run, given the provenance that is written with them."""
+    steps = written.get("steps")
+    of_run = steps.get(run) if isinstance(steps, dict) else None
+    return {step for step in of_run if isinstance(step, int)} if isinstance(of_run, list) else set()
 
 
 def lacking(path: Path) -> list[str]:

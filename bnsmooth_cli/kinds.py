@@ -324,7 +324,7 @@ KINDS: Final = (
         measurement="ics:MEASUREMENT", figures=(Drawing("shift", "ics:panels", draws="3"),), studied=True,
         tensorboard=True,
         section=Section("Internal covariate shift", "How much a layer's gradient changes when the layers before it "
-                        "are updated. A distance of 0 and a cosine of 1 mean no shift.", ("ics", "cosine"), (4,))),
+                        "are updated. A distance of 0 and a cosine of 1 mean no shift.", ("ics", "cosine"), (4, 16))),
     Kind("activations", "activations", "a unit at a measured step", {
             **_STEP, **_UNIT,
             "values": Column("int64", "m: the number of values of the unit (samples times positions)", added=True),

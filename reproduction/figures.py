@@ -160,6 +160,7 @@ SECTIONS: Final = (
         (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, layers=(9, 17), beside="figure-13-slow", paper="3b"),
          Picture("figure-13-slow", "train", "dln-slow", LP)),
         (Numbers("dln-slow", PLAIN, _SHIFT), Numbers("dln-slow", LP, {**_LINE, **_LOSS})),
+        (16,),
     ),
     Section(
         "Figure 4: the landscape along the gradient",

@@ -506,11 +506,6 @@ CLAIMS: dict[int, tuple[str, list[Part]]] = {
         ratio("distance of the layers' gradients", "ics", "batch", "none", "> 0.8"),
         Part("cosine of the layers' gradients, batch less none", "< 0.1", PLAIN, "ics",
              lambda case: over_run((both := case.pairs("cosine", "batch", "none"))["step"], both["a"] - both["b"])),
-        Part("cosine of the layers' gradients, averaged over the run, none", "> 0.99", ("none",), "ics",
-             lambda case: mean_over_run((rows := case.runs["none"].metric("cosine"))["step"], rows["value"]),
-             lrs=(1e-7,)),
-        Part("size of the cosine of the layers' gradients, batch", "< 0.3", ("batch",), "ics",
-             lambda case: case.runs["batch"].metrics["cosine_size"], lrs=(1e-7,)),
         ratio("the distance relative to the gradient", "relative_ics", "batch", "none")]),
     5: ("The loss varies less along the gradient with BatchNorm, most of all early", [
         ratio("range of the loss on the line", "loss_range", "batch", "none", "< 0.95"),
@@ -574,6 +569,12 @@ CLAIMS: dict[int, tuple[str, list[Part]]] = {
         ratio("range of the loss along a random direction", "random_loss_range", "batch", "none", "< 0.95"),
         ratio("largest change of the gradient along a random direction", "random_predictiveness", "batch", "none",
               "< 0.95")]),
+    16: ("The plain linear network has almost no internal covariate shift at 1e-7", [
+        Part("cosine of the layers' gradients, averaged over the run, none", "> 0.99", ("none",), "ics",
+             lambda case: mean_over_run((rows := case.runs["none"].metric("cosine"))["step"], rows["value"]),
+             lrs=(1e-7,)),
+        Part("size of the cosine of the layers' gradients, batch", "< 0.3", ("batch",), "ics",
+             lambda case: case.runs["batch"].metrics["cosine_size"], lrs=(1e-7,))]),
 }  # fmt: skip
 #: A rule's bound where it is shown rounded.
 EXACT = {0.0316: 10**-1.5, 0.556: 1 / 1.8}
@@ -621,7 +622,7 @@ def judged(number: int, study: Study) -> tuple[str, float, list[dict[str, Any]]]
         found = [row for lr, cases in study.cases.items() if (row := _row(number, part, lr, cases, needs))]
         if part.exists:
             _exists([row for row in found if len(row["values"])], study.problem)
-        nowhere = not found and not part.lrs
+        nowhere = not found and any(at(part, study.problem, lr) for lr in study.cases)
         if nowhere or (part.exists and not any(row["decides"] for row in found)):
             found.append(not_measured(part))
         rows += found
@@ -633,7 +634,7 @@ def judged(number: int, study: Study) -> tuple[str, float, list[dict[str, Any]]]
         if row["against"] <= LEVEL and row["verdict"] == "inconclusive" and (row["decides"] or not row["part"].exists):
             row["verdict"] = "not reproduced"
     verdicts = {row["verdict"] for row in rows if row["decides"] or row["verdict"] == "not applicable"}
-    if not rows:  # a claim about other problems
+    if not rows:  # a claim about other problems or learning rates
         verdicts.add("not applicable")
     strength = math.prod(power(len(row["values"])) for row in counted) if counted else math.nan
     return next((verdict for verdict in ORDER if verdict in verdicts), "inconclusive"), strength, rows
@@ -682,7 +683,7 @@ def applies(number: int, cases: list[Case]) -> bool:
     """
     if number == 2 or 10 <= number <= 14:
         return True
-    together = number in (4, 5, 6, 7, 15)
+    together = number in (4, 5, 6, 7, 15, 16)
     able = [any(not case.margin(norm, together) <= 0 for case in cases) for norm in PLAIN]
     return all(able) if together else any(able)
 

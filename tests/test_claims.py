@@ -59,6 +59,7 @@ from bnsmooth_cli.studies.verdicts import (
     REPRODUCED,
     VERIFIED,
     VIOLATED,
+    headline,
 )
 
 # Verdicts on whole worlds.
@@ -72,7 +73,8 @@ def test_where_the_paper_is_right_every_claim_is_reproduced_or_its_identity_veri
     runs += grid(problem, RIGHT, 6, ("batch",), (far,), kinds=())
     found = verdicts_of(judge(runs))
     expected = dict.fromkeys(range(1, 16), REPRODUCED) | dict.fromkeys((12, 13, 14), VERIFIED)
-    assert found == expected | (dict.fromkeys((3, 9), NOT_APPLICABLE) if problem == "dln" else {})  # they are about VGG
+    elsewhere = (3, 9, 16) if problem == "dln" else (16,)  # about VGG, and about the linear network at 1e-7
+    assert found == expected | dict.fromkeys(elsewhere, NOT_APPLICABLE)
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
@@ -84,15 +86,14 @@ def test_where_the_paper_is_wrong_every_claim_is_refuted(problem):
     expected = dict.fromkeys(found, NOT_REPRODUCED) | dict.fromkeys(range(10, 15), VIOLATED)
     if problem == "dln":  # the paper shows no learning rate at which none fails; claims 3 and 9 are about VGG
         expected |= {2: NOT_MEASURED, 3: NOT_APPLICABLE, 9: NOT_APPLICABLE}
-    assert found == expected
+    assert found == expected | {16: NOT_APPLICABLE}
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 4])
 def test_few_seeds_verify_identities_and_make_no_other_verdict(seeds):
     found = verdicts_of(judge(grid("vgg", RIGHT, seeds)))
-    assert found == dict.fromkeys(range(1, 16), INCONCLUSIVE) | {2: NOT_MEASURED} | dict.fromkeys(
-        (12, 13, 14), VERIFIED
-    )
+    expected = dict.fromkeys(range(1, 16), INCONCLUSIVE) | dict.fromkeys((12, 13, 14), VERIFIED)
+    assert found == expected | {2: NOT_MEASURED, 16: NOT_APPLICABLE}
 
 
 def test_the_tables_of_run_folders_get_the_same_verdicts(tmp_path):
@@ -438,7 +439,7 @@ def test_layers_of_opposite_cosines_are_not_uncorrelated():
     opposite = {"none": PLAIN | {"cosine": 1.0},
                 "batch": PLAIN | {"cosine": lambda step, layer: np.where(layer % 2 == 0, 0.95, -0.95)}}  # fmt: skip
     rows = judge(grid("dln", opposite, 5, ("none", "batch"), (1e-7,), kinds=("ics",)))
-    assert part_of(rows, 4, "size of the cosine", 1e-7)["part_verdict"] == NOT_REPRODUCED
+    assert part_of(rows, 16, "size of the cosine", 1e-7)["part_verdict"] == NOT_REPRODUCED
 
 
 # Windows.
@@ -589,7 +590,7 @@ def shown_parts():
 
 def test_the_papers_figures_obey_each_rule_that_decides_and_part_from_each_that_does_not():
     shown = list(shown_parts())
-    assert {number for _, _, number, _, _ in shown} == {1, 2, 3, 4, 5, 6, 7, 8}
+    assert {number for _, _, number, _, _ in shown} == {1, 2, 3, 4, 5, 6, 7, 8, 16}
     for problem, lr, number, part, value in shown:
         side, bound = part.rule
         obeys = value > bound if side == ">" else value < bound
@@ -874,8 +875,27 @@ def test_noise_is_not_to_blame_where_none_does_not_train_without_it():
 
 def test_gradients_that_are_aligned_in_most_layers_are_not_aligned_for_the_whole_run():
     half = {"none": PLAIN | {"cosine": lambda step, layer: np.where((layer == 2) | (step < 300), 1.0, 0.0)}}
-    rows = judge(grid("dln", half | {"batch": PLAIN}, 8, ("none", "batch"), (1e-7,), kinds=("ics",)), 4)
-    assert part_of(rows, 4, "averaged over the run, none")["part_verdict"] == NOT_REPRODUCED
+    rows = judge(grid("dln", half | {"batch": PLAIN}, 8, ("none", "batch"), (1e-7,), kinds=("ics",)), 4, 16)
+    assert part_of(rows, 16, "averaged over the run, none")["part_verdict"] == verdicts_of(rows)[16] == NOT_REPRODUCED
+    assert verdicts_of(rows)[4] != NOT_REPRODUCED  # its sentence compares two networks, and says nothing of one
+
+
+def test_a_claim_about_one_learning_rate_says_whether_it_is_measured_there():
+    assert verdicts_of(judge(grid("dln", RIGHT, 5, ("none", "batch"), (1e-7,), kinds=("ics",)), 16))[16] == REPRODUCED
+    assert verdicts_of(judge(grid("dln", RIGHT, 5, ("batch",), (1e-7,), kinds=("ics",)), 16))[16] == NOT_MEASURED
+    assert (
+        verdicts_of(judge(grid("dln", RIGHT, 5, ("none", "batch"), (1e-6,), kinds=("ics",)), 16))[16] == NOT_APPLICABLE
+    )
+
+
+def test_a_headline_says_what_the_parts_say():
+    rows = judge(grid("vgg", WRONG, 8, ("none", "batch"), kinds=("ics",)), 1, 2, 4)
+    said = {number: headline(rows[rows["claim"] == number]) for number in (1, 2, 4)}
+    assert said == {1: "not reproduced", 2: "not measured", 4: "not reproduced: all 2 parts"}
+    half = {"none": PLAIN, "batch": PLAIN | {"ics": 2.0, "cosine": 0.9}}
+    assert headline(judge(grid("vgg", half, 8, ("none", "batch"), kinds=("ics",)), 4)) == (
+        "not reproduced: 1 of 2 parts reproduced, 1 not reproduced"
+    )
 
 
 def test_an_identity_without_a_single_case_is_not_verified_by_others():

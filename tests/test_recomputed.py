@@ -12,6 +12,7 @@ from audit import Page, sections
 from audited_claims import CLAIMS, interval, median
 
 import bnsmooth_cli as bns
+from bnsmooth_cli.studies.verdicts import ELSEWHERE
 
 PUBLISHED = Path(__file__).parents[1] / "docs/reproduction"
 
@@ -72,7 +73,7 @@ def test_the_tables_of_claims_are_the_audited_ones(page):
     for name, claims in page.verdicts.items():
         rows = bns.read_table(page.folder / f"tables/{name}.claims.parquet").to_dict("records")
         audited = [(number, *claims[number][:2], row) for number in CLAIMS for row in claims[number][2]]
-        rows = [row for row in rows if row["part"] != "(about other problems)"]
+        rows = [row for row in rows if row["part"] != ELSEWHERE]
         assert len(rows) == len(audited), name
         for row, (number, verdict, strength, wanted) in zip(rows, audited, strict=True):
             about = f"{name}, claim {number}: {row['part']}"

@@ -42,6 +42,12 @@ HISTORY: Final = (
     Edition("2026-11-26", "d34a2f284737f9c8", "Claim 15 rests on the table `landscape-random`, which costs a fraction "
             "of `smoothness-random`. Both probe the same line, so that the statistics agree up to rounding. Known by "
             "then: the published verdict of claim 15 on the linear network (5 seeds)."),
+    Edition("2026-11-26", "1ba74122200de8a7", "Claim 4 keeps the parts that its sentence is about, which compare two "
+            "networks. Its other two parts are about the size of one network's cosine at 1e-7, and are claim 16, with "
+            "the rules that they had. Such a part could make claim 4 *not reproduced* while both comparisons were "
+            "inconclusive. Claim 4 is now corrected for fewer parts, so that it is refuted by fewer seeds, and takes "
+            "fewer parts to be reproduced. Known by then: the published verdicts of all claims on the linear network "
+            "(8 and 20 seeds) and on VGG (1 seed). None of them changes."),
 )  # fmt: skip
 
 _RULES: Final = """\
@@ -69,8 +75,8 @@ _RULES: Final = """\
   be anything. A comparison is undefined if the common steps of two runs end before {COVERED:.0%} of the run, or of the
   part of the run that it is about.
 - A learning rate at which neither the plain network nor BatchNorm trains, in any seed, is **not applicable**. Claims
-  {together} compare the losses of two networks that learn. They are not applicable either where one of the two never
-  gets that far: its loss is flat, and not smooth.
+  {together} are about the landscapes of two networks that learn. They are not applicable either where one of the
+  two never gets that far: its loss is flat, and not smooth.
 - A claim is not put together of several learning rates: every part that decides is needed at one of them at least.
 - Where a claim compares with BatchNorm's advantage, this advantage is a part of the claim: "as well as BatchNorm" means
   nothing where BatchNorm is no better than the plain network.

@@ -24,6 +24,8 @@ NOT_APPLICABLE: Final = "not applicable"
 VERIFIED: Final = "identity verified"
 VIOLATED: Final = "identity violated"
 REPORTED: Final = "reported"
+#: The only part of a claim that is about none of the problem's learning rates.
+ELSEWHERE: Final = "(about other problems or learning rates)"
 
 _OTHER_SIDE: Final = {"<": ">", ">": "<"}
 #: A claim has the first of these verdicts that a part of it has.
@@ -57,6 +59,25 @@ def claims(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns))
 
 
+def headline(parts: pd.DataFrame) -> str:
+    """The verdict on a claim with what its parts say, so that it is plain what the verdict rests on.
+
+    >>> headline(pd.DataFrame({"verdict": "inconclusive", "part_verdict": ["inconclusive", "reproduced", "reported"],
+    ...                        "decides": [True, True, False]}))
+    'inconclusive: 1 of 2 parts reproduced, 1 inconclusive'
+    """
+    verdict = str(parts["verdict"].iloc[0])
+    deciding = parts["part_verdict"][parts["decides"].eq(True)]
+    if len(deciding) < 2:
+        return verdict
+    if deciding.nunique() == 1:
+        return f"{verdict}: all {len(deciding)} parts"
+    counts = [f"{number} {word}" for word in reversed(_ORDER) if (number := int(deciding.eq(word).sum()))]
+    first, *others = [count.replace(" ", f" of {len(deciding)} parts ", 1) if i == 0 else count
+                      for i, count in enumerate(counts)]  # fmt: skip
+    return f"{verdict}: {', '.join([first, *others])}"
+
+
 def deciding(parts: pd.DataFrame) -> pd.Series[Any]:
     """The row of a claim that its verdict rests on: the first part with that verdict."""
     agreeing = parts[(parts["part_verdict"] == parts["verdict"]) & parts["decides"].eq(True)]
@@ -68,8 +89,8 @@ def _judge(claim: Claim, parts: Sequence[Part], grouped: dict[float, list[Case]]
     rows: list[dict[str, Any]] = []
     for part in parts:
         rows += _rows(claim, part, grouped, problem)
-    if not parts:
-        rows = [{"part": "(about other problems)", "rule": REPORTED, "judged": REPORTED, "seeds": 0, "decides": False,
+    if not rows:
+        rows = [{"part": ELSEWHERE, "rule": REPORTED, "judged": REPORTED, "seeds": 0, "decides": False,
                  "part_verdict": NOT_APPLICABLE, "p_against": None, "values": [], "command": None}]  # fmt: skip
     rows += _lacking([part for part in parts if part.rule is not None and part.judged != EXISTS], rows, list(grouped))
     tested = [row for row in rows if row["decides"] and row["p_against"] is not None]
@@ -108,7 +129,7 @@ def _rows(claim: Claim, part: Part, grouped: dict[float, list[Case]], problem: s
     if part.judged == EXISTS and not _exists(rows, problem):
         unmeasured["command"]["lrs"] = [_SHOWN_TO_FAIL.get(problem, float(f"{10 * max(grouped):.6g}"))]
         return [*rows, unmeasured]
-    return rows or [unmeasured] * (not part.lrs)
+    return rows or [unmeasured] * any(map(part.at, grouped))
 
 
 def _unmeasured(part: Part) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bnsmooth_cli import stopping
+from bnsmooth_cli.bars import Bar
+from bnsmooth_cli.bars import wanted as shown
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.recording import Progress, Recording, Report, Together, recording
 from bnsmooth_cli.measures.request import Request, measurement
@@ -171,14 +173,20 @@ def measure(
     output: Path | None = None,
     *,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **planned: Any,
 ) -> list[Path]:
     """Plan and measure the sources in one call (see `plan` and `execute`), and return the paths of the tables.
 
-    A table that already answers its request is kept; with `force` it is measured again. `planned` are further arguments
-    of `plan`.
+    A table that already answers its request is kept; with `force` it is measured again. `progress` may also be whether
+    a progress bar is shown; by default, in a terminal and in a notebook. `planned` are further arguments of `plan`.
     """
     requests = plan(kind, sources, output, **planned)
-    execute(pending(requests, force), force=force, progress=progress)
+    left = pending(requests, force)
+    if callable(progress) or not shown(progress):
+        execute(left, force=force, progress=progress if callable(progress) else None)
+    else:
+        with Bar(kind, "points") as bar:
+            execute(left, force=force, progress=lambda run, step, done, total: bar(done, total, f"{run} step {step}"))
+            bar.end()
     return [request.path for request in requests]

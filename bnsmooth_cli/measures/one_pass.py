@@ -11,6 +11,8 @@ from typing import Any, SupportsIndex
 
 from torch import nn
 
+from bnsmooth_cli.bars import Bar
+from bnsmooth_cli.bars import wanted as shown
 from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.measures.measuring import execute, pending
 from bnsmooth_cli.measures.recording import Progress, Report, Together, recording
@@ -41,7 +43,7 @@ def train(
     device: str = "auto",
     resume: bool = True,
     force: bool = False,
-    progress: training.Progress | None = None,
+    progress: training.Progress | bool | None = None,
     **settings: Any,
 ) -> Run:
     """Train a run to its end, or resume it from its last checkpoint. A finished run is returned as it is.
@@ -63,7 +65,8 @@ def train(
         device: "auto", "cpu", "cuda" or "mps".
         resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
         force: Whether any run in the folder is replaced.
-        progress: Called with the step and the loss, every 25 steps, at each checkpoint and at each measured step.
+        progress: Whether a progress bar is shown; by default, in a terminal and in a notebook. Or a function that is
+            called with the step and the loss, every 25 steps, at each checkpoint and at each measured step.
         **settings: Settings that override the preset's, named like the fields of `Config`, such as `lr` and `steps`.
 
     Returns:
@@ -86,7 +89,24 @@ def train(
         None if at is None else tuple(map(index, at)),
         probe,
     )
-    return train_and_measure(config, output, wanted, device=device, resume=resume, force=force, progress=progress)
+    arguments: dict[str, Any] = {"device": device, "resume": resume, "force": force}
+    if callable(progress):
+        return train_and_measure(config, output, wanted, **arguments, progress=progress)
+    if not shown(progress):
+        return train_and_measure(config, output, wanted, **arguments)
+    with Bar(f"train {config.name}") as steps, Bar(f"measure {config.name}", "points") as points:
+        run = train_and_measure(
+            config,
+            output,
+            wanted,
+            **arguments,
+            progress=lambda step, loss: steps(step, config.steps, f"loss {loss:.4g}"),
+            measuring=lambda _, step, done, total: points(done, total, f"step {step}"),
+        )
+        diverged = (run.outcome() or {}).get("diverged_at")
+        steps.end() if diverged is None else steps.end(f"diverged at step {diverged}", whole=False)
+        points.end()
+    return run
 
 
 def train_and_measure(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli import stopping
+from bnsmooth_cli.bars import Bar, wanted
 from bnsmooth_cli.errors import Remark
 
 try:
@@ -59,6 +60,58 @@ class StudyProgress:
     def message(self, text: str) -> None:
         """Information for the user, such as that a cluster has no workers yet."""
         warnings.warn(text, stacklevel=2)
+
+
+class StudyBar(StudyProgress):
+    """A progress bar for a whole study. Its note is on the run that has reported last."""
+
+    def __init__(self) -> None:
+        # One bar, because Jupyter cannot show several lines of text that change.
+        self._bar = Bar("study", "runs", "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]")
+        self._parts: dict[str, float] = {}  # how much is done of each run that was planned
+        self._ended = 0
+
+    def __enter__(self) -> StudyBar:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._bar.end(whole=kind is None)
+
+    def planned(self, runs: Sequence[str]) -> None:
+        self._parts = dict.fromkeys(runs, 0.0)
+        self._show()
+
+    def advanced(self, run: str, stage: str, done: int, total: int, note: str) -> None:
+        self._parts[run] = max(
+            self._parts.get(run, 0.0), done / max(total, 1)
+        )  # a run may be resumed, or measured next
+        self._show(f"{run}: {stage} {done}/{total}" + f", {note}" * bool(note))
+
+    def finished(self, run: str, seconds: float) -> None:
+        self._parts[run] = 1.0
+        self._ended += 1
+        self._show()
+
+    def failed(self, run: str, reason: str) -> None:
+        super().failed(run, reason)
+        if run in self._parts:
+            self.finished(run, 0.0)
+
+    def _show(self, note: str = "") -> None:
+        runs = len(self._parts)
+        self._bar(sum(self._parts.values()), runs, note, f"study: {self._ended} of {runs} runs")
+
+
+@contextmanager
+def shown(progress: StudyProgress | bool | None) -> Iterator[StudyProgress]:
+    """The callbacks that a caller has given, or those of a bar, or none (`bars.wanted`)."""
+    if isinstance(progress, StudyProgress):
+        yield progress
+    elif wanted(progress):
+        with StudyBar() as bar:
+            yield bar
+    else:
+        yield StudyProgress()
 
 
 @contextmanager

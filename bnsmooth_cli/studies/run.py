@@ -21,7 +21,7 @@ from bnsmooth_cli.studies.executors import Retired
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid, read_grid
 from bnsmooth_cli.studies.outcome import conclude
-from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, clear, reports, withdraw
+from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, clear, reports, shown, withdraw
 from bnsmooth_cli.studies.work import Task, remaining, work
 from bnsmooth_cli.user_code import name_of
 
@@ -83,7 +83,7 @@ def study(
     force: bool = False,
     target_loss: float | None = None,
     target_accuracy: float | None = None,
-    progress: StudyProgress | None = None,
+    progress: StudyProgress | bool | None = None,
     **settings: Any,
 ) -> Study:
     """Train and measure a grid of runs, compare them, and judge the paper's claims, like `bnsmooth compare`.
@@ -110,7 +110,7 @@ def study(
         force: Replace existing measurements. Runs are never trained again.
         target_loss: Count the steps to this training loss; by default the last one of the run without a norm.
         target_accuracy: Count the steps to this test accuracy; by default the last one of the run without a norm.
-        progress: Callbacks for the progress.
+        progress: Whether a progress bar is shown; by default, in a terminal and in a notebook. Or callbacks.
         **settings: The preset and other settings of `bns.train`, shared by all runs.
 
     Returns:
@@ -139,7 +139,8 @@ def study(
                "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
     grid = read_grid({name: value for name, value in options.items() if value is not None})
     planned = plan(grid, Path(output), jobs=jobs, dask=dask, device=device, force=force)
-    return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=progress)
+    with shown(progress) as callbacks:
+        return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=callbacks)
 
 
 def plan(

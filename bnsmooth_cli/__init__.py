@@ -9,6 +9,7 @@ bns.landscape(point), bns.smoothness(point), bns.ics(point)     # each returns a
 bns.activations(point), bns.theory(point), bns.surface(point), bns.smoothness_by_layer(point)
 bns.plot(bns.read_table(run.train_path))        # a matplotlib Figure; with paper="1a", over the paper's own curves
 bns.study(norms=["none", "batch"], seeds=range(5), measure=["smoothness"], problem="dln")
+bns.list_runs("runs"), bns.compare("study")     # what there is, and the comparison of runs or of a study
 bns.Point.of(model, loss, lr=0.1)               # a point of your own training loop
 """
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from bnsmooth_cli.points.reaching import load_point as load_point
     from bnsmooth_cli.points.reaching import load_weights as load_weights
     from bnsmooth_cli.problems.custom import Workload as Workload
+    from bnsmooth_cli.storage.listing import list_runs as list_runs
     from bnsmooth_cli.storage.runs import Run as Run
     from bnsmooth_cli.storage.tables import read_table as read_table
     from bnsmooth_cli.storage.tables import save_table as save_table
@@ -59,6 +61,7 @@ _HOMES: Final = {
     "compare": "studies.comparison",
     "ics": "measures.ics",
     "landscape": "measures.landscape",
+    "list_runs": "storage.listing",
     "load_point": "points.reaching",
     "load_weights": "points.reaching",
     "norms": "",

@@ -38,13 +38,14 @@ from bnsmooth_cli.networks.undisturbed import recording, uncompiled, undisturbed
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem
-from bnsmooth_cli.problems.batches import Values, mapped
+from bnsmooth_cli.problems.batches import Values, mapped, size
 from bnsmooth_cli.problems.checks import check_loss, check_parameters
 from bnsmooth_cli.problems.loop import ExternalLoop
+from bnsmooth_cli.storage.cards import Card, guarded, settings_in_words
 from bnsmooth_cli.user_code import explaining
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Point:
     r"""The network at $\theta_t$ with the batch $(x_t, y_t)$ that training uses at step t.
 
@@ -118,6 +119,29 @@ class Point:
         with undisturbed(model), prepared(point.norms, seed, step):
             check_loss(model, loss, "loss")
         return point
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        def lines() -> Card:
+            config, parameters = self.config, self.parameters.values()
+            loop = isinstance(self.problem, ExternalLoop)
+            number, first = sum(p.numel() for p in parameters), next(iter(parameters))
+            return Card("Point", name, {
+                "of": f"your own training loop, lr {config.lr:g}" if loop else
+                      f"{config.problem}, norm {config.norm}, lr {config.lr:g}, seed {config.seed}",
+                "settings": "" if loop else settings_in_words(config),
+                "network": f"{number:,} parameters, {str(first.dtype).removeprefix('torch.')} on {first.device}",
+                "batch": "" if loop else f"{size(self.inputs):,} samples",
+                "objective": str(self.objective),
+            })  # fmt: skip
+
+        name = f"{self.run}, step {self.step}"
+        return guarded("Point", name, lines)
 
     @property
     def config(self) -> Config:

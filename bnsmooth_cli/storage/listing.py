@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +67,7 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    rows = [_row(path) for path in _run_folders(folder)]
+    rows = [row_of(path) for path in _run_folders(folder)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -90,7 +90,8 @@ def _is_run(folder: Path) -> bool:
     return False
 
 
-def _row(path: Path) -> dict[str, Any]:
+def row_of(path: Path) -> dict[str, Any]:
+    """The row of the run in a folder. Columns that it lacks are null."""
     row: dict[str, Any] = {"path": unicode(str(path)), "run": unicode(path.resolve().name), "tables": {}, "kept": {}}
     row["study"] = unicode(str(path.parents[1])) if _in_study(path) else ""
     try:
@@ -133,3 +134,17 @@ def _points(run: Run) -> tuple[dict[str, int], dict[str, int]]:
             (recorded,) = provenance["runs"]  # another name than the folder's, if that was renamed
             written[name["table"]] = len(tables.steps_in(provenance, recorded))
     return written, kept
+
+
+def points_in_words(row: Mapping[str, Any]) -> str:
+    """The tables of a run, given its row.
+
+    >>> points_in_words({"tables": {"ics": 5, "theory": 1}, "kept": {"landscape": 3}})
+    'ics (5 points), theory (1 point), landscape (unfinished, 3 points so far)'
+    """
+    written = [f"{name} ({_count(points)})" for name, points in row["tables"].items()]
+    return ", ".join([*written, *(f"{name} (unfinished, {_count(n)} so far)" for name, n in row["kept"].items())])
+
+
+def _count(points: int) -> str:
+    return f"{points} point" if points == 1 else f"{points} points"

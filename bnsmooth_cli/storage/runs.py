@@ -14,6 +14,7 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.cards import Card, guarded, settings_in_words
 from bnsmooth_cli.storage.files import load_json, save_json, unicode
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
@@ -59,9 +60,9 @@ class CheckpointSource:
         return self.path / name if self.path.is_dir() else self.path.with_name(f"{self.path.stem}.{name}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
-    """A run directory and its configuration.
+    """A run directory and its configuration. At a prompt and in a notebook, it says how far it is.
 
     Attributes:
         path: The directory.
@@ -70,6 +71,28 @@ class Run:
 
     path: Path
     config: Config
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        from bnsmooth_cli.storage.listing import points_in_words, row_of
+
+        def lines() -> Card:
+            config, row = self.config, row_of(Path(self.path))
+            ended = f" at step {config.steps}" if row["state"] == "finished" else ""
+            return Card("Run", name, {
+                "trains": f"{config.problem}, norm {config.norm}, lr {config.lr:g}, seed {config.seed}",
+                "settings": settings_in_words(config),
+                "state": row["state"] + ended if Path(self.path).exists() else "not begun",
+                "tables": points_in_words(row),
+            })  # fmt: skip
+
+        name = unicode(str(self.path))
+        return guarded("Run", name, lines)
 
     @property
     def name(self) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +11,8 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.storage.runs import open_run
 from bnsmooth_cli.studies.evidence import Case, Record
+from bnsmooth_cli.studies.folder import Source, opened
 from bnsmooth_cli.studies.metrics import of_measurements
 
 #: A run is compared with the run without a norm that shares these columns.
@@ -23,7 +22,7 @@ _RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio an
 
 
 def compare(
-    sources: Sequence[Path | str], *, target_loss: float | None = None, target_accuracy: float | None = None
+    sources: Source | Iterable[Source], *, target_loss: float | None = None, target_accuracy: float | None = None
 ) -> pd.DataFrame:
     """Compare runs: one row per run, best first.
 
@@ -33,7 +32,8 @@ def compare(
     runs have measured, null if these cover less than half of the run (`evidence.COVERED`).
 
     Args:
-        sources: The folders of the runs.
+        sources: Runs, studies, and the folders of either, mixed; or one of them. A study stands for its runs that have
+            ended.
         target_loss: Count the steps to this training loss; by default the last loss of the `none` run.
         target_accuracy: Count the steps to this test accuracy; by default the last one of the `none` run.
 
@@ -47,10 +47,10 @@ def compare(
     >>> from bnsmooth_cli.measures.one_pass import train
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     runs = [train("dln", norm, steps=5, samples=20, output=f"{folder}/{norm}") for norm in ("none", "batch")]
-    ...     bool(compare([run.path for run in runs])["ratio_final_loss"].notna().all())
+    ...     bool(compare([runs[0], runs[1].path])["ratio_final_loss"].notna().all())
     True
     """
-    return compare_records([Record.of_run(open_run(path)) for path in sources], target_loss, target_accuracy)
+    return compare_records([Record.of_run(run) for run in opened(sources)], target_loss, target_accuracy)
 
 
 def compare_records(

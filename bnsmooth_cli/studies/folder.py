@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pandas as pd
 
@@ -16,9 +16,14 @@ from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import check_writable, load_json, save_json
 from bnsmooth_cli.storage.runs import Run, open_run
+from bnsmooth_cli.studies.cards import card
 from bnsmooth_cli.studies.grid import VARIED, Grid
 
 FORMAT: Final = 1
+
+
+#: What `bns.compare` takes for runs.
+Source: TypeAlias = "Run | Study | Path | str"
 
 
 def table_paths(path: Path) -> dict[str, Path]:
@@ -32,9 +37,11 @@ def table_paths(path: Path) -> dict[str, Path]:
     return {name: path.with_name(f"{path.stem}{ending}{path.suffix}") for name, ending in endings.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """A study in a folder: `study.json`, the runs in `runs/`, and the tables that compare them.
+
+    At a prompt and in a notebook, it says how far its runs are, and what has become of the claims.
 
     Attributes:
         path: The folder.
@@ -46,6 +53,12 @@ class Study:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))  # users give a text
+
+    def __repr__(self) -> str:
+        return card(self).text()
+
+    def _repr_html_(self) -> str:
+        return card(self).html()
 
     @property
     def table(self) -> Path:
@@ -164,6 +177,28 @@ class Study:
 
     def _has_runs(self) -> bool:
         return any((self.path / "runs").glob("*/config.json"))
+
+
+def opened(sources: Source | Iterable[Source]) -> list[Run]:
+    """The runs that sources stand for; those of a study are `Study.runs`.
+
+    Args:
+        sources: Runs, studies, and the folders of either, mixed; or one of them.
+
+    Raises:
+        InputError: If a folder holds neither a run nor a study.
+    """
+    runs: list[Run] = []
+    for source in [sources] if isinstance(sources, Run | Study | Path | str) else sources:
+        if isinstance(source, Run):
+            runs.append(source)
+        elif isinstance(source, Study):
+            runs += source.runs()
+        elif (Path(source) / "study.json").is_file():
+            runs += Study(Path(source)).runs()
+        else:
+            runs.append(open_run(source))
+    return runs
 
 
 def _of_study(config: Config, shared: Mapping[str, Any], source: Path) -> Config:

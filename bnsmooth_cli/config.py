@@ -7,14 +7,16 @@ quickly.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from typing import Any, Final
 
 from bnsmooth_cli import data as data_sets
 from bnsmooth_cli import norms
 from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.settings import Bounds, base_name, check_bounds, check_choice, flag, positive, setting, whole
 from bnsmooth_cli.user_code import is_code
 
 # Larger values are mistakes, or come from damaged files. They must end in an error, not in all of the memory.
@@ -29,83 +31,8 @@ MAX_THREADS: Final = 1024
 INPUTS: Final = ("standard", "centred")
 #: How the matrix A that the deep linear network learns is drawn.
 MATRICES: Final = ("normal", "uniform")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """The numbers that a setting accepts; `text` describes them and `high` is their upper end."""
-
-    text: str
-    high: float
-    accepts: Callable[[Any], bool]
-
-
-def whole(high: int, low: int = 1) -> Bounds:
-    """The whole numbers from `low` to `high`.
-
-    >>> whole(10).text, whole(10).accepts(0)
-    ('a whole number from 1 to 10', False)
-    """
-    text = f"a whole number from {low} to {'2^63 - 1' if high == 2**63 - 1 else high}"
-    return Bounds(text, high, lambda value: isinstance(value, int) and low <= value <= high)
-
-
-def positive(high: float) -> Bounds:
-    """The numbers above 0 up to `high`."""
-    return Bounds(f"a number above 0, at most {high:g}", high, lambda value: 0 < value <= high)
-
-
 _PENALTY: Final = Bounds("a number from 0 to 1000", 1000, lambda value: 0 <= value <= 1000)
 _FRACTION: Final = Bounds("a number from 0 up to, not including, 1", 1, lambda value: 0 <= value < 1)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What users see of a setting.
-
-    Attributes:
-        help: Its help.
-        bounds: The numbers that it accepts.
-        short: A short flag.
-        choices: Values to complete.
-        defines: Whether the numbers of a run depend on it. The others may change when a run is resumed.
-    """
-
-    help: str
-    bounds: Bounds | None = None
-    short: str = ""
-    choices: tuple[str, ...] = ()
-    defines: bool = True
-
-
-def setting(help: str, bounds: Bounds | None = None, *, default: Any = MISSING, **more: Any) -> Any:
-    """A dataclass field that users can set; `more` are the other fields of `Setting`.
-
-    A problem's setting has its help in lower case and without a full stop: the problem's name is put before it. A new
-    setting needs a default, which files leave out: they keep their bytes, and older ones stay readable.
-    """
-    return field(default=default, metadata={"setting": Setting(help, bounds, **more)})
-
-
-def _check_bounds(settings: Any) -> None:
-    for f in dataclasses.fields(settings):
-        about, value = f.metadata.get("setting"), getattr(settings, f.name)
-        if about is not None and about.bounds is not None and not about.bounds.accepts(value):
-            raise InputError(f"{flag(f.name)} {value}: give {about.bounds.text}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{flag(name)} {value[:40]}: give {' or '.join(choices)}")
-
-
-def flag(name: str) -> str:
-    """The option of a setting.
-
-    >>> flag("batch_size")
-    '--batch-size'
-    """
-    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +40,7 @@ class Settings:
     """What a problem adds to the configuration of a run. Each class checks its own values."""
 
     def __post_init__(self) -> None:
-        _check_bounds(self)
+        check_bounds(self)
 
     @property
     def full_batch(self) -> int | None:
@@ -130,24 +57,26 @@ class VggSettings(Settings):
     data: str = setting(
         f"one of {', '.join(data_sets.NAMES)}, or a folder; {data_sets.BUILT_IN} is built in. With a RUN: the present "
         "folder of its images",
-        choices=data_sets.NAMES,
-    )
+        choices=data_sets.NAMES, tag="", words="{}",
+    )  # fmt: skip
     data_digest: str | None = None
-    width: float = setting("scale of the number of channels and of the classifier's widths", positive(MAX_WIDTH))
-    augment: bool = setting("random crops and horizontal flips")
+    width: float = setting(
+        "scale of the number of channels and of the classifier's widths", positive(MAX_WIDTH), tag="w"
+    )
+    augment: bool = setting("random crops and horizontal flips", words="augmentation")
     classifier: str = setting(
         "widths of the hidden linear layers, as in 4096,4096, or none", default="512,512",
-        choices=("512,512", "4096,4096", "none"),
+        choices=("512,512", "4096,4096", "none"), tag="fc",
     )  # fmt: skip
     inputs: str = setting(
         "how pixels are scaled: standard (mean 0 and deviation 1 in each channel) or centred (0 to 255, less each "
-        "channel's mean)", default="standard", choices=INPUTS,
+        "channel's mean)", default="standard", choices=INPUTS, tag="", words="{} inputs",
     )  # fmt: skip
     last_norm: bool = setting("whether the norm also follows the last layer (default: it does not)", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("inputs", self.inputs, INPUTS)
+        check_choice("inputs", self.inputs, INPUTS)
         # One spelling for one network: files and studies compare the text.
         object.__setattr__(self, "classifier", ",".join(map(str, self.classifier_widths)) or "none")
 
@@ -175,17 +104,17 @@ class LinearSettings(Settings):
     """The settings of `dln`, the deep linear network."""
 
     depth: int = setting("number of layers", whole(MAX_DEPTH))
-    dimension: int = setting("units per layer", whole(MAX_SAMPLES))
-    samples: int = setting("number of Gaussian samples", whole(MAX_SAMPLES))
+    dimension: int = setting("units per layer", whole(MAX_SAMPLES), tag="dim", words="{} units")
+    samples: int = setting("number of Gaussian samples", whole(MAX_SAMPLES), words="{} samples")
     matrix: str = setting(
         "how the entries of A are drawn: normal (N(0, 1), as the paper states) or uniform (U(0, 1), as its figures "
-        "suggest)", default="normal", choices=MATRICES,
+        "suggest)", default="normal", choices=MATRICES, tag="", words="{} matrix",
     )  # fmt: skip
     last_norm: bool = setting("whether the norm also follows the last layer (default: it does)", default=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("matrix", self.matrix, MATRICES)
+        check_choice("matrix", self.matrix, MATRICES)
         numbers = max(self.samples * self.dimension, self.depth * self.dimension**2)
         if numbers > MAX_NUMBERS:
             raise InputError(
@@ -204,6 +133,10 @@ class CustomSettings(Settings):
     """The settings of a custom problem."""
 
     eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)
+
+
+#: The settings that have columns of their own in tables; `settings_text` has the others.
+IDENTIFYING: Final = ("problem", "norm", "lr", "seed")
 
 
 @dataclass(frozen=True)
@@ -293,8 +226,12 @@ class Config:
         short="-n", choices=tuple(norms.examples()),
     )  # fmt: skip
     lr: float = setting("Learning rate, constant.", positive(MAX_LR))
-    steps: int = setting("Length of the training run. A larger number extends an existing run.", whole(MAX_STEPS))
-    batch_size: int = setting("Samples per step (default for dln: all of them).", whole(MAX_SAMPLES))
+    steps: int = setting(
+        "Length of the training run. A larger number extends an existing run.", whole(MAX_STEPS), words="{} steps"
+    )
+    batch_size: int = setting(
+        "Samples per step (default for dln: all of them).", whole(MAX_SAMPLES), tag="bs", words="batches of {}"
+    )
     momentum: float = setting("Momentum of SGD (default: 0, as in the paper).", _FRACTION)
     seed: int = setting(
         "Seed of the initialisation, data order, noise and augmentation (default: 0).", whole(2**63 - 1, low=0)
@@ -303,7 +240,7 @@ class Config:
     weight_decay: float = setting(
         "c of the L2 penalty c ||W||^2 / 2 of the weights, which is part of the loss. It leaves out biases and the "
         "parameters of norms (default: 0).",
-        _PENALTY, default=0.0,
+        _PENALTY, default=0.0, tag="wd",
     )  # fmt: skip
     keep: int = setting(
         "Keep only the last N checkpoints (default: 0, which keeps all). Steps before them cannot be measured later.",
@@ -312,7 +249,7 @@ class Config:
     settings: Settings
 
     def __post_init__(self) -> None:
-        _check_bounds(self)
+        check_bounds(self)
         samples = self.settings.full_batch
         if samples is not None and self.batch_size > samples:
             raise InputError(f"--batch-size {self.batch_size}: larger than the {samples} samples (--samples)")
@@ -345,6 +282,24 @@ class Config:
         """All settings as one flat dictionary of plain values, as files hold them; those at their default left out."""
         own = _by_name(Config) | _by_name(type(self.settings))  # two problems may have one setting, of other defaults
         return {name: value for name, value in self._values().items() if value != own[name].default}
+
+    @property
+    def settings_text(self) -> str:
+        """The column `settings` of the run's rows: a JSON object of what defines the run, in the order of its keys.
+
+        It has `as_dict` without the problem, norm, learning rate and seed, which have columns of their own, and without
+        `incidental` settings. A folder of images goes by its base name and its digest.
+
+        >>> resolve("dln", samples=50).settings_text
+        '{"batch_size": 50, "depth": 25, "dimension": 10, "momentum": 0.0, "samples": 50, "steps": 1000}'
+        """
+        left_out = {*IDENTIFYING, *self.incidental()}
+        values = {name: value for name, value in self.as_dict().items() if name not in left_out}
+        # Files may have a whole number where the setting is none: one spelling for one value.
+        values |= {name: float(value) for name, value in values.items() if type_of(name) is float}
+        if "data" in values:
+            values["data"] = base_name(values["data"])
+        return json.dumps(values, sort_keys=True)
 
     def changed(self, **values: Any) -> Config:
         """The configuration with other values, of this class or of the problem's settings; None changes nothing.
@@ -400,6 +355,17 @@ FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
     **_by_name(Config),
     **{name: f for entry in _ENTRIES for name, f in _by_name(entry.settings).items()},
 }
+
+
+def defining(problem: str) -> dict[str, dataclasses.Field[Any]]:
+    """The settings that define a run of a problem, its own before the common ones, without those of `IDENTIFYING`.
+
+    >>> list(defining("dln"))[:4]
+    ['depth', 'dimension', 'samples', 'matrix']
+    """
+    own = _by_name(PROBLEMS.get(problem, CUSTOM).settings)
+    fields = own | {name: f for name, f in _by_name(Config).items() if name not in (*own, *IDENTIFYING)}
+    return {name: f for name, f in fields.items() if "setting" in f.metadata and f.metadata["setting"].defines}
 
 
 def type_of(name: str) -> type:

@@ -25,7 +25,7 @@ class Column:
         text: Its description in the documentation.
         nullable: Whether NaN means null: not measured, or undefined in this row. In other columns, NaN is a measured
             value: an overflow.
-        added: Whether tables of earlier versions lack it; there, it reads as null.
+        added: Whether tables of earlier versions lack it; there, it reads as null, or as `SETTINGS` says.
     """
 
     type: Type
@@ -181,6 +181,15 @@ def _double(text: str, nullable: bool = True, added: bool = False) -> Column:
     return Column("double", text, nullable, added)
 
 
+#: The column of what defines a run apart from its problem, norm, learning rate and seed. Tables of earlier versions
+#: lack it; `storage.tables` fills it in on reading.
+SETTINGS: Final = "settings"
+_SETTINGS: Final = {
+    SETTINGS: Column(
+        "string", "the other settings that define the run, as a JSON object without those at their default; empty if "
+        "unknown, as in a training loop of your own", nullable=False, added=True,
+    )
+}  # fmt: skip
 #: The columns that identify the run of a row.
 RUN: Final = {
     "run": Column("string", "name of the run's folder", nullable=False),
@@ -188,6 +197,7 @@ RUN: Final = {
     "norm": Column("string", "`--norm`", nullable=False),
     "lr": Column("double", "learning rate", nullable=False),
     "seed": Column("int64", "`--seed`", nullable=False),
+    **_SETTINGS,
 }
 _STEP: Final = {**RUN, "step": Column("int64", "training step t of the parameters theta_t", nullable=False)}
 _LAYER: Final = {
@@ -398,6 +408,7 @@ KINDS: Final = (
             "problem": Column("string", "`--problem`"),
             "norm": Column("string", "`--norm`"),
             "lr": _double("learning rate"),
+            **_SETTINGS,
             "figure": Column("string", "the metric: a column of the compare table"),
             "seeds": Column("int64", "number of seeds with this metric", nullable=False),
             "diverged": Column("int64", "number of runs that diverged", nullable=False),
@@ -412,6 +423,7 @@ KINDS: Final = (
         }, compared=True),
     Kind("compare-claims", "compare", "a part of a claim at a learning rate", {
             "problem": Column("string", "`--problem`"),
+            **_SETTINGS,
             "claim": Column("int64", "the claim's number", nullable=False),
             "title": Column("string", "the claim"),
             "verdict": Column("string", "verdict on the claim"),

@@ -50,6 +50,7 @@ def write(path, kind, rows=None, norms=("none", "batch"), **said):
     """Write a table as the command of its kind does; return its rows as they are read."""
     frame = fake_tables.make(ROWS[kind], norms=norms) if rows is None else rows
     columns = {name: frame.get(name, None if type_ == "list" else np.nan) for name, type_ in SCHEMAS[kind].items()}
+    columns["settings"] = resolve("vgg").settings_text
     runs = {name: config for name, config in RUNS.items() if config["norm"] in norms}
     tables.write_table(path, kind, [pd.DataFrame(columns, frame.index)], {**SAID, "runs": runs, **said})
     return tables.read_table(path, kind)

@@ -14,9 +14,10 @@ import typer
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, flag, help_of, resolve, type_of
+from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, help_of, resolve, type_of
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
+from bnsmooth_cli.settings import flag
 from bnsmooth_cli.user_code import allow, is_code
 
 Function = TypeVar("Function", bound=Callable[..., Any])

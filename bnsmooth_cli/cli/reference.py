@@ -12,9 +12,10 @@ from typer.utils import get_params_from_function
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.cli.commands import app
-from bnsmooth_cli.config import PROBLEMS, flag
+from bnsmooth_cli.config import PROBLEMS
 from bnsmooth_cli.data import NAMES
 from bnsmooth_cli.kinds import KINDS, METRICS, RUN, Column
+from bnsmooth_cli.settings import flag
 
 #: Type of an option -> the placeholder for its value.
 PLACEHOLDERS = {bool: "", int: "N", float: "X", str: "NAME", Path: "FILE", list[Path]: "FILE"}

@@ -72,8 +72,8 @@ def measured(rows: Callable[Concatenate[Point, P], pd.DataFrame]) -> Callable[Co
 
 
 def _label(point: Point, rows: pd.DataFrame) -> pd.DataFrame:
-    """Prepend the columns `run`, `problem`, `norm`, `lr`, `seed` and `step`."""
+    """Prepend the columns that identify the run, and `step`."""
     config = point.config
-    values: tuple[str | float, ...] = (point.run, config.problem, config.norm, config.lr, config.seed, point.step)
-    lead: dict[str, object] = dict(zip(("run", "problem", "norm", "lr", "seed", "step"), values, strict=True))
+    lead: dict[str, object] = {"run": point.run, "problem": config.problem, "norm": config.norm, "lr": config.lr,
+                               "seed": config.seed, "settings": point.settings, "step": point.step}  # fmt: skip
     return pd.DataFrame(lead | {str(name): rows[name] for name in rows}, index=rows.index)

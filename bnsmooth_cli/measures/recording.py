@@ -89,7 +89,8 @@ class Recording:
         rows = self.definition.rows(point, **arguments)
         self._check_place()
         by = machine(point.problem.device)
-        self._journal.add((point.run, point.step), tables.to_arrow(self.request.kind, rows), by)
+        measured = tables.without_settings(tables.to_arrow(self.request.kind, rows))
+        self._journal.add((point.run, point.step), measured, by)
 
     def _check_place(self) -> None:
         """Raise InputError if the run's folder is gone, or the run is trained again: its points would be mixed."""
@@ -133,10 +134,12 @@ class Recording:
         return joined(stretch(step, step, machine) for step, machine in machines if machine)
 
     def _frames(self) -> Iterator[pd.DataFrame | pa.Table]:
+        # Points may have been measured before the run got more steps.
+        settings = {source.name: source.config.settings_text for source in self.request.sources}
         for name, steps in self.request.steps.items():
             before: pd.DataFrame | None = None
             for step in steps:
-                rows = self._journal.rows((name, step))
+                rows = tables.with_settings(self._journal.rows((name, step)), self.request.kind, settings[name])
                 if self.definition.since is None:
                     yield rows
                     continue
@@ -249,8 +252,8 @@ def _open(request: Request) -> Journal:
     It is begun anew if its points cannot be joined to others: there are none, an earlier version measured less of them,
     or they are of another path of training.
     """
-    path, schema = journal_path(request.path), tables.schema_of(request.kind)
-    joinable: dict[str, Any] = {"columns": schema.names}
+    path, columns = journal_path(request.path), tables.measured_columns(request.kind)
+    schema, joinable = tables.schema_of(request.kind, columns), dict[str, Any](columns=columns)
     if measurement(request.kind).context is not None:  # which may depend on any checkpoint of the run
         joinable["checkpoints"] = {source.name: [*source.checkpoints] for source in request.sources}
     header = {"kind": request.kind, **joinable, **request.provenance()}
@@ -281,7 +284,7 @@ def _join(journal: Journal, request: Request, table: Mapping[str, Any]) -> dict[
     anew, stretches = request.lacks_additions(table) or tables.lacking(path), table.get("stretches")
     frame = tables.read_table(path, kind)
     frame.attrs.clear()  # pandas copies them, with each measured step, at each access to a column
-    rows = tables.to_arrow(kind, frame)
+    rows = tables.without_settings(tables.to_arrow(kind, frame))
     places: dict[Key, np.ndarray[Any, Any]] = frame.groupby(["run", "step"], sort=False).indices  # type: ignore[assignment]
     for (run, at), chosen in places.items():
         step = int(at)

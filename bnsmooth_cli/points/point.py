@@ -148,6 +148,11 @@ class Point:
         """The configuration of the run."""
         return self.problem.config
 
+    @property
+    def settings(self) -> str:
+        """The column `settings` of its rows; "" in a user's loop, whose settings are unknown."""
+        return "" if isinstance(self.problem, ExternalLoop) else self.config.settings_text
+
     @functools.cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name, in their order in theta."""

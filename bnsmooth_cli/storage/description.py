@@ -58,7 +58,7 @@ def describe(path: Path | str) -> Description:
     empty = [name for name in types if len(table) and columns[name].nullable and table[name].isna().all()]
     several = [name for name in types if len(table) > 1 and types[name] != "list"]
     constant = [name for name in several if table[name].notna().all() and table[name].nunique() == 1]
-    labels = set(kinds.RUN) if "run" in types and "runs" in provenance else set()
+    labels = {kinds.SETTINGS, *(kinds.RUN if "run" in types else ())} if "runs" in provenance else set()
     varying = [name for name in types if name not in {*empty, *constant}]
     measured = [name for name in varying if name not in labels]
     numbers = [name for name in measured if types[name] in ("int64", "double")]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.errors import DamagedError, InputError
+from bnsmooth_cli.identity import settings_of_problems, settings_of_runs
 from bnsmooth_cli.storage.files import atomic, check_regular, check_writable, crc, first_line
 
 FORMAT: Final = 1
@@ -27,6 +28,17 @@ _LIST_LENGTH: Final = 100
 GROUP: Final = 10_000
 METADATA_KEY: Final = b"bnsmooth"
 _LIST: Final = pa.list_(pa.float64())
+
+
+def without_settings(rows: pa.Table) -> pa.Table:
+    """Rows as journals hold them: the column `settings` is added when the table is written."""
+    return rows.drop_columns([kinds.SETTINGS])
+
+
+def with_settings(rows: pa.Table, kind: str, text: str) -> pa.Table:
+    """Rows of a journal with the column `settings` of their run."""
+    place = schema_of(kind).get_field_index(kinds.SETTINGS)
+    return rows.add_column(place, kinds.SETTINGS, pa.array([text] * len(rows), pa.string()))
 
 
 def check_target(path: Path, kind: str, force: bool) -> None:
@@ -127,7 +139,7 @@ def to_arrow(kind: str, rows: pd.DataFrame) -> pa.Table:
     """Rows as an Arrow table; NaN becomes null in the columns where it stands for null."""
     schema, columns = schema_of(kind), kinds.get(kind).columns
     arrays = [
-        pa.nulls(len(rows), field.type)
+        _missing(field, len(rows))
         if columns[field.name].added and field.name not in rows
         else pa.array(rows[field.name], field.type, from_pandas=columns[field.name].nullable)
         for field in schema
@@ -135,15 +147,20 @@ def to_arrow(kind: str, rows: pd.DataFrame) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def _missing(field: pa.Field, length: int) -> pa.Array:
+    """A column that rows lack: null, or unknown settings."""
+    return pa.array([""] * length) if field.name == kinds.SETTINGS else pa.nulls(length, field.type)
+
+
 def _written(kind: kinds.Kind) -> list[str]:
     """The columns that tables of every version have."""
     return [name for name, column in kind.columns.items() if not column.added]
 
 
-def schema_of(kind: str) -> pa.Schema:
-    """The columns of a kind of table."""
-    columns = kinds.get(kind).columns.items()
-    return pa.schema([(name, _LIST if column.type == "list" else column.type) for name, column in columns])
+def schema_of(kind: str, columns: Sequence[str] | None = None) -> pa.Schema:
+    """The columns of a kind of table: all of them, or some in their order."""
+    types = {name: column.type for name, column in kinds.get(kind).columns.items()}
+    return pa.schema([(name, _LIST if types[name] == "list" else types[name]) for name in columns or types])
 
 
 def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
@@ -160,10 +177,19 @@ def steps_in(written: Mapping[str, Any], run: str) -> set[int]:
 
 
 def lacking(path: Path) -> list[str]:
-    """The columns of its kind that a table of an earlier version lacks. Raises InputError as `read_table` does."""
+    """The columns of its kind that a table of an earlier version lacks, and that only measuring it again would fill.
+
+    Raises:
+        InputError: As `read_table` does.
+    """
     with _opened(path) as file:
         kind = _provenance(path, file, None)["kind"]
-        return [name for name in kinds.get(kind).columns if name not in file.schema_arrow.names]
+        return [name for name in measured_columns(kind) if name not in file.schema_arrow.names]
+
+
+def measured_columns(kind: str) -> list[str]:
+    """The columns of a kind of table that journals hold: without `settings`, which follows from the run."""
+    return [name for name in kinds.get(kind).columns if name != kinds.SETTINGS]
 
 
 @contextmanager
@@ -227,12 +253,14 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
         most = MAX_VALUES // 100 if entry.compared else MAX_VALUES
         if values > most:
             raise DamagedError(f"{path}: declares {values} values, a table of this kind has at most {most}")
-        schema = schema_of(entry.name)
-        if columns is not None:
-            schema = pa.schema([schema.field(name) for name in columns])
-        table = file.read(columns=schema.names)
+        schema = schema_of(entry.name, columns)
+        labels = [name for name in ("run", "problem") if name in entry.columns]
+        table = file.read(columns=[*dict.fromkeys([*schema.names, *labels])])
         for name in set(schema.names) - set(table.column_names):  # written before the kind had the column
-            table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+            values = (
+                _settings(table, provenance) if name == kinds.SETTINGS else _missing(schema.field(name), len(table))
+            )
+            table = table.append_column(schema.field(name), values)
         table = table.select(schema.names).cast(schema)
         table.validate(full=True)  # checks that texts are UTF-8: 30 ms for a million rows
     for name in schema.names:
@@ -241,3 +269,15 @@ def read_table(path: Path | str, kind: str | None = None, columns: Sequence[str]
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     frame.attrs["bnsmooth"] = provenance
     return frame
+
+
+def _settings(table: pa.Table, provenance: dict[str, Any]) -> pa.Array:
+    """The column `settings` of a table that was written without it, from the configurations in its provenance.
+
+    Rows that are of several runs have it if these agree.
+    """
+    of_runs = "run" in table.column_names
+    known = (settings_of_runs if of_runs else settings_of_problems)(provenance.get("runs"))
+    label = "run" if of_runs else "problem"
+    names = table.column(label).combine_chunks().dictionary_encode()
+    return pa.array([known.get(name, "") for name in names.dictionary.to_pylist()], pa.string()).take(names.indices)

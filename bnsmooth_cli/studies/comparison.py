@@ -11,12 +11,13 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.identity import alike
 from bnsmooth_cli.studies.evidence import Case, Record
 from bnsmooth_cli.studies.folder import Source, opened
 from bnsmooth_cli.studies.metrics import of_measurements
 
 #: A run is compared with the run without a norm that shares these columns.
-_GROUP: Final = ["problem", "lr", "seed"]
+_GROUP: Final = ["problem", "settings", "lr", "seed"]
 #: The metrics of training whose ratios to the `none` run are recorded; those of measurements compare rows.
 _RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio and metric.kind == "train"]
 
@@ -24,12 +25,12 @@ _RATIOS: Final = [metric.name for metric in kinds.METRICS if metric.has_ratio an
 def compare(
     sources: Source | Iterable[Source], *, target_loss: float | None = None, target_accuracy: float | None = None
 ) -> pd.DataFrame:
-    """Compare runs: one row per run, best first.
+    """Compare runs: one row per run, those of the same settings together and the best first.
 
     Metrics of measurements are medians over training (`statistics.over_steps`), and over layers or units where there
-    are several. `ratio_...` compares a run with the `none` run of the same problem, learning rate and seed: of a metric
-    of training, it is the quotient; of a measurement, the median of the quotients at the steps and layers that both
-    runs have measured, null if these cover less than half of the run (`evidence.COVERED`).
+    are several. `ratio_...` compares a run with the `none` run of the same problem, settings, learning rate and seed:
+    of a metric of training, it is the quotient; of a measurement, the median of the quotients at the steps and layers
+    that both runs have measured, null if these cover less than half of the run (`evidence.COVERED`).
 
     Args:
         sources: Runs, studies, and the folders of either, mixed; or one of them. A study stands for its runs that have
@@ -64,11 +65,13 @@ def compare_records(
         )
     records = {record.name: record for record in runs}
     frame = pd.DataFrame([_row(record) for record in runs])
+    for problem, rows in frame.groupby("problem"):
+        frame.loc[rows.index, "settings"] = rows["settings"].map(alike(str(problem), rows["settings"]))
     curves = {name: record.rows("train") for name, record in records.items()}
     frame = _add_targets(frame, curves, target_loss, target_accuracy)
     frame = pd.concat([with_ratios(frame), _measured_ratios(frame, records)], axis=1)
-    order = ["problem", "final_test_accuracy", "final_loss", "run"]
-    return frame.sort_values(order, ascending=[True, False, True, True], ignore_index=True)[
+    order = ["problem", "settings", "final_test_accuracy", "final_loss", "run"]
+    return frame.sort_values(order, ascending=[True, True, False, True, True], ignore_index=True)[
         list(kinds.get("compare").columns)
     ]
 
@@ -81,6 +84,7 @@ def _row(record: Record) -> dict[str, Any]:
         "norm": record.norm,
         "lr": record.lr,
         "seed": record.seed,
+        "settings": record.settings,
         "steps": int(rows["step"].iloc[-1]),
         "diverged_at": record.diverged_at,
         "baseline_loss": record.baseline.get("loss"),
@@ -124,7 +128,7 @@ def _add_targets(
 
 
 def _plain_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs without a norm, by problem, learning rate and seed."""
+    """The runs without a norm, by problem, settings, learning rate and seed."""
     return frame[frame["norm"] == "none"].drop_duplicates(_GROUP).set_index(_GROUP)
 
 
@@ -147,7 +151,7 @@ def worst_where_diverged(comparison: pd.DataFrame) -> pd.DataFrame:
     frame = comparison.copy()
     diverged = frame["diverged_at"].notna()
     frame.loc[diverged, "final_loss"] = np.inf
-    tested = frame.groupby("problem")["final_test_accuracy"].transform("count") > 0
+    tested = frame.groupby(["problem", "settings"])["final_test_accuracy"].transform("count") > 0
     chance = frame["baseline_accuracy"].astype("float64").fillna(0.0)
     frame["final_test_accuracy"] = frame["final_test_accuracy"].mask(diverged & tested, chance)
     for target in ("loss", "accuracy"):

@@ -49,6 +49,7 @@ class Record:
         baseline: The scores of the best constant answer, as the train table records them: `accuracy` and `loss`.
         read: Reads the rows of a kind of table, of all columns or those named; no rows without a table.
         kinds: The kinds of tables that it has.
+        settings: The column `settings` of its rows.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Record:
     baseline: dict[str, float]
     read: Callable[..., pd.DataFrame]
     kinds: frozenset[str]
+    settings: str = ""
     _rows: dict[str, pd.DataFrame] = field(default_factory=dict)
     _layers: dict[str, pd.DataFrame] = field(default_factory=dict)
 
@@ -72,7 +74,8 @@ class Record:
         measured = {kind for kind in kinds.measured() if run.source().table_path(kind).is_file()}
         record = Record(run.name, config.problem, config.norm, config.lr, config.seed, config.steps,
                         provenance.get("diverged_at"), provenance.get("baseline", {}),
-                        functools.partial(measured_rows, run), frozenset(measured | {"train"}))  # fmt: skip
+                        functools.partial(measured_rows, run), frozenset(measured | {"train"}),
+                        config.settings_text)  # fmt: skip
         record._rows["train"] = bare(rows)
         return record
 

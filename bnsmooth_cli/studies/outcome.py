@@ -58,18 +58,19 @@ def conclude(
 ) -> Outcome:
     """Compare runs and judge the claims by them; `study` is the study that they belong to.
 
-    If two runs share problem, norm, learning rate and seed, there are no statistics, because no seed may count twice.
+    Runs of different settings are judged apart. If two runs share problem, settings, norm, learning rate and seed,
+    there are no statistics, because no seed may count twice.
     """
     records = [Record.of_run(run) for run in runs]
     comparison = compare_records(records, target_loss, target_accuracy)
-    twice = comparison.duplicated(["problem", "norm", "lr", "seed"]).any()
+    twice = comparison.duplicated(["problem", "settings", "norm", "lr", "seed"]).any()
     judged = comparison.iloc[:0] if twice else comparison
     verdicts, missing = [pd.DataFrame(columns=list(kinds.get("compare-claims").columns))], []
-    for problem in judged["problem"].unique():
-        runs_of_problem = [run for run in runs if run.config.problem == problem]
+    for (problem, settings), group in judged.groupby(["problem", "settings"], sort=False):
+        names = {*group["run"]}
         folder = Path(f"study-{problem}") if study is None else study.path
-        request = _request(runs_of_problem, study)
-        rows = claims(record for record in records if record.problem == problem)
+        request = _request([run for run in runs if run.name in names], study)
+        rows = claims(record for record in records if record.name in names).assign(settings=str(settings))
         missing += [command(request, folder, **change) for change in _merged(rows["command"])]
         rows["command"] = [command(request, folder, **change) if change else "" for change in rows["command"]]
         verdicts.append(rows)

@@ -220,7 +220,7 @@ def _weighted(steps: pd.Series[int], values: pd.Series[Any]) -> tuple[NDArray[np
 
 
 def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
-    """Summarise a comparison over seeds: one row per norm, learning rate and metric.
+    """Summarise a comparison over seeds: one row per norm, learning rate and metric of each setting.
 
     `median`, `low`, `high` and `confidence` describe the seeds that have the metric. `ratio`, `ratio_low`, `ratio_high`
     and `ratio_confidence` describe the ratios to the `none` run of the same seed.
@@ -232,13 +232,15 @@ def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
         The columns of a table of kind `compare-summary`.
     """
     rows = []
-    for (problem, norm, lr), runs in comparison.groupby(["problem", "norm", "lr"], sort=False):
+    keys = ["problem", "settings", "norm", "lr"]
+    for (problem, settings, norm, lr), runs in comparison.groupby(keys, sort=False):
         for metric in kinds.METRICS:
             values = runs[metric.name].dropna().to_numpy(np.float64)
             if not len(values):
                 continue
-            row = {"problem": problem, "norm": norm, "lr": lr, "figure": metric.name, "seeds": len(values),
-                   "diverged": int(runs["diverged_at"].notna().sum()), "median": median(values)}  # fmt: skip
+            row = {"problem": problem, "norm": norm, "lr": lr, "settings": settings, "figure": metric.name,
+                   "seeds": len(values), "diverged": int(runs["diverged_at"].notna().sum()),
+                   "median": median(values)}  # fmt: skip
             row["low"], row["high"], row["confidence"] = interval(values)
             ratios = runs[f"ratio_{metric.name}"] if metric.has_ratio else pd.Series(dtype="float64")
             paired = ratios.dropna().to_numpy(np.float64)

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from bnsmooth_cli import kinds, norms
-from bnsmooth_cli.config import Config, flag
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.memory import Memory, in_words, main_memory
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped, named, size
+from bnsmooth_cli.settings import flag
 from bnsmooth_cli.storage.runs import Run
 
 

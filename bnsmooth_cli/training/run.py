@@ -248,5 +248,6 @@ class _Log:
             self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64"
         )
         return frame.join(tests, on="step").assign(
-            run=run.name, problem=config.problem, norm=config.norm, lr=config.lr, seed=config.seed
-        )
+            run=run.name, problem=config.problem, norm=config.norm, lr=config.lr, seed=config.seed,
+            settings=config.settings_text,
+        )  # fmt: skip

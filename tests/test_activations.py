@@ -371,4 +371,4 @@ def test_a_probe_that_means_nothing_is_refused(cli, tmp_path, line, message):
 def test_the_command_to_measure_something_else_leaves_the_probe_out():
     request = {"norms": ["none"], "measure": ["activations"], "probe": True}
     assert grid.command(request, "s").endswith("--measure activations --probe -o s")
-    assert grid.command(request, "s", measure=["ics"]).endswith("--norms none --measure ics -o s")
+    assert grid.command({**request, "measure": ["ics"]}, "s").endswith("--norms none --measure ics -o s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -525,14 +526,25 @@ def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path):
     assert found[1] == found[5] == found[6] == found[7] == REPRODUCED
     assert {found[number] for number in (2, 4, 8, *range(10, 16))} == {NOT_MEASURED}
     lines = outcome.claims.set_index("claim")["command"]
-    assert "--norms none,batch " in lines[4].iloc[0]
-    assert "--measure ics" in lines[4].iloc[0]
-    assert "--measure theory" in lines[12]
+    assert "--norms none,batch,l1 " in lines[4].iloc[0]  # all that the study would have
+    assert "--measure smoothness,ics " in lines[4].iloc[0]
+    assert "--measure smoothness,theory " in lines[12]
     assert "--lrs 1e-05" in lines[2].iloc[-1]
     merged, further = outcome.next
-    assert "--norms none,batch,l2,linf" in merged
-    assert "--measure " in merged
+    assert "--norms none,batch,l1,l2,linf " in merged
+    assert set(re.search(r"--measure (\S+)", merged)[1].split(",")) == {
+        "smoothness", "ics", "theory", "landscape-random"
+    }  # fmt: skip
     assert further == lines[2].iloc[-1]
+
+
+@pytest.mark.parametrize(("seeds", "wanted"), [((0,), "0-4"), ((9,), "0-3,9"), ((0, 1, 7), "0-3,7"), (range(6), "0-5")])
+def test_the_commands_have_as_many_seeds_as_a_verdict_takes(tmp_path, seeds, wanted):
+    runs = [write_run(tmp_path, "dln", norm, 1e-6, seed, RIGHT, ("smoothness",)) for norm in ("none", "batch")
+            for seed in seeds]  # fmt: skip
+    lines = conclude(runs).next
+    assert lines
+    assert all(f"--seeds {wanted} " in line for line in lines)
 
 
 def test_the_commands_have_every_seed_and_lr_of_the_study_and_the_steps_last_measured(tmp_path):

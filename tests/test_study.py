@@ -319,6 +319,57 @@ def test_runs_that_were_trained_one_by_one_become_a_study(cli, tmp_path):
     assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 4
 
 
+def test_the_advice_for_loose_runs_is_a_study_that_takes_them_and_trains_none_of_them_again(cli, tmp_path, monkeypatch):
+    small = "--samples 20 --batch-size 20 --steps 6 --depth 3 --dimension 4"
+    for norm in ("none", "batch"):
+        assert (
+            cli(f"train --problem dln --norm {norm} --lr 1e-4 {small} --measure ics --every 2 -o loose/{norm}")[0] == 0
+        )
+    out = cli("compare loose/none loose/batch")[1]
+    assert "--seeds 0 " not in out
+    (line,) = [line for line in out.splitlines() if line.startswith("to measure more: ") and "--lrs 0.0001" in line]
+    words = line.removeprefix("to measure more: bnsmooth ")
+    assert words.startswith("compare loose/none loose/batch --norms none,batch,")
+    assert "--seeds 0-4 " in words
+    trained = []
+    monkeypatch.setattr(execution, "execute", lambda executor, todo, folder: trained.extend(todo) or [])
+    assert cli(words)[0] == 0
+    reached = {task.name: task.reached for task in trained}
+    assert reached.pop("dln-none-lr0.0001-seed0") == reached.pop("dln-batch-lr0.0001-seed0") == 6
+    assert len(reached) > 8
+    assert set(reached.values()) == {0}
+
+
+def test_a_comparison_asks_before_it_replaces_one_of_other_runs(cli, tmp_path):
+    for norm in ("none", "batch", "l1"):
+        cli(f"train --norm {norm} {DLN} --steps 4 -o {norm}")
+    assert cli("compare none batch")[0] == 0
+    before = files(tmp_path)
+    assert cli("compare none batch")[0] == 0  # the same again
+    code, _, err = cli("compare none l1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "compare.parquet: compares batch too; --force replaces it, -o writes another table" in err
+    assert files(tmp_path) == before
+    assert cli("compare none batch l1")[0] == 0  # nothing is lost
+    assert cli("compare none l1 --force")[0] == 0
+    assert set(bns.read_table("compare.parquet")["run"]) == {"none", "l1"}
+
+
+def test_a_study_that_takes_a_run_has_its_bytes_and_measures_what_it_lacks(cli, tmp_path):
+    train = f"train --norm none --lr 1e-4 {DLN} --steps 20 --save-every 10 --measure smoothness"
+    assert cli(f"{train} -o runs/dln-none-lr0.0001-seed0")[0] == 0
+    before = files(tmp_path / "runs/dln-none-lr0.0001-seed0")
+    assert cli(f"{GRID},ics runs/dln-none-lr0.0001-seed0 -o study")[0] == 0
+    there = files(tmp_path / "study/runs/dln-none-lr0.0001-seed0")
+    assert {name: there[name] for name in before} == before
+    assert "ics.parquet" in {*there} - {*before}
+    assert len(bns.Study("study").runs()) == 4
+    code, _, err = cli(f"{GRID} --depth 4 runs/dln-none-lr0.0001-seed0 -o other")
+    assert code == 2
+    assert "a run of other settings than the study's (depth" in err
+    assert not (tmp_path / "other").exists()
+
+
 def test_two_runs_of_one_norm_lr_and_seed_are_compared_without_verdicts(cli, tmp_path):
     cli(f"{GRID} -o study")
     shutil.copytree(tmp_path / "study/runs", tmp_path / "again")
@@ -404,7 +455,8 @@ samples = 30
         ("--norms none --study preset.toml", "preset 3: give quick or paper"),
         ("--norms none --study presets.toml", "give quick or paper"),
         ("--study machine.toml", "--jobs is an option of the command, not of the study"),
-        ("RUN --norms none", "leave out"),
+        ("RUN --norms none", "other settings than the study's (problem dln, now vgg)"),
+        ("RUN --steps 5", "--steps: describes runs to train"),
         ("RUN --jobs 2", "--jobs"),
     ],
 )

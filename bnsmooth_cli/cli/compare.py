@@ -35,7 +35,12 @@ def compare(
     settings: SettingOptions,
     machine: MachineOptions,
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN", help="Run directories.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUN",
+            show_default=False,
+            help="Run directories. A study copies them, and does not train them again.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -74,7 +79,7 @@ def compare(
     without a norm. With several seeds, it adds medians and intervals.
 
     A grid is run as a study, in a folder of its own. The same command resumes the study, and a command with more norms
-    or seeds extends it. `bnsmooth report` turns it into a page.
+    or seeds extends it. A study that is given runs goes on from them. `bnsmooth report` turns it into a page.
 
     [bold]Examples[/]
 
@@ -96,9 +101,9 @@ def compare(
         _plan(runs or [], options | {name: value for name, value in given.items() if value is not None})
         return
     failed: list[str] = []
-    if not runs:
+    if not runs or grid.norms or grid.study:
         study = studying.run_study(
-            output or Path("study"), grid.study, options, execution, machine, target_loss, target_accuracy
+            output or Path("study"), grid.study, options, execution, machine, target_loss, target_accuracy, runs or ()
         )
         if study is None:
             return
@@ -108,15 +113,12 @@ def compare(
         if options or execution != ExecutionOptions() or grid != GridOptions():
             name = next(iter(options), "study" if grid.study else "jobs, --dask, --dry-run")
             raise InputError(
-                f"--{name.replace('_', '-')}: describes runs to train; leave it out, or leave out {runs[0]}"
+                f"--{name.replace('_', '-')}: describes runs to train; leave it out, or say with --norms which"
             )
         from bnsmooth_cli.storage.runs import open_run
-        from bnsmooth_cli.storage.tables import check_target
 
-        table = output or Path("compare.parquet")
-        for kind, path in table_paths(table).items():
-            check_target(path, kind, machine.force)
-        opened = [open_run(path) for path in runs]
+        table, opened = output or Path("compare.parquet"), [open_run(path) for path in runs]
+        _check_tables(table, {run.name: run.config.as_dict() for run in opened}, machine.force)
         outcome = conclude(opened, target_loss=target_loss, target_accuracy=target_accuracy)
         outcome.write(table, opened)
     _show(outcome)
@@ -126,6 +128,20 @@ def compare(
         raise IncompleteError(
             f"left out: {', '.join(failed)}; the same command tries again (delete a damaged table or run folder first)"
         )
+
+
+def _check_tables(table: Path, runs: dict[str, Any], force: bool) -> None:
+    """Check that tables may be written: they do not exist, compare no other runs, or may be replaced."""
+    from bnsmooth_cli.storage.tables import check_target, read_provenance
+    from bnsmooth_cli.studies.folder import table_paths
+
+    for kind, path in table_paths(table).items():
+        check_target(path, kind, force)
+        recorded = read_provenance(path, kind).get("runs") if path.exists() and not force else None
+        if isinstance(recorded, dict) and (lost := [name for name in recorded if recorded[name] != runs.get(name)]):
+            raise InputError(
+                f"{path}: compares {', '.join(lost[:3])} too; --force replaces it, -o writes another table"
+            )
 
 
 def _plan(runs: list[Path], options: dict[str, Any]) -> None:

@@ -32,8 +32,9 @@ def run_study(
     machine: MachineOptions,
     target_loss: float | None,
     target_accuracy: float | None,
+    runs: Sequence[Path] = (),
 ) -> Study | None:
-    """Run the study that the options and the study file define. A dry run returns None."""
+    """Run the study that the options and the study file define, which takes some runs. A dry run returns None."""
     from bnsmooth_cli.studies.grid import read_grid
     from bnsmooth_cli.studies.run import plan, run
 
@@ -42,7 +43,8 @@ def run_study(
     grid = read_grid(options, file)
     if not grid.norms:
         raise InputError("give RUN directories to compare, or a grid: --norms none,batch --seeds 0-4, or --study FILE")
-    planned = plan(grid, folder, jobs=execution.jobs, dask=execution.dask, device=machine.device, force=machine.force)
+    planned = plan(grid, folder, jobs=execution.jobs, dask=execution.dask, device=machine.device, force=machine.force,
+                   runs=runs)  # fmt: skip
     if execution.dry_run:
         _print_plan(planned)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import MAX_THREADS, Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import check_writable, load_json, save_json
+from bnsmooth_cli.storage.files import atomic, check_writable, load_json, save_json
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies.cards import card
 from bnsmooth_cli.studies.grid import VARIED, Grid
@@ -174,6 +175,19 @@ class Study:
             "requests": [*(item for item in earlier if item != request), request],
         }
         save_json(self.path / "study.json", content)
+
+    def take(self, run: Run) -> None:
+        """Copy a run into the study, with its checkpoints and its tables.
+
+        Tables name their run. Under another name, the run is therefore measured again, and not trained again.
+        """
+        target = self.path / "runs" / run.config.name
+        kept = [kind.name for kind in kinds.KINDS if kind.name == "train" or run.name == target.name]
+        files = [run.source().table_path(kind) for kind in kept]
+        states = [*run.checkpoints().values(), *run.stopped().values()]
+        for file in [*states, *filter(Path.is_file, files), run.path / "config.json"]:  # which makes it a run
+            with atomic(target / file.relative_to(run.path)) as temporary:
+                shutil.copyfile(file, temporary)
 
     def _has_runs(self) -> bool:
         return any((self.path / "runs").glob("*/config.json"))

@@ -206,13 +206,13 @@ def _read_toml(path: Path) -> dict[str, object]:
     return content
 
 
-def command(request: Mapping[str, Any], folder: Path, **changed: Any) -> str:
-    """The command line that asks for a request with some values changed, for readers.
+def command(request: Mapping[str, Any], folder: Path, runs: Sequence[Path] = ()) -> str:
+    """The command line that asks for a request, for readers; `runs` are those that the study takes.
 
-    >>> command({"norms": ["none"], "seeds": [0, 1, 2], "problem": "dln"}, Path("study"), measure=["ics"])
-    'bnsmooth compare --norms none --seeds 0-2 --problem dln --measure ics -o study'
+    >>> command({"norms": ["none"], "seeds": [0, 1, 2], "problem": "dln"}, Path("study"), [Path("runs/a")])
+    'bnsmooth compare runs/a --norms none --seeds 0-2 --problem dln -o study'
     """
-    words, values = ["bnsmooth", "compare"], {**request, **changed}
+    words, values = ["bnsmooth", "compare", *map(str, runs)], {**request}
     if PROBED not in values.get("measure", ()):
         values.pop("probe", None)
     for name, value in values.items():

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from bnsmooth_cli import __version__, kinds
-from bnsmooth_cli.config import resolve
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.studies.advice import Advice
 from bnsmooth_cli.studies.comparison import compare_records, worst_where_diverged
 from bnsmooth_cli.studies.evidence import Record
 from bnsmooth_cli.studies.folder import Study, table_paths
-from bnsmooth_cli.studies.grid import VARIED, command
 from bnsmooth_cli.studies.statistics import summarise
 from bnsmooth_cli.studies.verdicts import claims
 
@@ -25,7 +23,7 @@ from bnsmooth_cli.studies.verdicts import claims
 class Outcome:
     """The rows of the tables of kind compare, compare-summary and compare-claims.
 
-    `next` holds commands that make the measurements that the claims lack.
+    `next` holds commands that make the measurements that the claims lack, and reuse the runs.
     """
 
     comparison: pd.DataFrame
@@ -67,12 +65,12 @@ def conclude(
     judged = comparison.iloc[:0] if twice else comparison
     verdicts, missing = [pd.DataFrame(columns=list(kinds.get("compare-claims").columns))], []
     for (problem, settings), group in judged.groupby(["problem", "settings"], sort=False):
-        names = {*group["run"]}
-        folder = Path(f"study-{problem}") if study is None else study.path
-        request = _request([run for run in runs if run.name in names], study)
+        names, others = {*group["run"]}, sum(rows["problem"].iloc[0] == problem for rows in verdicts[1:])
+        folder = Path(f"study-{problem}-{others + 1}" if others else f"study-{problem}")
+        advice = Advice.of([run for run in runs if run.name in names], study, folder)
         rows = claims(record for record in records if record.name in names).assign(settings=str(settings))
-        missing += [command(request, folder, **change) for change in _merged(rows["command"])]
-        rows["command"] = [command(request, folder, **change) if change else "" for change in rows["command"]]
+        missing += advice.commands(rows["command"])
+        rows["command"] = [advice.command(change) if change else "" for change in rows["command"]]
         verdicts.append(rows)
     return Outcome(
         comparison,
@@ -80,33 +78,3 @@ def conclude(
         pd.concat(verdicts[1:] or verdicts, ignore_index=True),
         missing,
     )
-
-
-def _request(runs: Sequence[Run], study: Study | None) -> dict[str, Any]:
-    """A request for these runs, with all of their norms, learning rates and seeds."""
-    first = runs[0].config
-    usual = resolve(first.problem, norm=first.norm).as_dict()
-    if study is None:
-        left_out = ("problem", "data_digest", *VARIED)
-        different = {k: v for k, v in first.as_dict().items() if k not in left_out and v != usual.get(k)}
-        request = {"norms": [], "problem": first.problem, **different}
-    else:
-        requests = study.read()["requests"]
-        request = next((request for request in reversed(requests) if "measure" in request), requests[-1])
-    norms = list(dict.fromkeys(run.config.norm for run in runs))
-    lrs, seeds = sorted({run.config.lr for run in runs}), sorted({run.config.seed for run in runs})
-    request = {**request, "norms": norms, "seeds": seeds}
-    return {**request, "lrs": lrs} if lrs != [usual["lr"]] or "lrs" in request else request
-
-
-def _merged(changes: Iterable[dict[str, list[Any]] | None]) -> list[dict[str, list[Any]]]:
-    """The fewest changes: one at the learning rates of the runs, and one for each further learning rate."""
-    merged: dict[str, list[Any]] = {}
-    further = []
-    for change in filter(None, changes):
-        if "lrs" in change:
-            further += [change] * (change not in further)
-            continue
-        for name, values in change.items():
-            merged[name] = list(dict.fromkeys([*merged.get(name, ()), *values]))
-    return [merged, *further] if merged else further

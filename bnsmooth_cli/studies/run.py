@@ -15,11 +15,11 @@ from bnsmooth_cli import stopping
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
 from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
 from bnsmooth_cli.storage.locks import locked
-from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.executors import Retired
 from bnsmooth_cli.studies.folder import Study
-from bnsmooth_cli.studies.grid import Grid, read_grid
+from bnsmooth_cli.studies.grid import VARIED, Grid, read_grid
 from bnsmooth_cli.studies.outcome import conclude
 from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, clear, reports, shown, withdraw
 from bnsmooth_cli.studies.work import Task, remaining, work
@@ -40,7 +40,7 @@ _DIED: Final = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The remaining work of a study, where it executes, and the reasons why runs cannot be read, by name."""
+    """The remaining work of a study, where it executes, the reasons why runs cannot be read, and the runs to take."""
 
     study: Study
     grid: Grid
@@ -49,6 +49,7 @@ class Plan:
     jobs: int | None = None
     dask: str | None = None
     device: str = "auto"
+    taken: tuple[Run, ...] = ()
 
     @property
     def todo(self) -> list[Task]:
@@ -84,6 +85,7 @@ def study(
     target_loss: float | None = None,
     target_accuracy: float | None = None,
     progress: StudyProgress | bool | None = None,
+    runs: Sequence[Path | str] = (),
     **settings: Any,
 ) -> Study:
     """Train and measure a grid of runs, compare them, and judge the paper's claims, like `bnsmooth compare`.
@@ -111,6 +113,7 @@ def study(
         target_loss: Count the steps to this training loss; by default the last one of the run without a norm.
         target_accuracy: Count the steps to this test accuracy; by default the last one of the run without a norm.
         progress: Whether a progress bar is shown; by default, in a terminal and in a notebook. Or callbacks.
+        runs: Folders of runs that the study takes: it copies them, and does not train them again.
         **settings: The preset and other settings of `bns.train`, shared by all runs.
 
     Returns:
@@ -138,7 +141,7 @@ def study(
                "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "threads": threads,
                "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
     grid = read_grid({name: value for name, value in options.items() if value is not None})
-    planned = plan(grid, Path(output), jobs=jobs, dask=dask, device=device, force=force)
+    planned = plan(grid, Path(output), jobs=jobs, dask=dask, device=device, force=force, runs=runs)
     with shown(progress) as callbacks:
         return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=callbacks)
 
@@ -151,6 +154,7 @@ def plan(
     dask: str | None = None,
     device: str = "auto",
     force: bool = False,
+    runs: Sequence[Path | str] = (),
 ) -> Plan:
     """Plan a study and check all of it, writing nothing; the arguments are those of `study`.
 
@@ -162,12 +166,18 @@ def plan(
         raise InputError(f"--jobs {jobs}: give a whole number of at least 1")
     if jobs is not None and not here:
         raise InputError("--jobs: with --dask ADDRESS the cluster has its own workers; leave it out")
-    planned = Plan(Study(folder), grid, [], {}, jobs, dask, device)
-    planned.study.check(grid)
+    study = Study(folder)
+    study.check(grid)
+    taken = _taken(study, grid, runs)
+    planned = Plan(study, grid, [], {}, jobs, dask, device, tuple(taken.values()))
     for config in grid.configs():
+        path = folder / "runs" / config.name
         try:
-            run = Run(folder / "runs" / config.name, config)
-            planned.runs.append(remaining(run, grid.wanted, grid.threads, device, force))
+            run = Run(taken[path].path if path in taken else path, config)
+            task = remaining(run, grid.wanted, grid.threads, device, force)
+            if path in taken and run.name != config.name:  # `Study.take` leaves its tables behind
+                task = replace(task, wanted=grid.wanted)
+            planned.runs.append(replace(task, path=path.absolute()))
         except DamagedError as error:
             planned.unreadable[config.name] = str(error)
     if todo := planned.todo:
@@ -180,6 +190,29 @@ def plan(
             for config in {task.config.norm: task.config for task in todo}.values():
                 problems.build(config).outline()
     return planned
+
+
+def _taken(study: Study, grid: Grid, sources: Sequence[Path | str]) -> dict[Path, Run]:
+    """The runs that a study takes, by their folders in the study; those that it has already are left out.
+
+    Raises:
+        InputError: If a folder is no run, or has other settings than the runs of the grid.
+    """
+    taken: dict[Path, Run] = {}
+    for source in map(open_run, sources):
+        varied = {name: getattr(source.config, name) for name in VARIED}
+        config = grid.configs()[0].changed(**varied)
+        differences = source.config.differences(config)
+        if source.config.steps > config.steps:  # a shorter run is continued
+            differences.append(f"steps {source.config.steps}, now {config.steps}")
+        if differences:
+            raise InputError(f"{source.path}: a run of other settings than the study's ({'; '.join(differences)})")
+        target = study.path / "runs" / source.config.name
+        if target in taken:
+            raise InputError(f"{source.path}: the same run as {taken[target].path}; give one of them")
+        if not (target / "config.json").exists():
+            taken[target] = source
+    return taken
 
 
 def run(
@@ -200,6 +233,8 @@ def run(
     study.path.mkdir(parents=True, exist_ok=True)
     with locked(study.path, "study"):
         study.record(planned.grid)
+        for source in planned.taken:
+            study.take(source)
         if todo := planned.todo:
             for task in todo:
                 task.begin_anew()

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BNSMOOTH ?= $(BIN)/bnsmooth
 # Further options of the commands in the runs/ rules, for example:
-#   make TRAIN="--preset paper" runs/vgg-l1-lr0.1-seed0/ics.parquet
+#   make TRAIN="--preset paper" runs/vgg-l1-lr0.1-paper-seed0/ics.parquet
 TRAIN ?=
 SMOOTHNESS ?=
 THEORY ?=
@@ -101,8 +101,9 @@ paper: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m reproduction $(SCALE) --jobs $(JOBS) $(if $(ONLY),--only "$(ONLY)") $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(NOTE),--note "$(NOTE)")
 	$(if $(filter-out quick,$(SCALE)),$(BIN)/python -m reproduction findings)
 
-# Rules for the tables of any run, such as runs/vgg-l1-lr0.1-seed0/ics.parquet. The options are read from the run's name.
-options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([^s]+)-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \4/; s/--norm (lp|group)([0-9])/--norm \1:\2/')
+# Rules for the tables of any run, such as runs/vgg-l1-lr0.1-seed0/ics.parquet. Problem, norm, learning rate and seed are
+# read from the run's name; what stands between the learning rate and the seed has to be in TRAIN.
+options = $(shell echo '$*' | sed -E 's/^([a-z]+)-(.+)-lr([0-9.]+(e[-+]?[0-9]+)?)(-.+)?-seed([0-9]+)$$/--problem \1 --norm \2 --lr \3 --seed \6/; s/--norm (lp|group)([0-9])/--norm \1:\2/')
 runs/%/train.parquet:
 	$(BNSMOOTH) train $(options) $(TRAIN) -o runs/$*
 runs/%/landscape.parquet: runs/%/train.parquet

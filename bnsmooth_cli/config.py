@@ -7,6 +7,7 @@ quickly.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any, Final
 from bnsmooth_cli import data as data_sets
 from bnsmooth_cli import norms
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.settings import Bounds, base_name, check_bounds, check_choice, flag, positive, setting, whole
+from bnsmooth_cli.settings import Bounds, base_name, check_bounds, check_choice, flag, positive, setting, tag, whole
 from bnsmooth_cli.user_code import is_code
 
 # Larger values are mistakes, or come from damaged files. They must end in an error, not in all of the memory.
@@ -27,6 +28,7 @@ MAX_LR: Final = 1e30  # still a float32 after a multiplication by any step lengt
 MAX_WIDTH: Final = 4.0
 MAX_NUMBERS: Final = 2**26  # in the deep linear network, or in its samples
 MAX_THREADS: Final = 1024
+MAX_NAME: Final = 120  # bytes; file systems take 255, and Windows 260 characters of a whole path
 #: How the pixels of images are scaled.
 INPUTS: Final = ("standard", "centred")
 #: How the matrix A that the deep linear network learns is drawn.
@@ -227,8 +229,9 @@ class Config:
     )  # fmt: skip
     lr: float = setting("Learning rate, constant.", positive(MAX_LR))
     steps: int = setting(
-        "Length of the training run. A larger number extends an existing run.", whole(MAX_STEPS), words="{} steps"
-    )
+        "Length of the training run. A larger number extends the run in a folder that -o names.", whole(MAX_STEPS),
+        words="{} steps",
+    )  # fmt: skip
     batch_size: int = setting(
         "Samples per step (default for dln: all of them).", whole(MAX_SAMPLES), tag="bs", words="batches of {}"
     )
@@ -259,15 +262,43 @@ class Config:
 
     @property
     def name(self) -> str:
-        """The run's name: `<problem>-<norm>-lr<lr>-seed<seed>`, safe as a file name on every system.
+        """The run's name: `<problem>-<norm>-lr<lr>[-<preset>][-<setting>...]-seed<seed>`.
 
-        >>> resolve("dln", norm="lp:3").name
-        'dln-lp3-lr1e-06-seed0'
-        >>> resolve("vgg", norm="mymodule:MyNorm").name
-        'vgg-mymodule.MyNorm-lr0.1-seed0'
+        It has the settings that are not those of the preset `quick`. If another preset is nearer, it has the name of
+        that preset, and the settings that are not its. As the seed comes last, `<name>-seed*` are the seeds of one
+        configuration and no others. It is safe as a file name on every system, and has at most MAX_NAME bytes and the
+        seed.
+
+        >>> resolve("dln", norm="lp:3").name, resolve("dln", samples=50).name
+        ('dln-lp3-lr1e-06-seed0', 'dln-batch-lr1e-06-samples50-seed0')
+        >>> resolve("vgg", data="a/folder", width=0.5, steps=3000).name
+        'vgg-batch-lr0.1-folder-w0.5-steps3000-seed0'
+        >>> resolve("vgg", "paper", norm="mymodule:MyNorm", width=0.25).name
+        'vgg-mymodule.MyNorm-lr0.1-paper-w0.25-seed0'
         """
+        return _bounded("-".join([self.former_name.removesuffix(self._seed), *self._tags()])) + self._seed
+
+    @property
+    def former_name(self) -> str:
+        """The name that earlier versions gave, in which runs of different settings were called the same."""
         problem, norm = (name.replace(":", "." if is_code(name) else "") for name in (self.problem, self.norm))
-        return f"{problem}-{norm}-lr{self.lr:g}-seed{self.seed}"
+        return f"{problem}-{norm}-lr{self.lr:g}{self._seed}"
+
+    @property
+    def _seed(self) -> str:
+        return f"-seed{self.seed}"
+
+    def _tags(self) -> list[str]:
+        """The parts of the name between the learning rate and the seed: those of the nearest preset."""
+        values, fields = self._values(), defining(self.problem)
+        full_batch = {"batch_size": self.settings.full_batch}  # where no preset has a number
+        defaults = {name: f.default for name, f in fields.items()}
+        choices = []
+        for number, (preset, chosen) in enumerate(find_problem(self.problem).presets.items()):
+            usual = {**defaults, **full_batch, **chosen}
+            tags = [tag(f, values[name]) for name, f in fields.items() if tag(f, values[name]) != tag(f, usual[name])]
+            choices.append((len(tags), [preset][: min(number, 1)] + tags))
+        return min(choices, key=lambda choice: choice[0])[1]
 
     @property
     def eval_every(self) -> int | None:
@@ -339,6 +370,15 @@ class Config:
     def changes(self, other: Config) -> list[str]:
         """The settings that differ without defining the run, as `differences` has the others."""
         return _changes(self.incidental(), other.incidental())
+
+
+def _bounded(name: str) -> str:
+    """A name of at most MAX_NAME bytes: of a longer one the beginning and a digest of all of it."""
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: MAX_NAME - 9].decode(errors='ignore')}-{digest}"
 
 
 def _changes(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:

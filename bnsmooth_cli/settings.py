@@ -106,6 +106,7 @@ def tag(field: dataclasses.Field[Any], value: Any) -> str:
         return prefix if value else f"no{prefix}"
     if isinstance(value, str):
         value = re.sub(r"[^0-9A-Za-z.]+", "_", base_name(value).replace(",", "x")).strip("._") or "other"
+        value = f"_{value}" if value.startswith("seed") else value  # which only the seed does in a name
     return f"{prefix}{_number(value)}"
 
 

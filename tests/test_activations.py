@@ -327,7 +327,7 @@ STUDY = "--problem dln --depth 3 --dimension 4 --samples 30 --batch-size 10 --lr
 def test_a_study_takes_a_probe_and_measures_tables_without_it_again(cli, tmp_path):
     line = f"compare --norms none --measure activations,ics {STUDY} -o study"
     assert cli(line)[0] == 0
-    folder = tmp_path / "study/runs/dln-none-lr0.0001-seed0"
+    folder = tmp_path / "study/runs/dln-none-lr0.0001-depth3-dim4-samples30-steps4-bs10-seed0"
     stamp = (folder / "ics.parquet").stat().st_mtime_ns
     table = folder / "activations.parquet"
     assert bns.read_table(table)["floor_mean_change"].isna().all()

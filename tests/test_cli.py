@@ -34,12 +34,12 @@ def run(small_run):
 def test_stages_compose_through_files(cli, tmp_path):
     for norm in ("none", "batch"):
         assert cli(f"train --norm {norm} {DLN}")[0] == 0
-    runs = "runs/dln-none-lr0.0001-seed0 runs/dln-batch-lr0.0001-seed0"
+    runs = " ".join(f"runs/dln-{norm}-lr0.0001-depth5-dim4-samples30-steps6-seed0" for norm in ("none", "batch"))
     for kind in ("landscape", "smoothness", "ics", "activations", "theory"):
         code, out, err = cli(f"{kind} {runs}")
         assert (code, err) == (0, "")
-        assert f"runs/dln-batch-lr0.0001-seed0/{kind}.parquet" in out
-        table = bns.read_table(f"runs/dln-batch-lr0.0001-seed0/{kind}.parquet", kind)
+        assert f"runs/dln-batch-lr0.0001-depth5-dim4-samples30-steps6-seed0/{kind}.parquet" in out
+        table = bns.read_table(f"runs/dln-batch-lr0.0001-depth5-dim4-samples30-steps6-seed0/{kind}.parquet", kind)
         assert table["step"].unique().tolist() == [0, 2, 4, 6]
         tables = " ".join(f"{name}/{kind}.parquet" for name in runs.split())
         assert cli(f"plot {tables} -o {kind}.png")[0] == 0
@@ -47,7 +47,8 @@ def test_stages_compose_through_files(cli, tmp_path):
     code, out, _ = cli(f"compare {runs} -o c.parquet")
     assert code == 0
     losses = {
-        n: bns.read_table(f"runs/dln-{n}-lr0.0001-seed0/train.parquet")["loss"].iloc[-1] for n in ("none", "batch")
+        n: bns.read_table(f"runs/dln-{n}-lr0.0001-depth5-dim4-samples30-steps6-seed0/train.parquet")["loss"].iloc[-1]
+        for n in ("none", "batch")
     }
     printed = [line.split()[0] for line in out.splitlines() if line.split()[0] in losses]
     assert printed == sorted(losses, key=losses.get)
@@ -59,7 +60,7 @@ def test_stages_compose_through_files(cli, tmp_path):
 
 def test_without_a_run_an_analysis_trains_it_and_finds_it_again(cli, tmp_path):
     assert cli(f"landscape --norm l1 {DLN}")[0] == 0
-    folder = tmp_path / "runs/dln-l1-lr0.0001-seed0"
+    folder = tmp_path / "runs/dln-l1-lr0.0001-depth5-dim4-samples30-steps6-seed0"
     stamps = {name: (folder / name).stat().st_mtime_ns for name in ("train.parquet", "landscape.parquet")}
     assert cli(f"landscape --norm l1 {DLN}")[0] == 0
     assert cli(f"train --norm l1 {DLN}")[0] == 0
@@ -71,7 +72,9 @@ def test_theory_alone_verifies_the_linear_network_and_says_so(cli, tmp_path):
     assert (code, err) == (0, "")
     # 4 points x 20 units x (2 + 1 + 2 + 2 + 1 + 2 + 1). At step 0, the nearest optimum of 4.5 is the start.
     assert "equal to 1e-09 of the largest term in 860 cases; 20 not tested" in " ".join(out.split())
-    table = bns.read_table(tmp_path / "runs/dln-batch-lr0.0001-seed0/theory.parquet", "theory")
+    table = bns.read_table(
+        tmp_path / "runs/dln-batch-lr0.0001-depth5-dim4-samples30-steps6-seed0/theory.parquet", "theory"
+    )
     assert table.groupby("statement")["holds"].all().drop([*kinds.UNPROVED]).all()
 
 

@@ -45,7 +45,13 @@ def here(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(("settings", "run"), [(VGG, "vgg-dyt.DyT-lr0.05-seed0"), (DLN, "dln-dyt.DyT-lr0.0001-seed0")])
+@pytest.mark.parametrize(
+    ("settings", "run"),
+    [
+        (VGG, "vgg-dyt.DyT-lr0.05-w0.07-steps4-bs16-seed0"),
+        (DLN, "dln-dyt.DyT-lr0.0001-depth3-dim4-samples30-steps4-seed0"),
+    ],
+)
 def test_a_users_norm_works_in_every_command_that_takes_it(cli, here, settings, run):
     for kind, more in (
         ("train", ""), ("landscape", "--points 2"), ("smoothness", "--points 2"), ("ics", ""),
@@ -78,7 +84,7 @@ def test_a_users_norm_works_in_worker_processes(cli, here):
 
 @pytest.mark.parametrize("problem", ["residual", "transformer", "regression"])
 def test_a_users_problem_works_in_every_command(cli, here, problem):
-    run = f"own_code.{problem}-none-lr0.05-seed0"
+    run = f"own_code.{problem}-none-lr0.05-steps4-bs8-seed0"
     for kind, more in (
         ("train", ""), ("landscape", "--objective test --points 2"), ("smoothness", "--objective train:2 --points 2"),
         ("ics", ""), ("activations", ""), ("theory", "--units 0"), ("surface", "--dimensions 1 --points 3"),

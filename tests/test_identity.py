@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,11 +15,12 @@ from helpers import SMALL
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import kinds
-from bnsmooth_cli.config import resolve
+from bnsmooth_cli.config import MAX_NAME, defining, resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.identity import alike, differing, read_settings
 from bnsmooth_cli.measures.measuring import measure
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.runs import open_run
 
 SAMPLES = Path(__file__).parent / "reliability/samples/format-1"
 
@@ -126,3 +130,121 @@ def test_a_table_without_provenance_has_unknown_settings(small_run, tmp_path):
     assert {*bns.read_table(tmp_path / "t.parquet")["settings"]} == {""}
     bns.save_table(rows, tmp_path / "t.parquet")
     assert {*bns.read_table(tmp_path / "t.parquet")["settings"]} == {*rows["settings"]}
+
+
+# Names
+
+
+def test_a_runs_name_has_what_is_not_its_presets():
+    def name(problem="vgg", preset="quick", **values):
+        return resolve(problem, preset, **values).name
+
+    assert name() == "vgg-batch-lr0.1-seed0"
+    assert name(data="a/cifar10", width=0.5, steps=3000, seed=3) == "vgg-batch-lr0.1-cifar10-w0.5-steps3000-seed3"
+    assert name(weight_decay=5e-4, augment=True, depth=16) == "vgg-batch-lr0.1-depth16-augment-wd0.0005-seed0"
+    assert name(preset="paper", norm="none", width=0.25) == "vgg-none-lr0.1-paper-w0.25-seed0"
+    assert name(preset="paper", data="elsewhere/cifar10") == name(preset="paper") == "vgg-batch-lr0.1-paper-seed0"
+    assert name("dln", samples=50) == "dln-batch-lr1e-06-samples50-seed0"
+    assert name("dln", batch_size=50) == "dln-batch-lr1e-06-bs50-seed0"
+    assert name("dln", "paper", last_norm=True) == "dln-batch-lr1e-06-paper-lastnorm-seed0"
+    assert name(save_every=3, eval_every=4, keep=5) == name()  # settings that do not define a run
+
+
+OTHERS = {
+    "depth": 13, "data": "cifar10", "width": 0.3, "augment": True, "classifier": "none", "inputs": "centred",
+    "last_norm": True, "steps": 301, "batch_size": 20, "momentum": 0.9, "weight_decay": 0.1, "dimension": 3,
+    "samples": 99, "matrix": "uniform",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("problem", "preset"), [("vgg", "quick"), ("vgg", "paper"), ("dln", "quick"), ("dln", "paper")]
+)
+def test_every_setting_is_in_the_name_and_in_the_words(problem, preset):
+    """A new setting needs a value in OTHERS."""
+    usual = resolve(problem, preset)
+    names, told = {usual.name}, set()
+    for setting in defining(problem):
+        value = OTHERS[setting]
+        if setting == "last_norm":
+            value = not usual.settings.last_norm
+        elif usual.as_dict().get(setting) == value:
+            value = {"cifar10": "shapes", "centred": "standard", "uniform": "normal"}[value]
+        other = resolve(problem, preset, **{setting: value})
+        names.add(other.name)
+        assert re.fullmatch(r"[0-9a-z.-]+-seed0", other.name), other.name
+        said = differing(problem, [usual.settings_text, other.settings_text])
+        assert all(said.values()), setting
+        told.add(said[other.settings_text])
+    assert len(names) == len(told) + 1 == len(defining(problem)) + 1
+
+
+@pytest.mark.parametrize("data", ["x" * 300, 'a b/Ümläut & *?"<>|:', "-seed1", "..."])
+def test_a_name_is_short_and_safe_whatever_the_folder_is_called(data):
+    name = resolve("vgg", data=data).name
+    assert len(name) <= MAX_NAME + len("-seed0")
+    assert re.fullmatch(r"vgg-batch-lr0\.1-[0-9A-Za-z._-]+-seed0", name)
+    assert "-seed" not in name.removesuffix("-seed0")
+    assert len({resolve("vgg", data=f"{data}{end}", seed=seed).name for end in "ab" for seed in (0, 1)}) == 4
+
+
+SMALL_DLN = "--problem dln --depth 3 --dimension 4 --samples 20 --lr 1e-4"
+TAGS = "depth3-dim4-samples20"
+
+
+def test_a_longer_run_is_a_run_of_its_own_and_the_output_option_extends_one(cli, tmp_path):
+    assert cli(f"train {SMALL_DLN} --norm none --steps 4")[0] == 0
+    short, long = (tmp_path / f"runs/dln-none-lr0.0001-{TAGS}-steps{steps}-seed0" for steps in (4, 8))
+    code, _, err = cli(f"train {SMALL_DLN} --norm none --steps 8")
+    assert (code, err.count("\n")) == (0, 1)
+    assert f"{short.relative_to(tmp_path)}: has the first 4 steps of this run; -o" in err
+    assert [len(bns.read_table(run / "train.parquet")) for run in (short, long)] == [5, 9]
+    assert cli(f"train {SMALL_DLN} --norm none --steps 8 -o {short}")[::2] == (0, "")
+    pd.testing.assert_frame_equal(
+        bns.read_table(short / "train.parquet").drop(columns="run"),
+        bns.read_table(long / "train.parquet").drop(columns="run"),
+    )
+
+
+def test_an_extended_run_and_one_of_an_earlier_version_are_found_by_their_settings(cli, tmp_path):
+    for steps in (4, 8):
+        assert cli(f"train {SMALL_DLN} --norm l1 --steps {steps} -o runs/dln-l1-lr0.0001-seed0")[0] == 0
+    stamp = (tmp_path / "runs/dln-l1-lr0.0001-seed0/train.parquet").stat().st_mtime_ns
+    code, out, _ = cli(f"ics {SMALL_DLN} --norm l1 --steps 8 --at 0")
+    assert (code, out.splitlines()[0]) == (0, "runs/dln-l1-lr0.0001-seed0/ics.parquet")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["dln-l1-lr0.0001-seed0"]
+    assert (tmp_path / "runs/dln-l1-lr0.0001-seed0/train.parquet").stat().st_mtime_ns == stamp
+    assert cli(f"train {SMALL_DLN} --norm l1 --steps 8 --seed 1")[0] == 0
+    assert len([*(tmp_path / "runs").iterdir()]) == 2
+
+
+def test_a_study_of_an_earlier_version_goes_on_under_its_names(cli, tmp_path):
+    line = f"compare {SMALL_DLN.replace('--lr ', '--lrs ')} --steps 8 --save-every 4 --norms none,batch -o study"
+    assert cli(f"{line} --seeds 0")[0] == 0
+    runs = tmp_path / "study/runs"
+    for folder in [*runs.iterdir()]:  # as an earlier version would have named them
+        run = open_run(folder)
+        name = run.config.former_name
+        for table in folder.glob("*.parquet"):
+            rows = bns.read_table(table)
+            provenance = {**rows.attrs["bnsmooth"], "runs": {name: run.config.as_dict()}}
+            tables.write_table(table, provenance["kind"], [rows.assign(run=name)], provenance)
+        folder.rename(runs / name)
+    stamps = {file: file.stat().st_mtime_ns for file in runs.rglob("train.parquet")}
+    assert cli(f"{line} --seeds 0")[::2] == (0, "")
+    assert cli(f"{line} --seeds 0-1 --measure ics")[::2] == (0, "")
+    names = [f"dln-{norm}-lr0.0001-seed{seed}" for norm in ("batch", "none") for seed in (0, 1)]
+    assert sorted(path.name for path in runs.iterdir() if not path.name.startswith(".")) == names
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+    assert {*bns.read_table(tmp_path / "study/compare.parquet")["run"]} == {*names}
+    assert cli("report study -o r.html")[0] == 0
+
+
+def test_two_runs_of_one_configuration_in_a_study_count_once(cli, tmp_path):
+    line = f"compare {SMALL_DLN.replace('--lr ', '--lrs ')} --steps 4 --norms none --seeds 0 -o study"
+    assert cli(line)[0] == 0
+    (run,) = (tmp_path / "study/runs").iterdir()
+    shutil.copytree(run, run.with_name("dln-none-lr0.0001-seed0"))
+    code, _, err = cli(line)
+    assert (code, f"no run of this study (it is {run.name})" in err) == (1, True)
+    assert [*bns.read_table(tmp_path / "study/compare.parquet")["run"]] == [run.name]

@@ -39,13 +39,13 @@ def test_a_terminal_shows_training_and_measuring(stderr, tmp_path):
     stream = stderr(True)
     run = bns.train("dln", "l1", output=tmp_path / "run", **SMALL)
     (line,) = stream.lines()
-    assert line.startswith("train dln-l1-lr1e-06-seed0: 100%|")
+    assert line.startswith("train dln-l1-lr1e-06-depth3-dim4-samples20-steps30-seed0: 100%|")
     assert "30/30" in line
     assert f"loss {bns.read_table(run.train_path)['loss'].iloc[29]:.3g}"[:8] in stream.getvalue()
     stream = stderr(True)
     bns.train("dln", "l1", output=tmp_path / "run", measure="ics", every=5, **SMALL)
     (line,) = stream.lines()
-    assert line.startswith("measure dln-l1-lr1e-06-seed0: 100%|")
+    assert line.startswith("measure dln-l1-lr1e-06-depth3-dim4-samples20-steps30-seed0: 100%|")
     assert "7/7" in line
     stream = stderr(True)
     measure("smoothness", [run.source()])
@@ -100,7 +100,12 @@ def test_callbacks_take_the_place_of_bars(stderr, tmp_path):
             seen.append(run)
 
     bns.study("none", problem="dln", output=tmp_path / "study", progress=Ended(), **SMALL)
-    assert seen == [0, 10, 20, 30, "dln-none-lr1e-06-seed0"] or seen[:4] == [0, 10, 20, 30]
+    assert seen == [0, 10, 20, 30, "dln-none-lr1e-06-depth3-dim4-samples20-steps30-seed0"] or seen[:4] == [
+        0,
+        10,
+        20,
+        30,
+    ]
     assert len(seen) == 5
     assert stream.getvalue() == ""
 

@@ -23,6 +23,8 @@ from bnsmooth_cli.studies import run as execution
 from bnsmooth_cli.studies.grid import command, read_grid
 
 GRID = f"compare --norms none,batch --seeds 0,1 {DLN} --lrs 1e-4 --steps 20 --save-every 10 --measure smoothness"
+#: The names of its runs, without the seed.
+NAME = "dln-{}-lr0.0001-depth5-dim4-samples30-steps20"
 #: The grid of GRID as arguments of bns.study.
 SMALL = {"problem": "dln", "depth": 5, "dimension": 4, "samples": 30, "steps": 20, "save_every": 10}
 ARGUMENTS = {"norms": ["none", "batch"], "seeds": range(2), "lrs": [1e-4], "measure": ["smoothness"], **SMALL}
@@ -120,13 +122,13 @@ def test_a_study_from_python_has_its_runs_and_tables(tmp_path):
     assert study.failed == {}
     assert set(study.comparison["run"]) == {run.name for run in study.runs()}
     assert set(study.summary["figure"]) >= {"final_loss", "beta"}
-    assert study.claims["claim"].nunique() == 15
+    assert study.claims["claim"].nunique() == 16
 
 
 def test_callbacks_tell_of_the_runs_that_a_growing_study_adds(tmp_path):
     first, again, grown = Recorded(), Recorded(), Recorded()
     bns.study(**ARGUMENTS, output=tmp_path / "study", progress=first)
-    names = [f"dln-{norm}-lr0.0001-seed{seed}" for seed in (0, 1) for norm in ("none", "batch")]
+    names = [f"{NAME.format(norm)}-seed{seed}" for seed in (0, 1) for norm in ("none", "batch")]
     assert first.calls == [("planned", 4), *((what, name) for name in names for what in ("started", "finished"))]
     bns.study(**ARGUMENTS, output=tmp_path / "study", progress=again)
     assert again.calls == []
@@ -151,7 +153,7 @@ def test_a_run_advances_while_it_trains(tmp_path, monkeypatch):
 
 def test_a_run_that_fails_is_reported_and_the_others_finish(tmp_path):
     bns.study(**ARGUMENTS, output=tmp_path / "study")
-    name = "dln-none-lr0.0001-seed1"
+    name = "dln-none-lr0.0001-depth5-dim4-samples30-steps20-seed1"
     (tmp_path / f"study/runs/{name}/smoothness.parquet").write_bytes(b"PAR1")
     with pytest.warns(UserWarning, match=f"{name} failed, the other runs continue: .*smoothness.parquet"):
         study = bns.study(**{**ARGUMENTS, "seeds": "0-2"}, output=tmp_path / "study")
@@ -205,7 +207,7 @@ def test_a_study_trains_measures_and_concludes(cli, tmp_path):
     code, out, err = cli(f"{GRID} -o study")
     assert (code, err) == (0, "")
     assert sorted(path.name for path in (tmp_path / "study/runs").iterdir()) == [
-        f"dln-{norm}-lr0.0001-seed{seed}" for norm in ("batch", "none") for seed in (0, 1)
+        f"{NAME.format(norm)}-seed{seed}" for norm in ("batch", "none") for seed in (0, 1)
     ]
     assert "beta lower" in out
     assert "inconclusive" in out
@@ -243,16 +245,16 @@ def test_a_study_resumes_and_grows_without_doing_anything_twice(cli, tmp_path, m
 @pytest.mark.parametrize("options", ["", "--force"])
 def test_a_damaged_run_is_reported_and_the_others_continue(cli, tmp_path, name, seeds, options):
     cli(f"{GRID} -o study")
-    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1" / name
+    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-depth5-dim4-samples30-steps20-seed1" / name
     damaged.write_bytes((damaged.read_bytes() if damaged.exists() else b"PAR1")[:200])
     code, _, err = cli(f"{GRID.replace('0,1', seeds)} {options} -o study")
     mended = (options, name, seeds) == ("--force", "smoothness.parquet", "0-2")  # it was to be measured anew anyway
     assert code == (0 if mended else 1), err
     if not mended:
         lines = err.splitlines()
-        assert "dln-batch-lr0.0001-seed1 failed, the other runs continue" in lines[0]
+        assert "dln-batch-lr0.0001-depth5-dim4-samples30-steps20-seed1 failed, the other runs continue" in lines[0]
         assert str(damaged.relative_to(tmp_path)) in lines[0]
-        assert lines[-1].startswith("bnsmooth: left out: dln-batch-lr0.0001-seed1;")
+        assert lines[-1].startswith("bnsmooth: left out: dln-batch-lr0.0001-depth5-dim4-samples30-steps20-seed1;")
     assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 5 + mended
 
 
@@ -267,7 +269,7 @@ def test_force_leaves_nothing_beside_new_runs(cli, tmp_path):
 def test_a_deleted_run_or_table_is_made_again(cli, tmp_path, name):
     cli(f"{GRID} -o study")
     before = files(tmp_path / "study")
-    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-seed1" / name
+    damaged = tmp_path / "study/runs/dln-batch-lr0.0001-depth5-dim4-samples30-steps20-seed1" / name
     shutil.rmtree(damaged) if damaged.is_dir() else damaged.unlink()
     assert cli(f"{GRID} -o study")[0] == 0
     assert files(tmp_path / "study") == before
@@ -276,7 +278,7 @@ def test_a_deleted_run_or_table_is_made_again(cli, tmp_path, name):
 def test_a_run_killed_before_its_last_row_is_finished(cli, tmp_path):
     cli(f"{GRID} -o study")
     before = files(tmp_path / "study")
-    path = tmp_path / "study/runs/dln-batch-lr0.0001-seed1/train.parquet"
+    path = tmp_path / "study/runs/dln-batch-lr0.0001-depth5-dim4-samples30-steps20-seed1/train.parquet"
     rows, provenance = tables.read_table(path), tables.read_provenance(path)
     kept = {name: provenance[name] for name in ("version", "torch", "runs", "stretches")}
     tables.write_table(path, "train", [rows.iloc[:-1]], kept)  # as it is when the last checkpoint is written
@@ -299,18 +301,19 @@ def test_a_dry_run_with_damaged_runs(cli, tmp_path):
 def test_runs_that_do_not_belong_to_the_study_are_left_out_by_name(cli, tmp_path):
     cli(f"{GRID} -o study")
     runs = tmp_path / "study/runs"
-    shutil.copytree(runs / "dln-none-lr0.0001-seed0", runs / "copy of none")
+    shutil.copytree(runs / "dln-none-lr0.0001-depth5-dim4-samples30-steps20-seed0", runs / "copy of none")
     cli(f"train --norm none --seed 9 {DLN.replace('30', '31')} --lr 1e-4 --steps 20 -o {runs}/other")
     code, out, err = cli(f"{GRID} -o study")
     assert (code, "copy of none" in out, "other" in out) == (1, False, False)
-    assert f"{runs.relative_to(tmp_path)}/copy of none: no run of this study (it is dln-none-lr0.0001-seed0)" in err
+    refused = f"no run of this study (it is {NAME.format('none')}-seed0)"
+    assert f"{runs.relative_to(tmp_path)}/copy of none: {refused}" in err
     assert "samples 30, now 31" in err
     assert len(tables.read_table(tmp_path / "study/compare.parquet")) == 4
 
 
 def test_runs_that_were_trained_one_by_one_become_a_study(cli, tmp_path):
     for norm in ("none", "batch"):
-        name = f"dln-{norm}-lr0.0001-seed0"
+        name = f"{NAME.format(norm)}-seed0"
         cli(f"train --norm {norm} {DLN} --lr 1e-4 --steps 20 --save-every 10 -o study/runs/{name}")
     before = files(tmp_path / "study")
     assert cli(f"{GRID} -o study")[0] == 0
@@ -373,8 +376,14 @@ def test_a_study_that_takes_a_run_has_its_bytes_and_measures_what_it_lacks(cli, 
 def test_two_runs_of_one_norm_lr_and_seed_are_compared_without_verdicts(cli, tmp_path):
     cli(f"{GRID} -o study")
     shutil.copytree(tmp_path / "study/runs", tmp_path / "again")
-    names = sorted(str(path) for path in [*tmp_path.glob("study/runs/*"), tmp_path / "again/dln-none-lr0.0001-seed0"])
-    (tmp_path / "again/dln-none-lr0.0001-seed0").rename(tmp_path / "again/another")
+    names = sorted(
+        str(path)
+        for path in [
+            *tmp_path.glob("study/runs/*"),
+            tmp_path / "again/dln-none-lr0.0001-depth5-dim4-samples30-steps20-seed0",
+        ]
+    )
+    (tmp_path / "again/dln-none-lr0.0001-depth5-dim4-samples30-steps20-seed0").rename(tmp_path / "again/another")
     code, out, err = cli(f"compare {' '.join(names[1:])} {tmp_path}/again/another")
     assert (code, err) == (0, "")
     assert "no statistics and no verdicts: two runs share norm, lr and seed" in out
@@ -421,7 +430,9 @@ samples = 30
     assert cli(f"{GRID} -o b")[0] == 0
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert cli("compare --study study.toml --norms none --seeds 3 -o c")[0] == 0  # what is given here wins
-    assert [path.name for path in (tmp_path / "c/runs").iterdir()] == ["dln-none-lr0.0001-seed3"]
+    assert [path.name for path in (tmp_path / "c/runs").iterdir()] == [
+        "dln-none-lr0.0001-depth5-dim4-samples30-steps20-seed3"
+    ]
 
 
 @pytest.mark.parametrize(

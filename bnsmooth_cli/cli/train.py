@@ -31,7 +31,7 @@ class FolderOptions(Options):
     """The run's folder, and whether an unfinished run in it is resumed."""
 
     output: Path | None = option(
-        "Directory of the run (default: runs/PROBLEM-NORM-lrLR-seedSEED).",
+        "Directory of the run (default: runs/NAME, where NAME has the settings that are not the preset's).",
         None,
         flags="--output -o",
         metavar="RUN_DIR",
@@ -122,11 +122,11 @@ def _print_cost(config: Config, wanted: Wanted, folder: FolderOptions, machine: 
     import torch
 
     from bnsmooth_cli.cli.studying import print_cost
-    from bnsmooth_cli.storage.runs import Run
+    from bnsmooth_cli.storage.runs import Run, default_folder
     from bnsmooth_cli.studies.work import Task, remaining
 
     wanted.check(config.steps)
-    run, threads = Run(folder.output or Path("runs") / config.name, config), torch.get_num_threads()
+    run, threads = Run(folder.output or default_folder(config), config), torch.get_num_threads()
     task = Task(run.path, config, 0, wanted, threads, machine.device, force=True)
     if not machine.force:
         existing = remaining(run, wanted, threads, machine.device, force=False)

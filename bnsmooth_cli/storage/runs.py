@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -178,6 +179,38 @@ def open_run(path: Path | str) -> Run:
     )
 
 
+def default_folder(config: Config, folder: Path = Path("runs")) -> Path:
+    """Where a run is that nobody named a directory for: `runs/<name of the run>`.
+
+    A run of the same settings under another name is returned instead: one that an earlier version named, or a shorter
+    one that was extended.
+
+    Args:
+        config: The configuration.
+        folder: The folder of the runs.
+    """
+    path = folder / config.name
+    if (path / "config.json").exists():
+        return path
+    return next((run.path for run in _same_trajectory(config, folder) if run.config.steps == config.steps), path)
+
+
+def shorter(config: Config, folder: Path = Path("runs")) -> Run | None:
+    """The longest run in a folder that has made the first steps of a configuration's run, and no others; or None."""
+    shorter = [run for run in _same_trajectory(config, folder) if run.config.steps < config.steps and run.resumable()]
+    return max(shorter, key=lambda run: run.config.steps, default=None)
+
+
+def _same_trajectory(config: Config, folder: Path) -> Iterator[Run]:
+    """The runs in a folder whose steps are those of a configuration, in the order of their names."""
+    start, _, seed = config.former_name.rpartition("-")
+    for file in sorted(folder.glob(f"{glob.escape(start)}*-{seed}/config.json")):
+        with suppress(InputError):
+            run = open_run(file.parent)
+            if not run.config.differences(config):
+                yield run
+
+
 def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False) -> Run:
     """The run directory for a configuration: a new one, or an existing one to resume, restart or return.
 
@@ -211,7 +244,7 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
     if config.steps < existing.config.steps:
         raise InputError(
             f"{path}: already has a run of {existing.config.steps} steps; give "
-            f"--steps {existing.config.steps}, or --force to shorten it"
+            f"--steps {existing.config.steps}, another -o, or --force to shorten it"
         )
     if run.outcome() is not None:
         if changes := existing.config.changes(config):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -98,7 +99,9 @@ class Study:
             try:
                 run = open_run(folder)
                 differences = _of_study(run.config, shared, folder).differences(run.config)
-                if not differences and folder.name != run.config.name:
+                if run.config.steps != shared["steps"]:
+                    differences.append(f"steps {shared['steps']}, now {run.config.steps}")
+                if not differences and not self._is_named(folder, run.config):
                     differences = [f"it is {run.config.name}"]
                 if differences:
                     refused[folder.name] = f"{folder}: no run of this study ({'; '.join(differences)}); move it away"
@@ -110,6 +113,31 @@ class Study:
             except DamagedError as error:
                 refused[folder.name] = str(error)
         return runs, refused
+
+    def _is_named(self, folder: Path, config: Config) -> bool:
+        """Whether the folder of a run has its name; one from an earlier version counts unless the present one is there
+        too."""
+        there = (folder.with_name(config.name) / "config.json").exists()
+        return folder.name == config.name or (folder.name == config.former_name and not there)
+
+    def planned(self, configs: Sequence[Config]) -> list[Run]:
+        """The runs of configurations, which may not exist yet.
+
+        Earlier versions gave shorter names to runs. A study that has any goes on with those names.
+        """
+        former, runs = self._has_former_names(), self.path / "runs"
+        paths = [[runs / name for name in (config.name, config.former_name)] for config in configs]
+        existing = [next((path for path in both if (path / "config.json").exists()), None) for both in paths]
+        folders = [there or both[former] for there, both in zip(existing, paths, strict=True)]
+        return [Run(path, config) for path, config in zip(folders, configs, strict=True)]
+
+    def _has_former_names(self) -> bool:
+        for file in sorted((self.path / "runs").glob("*/config.json")):
+            with suppress(InputError):
+                config, name = open_run(file.parent).config, file.parent.name
+                if name in (config.name, config.former_name):
+                    return name != config.name
+        return False
 
     def read(self) -> dict[str, Any]:
         """The content of study.json: the settings that the runs share, and the requests, newest last.
@@ -176,12 +204,11 @@ class Study:
         }
         save_json(self.path / "study.json", content)
 
-    def take(self, run: Run) -> None:
-        """Copy a run into the study, with its checkpoints and its tables.
+    def take(self, run: Run, target: Path) -> None:
+        """Copy a run to its folder in the study (`planned`), with its checkpoints and its tables.
 
         Tables name their run. Under another name, the run is therefore measured again, and not trained again.
         """
-        target = self.path / "runs" / run.config.name
         kept = [kind.name for kind in kinds.KINDS if kind.name == "train" or run.name == target.name]
         files = [run.source().table_path(kind) for kind in kept]
         states = [*run.checkpoints().values(), *run.stopped().values()]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,7 +49,7 @@ class Plan:
     jobs: int | None = None
     dask: str | None = None
     device: str = "auto"
-    taken: tuple[Run, ...] = ()
+    taken: Mapping[Path, Run] = field(default_factory=dict)
 
     @property
     def todo(self) -> list[Task]:
@@ -169,17 +169,16 @@ def plan(
     study = Study(folder)
     study.check(grid)
     taken = _taken(study, grid, runs)
-    planned = Plan(study, grid, [], {}, jobs, dask, device, tuple(taken.values()))
-    for config in grid.configs():
-        path = folder / "runs" / config.name
+    planned = Plan(study, grid, [], {}, jobs, dask, device, taken)
+    for run in study.planned(grid.configs()):
+        source = taken.get(run.path, run)
         try:
-            run = Run(taken[path].path if path in taken else path, config)
-            task = remaining(run, grid.wanted, grid.threads, device, force)
-            if path in taken and run.name != config.name:  # `Study.take` leaves its tables behind
+            task = remaining(Run(source.path, run.config), grid.wanted, grid.threads, device, force)
+            if source.name != run.name:  # `Study.take` leaves its tables behind
                 task = replace(task, wanted=grid.wanted)
-            planned.runs.append(replace(task, path=path.absolute()))
+            planned.runs.append(replace(task, path=run.path.absolute()))
         except DamagedError as error:
-            planned.unreadable[config.name] = str(error)
+            planned.unreadable[run.path.name] = str(error)
     if todo := planned.todo:
         from bnsmooth_cli import problems
         from bnsmooth_cli.training.devices import choose_device
@@ -207,7 +206,7 @@ def _taken(study: Study, grid: Grid, sources: Sequence[Path | str]) -> dict[Path
             differences.append(f"steps {source.config.steps}, now {config.steps}")
         if differences:
             raise InputError(f"{source.path}: a run of other settings than the study's ({'; '.join(differences)})")
-        target = study.path / "runs" / source.config.name
+        (target,) = (run.path for run in study.planned([config]))
         if target in taken:
             raise InputError(f"{source.path}: the same run as {taken[target].path}; give one of them")
         if not (target / "config.json").exists():
@@ -233,8 +232,8 @@ def run(
     study.path.mkdir(parents=True, exist_ok=True)
     with locked(study.path, "study"):
         study.record(planned.grid)
-        for source in planned.taken:
-            study.take(source)
+        for target, source in planned.taken.items():
+            study.take(source, target)
         if todo := planned.todo:
             for task in todo:
                 task.begin_anew()

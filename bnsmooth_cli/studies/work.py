@@ -48,7 +48,7 @@ class Task:
     @property
     def name(self) -> str:
         """The name of the run."""
-        return self.config.name
+        return self.path.name
 
     def begin_anew(self) -> None:
         """Mark the tables that are measured again, before any work: a command that resumes goes on with them."""

@@ -90,8 +90,11 @@ def train_config(
         stopping.Interrupted, stopping.Terminated, stopping.Withdrawn: If the work was told to stop. The rows and a
             checkpoint of the step that was reached are written.
     """
-    path = Path("runs") / config.name if output is None else Path(output)
     problem = problem or problems.build(config, choose_device(device))
+    path = runs.default_folder(problem.config) if output is None else Path(output)
+    if output is None and not path.exists() and (begun := runs.shorter(problem.config)) is not None:
+        said = f"{begun.path}: has the first {begun.config.steps} steps of this run; -o {begun.path} would extend it"
+        warnings.warn(said, Remark, stacklevel=2)
     needs.check(problem, path, resume=resume, force=force)
     _ = problem.initial  # reports a norm or size that does not fit before anything is written
     run = runs.prepare(path, problem.config, resume=resume, force=force)

@@ -239,7 +239,7 @@ BROKEN: dict[str, Broken] = {
         before=(STUDY,),
         files=(
             *(f"study/compare{part}.parquet" for part in ("", ".summary", ".claims")),
-            "study/runs/dln-batch-lr0.0001-seed0/smoothness.parquet",
+            "study/runs/dln-batch-lr0.0001-depth4-dim4-samples30-steps12-seed0/smoothness.parquet",
         ),
         commands=("report study -o r.md",),
         ways=(mutations.twist_table,),

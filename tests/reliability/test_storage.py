@@ -170,7 +170,9 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path, line):
 @pytest.mark.slow
 def test_a_study_whose_folder_is_removed_meanwhile(tmp_path):
     process = start(f"compare --norms none,l1 {DLN} --steps 40000 --save-every 500 --jobs 2 -o study", tmp_path)
-    wait_for((tmp_path / "study/runs/dln-l1-lr1e-06-seed0/checkpoints/000500.pt").exists)
+    wait_for(
+        (tmp_path / "study/runs/dln-l1-lr1e-06-depth5-dim4-samples30-steps40000-seed0/checkpoints/000500.pt").exists
+    )
     (tmp_path / "study").rename(tmp_path / "moved")
     begun = time.monotonic()
     _, err = process.communicate(timeout=120)

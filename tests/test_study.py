@@ -338,7 +338,8 @@ def test_the_advice_for_loose_runs_is_a_study_that_takes_them_and_trains_none_of
     monkeypatch.setattr(execution, "execute", lambda executor, todo, folder: trained.extend(todo) or [])
     assert cli(words)[0] == 0
     reached = {task.name: task.reached for task in trained}
-    assert reached.pop("dln-none-lr0.0001-seed0") == reached.pop("dln-batch-lr0.0001-seed0") == 6
+    names = [f"dln-{norm}-lr0.0001-depth3-dim4-samples20-steps6-seed0" for norm in ("none", "batch")]
+    assert [reached.pop(name) for name in names] == [6, 6]
     assert len(reached) > 8
     assert set(reached.values()) == {0}
 
@@ -360,14 +361,15 @@ def test_a_comparison_asks_before_it_replaces_one_of_other_runs(cli, tmp_path):
 
 def test_a_study_that_takes_a_run_has_its_bytes_and_measures_what_it_lacks(cli, tmp_path):
     train = f"train --norm none --lr 1e-4 {DLN} --steps 20 --save-every 10 --measure smoothness"
-    assert cli(f"{train} -o runs/dln-none-lr0.0001-seed0")[0] == 0
-    before = files(tmp_path / "runs/dln-none-lr0.0001-seed0")
-    assert cli(f"{GRID},ics runs/dln-none-lr0.0001-seed0 -o study")[0] == 0
-    there = files(tmp_path / "study/runs/dln-none-lr0.0001-seed0")
+    assert cli(train)[0] == 0
+    name = f"{NAME.format('none')}-seed0"
+    before = files(tmp_path / "runs" / name)
+    assert cli(f"{GRID},ics runs/{name} -o study")[0] == 0
+    there = files(tmp_path / "study/runs" / name)
     assert {name: there[name] for name in before} == before
     assert "ics.parquet" in {*there} - {*before}
     assert len(bns.Study("study").runs()) == 4
-    code, _, err = cli(f"{GRID} --depth 4 runs/dln-none-lr0.0001-seed0 -o other")
+    code, _, err = cli(f"{GRID} --depth 4 runs/{name} -o other")
     assert code == 2
     assert "a run of other settings than the study's (depth" in err
     assert not (tmp_path / "other").exists()

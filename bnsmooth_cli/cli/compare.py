@@ -11,6 +11,7 @@ import typer
 from bnsmooth_cli.cli import studying, terminal
 from bnsmooth_cli.cli.options import (
     ExecutionOptions,
+    ExportOptions,
     GridOptions,
     MachineOptions,
     SettingOptions,
@@ -34,6 +35,7 @@ def compare(
     steps: StepOptions,
     settings: SettingOptions,
     machine: MachineOptions,
+    export: ExportOptions,
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -95,23 +97,25 @@ def compare(
     from bnsmooth_cli.studies.outcome import Outcome, conclude
 
     options = {**grid.given(), **wanted.given(), **steps.given(), **settings.given()}
+    exported = {name: value for name, value in export.given().items() if value}
     if plan:
-        given = {"study": grid.study, **{name: value for name, value in execution.given().items() if value},
+        given = {"study": grid.study, **exported, **{name: value for name, value in execution.given().items() if value},
                  "output": output, "target_loss": target_loss, "target_accuracy": target_accuracy}  # fmt: skip
         _plan(runs or [], options | {name: value for name, value in given.items() if value is not None})
         return
     failed: list[str] = []
     if not runs or grid.norms or grid.study:
         study = studying.run_study(
-            output or Path("study"), grid.study, options, execution, machine, target_loss, target_accuracy, runs or ()
-        )
+            output or Path("study"), grid.study, options, execution, machine, export, target_loss, target_accuracy,
+            runs or (),
+        )  # fmt: skip
         if study is None:
             return
         table, failed = study.table, list(study.failed)
         outcome = Outcome.read(table)
     else:
-        if options or execution != ExecutionOptions() or grid != GridOptions():
-            name = next(iter(options), "study" if grid.study else "jobs, --dask, --dry-run")
+        if options or exported or execution != ExecutionOptions() or grid != GridOptions():
+            name = next(iter(options | exported), "study" if grid.study else "jobs, --dask, --dry-run")
             raise InputError(
                 f"--{name.replace('_', '-')}: describes runs to train; leave it out, or say with --norms which"
             )

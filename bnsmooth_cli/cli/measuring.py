@@ -24,6 +24,8 @@ from bnsmooth_cli.cli.options import (
     RunOptions,
     StepOptions,
     grouped,
+    say_exported,
+    say_places,
 )
 from bnsmooth_cli.cli.train import train_or_find
 from bnsmooth_cli.errors import InputError
@@ -96,7 +98,7 @@ def _measure(
         reason = described[0] if described else f"--weights {weights}: names what to measure"
         raise InputError(f"{reason}; leave it out, or leave out {sources[0]}")
     machine.apply()
-    export.check()
+    live = export.live()
     import pandas as pd
 
     from bnsmooth_cli import problems
@@ -120,7 +122,7 @@ def _measure(
         if files.output is not None:
             check_target(files.output, kind, machine.force)
         # --force replaces this command's table. It never trains an existing run again.
-        opened = [train_or_find(config, device=machine.device, problem=checked).source()]
+        opened = [train_or_find(config, device=machine.device, problem=checked, live=live).source()]
     data = run.given().get("data")
     requests = plan(kind, opened, files.output, **where, options=options, device=machine.device, data=data)
     with terminal.progress(kind) as update:
@@ -128,9 +130,13 @@ def _measure(
             pending(requests, machine.force),
             force=machine.force,
             progress=lambda name, step, done, total: update(done, total, f"{name} step {step}"),
+            live=live,
         )
     for request in requests:
+        for source in request.sources:
+            live.complete(source, [request.path])
         terminal.say(request.path)
-        export.write(request.path)
+        say_exported(live, request.path)
+    say_places(live)
     columns = [name for name, column in kinds.get(kind).columns.items() if column.type != "list"]
     summarise(pd.concat([read_table(request.path, kind, columns) for request in requests], ignore_index=True))

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -19,6 +19,9 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.settings import flag
 from bnsmooth_cli.user_code import allow, is_code
+
+if TYPE_CHECKING:
+    from bnsmooth_cli.storage.live import Live
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Group = TypeVar("Group")
@@ -342,27 +345,42 @@ class FileOptions(Options):
 
 @dataclass(frozen=True)
 class ExportOptions(Options):
-    """Files that are written beside the tables."""
+    """The programs that get the numbers of tables while these are computed."""
 
     tensorboard: bool = option(
-        "Write TensorBoard scalars beside each table (pip install 'bnsmooth\\[tensorboard]').",
+        "Write TensorBoard scalars beside each table, live (pip install 'bnsmooth\\[tensorboard]').",
         _MACHINE,
         default=False,
     )
+    wandb: str | None = option(
+        "Log to this project at Weights & Biases, live (pip install 'bnsmooth\\[wandb]').",
+        _MACHINE,
+        metavar="PROJECT",
+    )
 
-    def check(self) -> None:
-        """Raise InputError, before any work, if the extra is not installed."""
-        if self.tensorboard:
-            from bnsmooth_cli.storage.exports import check_tensorboard
+    def live(self) -> Live:
+        """The programs, checked before any work.
 
-            check_tensorboard()
+        Raises:
+            InputError: If an extra is not installed, or nobody is logged in.
+        """
+        from bnsmooth_cli.storage.live import Exports, Live
 
-    def write(self, table: Path) -> None:
-        """Write the TensorBoard files of a table, if they were requested, and print their path."""
-        if self.tensorboard:
-            from bnsmooth_cli.storage.exports import tensorboard
+        exports = Exports(self.tensorboard, self.wandb)
+        exports.check()
+        return Live(exports)
 
-            terminal.say(tensorboard(table))
+
+def say_exported(live: Live, table: Path) -> None:
+    """Print the event file of a table, if it has one."""
+    if table in live.files:
+        terminal.say(live.files[table])
+
+
+def say_places(live: Live) -> None:
+    """Print where the runs are at Weights & Biases."""
+    for name, place in live.places.items():
+        terminal.say(f"{name} at Weights & Biases: {place}")
 
 
 def grouped(command: Function) -> Function:

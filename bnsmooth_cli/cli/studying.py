@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.options import ExecutionOptions, MachineOptions
+from bnsmooth_cli.cli.options import ExecutionOptions, ExportOptions, MachineOptions
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.studies.progress import StudyProgress
 
@@ -30,6 +30,7 @@ def run_study(
     options: dict[str, Any],
     execution: ExecutionOptions,
     machine: MachineOptions,
+    export: ExportOptions,
     target_loss: float | None,
     target_accuracy: float | None,
     runs: Sequence[Path] = (),
@@ -43,8 +44,10 @@ def run_study(
     grid = read_grid(options, file)
     if not grid.norms:
         raise InputError("give RUN directories to compare, or a grid: --norms none,batch --seeds 0-4, or --study FILE")
-    planned = plan(grid, folder, jobs=execution.jobs, dask=execution.dask, device=machine.device, force=machine.force,
-                   runs=runs)  # fmt: skip
+    planned = plan(
+        grid, folder, jobs=execution.jobs, dask=execution.dask, device=machine.device, force=machine.force,
+        runs=runs, exports=export.live().exports,
+    )  # fmt: skip
     if execution.dry_run:
         _print_plan(planned)
         return None

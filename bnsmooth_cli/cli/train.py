@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import (
     ExportOptions,
@@ -17,6 +16,8 @@ from bnsmooth_cli.cli.options import (
     WantedOptions,
     grouped,
     option,
+    say_exported,
+    say_places,
 )
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
@@ -74,14 +75,15 @@ def train(
       bnsmooth train --preset paper --data path/to/cifar10 --dry-run
     """
     machine.apply()
-    export.check()
+    live = export.live()
     chosen = _chosen(wanted, steps)
     if folder.dry_run:
         _print_cost(run.config(), chosen, folder, machine)
         return
     trained = train_or_find(
-        run.config(), chosen, output=folder.output, resume=folder.resume, device=machine.device, force=machine.force
-    )
+        run.config(), chosen, output=folder.output, resume=folder.resume, device=machine.device, force=machine.force,
+        live=live,
+    )  # fmt: skip
     from bnsmooth_cli.storage.tables import read_table
 
     rows = read_table(trained.train_path, "train")
@@ -91,12 +93,12 @@ def train(
         rows = rows.iloc[sorted({round(i * (len(rows) - 1) / 10) for i in range(11)})]
     else:
         rows, columns = tested, ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
-    export.write(trained.train_path)
+    say_exported(live, trained.train_path)
     for kind in chosen.kinds:
         table = trained.source().table_path(kind)
         terminal.say(table)
-        if kinds.get(kind).tensorboard:
-            export.write(table)
+        say_exported(live, table)
+    say_places(live)
     terminal.summary(trained.name, rows[columns].dropna(axis=1, how="all"), note=_outcome(trained))
 
 

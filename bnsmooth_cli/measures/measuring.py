@@ -18,6 +18,7 @@ from bnsmooth_cli.points.reaching import open_problem, reachable, visit
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import begin_anew, begun_anew, journal_path
+from bnsmooth_cli.storage.live import Exports, Live
 from bnsmooth_cli.storage.runs import CheckpointSource
 
 
@@ -96,7 +97,13 @@ def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:
     return left
 
 
-def execute(requests: Sequence[Request], *, force: bool = False, progress: Progress | None = None) -> None:
+def execute(
+    requests: Sequence[Request],
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    live: Live | None = None,
+) -> None:
     """Measure what is missing of the requests, and write their tables.
 
     The tables of a source are measured together, so that its trajectory is walked once. Each point is kept as soon as
@@ -106,6 +113,7 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
         requests: What to measure.
         force: Whether points that are there already are measured again. Their tables stay until then.
         progress: Called before each point with the run, the step, the number of points measured so far, and the total.
+        live: The programs that get the numbers of points as these are measured.
 
     Raises:
         InputError: If a table, or what is there of it, is of another request.
@@ -128,7 +136,7 @@ def execute(requests: Sequence[Request], *, force: bool = False, progress: Progr
                     opened[request.path] = own.enter_context(recording(request)), own
                     report.done += opened[request.path][0].measured
                     report.total += opened[request.path][0].total - _points(request)
-            _walk(source, mine, [opened[request.path][0] for request in mine], report, problem)
+            _walk(source, mine, [opened[request.path][0] for request in mine], report, problem, live or Live(Exports()))
             problem = None
             for request in mine:
                 left[request.path] -= 1
@@ -154,6 +162,7 @@ def _walk(
     recordings: Sequence[Recording],
     report: Report,
     problem: Problem | None,
+    live: Live,
 ) -> None:
     """Measure what is missing of the points of a source, whose problem may be open already."""
     if not any(recording.missing(source.name) for recording in recordings):
@@ -161,8 +170,15 @@ def _walk(
     moved, opened = source.with_data(requests[0].data), [request for request in requests if request.problem]
     problem = problem or _problem(source, [*opened, *requests][0])
     together = Together(recordings, moved, problem, report)
-    for point in visit(moved, together.steps(source.name), problem=problem):
-        together.measure(point)
+    with live.feed(source) as feed:
+        try:
+            for point in visit(moved, together.steps(source.name), problem=problem):
+                together.measure(point)
+                if feed is not None and feed.due():
+                    together.show(feed)
+        finally:
+            if feed is not None:
+                together.show(feed)
     if stopping.told():
         stopping.stop(together.kept)
 

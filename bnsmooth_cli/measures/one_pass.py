@@ -23,6 +23,7 @@ from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.custom import Builder
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import Journal, journal_path
+from bnsmooth_cli.storage.live import Exports, Feed, Live
 from bnsmooth_cli.storage.runs import CheckpointSource, Run
 from bnsmooth_cli.training import run as training
 from bnsmooth_cli.training.trajectory import Trajectory
@@ -44,6 +45,8 @@ def train(
     resume: bool = True,
     force: bool = False,
     progress: training.Progress | bool | None = None,
+    tensorboard: bool = False,
+    wandb: str | None = None,
     **settings: Any,
 ) -> Run:
     """Train a run to its end, or resume it from its last checkpoint. A finished run is returned as it is.
@@ -67,6 +70,8 @@ def train(
         force: Whether any run in the folder is replaced.
         progress: Whether a progress bar is shown; by default, in a terminal and in a notebook. Or a function that is
             called with the step and the loss, every 25 steps, at each checkpoint and at each measured step.
+        tensorboard: Whether TensorBoard's event files are written beside the tables, while the run trains.
+        wandb: The project at Weights & Biases, or "entity/project", that gets the numbers while the run trains.
         **settings: Settings that override the preset's, named like the fields of `Config`, such as `lr` and `steps`.
 
     Returns:
@@ -89,7 +94,9 @@ def train(
         None if at is None else tuple(map(index, at)),
         probe,
     )
-    arguments: dict[str, Any] = {"device": device, "resume": resume, "force": force}
+    exports = Exports(tensorboard, wandb)
+    exports.check()
+    arguments: dict[str, Any] = {"device": device, "resume": resume, "force": force, "live": Live(exports)}
     if callable(progress):
         return train_and_measure(config, output, wanted, **arguments, progress=progress)
     if not shown(progress):
@@ -120,6 +127,7 @@ def train_and_measure(
     problem: Problem | None = None,
     progress: training.Progress | None = None,
     measuring: Progress | None = None,
+    live: Live | None = None,
 ) -> Run:
     """Train a run as `training.run.train_config` does, and measure it in the same pass.
 
@@ -129,7 +137,9 @@ def train_and_measure(
         wanted: What is measured.
         device, resume, force, problem, progress: As in `train_config`.
         measuring: Called before each point that is measured after training: what a finished run lacks.
+        live: The programs that get the numbers while they are computed. What is there already, they get at the end.
     """
+    live = live or Live(Exports())
     wanted.check(config.steps)
     for kind in wanted.kinds:  # refuse wrong options before anything is written
         measurement(kind).plan(config, **wanted.options(kind))
@@ -143,30 +153,61 @@ def train_and_measure(
             together = Together(tables, source, problem, Report(None, 0))
             if run.train_path.is_file() and run.checkpoints():  # what is before has to be visited afterwards
                 reachable(run.source(), together.steps(run.name))
-            yield _OnePass(run.name, together)
+            observer = _OnePass(run, together, stack.enter_context(live.feed(source)))
+            try:
+                yield observer
+            finally:
+                observer.show()
 
     run = training.train_config(
         config, output, device=device, resume=resume, force=force, progress=progress, problem=problem, observe=observe
     )
-    if wanted.kinds:
-        source = run.source()
-        requests = _requests(source, wanted, _passed(source, wanted), device)
-        execute(pending(requests), progress=measuring)
+    source = run.source()
+    requests = _requests(source, wanted, _passed(source, wanted), device)
+    execute(pending(requests), progress=measuring, live=live)
+    live.complete(source, [run.train_path, *(request.path for request in requests)])
     return run
 
 
 class _OnePass(training.Observer):
-    """Measures the points that are missing of the tables of a run."""
+    """Measures the points that are missing of the tables of a run, and passes on what becomes known.
 
-    def __init__(self, run: str, tables: Together) -> None:
-        super().__init__(tables.steps(run))
-        self._run, self._tables = run, tables
+    Args:
+        run: The run.
+        tables: Its tables.
+        feed: Gets the numbers; None if no program does.
+    """
+
+    def __init__(self, run: Run, tables: Together, feed: Feed | None) -> None:
+        super().__init__(tables.steps(run.name))
+        self._run, self._tables, self._feed = run, tables, feed
+        self._rows: training.Rows | None = None
+        self._shown = 0  # rows of the train table
 
     def look(self, trajectory: Trajectory) -> None:
-        self._tables.measure(point_of(trajectory, self._run))
+        self._tables.measure(point_of(trajectory, self._run.name))
+        self._show_in_time()
+
+    def hear(self, rows: training.Rows) -> None:
+        self._rows = rows
+        self._show_in_time()
 
     def keep(self) -> None:
         self._tables.sync()
+
+    def _show_in_time(self) -> None:
+        if self._feed is not None and self._feed.due():
+            self.show()
+
+    def show(self) -> None:
+        """Pass on what is known by now."""
+        if self._feed is None:
+            return
+        if self._rows is not None:
+            rows = self._rows(self._shown)
+            self._feed.add("train", rows, self._run.train_path)
+            self._shown += len(rows)
+        self._tables.show(self._feed)
 
 
 def _requests(source: CheckpointSource, wanted: Wanted, steps: list[int], device: str) -> list[Request]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.journal import Journal, Key, end_anew, journal_path
+from bnsmooth_cli.storage.live import Feed
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.storage.stretches import Machine, Stretch, changed, is_stretches, joined, machine_at, stretch
@@ -42,6 +44,8 @@ class Recording:
     def __init__(self, request: Request, journal: Journal, wanted: dict[str, list[int]]) -> None:
         self.request, self.wanted, self._journal = request, wanted, journal
         self._wanted = {name: {*steps} for name, steps in wanted.items()}
+        self._completing = {name: self._completed(name) for name in request.steps}
+        self._passed = dict.fromkeys(request.steps, 0)  # how many steps `ready` has returned
 
     @functools.cached_property
     def definition(self) -> Measurement:
@@ -134,17 +138,31 @@ class Recording:
         return joined(stretch(step, step, machine) for step, machine in machines if machine)
 
     def _frames(self) -> Iterator[pd.DataFrame | pa.Table]:
+        for name in self.request.steps:
+            yield from self._completed(name)
+
+    def _completed(self, name: str) -> Iterator[pd.DataFrame | pa.Table]:
+        """The rows of a source, step by step."""
         # Points may have been measured before the run got more steps.
-        settings = {source.name: source.config.settings_text for source in self.request.sources}
-        for name, steps in self.request.steps.items():
-            before: pd.DataFrame | None = None
-            for step in steps:
-                rows = tables.with_settings(self._journal.rows((name, step)), self.request.kind, settings[name])
-                if self.definition.since is None:
-                    yield rows
-                    continue
-                before = self.definition.since(before, rows.to_pandas(ignore_metadata=True))
-                yield before
+        (settings,) = (source.config.settings_text for source in self.request.sources if source.name == name)
+        before: pd.DataFrame | None = None
+        for step in self.request.steps[name]:
+            rows = tables.with_settings(self._journal.rows((name, step)), self.request.kind, settings)
+            if self.definition.since is None:
+                yield rows
+                continue
+            before = self.definition.since(before, rows.to_pandas(ignore_metadata=True))
+            yield before
+
+    def ready(self, name: str) -> pd.DataFrame:
+        """The rows of a source that can be shown and were not returned before: those of the table's next steps, up to
+        the first one that remains to be measured."""
+        steps, first = self.request.steps[name], self._passed[name]
+        end = next((i for i in range(first, len(steps)) if (name, steps[i]) not in self._journal), len(steps))
+        self._passed[name] = end
+        parts = itertools.islice(self._completing[name], end - first)
+        frames = [part if isinstance(part, pd.DataFrame) else part.to_pandas(ignore_metadata=True) for part in parts]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 class Report:
@@ -174,7 +192,7 @@ class Together:
         for recording in recordings:
             recording.remark(machine(problem.device))
         self._tables = [(recording, recording.arguments(source, problem)) for recording in recordings]
-        self._report = report
+        self._report, self._name = report, source.name
 
     def steps(self, name: str) -> set[int]:
         """The steps of the source that remain to be measured."""
@@ -186,6 +204,13 @@ class Together:
             if table.lacks(point.run, point.step) and not stopping.told():
                 self._report(point.run, point.step)
                 table.take(point, arguments)
+
+    def show(self, feed: Feed) -> None:
+        """Pass on the rows that have become ready."""
+        for table, _ in self._tables:
+            request = table.request
+            rows, options = table.ready(self._name), request.arguments[self._name]
+            feed.add(request.kind, rows, request.path, options, alone=len(request.sources) == 1)
 
     def sync(self) -> None:
         """Let the points survive a power cut."""

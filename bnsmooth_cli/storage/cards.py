@@ -8,6 +8,7 @@ from html import escape
 from typing import Final
 
 from bnsmooth_cli.config import Config, find_problem, resolve
+from bnsmooth_cli.identity import differing
 from bnsmooth_cli.storage.files import first_line
 
 #: No colours but a grey that shows on white and on black, so that the card has those of the notebook.
@@ -74,15 +75,11 @@ def settings_in_words(config: Config) -> str:
     >>> settings_in_words(resolve("vgg")), settings_in_words(resolve("vgg", "paper", width=0.5))
     ('preset quick', 'preset paper, but width 0.5')
     """
-    own, presets = config.as_dict(), find_problem(config.problem).presets
-    others = {preset: resolve(config.problem, preset, config.norm, config.seed).as_dict() for preset in presets}
-    left_out = {"lr", "data_digest"}
-    unlike = {
-        preset: [f"{name} {own[name]}" for name in own.keys() - left_out if own[name] != values.get(name)]
-        for preset, values in others.items()
-    }
-    nearest = min(unlike, key=lambda preset: len(unlike[preset]))
-    return f"preset {nearest}" + (f", but {', '.join(sorted(unlike[nearest]))}" if unlike[nearest] else "")
+    own, problem = config.settings_text, config.problem
+    presets = {preset: resolve(problem, preset).settings_text for preset in find_problem(problem).presets}
+    unlike = {preset: differing(problem, [own, text])[own] for preset, text in presets.items()}
+    nearest = min(unlike, key=lambda preset: (bool(unlike[preset]), unlike[preset].count(", ")))
+    return f"preset {nearest}" + (f", but {unlike[nearest]}" if unlike[nearest] else "")
 
 
 def _printable(text: str) -> str:

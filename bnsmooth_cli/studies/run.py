@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bnsmooth_cli import stopping
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
 from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
+from bnsmooth_cli.storage.live import Exports, Live
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
@@ -50,6 +51,7 @@ class Plan:
     dask: str | None = None
     device: str = "auto"
     taken: Mapping[Path, Run] = field(default_factory=dict)
+    exports: Exports = Exports()  # noqa: RUF009  immutable
 
     @property
     def todo(self) -> list[Task]:
@@ -86,6 +88,8 @@ def study(
     target_accuracy: float | None = None,
     progress: StudyProgress | bool | None = None,
     runs: Sequence[Path | str] = (),
+    tensorboard: bool = False,
+    wandb: str | None = None,
     **settings: Any,
 ) -> Study:
     """Train and measure a grid of runs, compare them, and judge the paper's claims, like `bnsmooth compare`.
@@ -114,6 +118,8 @@ def study(
         target_accuracy: Count the steps to this test accuracy; by default the last one of the run without a norm.
         progress: Whether a progress bar is shown; by default, in a terminal and in a notebook. Or callbacks.
         runs: Folders of runs that the study takes: it copies them, and does not train them again.
+        tensorboard: Whether TensorBoard's event files are written beside the tables of each run, while it trains.
+        wandb: The project at Weights & Biases, or "entity/project", that gets the numbers of each run while it trains.
         **settings: The preset and other settings of `bns.train`, shared by all runs.
 
     Returns:
@@ -141,7 +147,10 @@ def study(
                "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "threads": threads,
                "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
     grid = read_grid({name: value for name, value in options.items() if value is not None})
-    planned = plan(grid, Path(output), jobs=jobs, dask=dask, device=device, force=force, runs=runs)
+    exports = Exports(tensorboard, wandb)
+    exports.check()
+    planned = plan(grid, Path(output), jobs=jobs, dask=dask, device=device, force=force, runs=runs,
+                   exports=exports)  # fmt: skip
     with shown(progress) as callbacks:
         return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=callbacks)
 
@@ -155,6 +164,7 @@ def plan(
     device: str = "auto",
     force: bool = False,
     runs: Sequence[Path | str] = (),
+    exports: Exports | None = None,
 ) -> Plan:
     """Plan a study and check all of it, writing nothing; the arguments are those of `study`.
 
@@ -169,14 +179,14 @@ def plan(
     study = Study(folder)
     study.check(grid)
     taken = _taken(study, grid, runs)
-    planned = Plan(study, grid, [], {}, jobs, dask, device, taken)
+    planned = Plan(study, grid, [], {}, jobs, dask, device, taken, exports or Exports())
     for run in study.planned(grid.configs()):
         source = taken.get(run.path, run)
         try:
             task = remaining(Run(source.path, run.config), grid.wanted, grid.threads, device, force)
             if source.name != run.name:  # `Study.take` leaves its tables behind
                 task = replace(task, wanted=grid.wanted)
-            planned.runs.append(replace(task, path=run.path.absolute()))
+            planned.runs.append(replace(task, path=run.path.absolute(), exports=planned.exports))
         except DamagedError as error:
             planned.unreadable[run.path.name] = str(error)
     if todo := planned.todo:
@@ -261,8 +271,21 @@ def run(
         failed |= refused
         if not runs:
             raise IncompleteError(f"{study.path}: none of its {len(failed)} runs has finished")
+        _export(planned, {run.name: run for run in runs})
         conclude(runs, study, target_loss=target_loss, target_accuracy=target_accuracy).write(study.table, runs)
     return replace(study, failed=failed)
+
+
+def _export(planned: Plan, runs: Mapping[str, Run]) -> None:
+    """Pass on the numbers of the tables that were there before, which no task has."""
+    live, files_alone = Live(planned.exports), Live(replace(planned.exports, wandb=None))
+    for task in planned.runs:
+        if task.name in runs:
+            run = runs[task.name]
+            new = {"train", *task.wanted.kinds} if task else set()
+            before = [kind for kind in ("train", *planned.grid.wanted.kinds) if kind not in new]
+            source = run.source()
+            (files_alone if task else live).complete(source, [source.table_path(kind) for kind in before])
 
 
 def execute(executor: Executor, todo: Sequence[Task], folder: Path) -> Iterator[tuple[Task, float | str]]:

@@ -13,6 +13,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.wanted import Wanted
 from bnsmooth_cli.stopping import Withdrawn, heeding, stop, told
 from bnsmooth_cli.storage.journal import begin_anew
+from bnsmooth_cli.storage.live import Exports, Live
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
 from bnsmooth_cli.studies.progress import Reporter
@@ -33,6 +34,7 @@ class Task:
         force: Whether existing tables are measured again (`begin_anew`).
         version: The version of bnsmooth that the worker must have.
         modules: The folder in which the worker finds the user's own modules.
+        exports: The programs that get the numbers while they are computed.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Task:
     force: bool
     version: str = __version__
     modules: Path = field(default_factory=Path.cwd)
+    exports: Exports = Exports()  # noqa: RUF009  immutable
 
     @property
     def name(self) -> str:
@@ -129,6 +132,7 @@ def _work(task: Task, report: Reporter) -> float:
             device=task.device,
             progress=lambda step, loss: report("train", step, config.steps, f"loss {loss:.4g}"),
             measuring=lambda _, step, done, total: report("measure", done, total, f"step {step}"),
+            live=Live(task.exports),
         )
     finally:
         torch.set_num_threads(threads)

@@ -33,11 +33,12 @@ from bnsmooth_cli.user_code import digest
 READ_EVERY: Final = 25
 
 Progress = Callable[[int, float], None]  # (step, loss)
+Rows = Callable[[int], pd.DataFrame]  # (step): the rows of the train table from that step on, as far as they are known
 
 
 @dataclass
 class Observer:
-    """Looks at the states of a run while it trains, and changes none of them. This one looks at no step.
+    """Looks at the states and the rows of a run while it trains, and changes none of them. This one looks at no step.
 
     Attributes:
         steps: The steps to look at.
@@ -47,6 +48,9 @@ class Observer:
 
     def look(self, trajectory: Trajectory) -> None:
         """Look at the present state, before the step to the next one."""
+
+    def hear(self, rows: Rows) -> None:
+        """Rows of the train table have become known."""
 
     def keep(self) -> None:
         """Make what was seen durable: a checkpoint follows, after which these steps are not passed again."""
@@ -117,7 +121,7 @@ def _train(run: Run, problem: Problem, progress: Progress | None, observer: Obse
     run.checkpoint_path(0).parent.mkdir(exist_ok=True)
     baseline = problem.baseline()  # the trajectory takes the problem's network
     trajectory = Trajectory(problem)
-    log = _Log(run, _resume(run, trajectory), problem.device)
+    log = _Log(run, _resume(run, trajectory), problem.device, observer.hear)
     log.about = ({"baseline": baseline} if baseline else {}) | _code(run, problem)
     if log.earlier and (differing := changed(machine_of(log.earlier[-1]), log.machine)):
         said = f"{run.path}: resumed at step {trajectory.step} by another machine or program ({'; '.join(differing)}); "
@@ -197,7 +201,7 @@ class _Log:
         about: Entries of the table's provenance.
     """
 
-    def __init__(self, run: Run, rows: pd.DataFrame, device: torch.device) -> None:
+    def __init__(self, run: Run, rows: pd.DataFrame, device: torch.device, hear: Callable[[Rows], None]) -> None:
         known = rows[[*RECORD]].fillna({"penalty": 0.0})  # earlier versions had no penalty, nor its column
         self._records: list[np.ndarray[Any, Any]] = [known.to_numpy(np.float64)]
         tested = rows[rows["test_loss"].notna() | rows["test_accuracy"].notna()]
@@ -207,7 +211,7 @@ class _Log:
         self.earlier = before(recorded(rows.attrs.get("bnsmooth", {}), len(rows) - 1), len(rows))
         self.machine, self._begun = machine(device), len(rows)
         self.about: dict[str, Any] = {}
-        self._run = run
+        self._run, self._hear = run, hear
 
     def add(self, record: Tensor) -> None:
         """Add the columns of RECORD of a step, a tensor (4,) on the device."""
@@ -222,6 +226,7 @@ class _Log:
             new = new[: bad[0] + 1]
         self._records.append(new)
         self.count = 0
+        self._hear(self.rows)
         return sum(map(len, self._records)) - 1 if len(bad) else None
 
     @property
@@ -241,12 +246,13 @@ class _Log:
             **self.about,
             **outcome,
         }
-        return self._table(), provenance
+        return self.rows(), provenance
 
-    def _table(self) -> pd.DataFrame:
+    def rows(self, first: int = 0) -> pd.DataFrame:
+        """The rows of the table that were read, from a step on."""
         run, config = self._run, self._run.config
-        frame = pd.DataFrame(np.concatenate(self._records), columns=list(RECORD))
-        frame.insert(0, "step", np.arange(len(frame)))
+        frame = pd.DataFrame(np.concatenate(self._records)[first:], columns=list(RECORD))
+        frame.insert(0, "step", np.arange(first, first + len(frame)))
         tests = pd.DataFrame.from_dict(
             self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64"
         )

@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--jobs": (("1",), ("0", "-1", "x")),
     "--dask": ((), ("nonsense", "tcp://127.0.0.1:1", "tcp://127.0.0.1:99999999")),
     "--study": (("study.toml",), ("absent.toml", "run", "run/config.json", "run/train.parquet")),
+    "--wandb": ((), ("a/b/c", "?", "")),
     "--every": (("1", "2"), ("0",)),
     "--at": (_STEPS, ("9", "-1", "x", ",", "0,0", "1e300")),
     "--alphas": (("0.5", "0.5,1,2"), ("0", "-1", "nan", "x", ",", "1,1", "1e300")),

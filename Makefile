@@ -62,7 +62,7 @@ demo/linear-theory.png: TABLES = $(DLN:=/theory.parquet)
 demo/linear-theory.png: demo/.dln-theory
 demo/compare.png: demo/compare.parquet
 demo/%.png:
-	$(BNSMOOTH) plot $(or $(TABLES),$^) -o $@
+	$(BNSMOOTH) plot $(or $(TABLES),$^) -o $@ --force
 demo/compare.parquet: demo/.vgg-smoothness
 	$(BNSMOOTH) compare $(VGG) -o $@ --force
 
@@ -82,7 +82,7 @@ norms: setup
 	for data in shapes cifar; do \
 		$(BIN)/python -c "import bnsmooth_cli as bns; [bns.save_table(bns.read_table(f'norms/$$data/compare.{a}parquet'), \
 			f'docs/norms/$$data.{a}parquet') for a in ('', 'summary.')]"; \
-		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png; done
+		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png --force; done
 
 # docs/reproduction/: the paper's figures and claims. After an interruption, the same command resumes.
 #   SCALE=quick    minutes, on the built-in images; the page is written to docs/reproduction/quick/

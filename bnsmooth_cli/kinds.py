@@ -50,6 +50,30 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Size:
+    """A size of figures that has a name.
+
+    Attributes:
+        width: The width in inches.
+        dpi: The pixels per inch.
+        text: What it is for, for help texts.
+    """
+
+    width: float
+    dpi: int
+    text: str
+
+
+SIZES: Final = {
+    "column": Size(3.25, 300, "one column of a paper"),
+    "page": Size(6.75, 300, "both columns"),
+    "slide": Size(10.0, 150, "a slide"),
+}
+#: Style of figures -> what is special about it, for help texts.
+STYLES: Final = {"paper": "the default", "talk": "larger text and wider lines", "dark": "on a dark background"}
+
+
+@dataclass(frozen=True)
 class Section:
     """How a report shows a kind.
 

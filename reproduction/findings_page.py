@@ -17,7 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import Curves, Panel, Series, page, series
+from bnsmooth_cli.figures.format import Format
+from bnsmooth_cli.figures.page import Band, in_row, page
+from bnsmooth_cli.figures.panels import Curves, Series, series, shared
+from bnsmooth_cli.figures.scales import Scale
 from bnsmooth_cli.report import number
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
@@ -102,7 +105,7 @@ class Findings:
     # What determines beta
 
     def _draw_beta(self) -> Figure:
-        panels: list[Panel] = []
+        panels: list[Curves] = []
         for problem, study in (("vgg", FULL if FULL in self._settings else EARLY), ("dln", "dln")):
             line = self._read(f"saturation-{problem}")
             line = line[line["step"] > saturation.EARLY * line["step"].max()]
@@ -113,10 +116,10 @@ class Findings:
             low, high = finite.min() / 1.5, 2 * finite.max()
             guides = [_guide("gradient lost: lr / η", 1 / alphas, 0), _guide("edge of stability: 2", 0 * alphas + 2, 1)]
             guides = [replace(one, values=one.values[one.values.ge(low) & one.values.le(high)]) for one in guides]
-            ylabel = "" if panels else "lr ‖g(θ) − g(θ − ηg)‖ / ‖ηg‖"
-            drawn, scale = series(medians, "ratio", "alpha"), style.Scale("log", low, high)
+            ylabel = "lr ‖g(θ) − g(θ − ηg)‖ / ‖ηg‖"
+            drawn, scale = series(medians, "ratio", "alpha"), Scale("log", low, high)
             panels.append(LogLog(self._title(study), ylabel, drawn, guides, scale=scale))
-        return page([("change of the gradient per distance, after the first tenth of the run", [panels])])
+        return page([("change of the gradient per distance, after the first tenth of the run", [in_row(*panels)])])
 
     # The edge of stochastic stability
 
@@ -139,7 +142,7 @@ class Findings:
         return self.part(found[(found["norm"] == norm) & (found["lr"] == paper_lr(study[:3]))], column)
 
     def _draw_edge(self) -> Figure:
-        blocks: list[tuple[str, list[list[Panel]]]] = []
+        blocks: list[tuple[str, list[Band]]] = []
         for name in ("vgg", "dln"):
             rows = self._read(f"{name}.smoothness")
             rows = rows[rows["norm"].isin(PLAIN) & (rows["lr"] == paper_lr(name))].sort_values("step")
@@ -147,12 +150,12 @@ class Findings:
             mean = rows.groupby("run")["curvature"].transform(lambda of_run: of_run.rolling(_SMOOTHED).mean())
             steps = pd.Index(sorted(rows["step"].unique()), name="step").to_series()
             guides = [_guide("2", 2 + 0 * steps, 0)]
-            panels: list[Panel] = [
+            panels = [
                 Curves(f"batch sharpness, mean of {_SMOOTHED} measured steps", "lr gᵀHg / gᵀg",
                        series(rows.assign(curvature=mean), "curvature"), guides),
                 Curves("largest eigenvalue in size", "lr |λ|", series(rows, "sharpness"), guides),
             ]  # fmt: skip
-            blocks.append((self._title(name), [panels]))
+            blocks.append((self._title(name), [in_row(*panels)]))
         return page(blocks)
 
     # Equal loss
@@ -184,11 +187,11 @@ class Findings:
     def _draw_equal_loss(self) -> Figure:
         found = findings.with_loss(self._read("vgg.smoothness"), self._read("vgg.train"))
         found = findings.binned(found[found["norm"].isin(PLAIN) & (found["lr"] == paper_lr("vgg"))])
-        panels: list[Panel] = [
+        panels = [
             LogLog(words, "", series(found, metric, "data_loss"), falling=True)
             for metric, words in findings.METRICS.items()
         ]
-        return page([(f"{self._title('vgg')}, lr {paper_lr('vgg'):g}", [panels[:2], panels[2:]])])
+        return page([(f"{self._title('vgg')}, lr {paper_lr('vgg'):g}", [in_row(*panels, most=2)])])
 
     # Noise
 
@@ -205,13 +208,12 @@ class Findings:
         return markdown.table(("network", "depth", "last test accuracy of each seed", "seeds that train"), rows)
 
     def _draw_noise(self) -> Figure:
-        panels: list[Panel] = []
+        panels: list[Curves] = []
         for name in _NOISE:
             rows = _named(self._read(f"{name}.train"))
             rows = rows.assign(test_accuracy=100 * rows["test_accuracy"]).dropna(subset=["test_accuracy"])
-            ylabel = "" if panels else "test accuracy (%)"
-            panels.append(Curves(self._title(name), ylabel, series(rows, "test_accuracy"), height=3.2))
-        return page([("the noise without BatchNorm, and with parts of it", [panels])])
+            panels.append(Curves(self._title(name), "test accuracy (%)", series(rows, "test_accuracy"), height=3.2))
+        return page([("the noise without BatchNorm, and with parts of it", [in_row(*shared(panels))])])
 
     # Width
 
@@ -233,13 +235,13 @@ class Findings:
     def _draw_width(self) -> Figure:
         narrow, wide = (findings.of_line(rows) for rows in self._both_widths())
         last = wide["step"].max()
-        panels: list[Panel] = []
+        panels: list[Curves] = []
         for metric in ("predictiveness", "loss_range", "eigenvalue"):
             theirs = [Series(replace(style.papers(one.look), label=f"a quarter: {one.look.label}"),
                              one.values.median(axis=1).to_frame())
                       for one in series(narrow[narrow["step"] <= last], metric)]  # fmt: skip
             panels.append(Curves(findings.METRICS[metric], "", series(wide, metric), theirs))
-        return page([("VGG at full width, and at a quarter of it (thin)", [panels])])
+        return page([("VGG at full width, and at a quarter of it (thin)", [in_row(*panels)])])
 
 
 def _guide(label: str, values: pd.Series[float], place: int) -> Series:
@@ -265,10 +267,10 @@ def write(folder: Path, target: Path) -> None:
     drawn = found.figures()
     markdown.remove_others(pictures, drawn)
     for name, draw in drawn.items():
-        with matplotlib.rc_context(style.RC):
+        with matplotlib.rc_context(Format().rc()):
             figure = draw()
-        with atomic(pictures / f"{name}.png") as temporary, matplotlib.rc_context(style.SAVE):
-            figure.savefig(temporary, metadata={})
+        with atomic(pictures / f"{name}.png") as temporary:
+            figure.savefig(temporary)
     markdown.write(text(found, drawn, folder.name), target)
 
 

@@ -30,7 +30,8 @@ def draw(folder: Path) -> None:
     drawn = pictures(_available(_facts(folder)))
     for picture in drawn:
         sources = [folder / "tables" / f"{name}.parquet" for name in picture.sources]
-        plot_tables(sources, folder / "figures" / f"{picture.name}.png", **picture.options)
+        output, options = folder / "figures" / f"{picture.name}.png", picture.options
+        plot_tables(sources, output, options.get("figure"), options.get("paper"), force=True)
     markdown.remove_others(folder / "figures", {picture.name for picture in drawn})
 
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from bnsmooth_cli import kinds, paper
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables, render
-from bnsmooth_cli.figures.landscape import _COLOURS
+from bnsmooth_cli.figures.landscape import colours
 from bnsmooth_cli.paper.matching import distances, select
 from bnsmooth_cli.storage.tables import save_table
 
@@ -384,7 +384,7 @@ def test_the_command_draws_the_figure_and_prints_the_distances(
     assert [float(row.split()[6]) for row in rows] == pytest.approx(
         plot_tables([tmp_path / "t.parquet"], tmp_path / "g.png", paper="4")["distance"].tolist(), rel=0.01
     )
-    assert cli("plot t.parquet -o f.png")[1] == "f.png\n"
+    assert cli("plot t.parquet -o f.png --force")[1] == "f.png\n"
     status, said, complaint = cli("plot t.parquet --paper 4c -o new.png")
     assert (status, said, (tmp_path / "new.png").exists()) == (2, "", False)
     assert complaint.count("\n") == 1
@@ -402,8 +402,8 @@ def test_figure_10_has_a_line_for_each_step_from_early_to_late() -> None:
     assert titles == ["none, lr 0.1", "batch, lr 0.1", "none, lr 0.5", "batch, lr 0.5"]
     first = figure.axes[0].lines
     assert len(first) == table["step"].nunique()
-    assert to_hex(first[0].get_color()) == to_hex(_COLOURS(0.0))
-    assert to_hex(first[-1].get_color()) == to_hex(_COLOURS(1.0))
+    assert to_hex(first[0].get_color()) == to_hex(colours()(0.0))
+    assert to_hex(first[-1].get_color()) == to_hex(colours()(1.0))
     expected = table.query("norm == 'none' and lr == 0.1 and step == 0 and alpha > 0").groupby("step_size")
     assert [*map(float, first[0].get_ydata())] == pytest.approx(expected["grad_distance"].median().tolist())  # type: ignore[arg-type]
     for axes in figure.axes[:4]:

@@ -84,7 +84,7 @@ def test_runs_that_no_column_tells_apart_go_by_their_names_and_long_ones_do_not_
     figure = render("surface", pd.concat([table, table.assign(run=table["run"] + "-depth19-width0.25-batch-size512")]))
     figure.draw_without_rendering()
     titles = [axes.title for axes in contours(figure)]
-    assert "-depth19" in titles[1].get_text()
+    assert "-depth19" in titles[1].get_text().replace("\n", "")
     boxes = [title.get_window_extent() for title in titles]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     assert boxes[-1].x1 < figure.bbox.x1

@@ -203,10 +203,11 @@ class StepOptions(Options):
             raise InputError(f"--every {self.every}: give a whole number of at least 1")
         if self.every is not None and self.at is not None:
             raise InputError("--every and --at: give only one of them")
-        return {"every": self.every, "at": None if self.at is None else _integers("--at", self.at, "0,100,250")}
+        return {"every": self.every, "at": None if self.at is None else integers("--at", self.at, "0,100,250")}
 
 
-def _integers(flag: str, text: str, example: str) -> list[int]:
+def integers(flag: str, text: str, example: str) -> list[int]:
+    """The whole numbers of a list such as "0,3,7"."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
@@ -235,7 +236,7 @@ class MeasureOptions(Options):
         if "layers" in values:
             values["layers"] = [name.strip() for name in values["layers"].split(",")]
         if "units" in values:
-            values["units"] = _integers("--units", values["units"], "0,3,7")
+            values["units"] = integers("--units", values["units"], "0,3,7")
         if "alphas" in values:
             values["alphas"] = _numbers("--alphas", values["alphas"], "0.5,1,2,4")
         return values

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli.options import Options, grouped, integers, option
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.paper import figures
 
 _OTHERS = "; ".join(
@@ -17,13 +21,66 @@ _OTHERS = "; ".join(
     if kind.figures[1:]
 )
 
+_FORM = "The form of the figure"
+_ROWS = "The rows that are drawn"
 
+
+@dataclass(frozen=True)
+class FormOptions(Options):
+    """The size, title and style of the figure. The fields are those of `figures.format.Format`."""
+
+    size: str | None = option(
+        "; ".join(f"{name}: {size.width:g} inches wide, {size.text}" for name, size in kinds.SIZES.items()) + ".",
+        _FORM, choices=tuple(kinds.SIZES),
+    )  # fmt: skip
+    width: float | None = option("Width, instead of the size's.", _FORM, metavar="INCHES")
+    height: float | None = option("Height (default: what the panels take).", _FORM, metavar="INCHES")
+    dpi: int | None = option("Pixels per inch (default: 150; 300 for column and page).", _FORM, metavar="N")
+    title: str | None = option("Title, instead of the one made from the rows; '' for none.", _FORM, metavar="TEXT")
+    style: str = option(
+        "; ".join(f"{name}: {text}" for name, text in kinds.STYLES.items()) + ".",
+        _FORM, default="paper", choices=tuple(kinds.STYLES),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RowOptions(Options):
+    """The rows that are drawn."""
+
+    layers: str | None = option("Draw these layers, by name or number, as in conv1,fc2.", _ROWS, metavar="A,B")
+    units: str | None = option("Draw these units, counted from 0.", _ROWS, metavar="A,B")
+    steps: str | None = option("Draw these steps, as in 0-100, or one step.", _ROWS, metavar="A-B")
+
+    def chosen(self) -> dict[str, Any]:
+        """The fields of `figures.rows.Selection`."""
+        return {
+            "layers": None if self.layers is None else [name.strip() for name in self.layers.split(",")],
+            "units": None if self.units is None else integers("--units", self.units, "0,3,7"),
+            "steps": None if self.steps is None else _range(self.steps),
+        }
+
+
+def _range(text: str) -> tuple[int, int]:
+    """The first and the last step of "A-B" or "A".
+
+    >>> _range("0-100"), _range("50")
+    ((0, 100), (50, 50))
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18}))?\s*", text)
+    if found is None or int(found[2] or found[1]) < int(found[1]):
+        raise InputError(f"--steps {text[:40]}: give the first and the last step, as in 0-100, or one step")
+    return int(found[1]), int(found[2] or found[1])
+
+
+@grouped
 def plot(
     sources: Annotated[
         list[Path],
         typer.Argument(metavar="TABLE", help="Tables of one kind; ics tables also with the runs' train tables."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FIGURE", help="The figure: .png, .svg or .pdf.")],
+    rows: RowOptions,
+    form: FormOptions,
     figure: Annotated[
         str | None,
         typer.Option("--figure", metavar="NAME", show_default=False, help=f"Another figure of the kind: {_OTHERS}."),
@@ -38,6 +95,7 @@ def plot(
             "table's, as 4c or 4a,4b; 4 means all parts. Prints the distances.",
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another file of this name.")] = False,
 ) -> None:
     """Plot one or more tables of the same kind, with runs overlaid.
 
@@ -50,6 +108,9 @@ def plot(
     difference between the median of the seeds and the paper's value: in decades where the paper's axis is logarithmic,
     otherwise in the axis' units. A band counts with both edges. Figures: PAPER.
 
+    Runs with different settings, such as their data or width, are drawn apart, with what differs in the legend. A run
+    that diverges, ends early or leaves the axis has a mark, beside which "2 of 5" counts such seeds.
+
     [bold]Examples[/]
 
       bnsmooth plot runs/*/landscape.parquet -o landscape.png
@@ -59,10 +120,19 @@ def plot(
       bnsmooth plot runs/*/smoothness.parquet --paper 4c -o beta.png
 
       bnsmooth plot runs/*/ics.parquet runs/*/train.parquet -o ics.pdf
+
+      bnsmooth plot runs/*/ics.parquet --layers conv2,fc1 --steps 0-100 --size column -o ics.svg
+
+      bnsmooth plot runs/*/train.parquet --style dark --width 8 --title "Training" -o slide.png
     """
     from bnsmooth_cli.figures import plot_tables
+    from bnsmooth_cli.figures.format import Format
+    from bnsmooth_cli.figures.rows import Selection
 
-    distances = plot_tables(sources, output, figure, paper)
+    selection = Selection(**rows.chosen())
+    distances = plot_tables(
+        sources, output, figure, paper, form=Format(**form.given()), selection=selection, force=force
+    )
     terminal.say(output)
     if paper is not None:
         shown = distances.dropna(axis=1, how="all")

@@ -16,21 +16,22 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import OFF_SCALE, Curves, Panel, along, draw_mark, papers, say_empty, series
+from bnsmooth_cli.figures import scales, style
+from bnsmooth_cli.figures.page import Band, draw_mark, in_row, say_empty
+from bnsmooth_cli.figures.panels import OFF_SCALE, Curves, along, papers, series
 
 #: Column -> its name, its formula, and the columns of the edges of its band.
 _METRICS: Final = {
     "loss": ("loss", "L(θ − ηg)", ("loss_min", "loss_max")),
     "grad_distance": ("gradient predictiveness", "‖g(θ) − g(θ − ηg)‖", ("predictiveness_min", "predictiveness_max")),
 }
-#: From early to late, without the lightest tenth.
-_COLOURS: Final = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.1, 1, 256)))
+#: Shares of the colours from early to late, on a bright and on a dark background: none is like the background.
+_SHARES: Final = {False: (0.1, 1.0), True: (0.75, 0.0)}
 _GREYS: Final = ListedColormap(matplotlib.colormaps["Greys"](np.linspace(0.3, 0.8, 256)))  # for the paper's lines
 _IN_ROW: Final = 3  # panels of figure 10
 
 
-def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[Panel]]:
+def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
     """Figures 4a-b, 9a-b, 11b-c, 12b-c: loss and gradient predictiveness on the line, a row for each learning rate.
 
     The length of the line is proportional to the learning rate, so bands of different learning rates do not compare.
@@ -43,21 +44,23 @@ def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[
     return [_row(probed[probed["lr"] == lr], f", {style.lr_text(lr)}", paper) for lr in lrs]
 
 
-def _row(probed: pd.DataFrame, suffix: str, paper: pd.DataFrame | None) -> list[Panel]:
+def _row(probed: pd.DataFrame, suffix: str, paper: pd.DataFrame | None) -> Band:
     band = paper is not None or bool(probed.groupby("run")["step"].nunique().max() > 1)
     x, spread = ("step", "alpha") if band else ("alpha", None)
     steps = probed["step"].unique()
-    at = f", step {steps[0]}" if len(steps) == 1 else ""
+    at = f", step {steps[0]:,}" if len(steps) == 1 else ""
     about = f"{' range' * band} along the gradient{at}{suffix}"
-    return [
-        Curves(
-            *along(probed, f"{title}{about}", symbol),
-            series(probed, name, x, spread),
-            papers(paper, probed, *edges),
-            band=band,
+    return in_row(
+        *(
+            Curves(
+                *along(probed, f"{title}{about}", symbol),
+                series(probed, name, x, spread),
+                papers(paper, probed, *edges),
+                band=band,
+            )
+            for name, (title, symbol, edges) in _METRICS.items()
         )
-        for name, (title, symbol, edges) in _METRICS.items()
-    ]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,31 +75,37 @@ class Fan:
     lines: pd.DataFrame  # a row for each step length, a column for each step
     papers: pd.DataFrame  # the paper's own lines
     steps: Normalize
-    scale: style.Scale | None
+    scale: scales.Scale | None
+    width: float = 1.5
     height: float = 2.6
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        axes.set_title(self.title)
-        axes.set_ylabel(self.ylabel)
         if self.scale is None or self.lines.empty:
             say_empty(axes)
             return {}
         axes.set_xlabel("step length η")
         lengths = self.lines.index.union(self.papers.index)
-        style.Scale("log", lengths.min() / 1.2, lengths.max() * 1.2).apply(axes, "x")
+        scales.Scale("log", lengths.min() / 1.2, lengths.max() * 1.2).apply(axes, "x")
         self.scale.apply(axes, "y")
         theirs = self.papers.clip(self.scale.low, self.scale.high)
         for step in theirs.columns.to_numpy("int64").tolist():
             grey = _GREYS(float(self.steps(step)))
-            axes.plot(theirs.index, theirs[step], color=grey, linewidth=0.5, zorder=1.5)
+            axes.plot(theirs.index, theirs[step], color=grey, linewidth=style.scaled(0.5), zorder=1.5)
         label = f"{style.PAPER}light to dark, from early to late"
         entries = {label: Line2D([], [], color=_GREYS(0.5), linewidth=0.8)} if len(theirs) else {}
+        palette = colours()
         for step in self.lines.columns.to_numpy("int64").tolist():
             shown = self.lines[step].clip(self.scale.low, self.scale.high).dropna()
-            colour = _COLOURS(float(self.steps(step)))
-            axes.plot(shown.index, shown, color=colour, linewidth=0.9, marker=".", markersize=3)
+            colour = palette(float(self.steps(step)))
+            axes.plot(shown.index, shown, color=colour, linewidth=style.scaled(0.9), marker=".",
+                      markersize=style.scaled(3))  # fmt: skip
             if (above := self.lines[step] > self.scale.high).any():
                 entries[OFF_SCALE] = draw_mark(axes, "^", above.idxmax(), self.scale.high, colour)
+        if out := int((self.lines > self.scale.high).any().sum()):
+            text = f"{style.count_text(out, self.lines.shape[1])} off scale".strip()
+            axes.text(
+                0.03, 0.97, text, va="top", transform=axes.transAxes, color=style.grey(), fontsize=style.small()
+            )  # fmt: skip
         return entries
 
 
@@ -105,37 +114,51 @@ class Bar:
     """The training steps that the colours of the lines above mean."""
 
     steps: Normalize
+    title: str = ""
+    ylabel: str = ""
+    width: float = 2.0
     height: float = 0.2
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        Colorbar(axes, ScalarMappable(self.steps, _COLOURS), orientation="horizontal", label="training step",
+        Colorbar(axes, ScalarMappable(self.steps, colours()), orientation="horizontal", label="training step",
                  format=EngFormatter(sep=""))  # fmt: skip
         return {}
 
 
-def steps(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[Panel]]:
+def colours() -> ListedColormap:
+    """The colours of the steps, from early to late."""
+    return ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(*_SHARES[style.is_dark()], 256)))
+
+
+def steps(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
     """Figure 10: the norms side by side on one scale, below them the next learning rate; medians over the seeds."""
     first, last = float(table["step"].min()), float(table["step"].max())
-    colours = Normalize(first, max(last, first + 1))
+    shades = Normalize(first, max(last, first + 1))
     lrs = style.lrs_of(table)
     paper = table.head(0) if paper is None else paper
-    lines = {
-        (lr, look.label): (_lines(_probed(rows)), _lines(paper[(paper["norm"] == look.label) & (paper["lr"] == lr)]))
-        for lr in lrs
-        for look, rows in style.groups(table[table["lr"] == lr])
-    }
-    scale = style.fit([line.to_numpy() for both in lines.values() for line in both])
-    page: list[list[Panel]] = []
-    for lr in lrs:
-        fans: list[Panel] = []
-        for norm, both in ((norm, both) for (of_lr, norm), both in lines.items() if of_lr == lr):
-            title = f"{norm}, {style.lr_text(lr)}" if lrs[1:] else norm
-            title, label = along(table, f"{title}, along the gradient", _METRICS["grad_distance"][1])
-            label = "" if len(fans) % _IN_ROW else label
-            fans.append(Fan(title, label, *both, colours, scale))
-        page += [fans[place : place + _IN_ROW] for place in range(0, len(fans), _IN_ROW)]
-    bar: list[Panel] = [Bar(colours)] * max(map(len, page))
-    return [*page, bar]
+    ends = table.groupby(style.APART, observed=True)["step"].transform("max")
+    label = along(table, "", _METRICS["grad_distance"][1])[1]
+    fans: dict[float, list[tuple[str, pd.DataFrame, pd.DataFrame]]] = {lr: [] for lr in lrs}
+    for look, rows in style.groups(table):
+        norm, lr = rows["norm"].iloc[0], float(rows["lr"].iloc[0])
+        theirs = _lines(paper[(paper["norm"] == norm) & (paper["lr"] == lr)])
+        fans[lr].append((_about(table, look, rows, int(ends[rows.index].max())), _lines(_probed(rows)), theirs))
+    scale = scales.fit([lines.to_numpy() for of_lr in fans.values() for _, *both in of_lr for lines in both])
+    drawn = [
+        in_row(*(Fan(title, label, ours, theirs, shades, scale) for title, ours, theirs in of_lr), most=_IN_ROW)
+        for of_lr in fans.values()
+    ]
+    return [*drawn, in_row(Bar(shades), stretched=True)]
+
+
+def _about(table: pd.DataFrame, look: style.Look, rows: pd.DataFrame, last: int) -> str:
+    """The title of a fan: its runs, the line, and how many of the runs end before the last step."""
+    title = along(table, f"{look.label}, along the gradient", "")[0]
+    ends = rows.groupby("run")["step"].max()
+    if early := int((ends < last).sum()):
+        those = f"; {style.count_text(early, len(ends))} end" if len(ends) > 1 else "; ends"
+        title += f"{those} before step {last:,}"
+    return title
 
 
 def _lines(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,28 +1,28 @@
-"""Panels of curves or bands, one series for each norm and learning rate, and the page that arranges panels in rows
-under one legend."""
+"""Panels of curves or bands, one series for each norm, learning rate and group of settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from matplotlib.typing import ColorType
 
-from bnsmooth_cli.figures import style
+from bnsmooth_cli.figures import scales, style
+from bnsmooth_cli.figures.page import draw_mark, mark_handle, say_empty
 
-#: The legend's labels for a value above the axis or an overflow, a beta that the probe sets, and the end of a diverged
-#: run.
+#: The legend's labels for a value beyond the axis or an overflow, a beta that the probe sets, the end of a diverged
+#: run, and that of a run whose rows end before those of the others.
 OFF_SCALE: Final = "off scale"
 SATURATED: Final = "saturated probe"
 DIVERGED: Final = "diverged"
-MAX_WIDTH: Final = 10.0  # of a figure, in inches
+ENDED: Final = "ends early"
 _PAPER_WIDTH: Final = 0.9  # of the paper's lines
+_FEW: Final = 12  # a curve of at most so many points shows them
+_MANY: Final = 80  # a band of more points says how many there are, instead of showing them
 _XLABELS: Final = {
     "step": "training step",
     "alpha": "step length η (multiples of the learning rate)",
@@ -32,34 +32,42 @@ _XLABELS: Final = {
 }
 
 
-class Panel(Protocol):
-    """One axes of a figure. A class attribute `projection`, such as "3d", chooses the kind of axes."""
-
-    @property
-    def height(self) -> float:
-        """The height in inches."""
-
-    def draw(self, axes: Axes) -> dict[str, Line2D]:
-        """Draw into `axes`; return the legend's entries by label."""
-
-
 @dataclass(frozen=True)
 class Series:
-    """The values drawn in one look: a row for each x, a column for each run (in a band, for each point of its line)."""
+    """The values drawn in one look: a row for each x, a column for each run (in a band, for each point of its line).
+
+    `ends` are the last steps of the runs whose rows end before those of other runs with the same settings.
+    """
 
     look: style.Look
     values: pd.DataFrame
+    ends: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs, in the order of the columns."""
+        return [str(run) for run in self.values.columns.get_level_values(0).unique()]
 
 
 def series(table: pd.DataFrame, column: str, x: str = "step", spread: str | None = None) -> list[Series]:
     """A column of a table as series over the column `x`; `spread` is the column that a band spans."""
     columns = ["run"] if spread is None else ["run", spread]
+    ends = _ends(table) if x == "step" else {}
     result = []
     for look, rows in style.groups(table):
-        rows = rows.drop_duplicates([*columns, x], keep="last")  # a table may be given twice
         values = rows.pivot(index=x, columns=columns, values=column).astype("float64")
-        result.append(Series(look, values))
+        result.append(Series(look, values, {run: ends[run] for run in rows["run"].unique() if run in ends}))
     return result
+
+
+def _ends(table: pd.DataFrame) -> dict[str, int]:
+    """The last steps of the runs whose rows end before those of other runs with the same settings."""
+    last = table.groupby(style.identity(table), observed=True)["step"].max().rename("last").reset_index()
+    furthest = (
+        last.groupby(style.APART, observed=True)["last"].transform("max") if style.APART in last else last["last"].max()
+    )
+    early = last[last["last"] < furthest]
+    return dict(zip(early["run"], early["last"].astype(int), strict=True))
 
 
 def along(table: pd.DataFrame, title: str, formula: str) -> tuple[str, str]:
@@ -101,9 +109,14 @@ def papers(paper: pd.DataFrame | None, table: pd.DataFrame, *columns: str, unit:
     return result
 
 
-def layers_over_depth(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[int]:
-    """The first, the middle and the last layer of a table; those that the paper shows, if its curves are drawn too."""
+def layers_over_depth(table: pd.DataFrame, paper: pd.DataFrame | None = None, every: bool = False) -> list[int]:
+    """The first, the middle and the last layer of a table; those that the paper shows, if its curves are drawn too.
+
+    With `every`, the user has chosen them: all layers of the table.
+    """
     layers = sorted(int(layer) for layer in table["layer"].unique())
+    if every:
+        return layers
     if paper is not None and "layer" in paper and (theirs := [n for n in layers if n in set(paper["layer"])]):
         return theirs
     return sorted({layers[0], layers[len(layers) // 2], layers[-1]})
@@ -113,8 +126,9 @@ def layers_over_depth(table: pd.DataFrame, paper: pd.DataFrame | None = None) ->
 class Curves:
     """A panel of curves: a line for each run, and the median in a wider line if a series has several runs.
 
-    The paper's own curves and the floors are thin lines under them. Values above the axis are drawn along its upper
-    edge, with one mark for each series.
+    The paper's own curves and the floors are thin lines under them. Few points are marked. Values beyond the axis are
+    drawn along its edge, with one mark for each series and the number of its runs that are there. Runs that diverge, or
+    end before the others, end in a mark.
 
     Attributes:
         title: The panel's title.
@@ -122,10 +136,10 @@ class Curves:
         series: What is drawn.
         papers: The paper's own curves or bands, and other curves to compare with.
         band: Whether to draw the range of each series at each x, instead of lines.
-        upper: Whether the panel below has the same x axis and labels it.
         scale: The scale of the y axis; None fits it to the values.
         diverged: The runs that end in a cross.
         height: The height in inches.
+        width: The least width in inches.
     """
 
     title: str
@@ -133,15 +147,13 @@ class Curves:
     series: Sequence[Series]
     papers: Sequence[Series] = ()
     band: bool = False
-    upper: bool = False
-    scale: style.Scale | None = None
+    scale: scales.Scale | None = None
     diverged: frozenset[str] = frozenset()
     height: float = 2.45
+    width: float = 2.2
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        axes.set_title(self.title)
-        axes.set_ylabel(self.ylabel)
-        scale = style.fit([curves.values.to_numpy() for curves in (*self.series, *self.papers)])
+        scale = scales.fit([curves.values.to_numpy() for curves in (*self.series, *self.papers)])
         if scale is None:
             say_empty(axes)
             return {}
@@ -151,10 +163,11 @@ class Curves:
         for curves in self.papers:
             shown = curves.values.clip(scale.low, scale.high)
             axes.plot(
-                shown.index, shown, color=curves.look.colour, linestyle=curves.look.dash, linewidth=_PAPER_WIDTH,
-                zorder=1.5, marker=curves.look.marker, markersize=2.5, markevery=max(1, len(shown) // 8),
+                shown.index, shown, color=curves.look.colour, linestyle=curves.look.dash,
+                linewidth=style.scaled(_PAPER_WIDTH), zorder=1.5, marker=curves.look.marker,
+                markersize=style.scaled(2.5), markevery=max(1, len(shown) // 8),
             )  # fmt: skip
-        marks: dict[str, Line2D] = {}
+        marks: list[_Mark] = []
         # Wide bands first, so that narrow ones stay visible. Lines keep the order of the norms.
         order = sorted(self.series, key=lambda curves: -scale.width(curves.values)) if self.band else self.series
         for curves in order:
@@ -163,47 +176,115 @@ class Curves:
                 _draw_band(axes, curves.look, shown)
             else:
                 _draw_lines(axes, curves.look, shown, alpha=0.2 if self.papers else 0.45)
-            marks |= self._draw_marks(axes, curves, shown, scale.high)
+            marks += [*self._ends(curves, shown), *_beyond(curves, shown, scale, self.diverged)]
         entries = {curves.look.label: _handle(curves.look) for curves in self.series}
-        return entries | {curves.look.label: _handle(curves.look, _PAPER_WIDTH) for curves in self.papers} | marks
+        entries |= {curves.look.label: _handle(curves.look, _PAPER_WIDTH) for curves in self.papers}
+        return entries | _draw_marks(axes, marks)
 
     def _set_x(self, axes: Axes) -> None:
         name = str(self.series[0].values.index.name)
-        axes.set_xlabel("" if self.upper else _XLABELS[name])
         xs = [float(x) for curves in (*self.series, *self.papers) for x in curves.values.index]
+        points = len({x for curves in self.series for x in curves.values.index})
+        axes.set_xlabel(_XLABELS[name] + (f" ({points:,} measured)" if self.band and points > _MANY else ""))
         if name == "step":
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         elif name == "layer":
             axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
             axes.set_xlim(min(xs) - 0.5, max(xs) + 0.5)  # no tick at layer 0
-        elif 0 < style.DECADES * min(xs) < max(xs):
+        elif 0 < scales.DECADES * min(xs) < max(xs):
             axes.set_xscale("log")
 
-    def _draw_marks(self, axes: Axes, curves: Series, shown: pd.DataFrame, top: float) -> dict[str, Line2D]:
-        ended = [shown[run].dropna() for run in shown.columns if run in self.diverged]
-        above = (curves.values.drop(columns=[run.name for run in ended]) > top).any(axis=1)
-        marks = [(DIVERGED, "x", run.index[-1], run.iloc[-1]) for run in ended if len(run)]
-        marks += [(OFF_SCALE, "^", above.idxmax(), top)] if above.any() else []
-        return {name: draw_mark(axes, shape, x, y, curves.look.colour) for name, shape, x, y in marks}
+    def _ends(self, curves: Series, shown: pd.DataFrame) -> list[_Mark]:
+        """A mark where each run ends that diverges or ends early; one of each says how many do."""
+        marks: list[_Mark] = []
+        runs = curves.runs
+        for label, those in ((DIVERGED, self.diverged), (ENDED, curves.ends.keys() - self.diverged)):
+            ended = [run for run in runs if run in those]
+            for place, run in enumerate(ended):
+                values = pd.DataFrame(shown[run]).max(axis=1).dropna()
+                if len(values):
+                    text = style.count_text(len(ended), len(runs)) if place == len(ended) - 1 else ""
+                    marks.append(
+                        _Mark(label, float(values.index[-1]), float(values.iloc[-1]), curves.look.colour, text)
+                    )
+        return marks
 
 
-def draw_mark(axes: Axes, shape: str, x: float, y: float, colour: ColorType) -> Line2D:
-    """Draw a mark, perhaps on the edge of the axes. Returns its entry in the legend."""
-    # Not clipped: half of a mark on the edge lies outside.
-    axes.plot([x], [y], marker=shape, color=colour, markersize=5, clip_on=False, zorder=5)
-    return Line2D([], [], color="#444444", marker=shape, linestyle="")
+def shared(row: Sequence[Curves], headroom: float = scales.HEADROOM) -> list[Curves]:
+    """Panels of one quantity on one scale, so that they can be compared by eye."""
+    drawn = [curves.values.to_numpy() for panel in row for curves in (*panel.series, *panel.papers)]
+    scale = scales.fit(drawn, headroom=headroom)
+    return [replace(panel, scale=scale) for panel in row]
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A mark of a series, with a text beside it."""
+
+    label: str
+    x: float
+    y: float
+    colour: str
+    text: str
+
+
+#: Label -> the mark.
+_SHAPES: Final = {OFF_SCALE: "^", DIVERGED: "x", ENDED: "|"}
+
+
+def _beyond(curves: Series, shown: pd.DataFrame, scale: scales.Scale, diverged: Iterable[str]) -> list[_Mark]:
+    """A mark at each edge of the axis that runs of a series cross, where the first one does. Diverged runs have one."""
+    runs = curves.runs
+    values = curves.values[[run for run in runs if run not in diverged]]
+    marks = []
+    below = values < scale.low if scale.name != "log" else values < 0
+    for out, edge in ((values > scale.high, scale.high), (below, scale.low)):
+        if out.to_numpy().any():
+            crossing = out.T.groupby(level=0).any().any(axis=1)
+            text = style.count_text(int(crossing.sum()), len(runs))
+            marks.append(_Mark(OFF_SCALE, float(out.any(axis=1).idxmax()), edge, curves.look.colour, text))
+    return marks
+
+
+def _draw_marks(axes: Axes, marks: Sequence[_Mark]) -> dict[str, Line2D]:
+    """Draw marks and their texts, which give way to each other."""
+    entries: dict[str, Line2D] = {}
+    for mark in marks:
+        shape = "v" if mark.label == OFF_SCALE and mark.y == axes.get_ylim()[0] else _SHAPES[mark.label]
+        draw_mark(axes, shape, mark.x, mark.y, mark.colour)
+        entries[mark.label] = mark_handle(_SHAPES[mark.label])
+    axes.get_xlim()  # otherwise the transformation has stale limits
+    to_axes = axes.transScale + axes.transLimits
+    taken: list[tuple[float, float]] = []
+    for mark in sorted((mark for mark in marks if mark.text), key=lambda mark: mark.x):
+        x, y = to_axes.transform((mark.x, mark.y))
+        left = x > 0.6
+        y = min(max(y, 0.06), 0.94)
+        x += -0.03 if left else 0.03
+        while any(abs(x - other[0]) < 0.35 and abs(y - other[1]) < 0.085 for other in taken):
+            y += -0.09 if y > 0.5 else 0.09
+        taken.append((x, y))
+        axes.text(
+            x, y, mark.text, transform=axes.transAxes, color=mark.colour, fontsize=style.small(),
+            ha="right" if left else "left", va="center", zorder=6,
+            bbox={"facecolor": style.background(), "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+        )  # fmt: skip
+    return entries
 
 
 def _handle(look: style.Look, width: float = 1.6) -> Line2D:
-    return Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, markersize=4, linewidth=width)
+    return Line2D(
+        [], [], color=look.colour, linestyle=look.dash, marker=look.marker, markersize=style.scaled(4),
+        linewidth=style.scaled(width),
+    )  # fmt: skip
 
 
 def _draw_lines(axes: Axes, look: style.Look, shown: pd.DataFrame, alpha: float) -> None:
     runs = shown.shape[1]
     if runs == 1:
         return _draw_line(axes, look, shown.iloc[:, 0], width=1.6)
-    axes.plot(shown.index, shown, color=look.colour, linewidth=0.6, alpha=alpha)
+    axes.plot(shown.index, shown, color=look.colour, linewidth=style.scaled(0.6), alpha=alpha)
     # No median where most runs have ended or were not measured: it would be the survivors'.
     _draw_line(axes, look, shown[shown.notna().sum(axis=1) > runs / 2].median(axis=1), width=1.8)
 
@@ -212,54 +293,16 @@ def _draw_band(axes: Axes, look: style.Look, shown: pd.DataFrame) -> None:
     low, high = shown.min(axis=1), shown.max(axis=1)
     axes.fill_between(low.index, low, high, color=look.colour, alpha=0.13, linewidth=0)
     for edge in (low, high):
-        _draw_line(axes, look, edge, width=1.0)
+        _draw_line(axes, look, edge, width=1.0, dots=True)
 
 
-def _draw_line(axes: Axes, look: style.Look, values: pd.Series[float], width: float) -> None:
+def _draw_line(axes: Axes, look: style.Look, values: pd.Series[float], width: float, dots: bool = False) -> None:
     values = values.dropna()
+    few = len(values) <= _FEW
+    marker, every = (look.marker or ("o" if few else "")), 1 if few else max(1, len(values) // 8)
     axes.plot(
-        values.index, values, color=look.colour, linestyle=look.dash, linewidth=width, markersize=3.5,
-        marker=look.marker or ("o" if len(values) == 1 else ""),  # a single point has no line
-        markevery=max(1, len(values) // 8),
+        values.index, values, color=look.colour, linestyle=look.dash, linewidth=style.scaled(width),
+        markersize=style.scaled(3.5 if look.marker or len(values) == 1 else 2.8), marker=marker, markevery=every,
     )  # fmt: skip
-
-
-def say_empty(axes: Axes) -> None:
-    """Write into a panel that it has no finite data."""
-    axes.text(0.5, 0.5, "no finite data", transform=axes.transAxes, ha="center", color="#666666")
-    axes.set(xticks=[], yticks=[])
-
-
-def page(blocks: Iterable[tuple[str, list[list[Panel]]]]) -> Figure:
-    """A figure of blocks, each a title and rows of panels, under one legend.
-
-    A repeated panel spans its cells. The end of a short row stays empty.
-    """
-    blocks = list(blocks)
-    across = max(len(row) for _, rows in blocks for row in rows)
-    heights = [[max(panel.height for panel in row) for row in rows] for _, rows in blocks]
-    totals = [sum(block) for block in heights]
-    figure = Figure(figsize=(min(1 + 4 * across, MAX_WIDTH), 0.55 + sum(totals)), layout="constrained")
-    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=totals)[:, 0]
-    entries: dict[str, Line2D] = {}
-    for part, (title, rows), ratios in zip(parts, blocks, heights, strict=True):
-        part.suptitle(title, x=0.01, horizontalalignment="left")
-        axes_kw = {panel: {"projection": getattr(panel, "projection", None)} for row in rows for panel in row}
-        width = max(map(len, rows))
-        mosaic = [[*row, *["."] * (width - len(row))] for row in rows]
-        for panel, axes in part.subplot_mosaic(mosaic, height_ratios=ratios, per_subplot_kw=axes_kw).items():
-            entries |= panel.draw(axes)
-    if entries:
-        _add_legend(figure, entries)
-    return figure
-
-
-def _add_legend(figure: Figure, entries: dict[str, Line2D]) -> None:
-    marks = [name for name in entries if name.startswith((SATURATED, OFF_SCALE, DIVERGED))]
-    names = [*sorted(entries.keys() - marks, key=style.rank), *marks]
-    # A legend is filled by columns: with a column for each norm, the learning rates of a norm stay together.
-    fitting = int(figure.get_figwidth() / (0.6 + 0.07 * max(map(len, names))))
-    norms = len({style.rank(name)[:3] for name in names})
-    columns = len(names) if len(names) <= fitting else max(1, min(norms, fitting))
-    handles = [entries[name] for name in names]
-    figure.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=2.6, columnspacing=1.4)
+    if dots and not few and len(values) <= _MANY:
+        axes.plot(values.index, values, ".", color=look.colour, markersize=style.scaled(2.6))

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import SATURATED, Curves, Panel, along, papers, series
+from bnsmooth_cli.figures.page import Band, in_row, mark_handle
+from bnsmooth_cli.figures.panels import SATURATED, Curves, along, papers, series
 
 #: Column -> its name and its formula.
 _METRICS: Final = {
@@ -19,7 +20,6 @@ _METRICS: Final = {
     "sharpness": ("sharpness", "|λ|, largest of the Hessian"),
     "curvature": ("curvature along the gradient", "gᵀHg / gᵀg"),
 }
-_LIMIT: Final[dict[str, Any]] = {"color": "#C00000", "linewidth": 0.9, "linestyle": (0, (1, 1.5))}
 #: Column -> its formula for layer i.
 _BY_LAYER: Final = {"beta": "max ‖Δgᵢ‖ / ‖ηgᵢ‖", "sharpness": "|λ|, largest of Hᵢᵢ", "curvature": "gᵢᵀHᵢᵢgᵢ / gᵢᵀgᵢ"}
 
@@ -42,39 +42,45 @@ class Beta(Curves):
         low, high = axes.get_ylim()
         for look, rows in style.groups(self.saturated):
             axes.plot(
-                rows["step"], rows["beta"].clip(low, high), "o", markersize=5.5, markerfacecolor="none",
-                markeredgecolor=look.colour, markeredgewidth=0.7, zorder=4,
+                rows["step"], rows["beta"].clip(low, high), "o", markersize=style.scaled(5.5), markerfacecolor="none",
+                markeredgecolor=look.colour, markeredgewidth=style.scaled(0.7), zorder=4,
             )  # fmt: skip
-            entries[SATURATED] = Line2D([], [], color="#444444", marker="o", markerfacecolor="none", linestyle="")
+            entries[SATURATED] = mark_handle("o", markerfacecolor="none")
+        limit: dict[str, Any] = {
+            "color": style.ink("#C00000"),
+            "linewidth": style.scaled(0.9),
+            "linestyle": (0, (1, 1.5)),
+        }
         shortest = self.saturated.groupby(["lr"], as_index=False)["beta_alpha"].min()
         for value in 1 / (shortest["lr"] * shortest["beta_alpha"]):
-            axes.axhline(value, zorder=1.6, **_LIMIT)
+            axes.axhline(value, zorder=1.6, **limit)
         lengths = " or ".join(f"{alpha:g}" for alpha in sorted(shortest["beta_alpha"].unique()))
-        return entries | {f"{SATURATED}: 1 / ({lengths} lr)": Line2D([], [], **_LIMIT)}
+        return entries | {f"{SATURATED}: 1 / ({lengths} lr)": Line2D([], [], **limit)}
 
 
-def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[Panel]]:
+def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
     """Figure 4c, effective beta, with the largest gradient on the line and two metrics of the Hessian."""
     table = table.assign(sharpness=table["sharpness"].abs())
     saturated = table[table["saturated"].eq(True)] if "saturated" in table else None
-    curves: list[Panel] = []
+    curves: list[Curves] = []
     for column, (title, ylabel) in _METRICS.items():
         drawn, theirs = series(table, column), papers(paper, table, column)
         if column == "beta":
-            curves.append(Beta(*along(table, title, ylabel), drawn, theirs, upper=True, saturated=saturated))
+            curves.append(Beta(*along(table, title, ylabel), drawn, theirs, saturated=saturated))
         else:
-            curves.append(Curves(*along(table, title, ylabel), drawn, theirs, upper=column == "lipschitz"))
-    return [curves[:2], curves[2:]]
+            curves.append(Curves(*along(table, title, ylabel), drawn, theirs))
+    return [in_row(*curves, most=2)]
 
 
-def by_layer(table: pd.DataFrame) -> list[list[Panel]]:
+def by_layer(table: pd.DataFrame) -> list[Band]:
     """A panel for each metric over the layers: medians over the measured steps."""
     steps = table["step"].unique()
-    of_steps = f"step {steps[0]:,}" if len(steps) == 1 else "median over the measured steps"
-    table = table.assign(sharpness=table["sharpness"].abs()).drop_duplicates(["run", "step", "layer"], keep="last")
-    medians = table.groupby(["run", "norm", "lr", "layer"], as_index=False, sort=False)[list(_BY_LAYER)].median()
-    row: list[Panel] = []
+    of_steps = f"step {steps[0]:,}" if len(steps) == 1 else f"median over {len(steps)} measured steps"
+    table = table.assign(sharpness=table["sharpness"].abs())
+    by = [*style.identity(table), "layer"]
+    medians = table.groupby(by, as_index=False, sort=False, observed=True)[list(_BY_LAYER)].median()
+    drawn: list[Curves] = []
     for name, formula in _BY_LAYER.items():
         title = f"{_METRICS[name][0]}\n{of_steps}"
-        row.append(Curves(title, formula, series(medians, name, x="layer"), height=2.7))
-    return [row]
+        drawn.append(Curves(title, formula, series(medians, name, x="layer"), height=2.7))
+    return [in_row(*drawn)]

@@ -1,19 +1,22 @@
-"""The look of all figures: a colour, a dash and a rank for each norm, a marker for each learning rate,
-and scales of axes that overflowing runs do not flatten."""
+"""The look of series: a colour, a dash and a rank for each norm, a marker for each learning rate and group of settings;
+and the texts of labels."""
 
 from __future__ import annotations
 
+import colorsys
+import functools
+import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize, SymLogNorm, to_hex, to_rgb
-from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.norms import Dash
@@ -21,33 +24,20 @@ from bnsmooth_cli.norms import Dash
 _OTHER_COLOURS: Final = ("#E69F00", "#6A3D9A", "#7A5C00", "#A6192E", "#44AA99")
 _OTHER_DASHES: Final[tuple[Dash, ...]] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (2, 1)))
 _MARKERS: Final = ("", "o", "s", "^", "D", "v", "P")
-
-#: Settings while a figure is built; sizes are in points at the figure's own size.
-RC: Final[dict[Any, Any]] = {
-    "font.size": 8.5, "axes.titlesize": 9, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "legend.fontsize": 8.5, "figure.titlesize": 9.5, "figure.titleweight": "bold",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.6,
-    "xtick.major.width": 0.7, "ytick.major.width": 0.7, "legend.frameon": False, "figure.dpi": 150,
-}  # fmt: skip
-#: Settings for `savefig`, under `matplotlib.rc_context(SAVE)`. Equal tables then give equal bytes, with
-#: `metadata={"Date": None}` for SVG and `{"CreationDate": None}` for PDF.
-SAVE: Final[dict[Any, Any]] = {"svg.hashsalt": "bnsmooth", "savefig.dpi": 150, "pdf.fonttype": 42}
-
-DECADES: Final = 100.0  # a larger ratio of values makes an axis logarithmic
+#: The size of text in points for which lengths in the code are written; others scale with it.
+FONT: Final = 8.5
 #: How the label of a curve of the paper begins.
 PAPER: Final = "paper: "
 _FLOOR: Final = "floor: "
-_HEADROOM: Final = 1e3  # an axis reaches at most this many times above the calmer series
-_DEPTH: Final = 1e12  # a logarithmic axis reaches at most this many times below its top
-#: Round numbers in a decade, from many to few.
-_ROUND: Final = (tuple(range(1, 10)), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))
-_PAPER_GREY: Final = 0.75  # mixed half and half into the colours of the paper's curves
+#: The column that `rows.prepare` adds: what differs between the settings of runs, in words. A categorical, so that a
+#: part of a table still knows all of them.
+APART: Final = "apart"
+_PALEST: Final = 0.62  # the background's share in the colour of the last group of settings
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the runs of one norm at one learning rate are drawn and labelled."""
+    """How the runs of one norm at one learning rate, with one group of settings, are drawn and labelled."""
 
     label: str
     colour: str
@@ -56,20 +46,36 @@ class Look:
 
 
 def groups(table: pd.DataFrame, lrs: Sequence[float] | None = None) -> list[tuple[Look, pd.DataFrame]]:
-    """The rows of each norm and learning rate with their look, in the order of the norms.
+    """The rows of each norm, learning rate and group of settings with their look, in the order of the norms.
 
-    A norm has the same colour and dash in every figure. Several learning rates differ in label and marker; `lrs` are
-    those of the figure, by default of the table.
+    A norm has the same colour and dash in every figure. Several learning rates differ in label and marker, and groups
+    of settings also in lightness. `lrs` are those of the figure, by default of the table.
     """
     lrs = lrs_of(table) if lrs is None else lrs
+    words = words_of(table)
     result = []
     for norm in sorted(table["norm"].unique(), key=rank):
-        for place, lr in enumerate(lrs):
-            rows = table[(table["norm"] == norm) & (table["lr"] == lr)]
-            if len(rows):
-                label = f"{norm}, {lr_text(lr)}" if len(lrs) > 1 else norm
-                result.append((Look(label, *colour_and_dash(norm), _MARKERS[place % len(_MARKERS)]), rows))
+        colour, dash = colour_and_dash(norm)
+        for row, lr in enumerate(lrs):
+            for place, apart in enumerate(words):
+                chosen = (table["norm"] == norm) & (table["lr"] == lr)
+                rows = table[chosen & (table[APART] == apart)] if APART in table else table[chosen]
+                if len(rows):
+                    label = ", ".join([norm, *([lr_text(lr)] if len(lrs) > 1 else []), *([apart] if apart else [])])
+                    paler = _mixed(colour, background(), _PALEST * place / max(1, len(words) - 1))
+                    marker = _MARKERS[(row + len(lrs) * place) % len(_MARKERS)]
+                    result.append((Look(label, paler, dash, marker), rows))
     return result
+
+
+def words_of(table: pd.DataFrame) -> list[str]:
+    """What differs between the groups of settings of a table, for each group; one empty text if there is one group."""
+    return [str(words) for words in table[APART].cat.categories] if APART in table else [""]
+
+
+def identity(table: pd.DataFrame) -> list[str]:
+    """The columns that identify a run of a table."""
+    return ["run", "norm", "lr", *([APART] if APART in table else [])]
 
 
 def colour_and_dash(norm: str) -> tuple[str, Dash]:
@@ -82,13 +88,14 @@ def colour_and_dash(norm: str) -> tuple[str, Dash]:
     colours = len(_OTHER_COLOURS)
     other = (_OTHER_COLOURS[code % colours], _OTHER_DASHES[code // colours % len(_OTHER_DASHES)])
     entry = norms.find(norm)
-    return other if entry is None or entry.colour is None else (entry.colour, entry.dash)
+    colour, dash = other if entry is None or entry.colour is None else (entry.colour, entry.dash)
+    return ink(colour), dash
 
 
 def papers(look: Look) -> Look:
-    """The look of the paper's own curve under ours: densely dashed, in a greyer and lighter colour."""
-    red, green, blue = (0.5 * part + 0.5 * _PAPER_GREY for part in to_rgb(look.colour))
-    return Look(f"{PAPER}{look.label}", to_hex((red, green, blue)), (0, (3, 0.8)), look.marker)
+    """The look of the paper's own curve under ours: densely dashed, in a greyer and fainter colour."""
+    grey = "#595959" if is_dark() else "#BFBFBF"
+    return Look(f"{PAPER}{look.label}", _mixed(look.colour, grey, 0.5), (0, (3, 0.8)), look.marker)
 
 
 def floors(look: Look) -> Look:
@@ -96,14 +103,59 @@ def floors(look: Look) -> Look:
     return Look(f"{_FLOOR}{look.label}", look.colour, (0, (1, 1.5)), look.marker)
 
 
-def rank(label: str) -> tuple[int, int, str, float]:
-    """The sort key of a label: curves, floors, the paper's; then the norms in their order, then the learning rate."""
+def ink(colour: str) -> str:
+    """A colour that is made for a white background, on the present one: on a dark one, dark colours become light.
+
+    >>> with matplotlib.rc_context({"figure.facecolor": "black"}):
+    ...     ink("#000000"), ink("#0072B2"), ink("#CC79A7")
+    ('#ffffff', '#4dbfff', '#CC79A7')
+    """
+    hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
+    if not is_dark() or lightness >= 0.5:
+        return colour
+    return to_hex(colorsys.hls_to_rgb(hue, 1 - lightness, saturation))
+
+
+def grey() -> str:
+    """The colour of remarks inside panels."""
+    return ink("#666666")
+
+
+def background() -> str:
+    """The colour behind figures."""
+    return str(matplotlib.rcParams["figure.facecolor"])
+
+
+def is_dark() -> bool:
+    """Whether figures have a dark background at present."""
+    return colorsys.rgb_to_hls(*to_rgb(background()))[1] < 0.5
+
+
+def _mixed(colour: str, other: str, share: float) -> str:
+    """A colour with a share of another one."""
+    if share == 0:
+        return colour
+    parts = zip(to_rgb(colour), to_rgb(other), strict=True)
+    return to_hex(tuple((1 - share) * one + share * two for one, two in parts))  # type: ignore[arg-type]
+
+
+def scaled(length: float) -> float:
+    """A length, such as the width of a line in points, that grows with the size of the text."""
+    return length * float(matplotlib.rcParams["font.size"]) / FONT
+
+
+def rank(label: str) -> tuple[int, int, str, float, str]:
+    """The sort key of a label: curves, floors, the paper's; then the norms in their order, the learning rate, the rest.
+
+    >>> sorted(["batch, lr 0.5", "batch, lr 0.1, width 0.5", "none"], key=rank)
+    ['none', 'batch, lr 0.1, width 0.5', 'batch, lr 0.5']
+    """
     prefix = next((prefix for prefix in (_FLOOR, PAPER) if label.startswith(prefix)), "")
-    name = label.removeprefix(prefix)
-    norm, _, lr = name.partition(", lr ")
+    norm, _, rest = label.removeprefix(prefix).partition(", ")
+    lr = re.match(r"lr ([^,]+)", rest)
     entry = norms.find(norm)
     place = norms.NORMS.index(entry) if entry is not None and entry.colour is not None else len(norms.NORMS)
-    return ("", _FLOOR, PAPER).index(prefix), place, norm, float(lr or 0)
+    return ("", _FLOOR, PAPER).index(prefix), place, norm, float(lr[1]) if lr else 0.0, rest
 
 
 def lrs_of(table: pd.DataFrame) -> list[float]:
@@ -131,101 +183,60 @@ def number_text(value: float) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The scale and the limits of an axis.
+def count_text(part: int, whole: int) -> str:
+    """How many of several runs a mark stands for; empty for one run.
 
-    Attributes:
-        name: "linear", "log" or "symlog".
-        low: The lower limit.
-        high: The upper limit.
-        linear_to: The size up to which a "symlog" axis is linear.
+    >>> count_text(2, 5), count_text(1, 1)
+    ('2 of 5', '')
     """
-
-    name: str
-    low: float
-    high: float
-    linear_to: float | None = None
-
-    def apply(self, axes: Axes, which: Literal["x", "y"]) -> None:
-        """Set the scale and the limits of an axis."""
-        options = {} if self.linear_to is None else {"linthresh": self.linear_to}
-        axes.set(**{f"{which}lim": (self.low, self.high)})
-        (axes.set_xscale if which == "x" else axes.set_yscale)(self.name, **options)
-        if self.linear_to is not None:
-            (axes.xaxis if which == "x" else axes.yaxis).set_major_locator(FixedLocator(self._powers(self.linear_to)))
-        if which == "x" and self.name == "log":
-            # Labels of minor ticks (2 x 10^4, 3 x 10^4, ...) would overlap.
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            if self.high < DECADES * self.low:
-                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-                axes.xaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
-
-    def norm(self) -> Normalize:
-        """The same scale for colours: 0 at the lower limit and below, 1 at the upper limit and above."""
-        if self.linear_to is not None:
-            return SymLogNorm(self.linear_to, vmin=self.low, vmax=self.high, clip=True)
-        return (LogNorm if self.name == "log" else Normalize)(self.low, self.high, clip=True)
-
-    def levels(self, most: int) -> list[float]:
-        """At most `most` round values over the axis.
-
-        >>> Scale("linear", 0.2, 2.2).levels(5), Scale("log", 0.2, 300).levels(5)
-        ([0.5, 1.0, 1.5, 2.0], [1.0, 10.0, 100.0])
-        """
-        if self.linear_to is not None:
-            return self._powers(self.linear_to)
-        if self.name == "linear":
-            return self._inside(MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(self.low, self.high))
-        decades = 10.0 ** np.arange(np.floor(np.log10(self.low)), np.ceil(np.log10(self.high)))
-        choices = [self._inside(np.outer(decades, parts).ravel()) for parts in _ROUND]
-        fewest = choices[-1]
-        return next((values for values in choices if len(values) <= most), fewest[:: -(-len(fewest) // most)])
-
-    def _inside(self, values: Iterable[float]) -> list[float]:
-        return [float(value) for value in values if self.low <= value <= self.high]
-
-    def _powers(self, linear_to: float) -> list[float]:
-        """Zero and a few powers of ten on both sides. Matplotlib's own ticks would overlap around zero."""
-        first, last = np.log10(linear_to), np.floor(np.log10(max(self.high, -self.low)))
-        apart = max(2, int(np.ceil((last - first) / 2)))
-        powers = [10.0**exponent for exponent in np.arange(last, first, -apart)]
-        return sorted([-p for p in powers if -p >= self.low] + [0.0] + [p for p in powers if p <= self.high])
-
-    def width(self, values: pd.DataFrame) -> float:
-        """The median width of the band from the smallest to the largest value of each row."""
-        shown = values.clip(self.low, self.high)
-        low, high = shown.min(axis=1), shown.max(axis=1)
-        return float((high / low if self.name == "log" else high - low).median())
+    return f"{part} of {whole}" if whole > 1 else ""
 
 
-def fit(series: Sequence[NDArray[np.float64]], decades: float = DECADES, headroom: float = _HEADROOM) -> Scale | None:
-    """The scale that shows the calmer series in full, and as much of the others as keeps the calmer ones readable.
+@functools.lru_cache(maxsize=4096)
+def text_width(text: str, points: float, weight: str = "normal") -> float:
+    """The width of a line of text in inches, at a size in points."""
+    font = FontProperties(family=matplotlib.rcParams["font.family"], size=points, weight=weight)
+    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72
 
-    Args:
-        series: The values of each series. The caller marks those above the scale (overflows, diverged runs).
-        decades: The ratio of values from which the scale is logarithmic, or symmetric-logarithmic if the sign changes.
-        headroom: How many times above the calmer series the scale may reach.
 
-    Returns:
-        The scale; None if there is no finite value.
+def wrapped(text: str, inches: float, points: float, weight: str = "normal") -> str:
+    """A text in lines that fit into a width. A learning rate stays in one line; a longer word is broken.
+
+    >>> wrapped("Lipschitz constant of the loss on the line", 1.5, 8.5)
+    'Lipschitz constant of the\\nloss on the line'
+    >>> wrapped("vgg-none-lr0.1-width0.25", 1.0, 8.5)
+    'vgg-none-lr0.1-\\nwidth0.25'
     """
-    finite = [values[np.isfinite(values)] for values in series]
-    every = np.concatenate([*finite, np.empty(0)])
-    if not every.size:
-        return None
-    peaks = sorted(peak for values in finite if (peak := float(np.abs(values).max(initial=0.0))) > 0)
-    # The calmer series are the lower quartile by their peaks.
-    shown = every[np.abs(every) <= headroom * peaks[(len(peaks) - 1) // 4]] if peaks else every
-    low, high = float(shown.min()), float(shown.max())
-    sizes = np.abs(shown[np.abs(shown) > np.abs(shown).max() / _DEPTH])
-    if low < 0:
-        # Values that change sign pass through zero, so the smallest sizes do not count.
-        small = 10.0 ** np.ceil(np.log10(np.quantile(sizes, 0.1)))
-        if sizes.max() > decades * small:
-            return Scale("symlog", 1.5 * low, max(1.5 * high, small), small)
-    elif sizes.size and sizes.max() > decades * sizes.min():
-        pad = (sizes.max() / sizes.min()) ** 0.05
-        return Scale("log", float(sizes.min() / pad), float(high * pad))
-    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return Scale("linear", low - pad, high + pad)
+    lines: list[str] = []
+    for part in text.split("\n"):
+        lines.append("")
+        for word in re.findall(r"lr [^ ]+|[^ ]+", part):
+            longer = f"{lines[-1]} {word}" if lines[-1] else word
+            if text_width(longer, points, weight) <= inches:
+                lines[-1] = longer
+                continue
+            pieces = _broken(word, inches, points, weight)
+            lines += pieces if lines[-1] else []
+            lines[-1:] = lines[-1:] if lines[-1] else pieces
+    return "\n".join(lines)
+
+
+def _broken(word: str, inches: float, points: float, weight: str) -> list[str]:
+    """A word in pieces that fit into a width, after hyphens if there are some."""
+    pieces = [""]
+    for letter in word:
+        if text_width(pieces[-1] + letter, points, weight) > inches and pieces[-1]:
+            head, hyphen, tail = pieces[-1].rpartition("-")
+            pieces[-1:] = [head + hyphen, tail] if hyphen else [pieces[-1], ""]
+        pieces[-1] += letter
+    return pieces
+
+
+def small() -> float:
+    """The size in points of remarks inside panels."""
+    return 0.85 * points_of("font.size")
+
+
+def points_of(name: Any) -> float:
+    """The size in points of a kind of text, such as "axes.titlesize"."""
+    return float(matplotlib.rcParams[name])

@@ -3,9 +3,6 @@ curves along one direction."""
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -21,8 +18,9 @@ from mpl_toolkits.mplot3d import Axes3D  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.figures import style
-from bnsmooth_cli.figures.panels import MAX_WIDTH, Curves, Panel, say_empty, series
+from bnsmooth_cli.figures import scales, style
+from bnsmooth_cli.figures.page import Band, Panel, in_row, say_empty
+from bnsmooth_cli.figures.panels import Curves, series
 
 _ACROSS: Final = 4  # surfaces in a row
 _CURVES_ACROSS: Final = 3  # panels of curves in a row: the label of their x axis is long
@@ -57,7 +55,7 @@ class Surface:
         """Whether there is more than one row and column of points."""
         return min(self.losses.shape) > 1
 
-    def mesh(self, scale: style.Scale) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    def mesh(self, scale: scales.Scale) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """x, y, and the height of the loss on the scale, from 0 to 1.
 
         Matplotlib interpolates the height and not the loss, which is smoother on a logarithmic scale.
@@ -71,29 +69,33 @@ class Contours:
     """A surface from above: filled contours, lines at round losses, the centre, and the path of training if known."""
 
     surface: Surface
-    labelled: bool  # whether the y axis has a label
-    scale: style.Scale | None
-    height: float
+    scale: scales.Scale | None
+    width: float = 1.5
+    height: None = None
+
+    @property
+    def title(self) -> str:
+        return self.surface.title
+
+    @property
+    def ylabel(self) -> str:
+        return self.surface.labels[1]
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        axes.set_title(textwrap.fill(self.surface.title, int(14 * self.height)))  # about the panel's width, in letters
         axes.set_box_aspect(1)
         if self.scale is None or self.surface.losses.empty:
             say_empty(axes)
             return {}
         axes.grid(False)
-        narrow = self.height < 2.5
-        xlabel, ylabel = self.surface.labels
-        axes.set_xlabel(xlabel, fontsize=7.5 if narrow else None)
-        axes.set_ylabel(ylabel if self.labelled else "", fontsize=7.5 if narrow else None)
-        _set_ticks(axes, 3 if narrow else 5)
+        axes.set_xlabel(self.surface.labels[0])
+        _set_ticks(axes, 4)
         if self.surface.has_area:
             self._draw_area(axes, self.scale)
         else:
             _draw_points(axes, *self.surface.mesh(self.scale)[:2])
         return self._draw_marks(axes)
 
-    def _draw_area(self, axes: Axes, scale: style.Scale) -> None:
+    def _draw_area(self, axes: Axes, scale: scales.Scale) -> None:
         x, y, level = self.surface.mesh(scale)
         axes.margins(0)
         # A vector file with each facet would have megabytes, and seams.
@@ -105,7 +107,7 @@ class Contours:
 
     def _draw_marks(self, axes: Axes) -> dict[str, Line2D]:
         path = self.surface.path
-        axes.plot(path["x"], path["y"], color=_PATH, linewidth=1.3, path_effects=_HALO, zorder=3)
+        axes.plot(path["x"], path["y"], color=_PATH, linewidth=style.scaled(1.3), path_effects=_HALO, zorder=3)
         centre = pd.DataFrame({"x": [0.0], "y": [0.0]})
         places = zip(_MARKS.items(), (centre, path.head(1), path.tail(1)), strict=True)
         entries = {}
@@ -114,7 +116,7 @@ class Contours:
                 axes.plot(
                     place["x"], place["y"], linestyle="", **looks, clip_on=False, zorder=zorder, path_effects=_HALO
                 )
-                entries[name] = Line2D([], [], linestyle="", **looks)
+                entries[name] = Line2D([], [], linestyle="", path_effects=_HALO, **looks)
         return entries
 
 
@@ -123,8 +125,11 @@ class Relief:
     """A surface from the side. Height and colour are the loss, on the contours' scale."""
 
     surface: Surface
-    scale: style.Scale | None
-    height: float
+    scale: scales.Scale | None
+    title: str = ""
+    ylabel: str = ""
+    width: float = 1.5
+    height: None = None
     projection: ClassVar[str] = "3d"
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
@@ -140,12 +145,12 @@ class Relief:
             )  # fmt: skip
         else:
             _draw_points(axes, x, y, level)
-        norm, losses = self.scale.norm(), self.scale.levels(5)
+        norm, losses = self.scale.norm(), self.scale.levels(5 if _figure_width(axes) > 4 else 3)
         axes.set_box_aspect(None, zoom=1.15)  # no room for axis labels: the panel above has them
         axes.set(zlim=(0, 1))
         axes.set_zticks([float(norm(loss)) for loss in losses], [style.number_text(loss) for loss in losses])
         _set_ticks(axes, 4)
-        axes.tick_params(pad=-2, labelsize=7)
+        axes.tick_params(pad=-2, labelsize=style.scaled(7))
         axes.tick_params("z", pad=2)
         return {}
 
@@ -153,6 +158,11 @@ class Relief:
 def _set_ticks(axes: Axes, most: int) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+
+
+def _figure_width(axes: Axes) -> float:
+    figure = axes.get_figure(root=True)
+    return 0.0 if figure is None else figure.get_figwidth()
 
 
 def _draw_points(axes: Axes, *places: NDArray[np.float64]) -> None:
@@ -163,25 +173,31 @@ def _draw_points(axes: Axes, *places: NDArray[np.float64]) -> None:
 class Bar:
     """The losses that the colours of the surfaces above mean, with the contour lines."""
 
-    scale: style.Scale
-    beyond: bool  # whether losses are above the scale
+    scale: scales.Scale
+    beyond: int  # the number of losses above the scale
+    points: int
+    title: str = ""
+    ylabel: str = ""
+    width: float = 2.0
     height: float = 0.2
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
         lines = self.scale.levels(_MAX_LINES)
-        ticks = [level for level in self.scale.levels(12) if np.isclose(lines, level, rtol=1e-9, atol=0).any()]
+        most = max(3, min(12, int(1.4 * _figure_width(axes) / style.scaled(1))))
+        ticks = [level for level in self.scale.levels(most) if np.isclose(lines, level, rtol=1e-9, atol=0).any()]
         bar = Colorbar(
             axes, ScalarMappable(self.scale.norm(), _COLOURS), orientation="horizontal",
-            extend="max" if self.beyond else "neither", extendfrac=0.02, label="loss",
+            extend="max" if self.beyond else "neither", extendfrac=0.02,
+            label=f"loss ({self.beyond:,} of {self.points:,} are above the scale)" if self.beyond else "loss",
         )  # fmt: skip
         bar.set_ticks(ticks, labels=[style.number_text(tick) for tick in ticks])
         bar.minorticks_off()
         for line in lines:
-            axes.axvline(line, color="black", linewidth=0.45, alpha=0.6)
+            axes.axvline(line, color="black", linewidth=style.scaled(0.45), alpha=0.6)
         return {}
 
 
-def panels(table: pd.DataFrame) -> list[list[Panel]]:
+def panels(table: pd.DataFrame) -> list[Band]:
     """A contour panel and a surface below it for each run and step, on one scale; or curves along one direction.
 
     Raises:
@@ -195,20 +211,20 @@ def panels(table: pd.DataFrame) -> list[list[Panel]]:
     if pictures > _MAX_SURFACES:
         raise InputError(f"a figure shows at most {_MAX_SURFACES} surfaces of a problem; these are {pictures}")
     if flat.all():
-        return _wrapped([_curves(grid)], _CURVES_ACROSS)
+        return [in_row(*_curves(grid), most=_CURVES_ACROSS)]
     if flat.any():
         raise InputError("surfaces over one direction and over two; plot them apart")
     return _pictures(points, grid["loss"].to_numpy("float64"))
 
 
-def _fit(losses: NDArray[np.float64]) -> style.Scale | None:
+def _fit(losses: NDArray[np.float64]) -> scales.Scale | None:
     # The series are groups by size, not surfaces: outliers must not flatten the middle of their own surface.
-    return style.fit(np.array_split(np.sort(losses), 100))
+    return scales.fit(np.array_split(np.sort(losses), 100))
 
 
-def _curves(grid: pd.DataFrame) -> list[Panel]:
+def _curves(grid: pd.DataFrame) -> list[Curves]:
     scale = _fit(grid["loss"].to_numpy("float64"))
-    curves: list[Panel] = []
+    curves: list[Curves] = []
     for _, rows in grid.groupby("turn"):
         steps = rows["step"].unique()
         at = f", step {steps[0]:,}" if len(steps) == 1 else ""
@@ -216,27 +232,23 @@ def _curves(grid: pd.DataFrame) -> list[Panel]:
     return curves or [Curves("loss along a line", "", [])]
 
 
-def _pictures(points: pd.DataFrame, losses: NDArray[np.float64]) -> list[list[Panel]]:
+def _pictures(points: pd.DataFrame, losses: NDArray[np.float64]) -> list[Band]:
     scale = _fit(losses)
-    rows = _wrapped(_surfaces(points), _ACROSS)
-    across = max(map(len, rows))
-    height = min(4.0, MAX_WIDTH / across - 0.3)  # square, apart from ticks and labels
-    result: list[list[Panel]] = []
-    for row in rows:
-        differ = len({surface.labels[1] for surface in row}) > 1
-        result.append([Contours(surface, differ or surface is row[0], scale, height) for surface in row])
-        result.append([Relief(surface, scale, height) for surface in row])
+    lines: list[list[list[Panel]]] = [
+        [[Contours(surface, scale), Relief(surface, scale)] for surface in turn] for turn in _surfaces(points)
+    ]
+    bands = [Band(lines, most=_ACROSS)]
     if scale is not None:
-        result.append([Bar(scale, beyond=bool((losses > scale.high).any()))] * across)
-    return result
+        bands.append(in_row(Bar(scale, int((losses > scale.high).sum()), len(losses)), stretched=True))
+    return bands
 
 
 def _surfaces(points: pd.DataFrame) -> list[list[Surface]]:
     """The surfaces of all runs in the order of the norms, a list for each turn."""
     turns: dict[float, list[Surface]] = {}
     several = {name: points[name].nunique() > 1 for name in ("seed", "step")}
-    # Runs that differ only in settings without a column, such as their depth, are titled by name.
-    alike = bool((points.groupby(["norm", "lr", "seed"])["run"].nunique() > 1).any())
+    # Runs of unknown settings are titled by name, if norm, learning rate and seed do not tell them apart.
+    alike = bool((points.groupby(["norm", "lr", "seed", style.APART], observed=True)["run"].nunique() > 1).any())
     for look, rows in style.groups(points):
         for (seed, run, step), of_run in rows.groupby(["seed", "run", "step"]):
             details = [f"seed {seed}"] * several["seed"] + [f"step {step:,}"] * several["step"]
@@ -259,15 +271,3 @@ def _label(shares: pd.Series[float], number: int) -> str:
     if shares.empty:
         return f"random direction {number}"
     return f"PCA direction {number} ({100 * shares.iloc[0]:.0f}% of the path)"
-
-
-def _wrapped(lines: Sequence[Sequence[_Item]], across: int) -> list[list[_Item]]:
-    """Rows of at most `across` items: a long line is split into rows of similar length, short lines share a row."""
-    rows: list[list[_Item]] = []
-    for line in lines:
-        if rows and len(rows[-1]) + len(line) <= across:
-            rows[-1] += line
-        else:
-            length = math.ceil(len(line) / math.ceil(len(line) / across))
-            rows += [list(line[start : start + length]) for start in range(0, len(line), length)]
-    return rows

@@ -5,23 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from bnsmooth_cli.figures.panels import Curves, Panel, papers, series
+from bnsmooth_cli.figures import style
+from bnsmooth_cli.figures.page import Band, in_row
+from bnsmooth_cli.figures.panels import Curves, papers, series, shared
 
 _WINDOW = 50  # the curve of minibatch accuracies is a running mean over 1/50 of the training steps
 
 
-def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[list[Panel]]:
+def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
     """Figures 1a-b, 13: training and test accuracy over the steps, or the losses of a regression."""
-    row: list[Panel] = [progress(table, paper)]
+    drawn = [progress(table, paper)]
     accuracy = _classifies(table)
     column = "test_accuracy" if accuracy else "test_loss"
     if table[column].notna().any():
         unit = 100 if accuracy else 1
         shown = table.assign(**{column: unit * table[column]})
-        ylabel = "test accuracy (%)" if accuracy else "test loss"
         theirs = papers(paper, table, column, unit=unit)
-        row.append(Curves("test", ylabel, series(shown, column), theirs, diverged=_diverged(table)))
-    return [row]
+        drawn.append(Curves("test", drawn[0].ylabel, series(shown, column), theirs, diverged=_diverged(table)))
+    return [in_row(*shared(drawn))]
 
 
 def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:
@@ -31,8 +32,9 @@ def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:
     """
     if not _classifies(table):
         theirs = papers(paper, table, "loss")
-        return Curves("training", "training loss", series(table, "loss"), theirs, diverged=_diverged(table))
-    window = max(1, (int(table["step"].max()) + 1) // _WINDOW)
+        return Curves("training", "loss", series(table, "loss"), theirs, diverged=_diverged(table))
+    shortest = table.groupby(style.APART, observed=True)["step"].max().min()
+    window = max(1, (int(shortest) + 1) // _WINDOW)
     curves = series(table.assign(accuracy=100 * table["accuracy"]), "accuracy")
     gaps = np.diff(np.unique(table["step"]))
     every = int(np.median(gaps)) if len(gaps) else 1  # a thinned table has fewer rows
@@ -41,7 +43,7 @@ def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:
         curve.values[:] = curve.values.apply(_running_mean, window=window // every)
     title = f"training, mean of {window} steps" if window > 1 else "training"
     theirs = papers(paper, table, "accuracy", unit=100)
-    return Curves(title, "training accuracy (%)", curves, theirs, diverged=_diverged(table))
+    return Curves(title, "accuracy (%)", curves, theirs, diverged=_diverged(table))
 
 
 def _running_mean(run: pd.Series[float], window: int) -> pd.Series[float]:

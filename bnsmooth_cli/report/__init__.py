@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import jinja2
-import matplotlib
 import pandas as pd
 
 from bnsmooth_cli import figures, kinds
@@ -143,7 +142,7 @@ def _sections(runs: Sequence[Run], outcome: Outcome) -> Iterator[dict[str, Any]]
             pixels = int.from_bytes(png[16:20], "big")  # the width in the header of a PNG
             yield {"kind": kind.name, "title": kind.section.title, "reading": kind.section.reading, "png": png,
                    "quotes": " ".join(_quotes(kind.section, outcome)),
-                   "width": pixels * 96 // style.SAVE["savefig.dpi"]}  # fmt: skip
+                   "width": pixels * 96 // figures.DPI}  # fmt: skip
 
 
 def _figure(kind: str, runs: Sequence[Run], comparison: pd.DataFrame) -> bytes | None:
@@ -153,8 +152,7 @@ def _figure(kind: str, runs: Sequence[Run], comparison: pd.DataFrame) -> bytes |
         return None
     figure = figures.render(kind, table, _rows("train", runs) if kind == "ics" else None)
     buffer = io.BytesIO()
-    with matplotlib.rc_context(style.SAVE):
-        figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -7,20 +7,23 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import SMALL
+from PIL import Image
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import kinds
 from bnsmooth_cli.config import MAX_NAME, defining, resolve
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.identity import alike, differing, read_settings
 from bnsmooth_cli.measures.measuring import measure
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import open_run
+from bnsmooth_cli.studies.outcome import conclude
 
 SAMPLES = Path(__file__).parent / "reliability/samples/format-1"
 
@@ -248,3 +251,114 @@ def test_two_runs_of_one_configuration_in_a_study_count_once(cli, tmp_path):
     code, _, err = cli(line)
     assert (code, f"no run of this study (it is {run.name})" in err) == (1, True)
     assert [*bns.read_table(tmp_path / "study/compare.parquet")["run"]] == [run.name]
+
+
+# Comparisons
+
+
+def class_folders(folder, size):
+    """A folder of two classes, of `size` images each in the train and in the test split."""
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(size):
+                pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
+    return folder
+
+
+def test_runs_on_other_images_give_no_ratio_and_no_target(cli, tmp_path):
+    images = class_folders(tmp_path / "pets", 8)
+    small = "--width 0.02 --batch-size 4 --steps 2 --eval-every 1"
+    assert cli(f"train --norm none {small} --data {images} -o none")[0] == 0
+    assert cli(f"train --norm batch {small} -o batch")[0] == 0
+    code, _, err = cli("compare none batch")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "vgg: runs of different settings are judged apart: pets; shapes" in err
+    rows = bns.read_table("compare.parquet").set_index("run")
+    assert np.isnan(rows.loc["batch", ["ratio_final_loss", "target_loss", "target_accuracy"]].astype(float)).all()
+    assert rows.loc["none", "ratio_final_loss"] == 1
+    summary, claims = (bns.read_table(f"compare.{name}.parquet") for name in ("summary", "claims"))
+    assert summary.loc[summary["norm"] == "batch", "ratio"].isna().all()
+    assert {*summary["settings"]} == {*claims["settings"]} == {*rows["settings"]}
+    assert rows["settings"].nunique() == 2
+
+
+def test_no_claim_is_made_across_settings(tmp_path, recwarn):
+    runs = [
+        bns.train("dln", norm, steps=6, samples=samples, seed=seed, output=tmp_path / f"{norm}{seed}", device="cpu")
+        for norm, samples in (("none", 200), ("batch", 50)) for seed in range(5)
+    ]  # fmt: skip
+    outcome = conclude(runs)
+    assert [str(warning.message) for warning in recwarn] == [
+        "dln: runs of different settings are judged apart: 200 samples; 50 samples"
+    ]
+    assert outcome.comparison["ratio_final_loss"].notna().sum() == 5
+    assert not {"reproduced", "not reproduced", "inconclusive"} & {*outcome.claims["part_verdict"]}
+    assert {*outcome.claims["seeds"]} == {0}
+    assert len({*outcome.summary.groupby("norm")["settings"].first()}) == 2
+
+
+def test_groups_of_settings_are_judged_each_by_itself(tmp_path):
+    runs = [
+        bns.train("dln", norm, steps=6, samples=samples, seed=seed, output=tmp_path / f"{norm}{seed}-{samples}")
+        for norm in ("none", "batch") for samples in (20, 30) for seed in range(2)
+    ]  # fmt: skip
+    with pytest.warns(Remark):
+        together = conclude(runs)
+    for samples in (20, 30):
+        alone = conclude([run for run in runs if run.config.settings.samples == samples])
+        for name in ("comparison", "summary", "claims"):
+            rows = getattr(together, name)
+            rows = rows[[read_settings("dln", text)["samples"] == samples for text in rows["settings"]]]
+            pd.testing.assert_frame_equal(
+                rows.drop(columns="command", errors="ignore").reset_index(drop=True),
+                getattr(alone, name).drop(columns="command", errors="ignore"),
+            )
+
+
+def test_images_that_have_moved_are_compared_as_the_same(tmp_path):
+    small = {"width": 0.02, "batch_size": 4, "steps": 2, "eval_every": 1, "device": "cpu"}
+    images = class_folders(tmp_path / "pets", 8)
+    none = bns.train("vgg", "none", data=str(images), output=tmp_path / "none", **small)
+    batch = bns.train("vgg", "batch", data=str(images.rename(tmp_path / "moved")), output=tmp_path / "batch", **small)
+    rows = bns.compare([none, batch])
+    assert rows["ratio_final_loss"].notna().all()
+    assert rows["settings"].nunique() == 1
+
+
+def test_runs_of_one_name_in_two_folders_are_told_apart_by_their_paths(cli, tmp_path):
+    for folder, seed in (("a", 0), ("b", 1)):
+        assert cli(f"train {SMALL_DLN} --norm none --steps 4 --seed {seed} -o {folder}/runs/none")[0] == 0
+    assert cli(f"train {SMALL_DLN} --norm batch --steps 4 -o a/runs/batch")[0] == 0
+    assert cli("compare a/runs/none b/runs/none a/runs/batch")[::2] == (0, "")
+    rows = bns.read_table("compare.parquet").set_index("run")
+    assert {*rows.index} == {"a/runs/none", "b/runs/none", "batch"}
+    assert {*rows.attrs["bnsmooth"]["runs"]} == {*rows.index}
+    assert rows.loc["batch", "ratio_final_loss"] == pytest.approx(
+        rows.loc["batch", "final_loss"] / rows.loc["a/runs/none", "final_loss"]
+    )
+    assert cli("compare a/runs/none b/runs/none a/runs/batch")[0] == 0  # the same comparison again
+    code, _, err = cli("compare a/runs/none a/../a/runs/none -o t.parquet")
+    assert (code, err) == (2, "bnsmooth: a/runs/none: given twice; give each run once\n")
+
+
+def test_a_shorter_run_and_a_longer_one_of_one_trajectory_are_not_compared(cli, tmp_path):
+    assert cli(f"train {SMALL_DLN} --norm none --steps 4 -o none")[0] == 0
+    assert cli(f"train {SMALL_DLN} --norm batch --steps 8 -o batch")[0] == 0
+    _, _, err = cli("compare none batch")
+    assert "judged apart: 4 steps; 8 steps" in err or "judged apart: 8 steps; 4 steps" in err
+    rows = bns.read_table("compare.parquet").set_index("norm")
+    assert rows.loc["batch"].filter(like="ratio").isna().all()
+    assert cli(f"train {SMALL_DLN} --norm none --steps 8 -o none")[0] == 0
+    assert cli("compare none batch --force")[::2] == (0, "")
+
+
+def test_two_runs_of_one_name_are_not_measured_into_one_table(cli):
+    for folder, seed in (("a", 0), ("b", 1)):
+        assert cli(f"train {SMALL_DLN} --norm none --steps 4 --seed {seed} -o {folder}/none")[0] == 0
+    code, _, err = cli("ics a/none b/none --at 0 -o t.parquet")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "b/none: has the name of a/none, and one table cannot tell them apart; leave out -o" in err
+    assert cli("ics a/none b/none --at 0")[0] == 0
+    assert "a/none: given twice" in cli("ics a/none a/none --at 0")[2]

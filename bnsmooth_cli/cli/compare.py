@@ -94,7 +94,7 @@ def compare(
       bnsmooth compare --plan --problem dln
     """
     from bnsmooth_cli.studies.folder import table_paths
-    from bnsmooth_cli.studies.outcome import Outcome, conclude
+    from bnsmooth_cli.studies.outcome import Outcome, conclude, recorded
 
     options = {**grid.given(), **wanted.given(), **steps.given(), **settings.given()}
     exported = {name: value for name, value in export.given().items() if value}
@@ -122,7 +122,7 @@ def compare(
         from bnsmooth_cli.storage.runs import open_run
 
         table, opened = output or Path("compare.parquet"), [open_run(path) for path in runs]
-        _check_tables(table, {run.name: run.config.as_dict() for run in opened}, machine.force)
+        _check_tables(table, recorded(opened), machine.force)
         outcome = conclude(opened, target_loss=target_loss, target_accuracy=target_accuracy)
         outcome.write(table, opened)
     _show(outcome)

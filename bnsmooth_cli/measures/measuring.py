@@ -64,8 +64,7 @@ def plan(
     Raises:
         InputError: If steps or options do not fit a source, or a source is given twice.
     """
-    if len({source.name if output else source.path.resolve() for source in sources}) < len(sources):
-        raise InputError(f"{sources[0].path}: given twice, or two runs with the same name in one table; give each once")
+    _check_different(sources, together=output is not None)
     definition = measurement(kind)
     requests = []
     for group in [sources] if output else [[source] for source in sources]:
@@ -79,6 +78,25 @@ def plan(
         shared = problem if len(sources) == 1 else None  # the problems of many sources may not fit in memory
         requests.append(Request.of(kind, path, group, steps, chosen, device=device, data=data, problem=shared))
     return requests
+
+
+def _check_different(sources: Sequence[CheckpointSource], together: bool) -> None:
+    """Check that no source is given twice, and that those of one table have different names.
+
+    Raises:
+        InputError: If not.
+    """
+    seen: dict[Any, CheckpointSource] = {}
+    for source in sources:
+        for key in (source.path.resolve(), *([source.name] if together else [])):
+            if (other := seen.setdefault(key, source)) is source:
+                continue
+            if other.path.resolve() == source.path.resolve():
+                raise InputError(f"{source.path}: given twice; give each source once")
+            raise InputError(
+                f"{source.path}: has the name of {other.path}, and one table cannot tell them apart; leave out -o, "
+                "which writes a table for each, or rename a folder"
+            )
 
 
 def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:

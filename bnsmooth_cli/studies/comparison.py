@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.identity import alike
+from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.identity import alike, differing
 from bnsmooth_cli.studies.evidence import Case, Record
-from bnsmooth_cli.studies.folder import Source, opened
+from bnsmooth_cli.studies.folder import Source, labels, opened
 from bnsmooth_cli.studies.metrics import of_measurements
 
 #: A run is compared with the run without a norm that shares these columns.
@@ -51,22 +52,22 @@ def compare(
     ...     bool(compare([runs[0], runs[1].path])["ratio_final_loss"].notna().all())
     True
     """
-    return compare_records([Record.of_run(run) for run in opened(sources)], target_loss, target_accuracy)
+    records = [Record.of_run(run, name) for name, run in labels(opened(sources)).items()]
+    return compare_records(records, target_loss, target_accuracy)
 
 
 def compare_records(
     runs: Sequence[Record], target_loss: float | None = None, target_accuracy: float | None = None
 ) -> pd.DataFrame:
     """`compare` for runs whose tables are read."""
-    names = [record.name for record in runs]
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"{max(names, key=names.count)}: given twice, or two runs with the same name; give each run once"
-        )
     records = {record.name: record for record in runs}
     frame = pd.DataFrame([_row(record) for record in runs])
     for problem, rows in frame.groupby("problem"):
-        frame.loc[rows.index, "settings"] = rows["settings"].map(alike(str(problem), rows["settings"]))
+        same = alike(str(problem), rows["settings"])
+        frame.loc[rows.index, "settings"] = rows["settings"].map(same)
+        if len({*same.values()}) > 1:
+            words = "; ".join(dict.fromkeys(differing(str(problem), same).values()))
+            warnings.warn(f"{problem}: runs of different settings are judged apart: {words}", Remark, stacklevel=2)
     curves = {name: record.rows("train") for name, record in records.items()}
     frame = _add_targets(frame, curves, target_loss, target_accuracy)
     frame = pd.concat([with_ratios(frame), _measured_ratios(frame, records)], axis=1)

@@ -67,12 +67,12 @@ class Record:
     _layers: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @staticmethod
-    def of_run(run: Run) -> Record:
-        """The record of a run."""
+    def of_run(run: Run, name: str | None = None) -> Record:
+        """The record of a run, under its own name or another one."""
         config, rows = run.config, train_rows(run)
         provenance = rows.attrs["bnsmooth"]
         measured = {kind for kind in kinds.measured() if run.source().table_path(kind).is_file()}
-        record = Record(run.name, config.problem, config.norm, config.lr, config.seed, config.steps,
+        record = Record(name or run.name, config.problem, config.norm, config.lr, config.seed, config.steps,
                         provenance.get("diverged_at"), provenance.get("baseline", {}),
                         functools.partial(measured_rows, run), frozenset(measured | {"train"}),
                         config.settings_text)  # fmt: skip

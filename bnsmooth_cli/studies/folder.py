@@ -16,7 +16,7 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import MAX_THREADS, Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.files import atomic, check_writable, load_json, save_json
+from bnsmooth_cli.storage.files import atomic, check_writable, load_json, save_json, unicode
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies.cards import card
 from bnsmooth_cli.studies.grid import VARIED, Grid
@@ -240,6 +240,31 @@ def opened(sources: Source | Iterable[Source]) -> list[Run]:
         else:
             runs.append(open_run(source))
     return runs
+
+
+def labels(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs by names of their own: a name that several of them have is preceded by as much of their paths as differs.
+
+    Raises:
+        InputError: If a run is given twice.
+
+    >>> from bnsmooth_cli.config import resolve
+    >>> paths = ["a/runs/none", "b/runs/none", "a/runs/batch"]
+    >>> list(labels([Run(Path(path), resolve()) for path in paths]))
+    ['a/runs/none', 'b/runs/none', 'batch']
+    """
+    paths = [run.path.resolve() for run in runs]
+    if len({*paths}) < len(paths):
+        twice = next(run.path for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1)
+        raise InputError(f"{twice}: given twice; give each run once")
+    named: dict[str, Run] = {}
+    for run, path in zip(runs, paths, strict=True):
+        others = [other for other in paths if other != path and other.name == path.name]
+        length = 1
+        while any(other.parts[-length:] == path.parts[-length:] for other in others):
+            length += 1
+        named[unicode(Path(*path.parts[-length:]).as_posix())] = run
+    return named
 
 
 def _of_study(config: Config, shared: Mapping[str, Any], source: Path) -> Config:

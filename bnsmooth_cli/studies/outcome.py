@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.advice import Advice
 from bnsmooth_cli.studies.comparison import compare_records, worst_where_diverged
 from bnsmooth_cli.studies.evidence import Record
-from bnsmooth_cli.studies.folder import Study, table_paths
+from bnsmooth_cli.studies.folder import Study, labels, table_paths
 from bnsmooth_cli.studies.statistics import summarise
 from bnsmooth_cli.studies.verdicts import claims
 
@@ -39,12 +40,17 @@ class Outcome:
 
     def write(self, path: Path, runs: Sequence[Run]) -> None:
         """Write the comparison to `path` and the other tables beside it."""
-        provenance = {"version": __version__, "runs": {run.name: run.config.as_dict() for run in runs}}
+        provenance = {"version": __version__, "runs": recorded(runs)}
         for (kind, file), rows in zip(
             table_paths(path).items(), (self.comparison, self.summary, self.claims), strict=True
         ):
             more = {"next": self.next} if kind == "compare-claims" else {}
             tables.write_table(file, kind, [rows], provenance | more)
+
+
+def recorded(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """What the tables of a comparison record of its runs: their configurations by name."""
+    return {name: run.config.as_dict() for name, run in labels(runs).items()}
 
 
 def conclude(
@@ -59,7 +65,8 @@ def conclude(
     Runs of different settings are judged apart. If two runs share problem, settings, norm, learning rate and seed,
     there are no statistics, because no seed may count twice.
     """
-    records = [Record.of_run(run) for run in runs]
+    named = labels(runs)
+    records = [Record.of_run(run, name) for name, run in named.items()]
     comparison = compare_records(records, target_loss, target_accuracy)
     twice = comparison.duplicated(["problem", "settings", "norm", "lr", "seed"]).any()
     judged = comparison.iloc[:0] if twice else comparison
@@ -67,7 +74,7 @@ def conclude(
     for (problem, settings), group in judged.groupby(["problem", "settings"], sort=False):
         names, others = {*group["run"]}, sum(rows["problem"].iloc[0] == problem for rows in verdicts[1:])
         folder = Path(f"study-{problem}-{others + 1}" if others else f"study-{problem}")
-        advice = Advice.of([run for run in runs if run.name in names], study, folder)
+        advice = Advice.of([run for name, run in named.items() if name in names], study, folder)
         rows = claims(record for record in records if record.name in names).assign(settings=str(settings))
         missing += advice.commands(rows["command"])
         rows["command"] = [advice.command(change) if change else "" for change in rows["command"]]

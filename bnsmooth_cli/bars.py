@@ -65,6 +65,7 @@ class Bar:
             self._bar = _tqdm()(
                 desc=self._label, total=total, initial=done, unit=f" {self._unit}", bar_format=self._layout,
                 dynamic_ncols=True, mininterval=0.1 if in_notebook() or _in_terminal() else SELDOM,
+                file=sys.stdout if in_notebook() else sys.stderr,  # a notebook shows stderr in red
             )  # fmt: skip
         self._bar.total = total
         if label is not None:

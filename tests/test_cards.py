@@ -99,11 +99,21 @@ def test_a_study_lists_its_runs_and_the_verdicts(made, tmp_path):
 def test_a_card_of_a_large_study_stays_small(made, tmp_path):
     shutil.copytree(made / "study", tmp_path / "study")
     first = bns.Study(tmp_path / "study").runs()[0].path
-    for number in range(40):
+    for number in range(60):
         shutil.copytree(first, first.with_name(f"x{number}"))
     html = cells(bns.Study(tmp_path / "study")._repr_html_())
     assert "and 15 more" in html
-    assert "x39" not in html
+    assert "x9" not in html
+
+
+def test_a_list_of_runs_shows_paths_states_and_tables(made, monkeypatch):
+    monkeypatch.chdir(made)
+    listed = bns.list_runs(".")
+    shown = cells(listed._repr_html_())
+    assert shown[:6] == ["path", "state", "tables", "run", "finished", "ics (4 points)"]
+    assert len(shown) == 3 * 6
+    assert "<table" in listed[listed["norm"] == "l1"]._repr_html_()  # an ordinary table again
+    assert bns.list_runs("run")._repr_html_().count("<tr>") == 2
 
 
 def test_a_point_says_where_it_is(made):

@@ -39,13 +39,13 @@ def test_a_terminal_shows_training_and_measuring(stderr, tmp_path):
     stream = stderr(True)
     run = bns.train("dln", "l1", output=tmp_path / "run", **SMALL)
     (line,) = stream.lines()
-    assert line.startswith("train dln-l1-lr1e-06-depth3-dim4-samples20-steps30-seed0: 100%|")
+    assert line.startswith("train dln-l1-lr1e-06-seed0: 100%|")
     assert "30/30" in line
     assert f"loss {bns.read_table(run.train_path)['loss'].iloc[29]:.3g}"[:8] in stream.getvalue()
     stream = stderr(True)
     bns.train("dln", "l1", output=tmp_path / "run", measure="ics", every=5, **SMALL)
     (line,) = stream.lines()
-    assert line.startswith("measure dln-l1-lr1e-06-depth3-dim4-samples20-steps30-seed0: 100%|")
+    assert line.startswith("measure dln-l1-lr1e-06-seed0: 100%|")
     assert "7/7" in line
     stream = stderr(True)
     measure("smoothness", [run.source()])

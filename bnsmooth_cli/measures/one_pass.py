@@ -101,7 +101,8 @@ def train(
         return train_and_measure(config, output, wanted, **arguments, progress=progress)
     if not shown(progress):
         return train_and_measure(config, output, wanted, **arguments)
-    with Bar(f"train {config.name}") as steps, Bar(f"measure {config.name}", "points") as points:
+    name = config.former_name  # without the settings, as the line of a notebook is short
+    with Bar(f"train {name}") as steps, Bar(f"measure {name}", "points") as points:
         run = train_and_measure(
             config,
             output,

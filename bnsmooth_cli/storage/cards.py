@@ -11,11 +11,14 @@ from bnsmooth_cli.config import Config, find_problem, resolve
 from bnsmooth_cli.identity import differing
 from bnsmooth_cli.storage.files import first_line
 
+#: The most rows of a table.
+MAX_ROWS: Final = 50
 #: No colours but a grey that shows on white and on black, so that the card has those of the notebook.
 _STYLE: Final = (
     "<style>.bnsmooth-card{color:inherit}.bnsmooth-card table{border-collapse:collapse;margin:.3em 0 .6em}"
-    ".bnsmooth-card th,.bnsmooth-card td{text-align:left;vertical-align:top;padding:.15em 1.2em .15em 0;"
-    "border-bottom:1px solid rgba(128,128,128,.35);background:transparent;color:inherit}"
+    ".bnsmooth-card th,.bnsmooth-card td{text-align:left!important;vertical-align:top;padding:.15em 1.2em .15em 0;"
+    "border-bottom:1px solid rgba(128,128,128,.35);background:transparent;color:inherit;white-space:nowrap}"
+    ".bnsmooth-card td:last-child{white-space:normal}"
     ".bnsmooth-card th{font-weight:600}.bnsmooth-card .what{opacity:.7}</style>"
 )
 
@@ -85,6 +88,18 @@ def settings_in_words(config: Config) -> str:
 def _printable(text: str) -> str:
     """A text without characters that a terminal would obey."""
     return text if text.isprintable() else ascii(text)
+
+
+def shortened(rows: Sequence[Sequence[str]]) -> Sequence[Sequence[str]]:
+    """The rows of a table of a card: the first of many.
+
+    >>> shortened([["a", "b"]] * 100)[-1]
+    ['and 51 more', '']
+    """
+    if len(rows) <= MAX_ROWS:
+        return rows
+    shown = MAX_ROWS - 1
+    return [*rows[:shown], [f"and {len(rows) - shown} more", *[""] * (len(rows[0]) - 1)]]
 
 
 def guarded(what: str, name: str, card: Callable[[], Card]) -> Card:

@@ -15,6 +15,7 @@ import pandas as pd
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.cards import Card, shortened
 from bnsmooth_cli.storage.files import first_line, read_text, unicode
 from bnsmooth_cli.storage.journal import Journal
 from bnsmooth_cli.storage.runs import Run, open_run
@@ -32,6 +33,18 @@ _MEASURED: Final = "|".join(kinds.measured())
 _TABLE: Final = re.compile(
     rf"(?P<table>(?P<kind>{_MEASURED})(\.\w+)?)\.parquet|\.(?P<unfinished>({_MEASURED})(\.\w+)?)\.points"
 )
+
+
+class RunList(pd.DataFrame):
+    """A table of runs, which a notebook shows by their paths, states and tables. Tables made of it are plain."""
+
+    @property
+    def _constructor(self) -> type[pd.DataFrame]:
+        return pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        rows = [(str(row["path"]), str(row["state"]), points_in_words(row)) for row in self.to_dict("records")]
+        return Card("Runs:", str(len(rows)), {}, ("path", "state", "tables"), shortened(rows)).html()
 
 
 def list_runs(folder: Path | str = ".") -> pd.DataFrame:
@@ -68,7 +81,7 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     rows = [row_of(path) for path in _run_folders(folder)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    return RunList(pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS))
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -136,7 +149,7 @@ def _points(run: Run) -> tuple[dict[str, int], dict[str, int]]:
     return written, kept
 
 
-def points_in_words(row: Mapping[str, Any]) -> str:
+def points_in_words(row: Mapping[Any, Any]) -> str:
     """The tables of a run, given its row.
 
     >>> points_in_words({"tables": {"ics": 5, "theory": 1}, "kept": {"landscape": 3}})

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from bnsmooth_cli.config import from_dict
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.storage.cards import Card, guarded, settings_in_words
+from bnsmooth_cli.storage.cards import Card, guarded, settings_in_words, shortened
 from bnsmooth_cli.storage.files import unicode
 from bnsmooth_cli.storage.listing import list_runs, points_in_words
 
 if TYPE_CHECKING:
     from bnsmooth_cli.studies.folder import Study
-
-#: The most runs that a card lists.
-MAX_RUNS: Final = 30
 
 
 def card(study: Study) -> Card:
@@ -45,9 +42,7 @@ def _card(study: Study, name: str) -> Card:
         "claims": _verdicts(study),
     }
     rows = [(str(run["run"]), str(run["state"]), points_in_words(run)) for run in runs]
-    if len(rows) > MAX_RUNS:
-        rows = [*rows[: MAX_RUNS - 1], (f"and {len(rows) - MAX_RUNS + 1} more", "", "")]
-    return Card("Study", name, lines, ("run", "state", "tables"), rows)
+    return Card("Study", name, lines, ("run", "state", "tables"), shortened(rows))
 
 
 def _verdicts(study: Study) -> str:

@@ -16,6 +16,7 @@ import torch
 pytest.register_assert_rewrite("brute_force")
 shape_checks.install()  # before the packages that it checks are imported
 
+from complaints import complaints  # noqa: E402
 from helpers import SMALL  # noqa: E402
 
 import bnsmooth_cli as bns  # noqa: E402
@@ -48,10 +49,20 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bns.Run
 
 
 @pytest.fixture
+def narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands of `cli` take their output for a terminal of 80 columns without colours."""
+    for name, value in {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", "LINES": "25"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], tuple[int, str, str]]:
-    """Run a command in this process and in an empty folder: cli("train --norm l1") -> (exit status, stdout, stderr)."""
+    """Run a command in this process and in an empty folder: cli("train --norm l1") -> (status, stdout, complaints).
+
+    Complaints are stderr without the lines of progress; `cli.stderr` has all of it.
+    """
     monkeypatch.chdir(tmp_path)
 
     def call(line: str) -> tuple[int, str, str]:
@@ -62,6 +73,7 @@ def cli(
         for number, handler in handlers.items():  # a command ends its process at a signal, which these tests must not
             signal.signal(number, handler)
         streams = capsys.readouterr()
-        return int(stop.value.code or 0), streams.out, streams.err
+        call.stderr = streams.err  # type: ignore[attr-defined]
+        return int(stop.value.code or 0), streams.out, complaints(streams.err)
 
     return call

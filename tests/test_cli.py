@@ -78,7 +78,7 @@ def test_theory_alone_verifies_the_linear_network_and_says_so(cli, tmp_path):
     assert table.groupby("statement")["holds"].all().drop([*kinds.UNPROVED]).all()
 
 
-def test_summaries_fit_a_narrow_terminal(cli, run):
+def test_summaries_fit_a_narrow_terminal(cli, run, narrow_terminal):
     for kind in ("activations", "theory"):
         _, out, _ = cli(f"{kind} {run.path} -o {kind}.parquet")
         rows = out.splitlines()

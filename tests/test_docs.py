@@ -80,7 +80,7 @@ def smaller(line):
     command = line.removeprefix("bnsmooth ")
     for shown, shorter in SHORTER.items():
         command = command.replace(shown, shorter)
-    if any(word in line for word in ("runs/", "report", "--study", "--plan")):
+    if any(word in line for word in ("runs/", "report", "list ", "env", "--study", "--plan")):
         return command
     linear = "dln" in line or command == "theory"
     return f"{command} {SMALLER['digits' if 'digits' in line else 'dln' if linear else 'vgg']}"

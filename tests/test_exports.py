@@ -38,7 +38,7 @@ def test_rows_of_every_kind_are_made_here():
 
 @pytest.mark.parametrize("norms", [("none",), ("none", "batch")], ids=["a run", "runs"])
 @pytest.mark.parametrize("kind", SCHEMAS)
-def test_show_says_what_a_table_is_and_fits_a_terminal(cli, kind, norms):
+def test_show_says_what_a_table_is_and_fits_a_terminal(cli, kind, norms, narrow_terminal):
     table = write(Path("t.parquet"), kind, norms=norms)
     code, out, err = cli("show t.parquet")
     assert (code, err) == (0, "")
@@ -157,7 +157,7 @@ def saved():
 HOSTILE = ["\x1b[31mred", "[bold]x[/]", "a\r\nb", "\u202e", "日本" * 30, "x" * 500, "", " ", "../x", '"', "a,b", "\x07"]
 
 
-def test_hostile_texts_are_printed_as_escapes(cli):
+def test_hostile_texts_are_printed_as_escapes(cli, narrow_terminal):
     rows = fake_tables.make(fake_tables.theory, norms=("none",)).head(12)
     rows = rows.assign(run=HOSTILE, layer_name=HOSTILE, statement=HOSTILE[::-1])
     for runs in (

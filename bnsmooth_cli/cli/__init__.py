@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from bnsmooth_cli import stopping
+from bnsmooth_cli.cli import log
 
 _MAX_MESSAGE: Final = 10_000  # characters; a file can contain a path of any length
 #: Flags that make a command start again. Once results are kept, the command that continues must not have them.
@@ -24,18 +25,24 @@ _WHOLE: Final = "no file is half written"
 def main() -> NoReturn:
     """Run the command line.
 
-    An error is one line on stderr. The exit status is 0 for success, 1 for a failure, 2 for wrong usage or input, 130
-    after SIGINT and 143 after SIGTERM.
+    An error is one line on stderr. The exit status is 0 for success (also if nobody reads stdout to its end), 1 for a
+    failure, 2 for wrong usage or input, 130 after SIGINT and 143 after SIGTERM.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the calling process closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for the lifetime of the process
         getattr(sys, name).reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     stopping.obey(_ended_at_once)  # before the imports, which take a while
+    log.end()
     try:
         result = _run(sys.argv[1:] or ["--help"])
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt, stopping.Terminated) as error:
         result = error
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # for which typer exits with 1
+            raise
+        result = error.__context__
     if isinstance(result, BaseException):
         if "--debug" in sys.argv[1:]:
             raise result
@@ -50,9 +57,11 @@ def _run(words: list[str]) -> object:
 
     import typer
 
+    from bnsmooth_cli.cli import terminal
     from bnsmooth_cli.cli.commands import app
     from bnsmooth_cli.memory import keep_freed_memory
 
+    terminal.reset()
     keep_freed_memory()
     warnings.showwarning = functools.partial(_remark, warnings.showwarning)
     result = typer.main.get_command(app).main(words, prog_name="bnsmooth", standalone_mode=False)
@@ -71,7 +80,7 @@ def _remark(others: Callable[..., None], message: Warning | str, category: type[
         others(message, category, *place)
     elif str(message) not in _remarks:
         _remarks.add(str(message))
-        terminal.complain(f"note: {message}")
+        terminal.inform(f"bnsmooth: note: {message}")
 
 
 def stopped(kept: str, begun: bool = True) -> str:
@@ -95,6 +104,7 @@ def _ended_at_once(number: int) -> None:
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     # On a terminal, clear the progress bar in this line and show the cursor, which the bar hides.
     clean = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""
+    log.write(plain)
     os.write(2, f"{clean}{plain}\n".encode(errors="backslashreplace"))
 
 
@@ -113,9 +123,9 @@ def _explain(error: BaseException) -> int:
         message, code = str(error), 1
     elif hasattr(error, "format_message"):  # wrong usage, with typer's message
         message, code = error.format_message(), 2
-    elif isinstance(error, BrokenPipeError):
+    elif isinstance(error, BrokenPipeError):  # the reader has seen enough, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it again at exit
-        return 1
+        return 0
     elif isinstance(error, OSError) and error.filename is not None:
         message, code = f"{os.fsdecode(error.filename)}: {error.strerror}", 2
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EBADF):

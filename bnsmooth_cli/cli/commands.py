@@ -11,9 +11,10 @@ from typer.core import TyperGroup
 
 import bnsmooth_cli
 from bnsmooth_cli import kinds
+from bnsmooth_cli.cli.options import OutputOptions, grouped, printing
 
-#: Every command, in the order of the help: those that write a kind of table, then those that read tables.
-COMMANDS: Final = (*dict.fromkeys(kind.command for kind in kinds.KINDS), "plot", "report", "show")
+#: Every command, in the order of the help: those that write a kind of table, those that read files, and the others.
+COMMANDS: Final = (*dict.fromkeys(kind.command for kind in kinds.KINDS), "plot", "report", "show", "list", "env")
 
 
 def help_text(function: Any) -> str:
@@ -38,12 +39,13 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+@grouped
 def bnsmooth(
+    output: OutputOptions,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Does a normalisation make the loss landscape smoother, and does that explain why it trains better?
 
@@ -51,6 +53,7 @@ def bnsmooth(
     trains networks with different norms, measures the loss landscape and internal covariate shift, verifies the
     theorems, and compares and plots the results. Every command writes a Parquet table that the next one reads.
     """
+    output.apply()
 
 
 class _Commands(TyperGroup):
@@ -74,5 +77,6 @@ app = typer.Typer(
 )
 app.callback()(bnsmooth)
 for _name in COMMANDS:
-    _function = getattr(importlib.import_module(f"bnsmooth_cli.cli.{_name}"), _name)
-    app.command(_name, help=help_text(_function))(_function)
+    _module = importlib.import_module(f"bnsmooth_cli.cli.{_name}")
+    _function = getattr(_module, _name, None) or getattr(_module, f"{_name}_")  # `list` is a name of Python's
+    app.command(_name, help=help_text(_function))(printing(_name, _function))

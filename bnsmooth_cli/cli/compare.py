@@ -125,9 +125,13 @@ def compare(
         _check_tables(table, recorded(opened), machine.force)
         outcome = conclude(opened, target_loss=target_loss, target_accuracy=target_accuracy)
         outcome.write(table, opened)
-    _show(outcome)
+    if terminal.is_json():
+        for kind, rows in zip(table_paths(table), (outcome.comparison, outcome.summary, outcome.claims), strict=True):
+            terminal.summary(kind, rows, max_rows=None)
+    else:
+        _show(outcome)
     for path in table_paths(table).values():
-        terminal.say(path)
+        terminal.wrote(path)
     if failed:
         raise IncompleteError(
             f"left out: {', '.join(failed)}; the same command tries again (delete a damaged table or run folder first)"
@@ -170,14 +174,14 @@ def _plan(runs: list[Path], options: dict[str, Any]) -> None:
         lrs = read_grid({"lrs": options.get("lrs", "")}).lrs or (None,)
         configs = [resolve(problem, preset, lr=lr) for lr in dict.fromkeys(lrs)]
         table = plan(problem, [config.lr for config in configs])
-        terminal.summary(f"{problem}: seeds that each claim takes", *_planned(table), note)
+        terminal.summary(f"{problem}: seeds that each claim takes", *_planned(table), note, exact=table)
         return
     records = [Record.of_run(open_run(path)) for path in runs]
     for problem in dict.fromkeys(record.problem for record in records):
         chosen = [record for record in records if record.problem == problem]
         table = plan(problem, sorted({record.lr for record in chosen}), claims(chosen))
         terminal.summary(f"{problem}: seeds that each claim takes", *_planned(table),
-                         f"{note}; here: with the effects of these runs")  # fmt: skip
+                         f"{note}; here: with the effects of these runs", exact=table)  # fmt: skip
 
 
 def _planned(plan: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:

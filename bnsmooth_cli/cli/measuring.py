@@ -27,6 +27,7 @@ from bnsmooth_cli.cli.options import (
     say_exported,
     say_places,
 )
+from bnsmooth_cli.cli.progress import Reports
 from bnsmooth_cli.cli.train import train_or_find
 from bnsmooth_cli.errors import InputError
 
@@ -125,17 +126,19 @@ def _measure(
         opened = [train_or_find(config, device=machine.device, problem=checked, live=live).source()]
     data = run.given().get("data")
     requests = plan(kind, opened, files.output, **where, options=options, device=machine.device, data=data)
-    with terminal.progress(kind) as update:
-        execute(
-            pending(requests, machine.force),
-            force=machine.force,
-            progress=lambda name, step, done, total: update(done, total, f"{name} step {step}"),
-            live=live,
-        )
+    left = pending(requests, machine.force)
+    with Reports() as reports:
+
+        def progress(name: str, step: int, done: int, total: int) -> None:
+            if done and not reports.has(kind):
+                terminal.inform(f"{kind}: continuing with {done} of {total} points")
+            reports.update(kind, "measure", done, total, f"{name} step {step}")
+
+        execute(left, force=machine.force, progress=progress, live=live)
     for request in requests:
         for source in request.sources:
             live.complete(source, [request.path])
-        terminal.say(request.path)
+        terminal.wrote(request.path)
         say_exported(live, request.path)
     say_places(live)
     columns = [name for name, column in kinds.get(kind).columns.items() if column.type != "list"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+import bnsmooth_cli
 from bnsmooth_cli import kinds
-from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli import log, terminal
 from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, help_of, resolve, type_of
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.settings import flag
 from bnsmooth_cli.user_code import allow, is_code
@@ -28,6 +31,7 @@ Group = TypeVar("Group")
 
 _SETTINGS = "The run (values come from --preset unless given)"
 _MACHINE = "Machine"
+_OUTPUT = "Output"
 _MEASURED = "What is measured"
 _STUDY = "A study"
 
@@ -375,13 +379,57 @@ class ExportOptions(Options):
 def say_exported(live: Live, table: Path) -> None:
     """Print the event file of a table, if it has one."""
     if table in live.files:
-        terminal.say(live.files[table])
+        terminal.wrote(live.files[table])
 
 
 def say_places(live: Live) -> None:
     """Print where the runs are at Weights & Biases."""
     for name, place in live.places.items():
         terminal.say(f"{name} at Weights & Biases: {place}")
+
+
+@dataclass(frozen=True)
+class OutputOptions(Options):
+    """What is printed. Every command takes these options, and they may stand before it too."""
+
+    quiet: bool = option(
+        "Print errors only. `show`, `list` and `env` still print their results.", _OUTPUT, default=False,
+        flags="--quiet -q",
+    )  # fmt: skip
+    verbose: bool = option(
+        "Also print what is resumed, where files go, and what computes.", _OUTPUT, default=False, flags="--verbose -v"
+    )
+    log: Path | None = option("Append what a batch job prints to a file, with the time.", _OUTPUT, metavar="FILE")
+    json: bool = option("Print one JSON document on stdout instead of text (docs/formats.md).", _OUTPUT, default=False)
+    debug: bool = option("Show the traceback of an error.", _OUTPUT, default=False)
+
+    def apply(self) -> None:
+        """Print as the options say."""
+        terminal.choose(self.quiet, self.verbose, self.json, self.log)
+
+
+def printing(name: str, command: Function) -> Function:
+    """Let a command take `OutputOptions`, and print its JSON document."""
+
+    @functools.wraps(command)
+    def called(**values: Any) -> Any:
+        output = OutputOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(OutputOptions)})
+        output.apply()
+        log.write(f"bnsmooth {bnsmooth_cli.__version__}: {shlex.join(['bnsmooth', *sys.argv[1:]])}")
+        try:
+            result = command(**values)
+        except IncompleteError:  # what has succeeded is printed
+            terminal.finish(name)
+            raise
+        terminal.finish(name)
+        return result
+
+    del called.__wrapped__
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own]
+    called.__signature__ = inspect.Signature([*parameters, *_parameters(OutputOptions)])  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in called.__signature__.parameters.values()}  # type: ignore[attr-defined]
+    return called  # type: ignore[return-value]
 
 
 def grouped(command: Function) -> Function:

@@ -133,7 +133,7 @@ def plot(
     distances = plot_tables(
         sources, output, figure, paper, form=Format(**form.given()), selection=selection, force=force
     )
-    terminal.say(output)
+    terminal.wrote(output)
     if paper is not None:
         shown = distances.dropna(axis=1, how="all")
         terminal.summary("distance from the paper's curves, median over steps", shown, max_rows=None)

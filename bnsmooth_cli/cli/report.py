@@ -47,4 +47,4 @@ def report(
         raise InputError(f"-o {output}: the name of a page in format {chosen} ends in .{chosen}")
     page = output or study / f"report.{chosen}"
     report.write(Study(study), page, chosen)
-    terminal.say(page)
+    terminal.wrote(page)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.cells import cell_len
-from rich.text import Text
 
 from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli.layout import cell, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +45,7 @@ def show(
         from bnsmooth_cli.storage.exports import write_csv
 
         write_csv(table, csv, force)
-        terminal.say(csv)
+        terminal.wrote(csv)
     else:
         _print(table)
 
@@ -68,9 +67,10 @@ def _print_csv(table: Path) -> None:
 def _print(table: Path) -> None:
     from bnsmooth_cli.storage.description import ENDS, describe
 
+    terminal.insist()
     description = describe(table)
-    terminal.say(table)
-    _print_facts(description.facts)
+    terminal.wrote(table)
+    terminal.facts(description.facts)
     if len(description.runs):
         _print_block("settings that differ between the runs", description.runs)
     if len(description.numbers):
@@ -84,28 +84,22 @@ def _print(table: Path) -> None:
         _print_block(f"the first and the last {ENDS} rows" if ends else "all rows", description.rows, ", or --csv FILE")
 
 
-def _print_facts(facts: list[tuple[str, str]]) -> None:
-    """Print labels with their texts next to them, wrapped to the terminal."""
-    labels = [terminal.plain(label)[:24] for label, _ in facts]
-    margin = max(map(cell_len, labels)) + 4
-    for label, (_, text) in zip(labels, facts, strict=True):
-        width = max(terminal.out.width - margin, 20)
-        for i, line in enumerate(Text(terminal.plain(text)).wrap(terminal.out, width)):
-            terminal.say(f"  {'' if i else label:{margin - 2}}{line.plain}".rstrip())
-
-
 def _print_block(title: str, frame: pd.DataFrame, rest: str = "", most: int | None = terminal.MAX_ROWS) -> None:
-    """Print the columns that fit next to each other. Their names are wrapped to the width of the values."""
-    heads: dict[str, str] = {}
-    left = terminal.out.width
-    for name in map(str, frame):
-        words = terminal.plain(name).split("_")
-        width = max(1, *map(cell_len, [*words, *(terminal.cell(value) for value in frame[name])]))
-        head = "\n".join(textwrap.wrap(" ".join(words), width))
-        if (width < left or not heads) and head not in heads.values():
-            heads[name] = head
-            left -= width + 1
-    missing = len(frame.columns) - len(heads)
+    """Print the columns that fit next to each other in a terminal; all of them elsewhere."""
+    fitting = [*frame] if not terminal.out.is_terminal else _fitting(frame, terminal.out.width)
+    missing = len(frame.columns) - len(fitting)
     note = f"{missing} more column{'s' * (missing > 1)}: a wider terminal{rest}" if missing else ""
     terminal.say("")
-    terminal.summary(title, frame[[*heads]].rename(columns=heads), [*heads.values()], note, most)
+    terminal.summary(title, frame, fitting, note, most, exact=frame)
+
+
+def _fitting(frame: pd.DataFrame, width: int) -> list[str]:
+    """The columns that fit into a width, whose names may be stacked; at least one."""
+    fitting: list[str] = []
+    for name in map(str, frame):
+        words = plain(name).split("_")
+        needed = max(map(cell_len, [*words, *(cell(value) for value in frame[name])]))
+        if needed <= width or not fitting:
+            fitting.append(name)
+            width -= needed + 1
+    return fitting

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import ExecutionOptions, ExportOptions, MachineOptions
+from bnsmooth_cli.cli.progress import UNITS, Reports, duration
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.studies.progress import StudyProgress
 
@@ -51,55 +50,61 @@ def run_study(
     if execution.dry_run:
         _print_plan(planned)
         return None
-    with Board() as board:
+    with Board(planned.runs) as board:
         return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=board)
 
 
 class Board(StudyProgress):
-    """Progress bars: one for the study, and one for each run in progress."""
+    """Reports the progress of a study and of its runs.
 
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}", markup=False),
-        )  # fmt: skip
-        console = terminal.err
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._study: TaskID | None = None
-        self._runs: dict[str, tuple[TaskID, str]] = {}  # the bar and the stage of each run
+    Args:
+        tasks: The runs of the study, as far as they are known.
+    """
+
+    def __init__(self, tasks: Sequence[Task] = ()) -> None:
+        self._reports, self._advance = Reports(), lambda: None
+        self._tasks = {task.name: task for task in tasks}
+        self._todo: Sequence[str] = ()
+        self._ended = 0
 
     def __enter__(self) -> Board:
-        self._bars.start()
+        self._reports.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+    def __exit__(self, *error: Any) -> None:
+        self._reports.__exit__(*error)
 
     def planned(self, runs: Sequence[str]) -> None:
-        self._study = self._bars.add_task("study", total=len(runs), note="runs")
+        self._todo, all_ = runs, len({*self._tasks, *runs})
+        if finished := all_ - len(runs):
+            terminal.inform(f"continuing: {finished} of {_count(all_, 'run')} are finished")
+        self._advance = self._reports.count("study", len(runs), "runs")
+
+    def started(self, run: str) -> None:
+        task = self._tasks.get(run)
+        if task is not None and 0 < task.reached < task.config.steps:
+            terminal.inform(f"{run}: continuing from step {task.reached}")
 
     def advanced(self, run: str, stage: str, done: int, total: int, note: str) -> None:
-        if run in self._runs and self._runs[run][1] != stage:  # each stage has its own rate
-            self._remove(run)
-        if run not in self._runs:
-            self._runs[run] = self._bars.add_task(f"{run} {stage}", total=None, note=""), stage
-        self._bars.update(self._runs[run][0], completed=done, total=total, note=note)
+        if stage in UNITS:
+            self._reports.update(run, stage, done, total, note)
 
     def finished(self, run: str, seconds: float) -> None:
-        self._remove(run)
-        if self._study is not None:
-            self._bars.advance(self._study)
+        self._end(run)
+        terminal.inform(f"{run}: finished in {duration(seconds)}, {self._ended} of {_count(len(self._todo), 'run')}")
 
     def failed(self, run: str, reason: str) -> None:
-        self.finished(run, 0.0)
+        self._end(run)
         terminal.complain(f"{run} failed, the other runs continue: {reason}")
 
     def message(self, text: str) -> None:
-        terminal.complain(text)
+        terminal.inform(text)
 
-    def _remove(self, run: str) -> None:
-        if run in self._runs:
-            self._bars.remove_task(self._runs.pop(run)[0])
+    def _end(self, run: str) -> None:
+        self._reports.end(run)
+        if run in self._todo:
+            self._ended += 1
+            self._advance()
 
 
 def _print_plan(planned: Plan) -> None:
@@ -127,6 +132,7 @@ def print_cost(title: str, tasks: Sequence[Task], jobs: int) -> None:
     from bnsmooth_cli.training.needs import device_memory, free_space
 
     cost = estimate(tasks, start=time.monotonic() - _BEGUN)
+    exact = cost.runs.copy()
     costs, jobs, device = cost.runs, min(jobs, len(tasks)), choose_device(tasks[0].device)
     costs["training"] = [
         "new" if reached == 0 else f"from step {reached}" if steps else "finished"
@@ -143,25 +149,16 @@ def print_cost(title: str, tasks: Sequence[Task], jobs: int) -> None:
         )
         room = device_memory(device).available
         if room is not None and memory > room and device.type == "cpu":  # jobs may use several GPUs
-            terminal.complain(f"note: {in_words(memory)} of memory are more than the available {in_words(room)}")
+            terminal.inform(
+                f"bnsmooth: note: {in_words(memory)} of memory are more than the available {in_words(room)}"
+            )
         if free is not None and disk > free:
-            terminal.complain(f"note: {in_words(disk)} on the disk are more than the free {in_words(free)}")
+            terminal.inform(f"bnsmooth: note: {in_words(disk)} on the disk are more than the free {in_words(free)}")
     for name in ("memory", "disk"):
         costs[name] = [in_words(size) if size else "-" for size in costs[name]]
     columns = ["run", "training", "steps", "points", "about", "memory", "disk"]
-    terminal.summary(title, costs, columns, f"{note}; nothing was written", None)
+    terminal.summary(title, costs, columns, f"{note}; nothing was written", None, exact)
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def duration(seconds: float) -> str:
-    """A duration to two or three digits.
-
-    >>> duration(42.4), duration(600), duration(9000)
-    ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.2g} h"

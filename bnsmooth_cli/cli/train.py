@@ -19,6 +19,7 @@ from bnsmooth_cli.cli.options import (
     say_exported,
     say_places,
 )
+from bnsmooth_cli.cli.progress import Reports
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 
@@ -96,7 +97,7 @@ def train(
     say_exported(live, trained.train_path)
     for kind in chosen.kinds:
         table = trained.source().table_path(kind)
-        terminal.say(table)
+        terminal.wrote(table)
         say_exported(live, table)
     say_places(live)
     terminal.summary(trained.name, rows[columns].dropna(axis=1, how="all"), note=_outcome(trained))
@@ -138,17 +139,33 @@ def _print_cost(config: Config, wanted: Wanted, folder: FolderOptions, machine: 
 
 
 def train_or_find(config: Config, wanted: Wanted | None = None, **arguments: Any) -> Run:
-    """Train a run with a progress bar, or return the finished one. `arguments` are those of `train_and_measure`."""
+    """Train a run and report its progress, or return the finished one. `arguments` are those of `train_and_measure`."""
     from bnsmooth_cli.measures.one_pass import train_and_measure
     from bnsmooth_cli.measures.wanted import NOTHING
+    from bnsmooth_cli.studies.work import TrainingNote
 
-    with terminal.progress(f"train {config.name}") as update:
+    wanted, note, begun = wanted or NOTHING, TrainingNote(), False
+    path = arguments.get("output") or Path("runs") / config.name
+    # Where the test set is evaluated, the evaluations are what a log tells of.
+    milestone = config.eval_every is None or bool(wanted.kinds)
+
+    with Reports() as reports:
+
+        def trained(step: int, loss: float) -> None:
+            nonlocal begun
+            if not begun and step:
+                terminal.inform(f"{path}: continuing from step {step}")
+            begun = True
+            reports.update(path.name, "train", step, config.steps, note.trained(step, loss), milestone=milestone)
+
+        def evaluated(step: int, *test: float) -> None:
+            reports.update(path.name, "train", step, config.steps, note.evaluated(step, *test))
+
+        def measuring(_: str, step: int, done: int, total: int) -> None:
+            reports.update(path.name, "measure", done, total, f"next step {step}")
+
         return train_and_measure(
-            config,
-            wanted=wanted or NOTHING,
-            progress=lambda step, loss: update(step, config.steps, f"loss {loss:.4g}"),
-            measuring=lambda _, step, done, total: update(done, total, f"measure step {step}"),
-            **arguments,
+            config, wanted=wanted, progress=trained, evaluated=evaluated, measuring=measuring, **arguments
         )
 
 

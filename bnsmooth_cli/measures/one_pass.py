@@ -127,6 +127,7 @@ def train_and_measure(
     force: bool = False,
     problem: Problem | None = None,
     progress: training.Progress | None = None,
+    evaluated: training.Evaluated | None = None,
     measuring: Progress | None = None,
     live: Live | None = None,
 ) -> Run:
@@ -136,7 +137,7 @@ def train_and_measure(
         config: The configuration.
         output: The folder of the run.
         wanted: What is measured.
-        device, resume, force, problem, progress: As in `train_config`.
+        device, resume, force, problem, progress, evaluated: As in `train_config`.
         measuring: Called before each point that is measured after training: what a finished run lacks.
         live: The programs that get the numbers while they are computed. What is there already, they get at the end.
     """
@@ -161,8 +162,9 @@ def train_and_measure(
                 observer.show()
 
     run = training.train_config(
-        config, output, device=device, resume=resume, force=force, progress=progress, problem=problem, observe=observe
-    )
+        config, output, device=device, resume=resume, force=force, progress=progress, evaluated=evaluated,
+        problem=problem, observe=observe,
+    )  # fmt: skip
     source = run.source()
     requests = _requests(source, wanted, _passed(source, wanted), device)
     execute(pending(requests), progress=measuring, live=live)

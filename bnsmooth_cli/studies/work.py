@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,37 @@ class Task:
         return bool(self.wanted.kinds) or self.reached < self.config.steps
 
 
+@dataclass
+class TrainingNote:
+    """What is told of a run while it trains: its last loss, and its last evaluation.
+
+    >>> note = TrainingNote()
+    >>> note.trained(0, math.nan), note.trained(25, 0.51234), note.evaluated(25, 0.9, 0.75), note.trained(50, 0.5)
+    ('', 'loss 0.5123', 'loss 0.5123, test accuracy 0.75', 'loss 0.5, test accuracy 0.75 at step 25')
+    """
+
+    loss: float = math.nan
+    test: str = ""
+    tested_at: int = -1
+
+    def trained(self, step: int, loss: float) -> str:
+        """The note after a training step."""
+        self.loss = loss
+        return self._at(step)
+
+    def evaluated(self, step: int, test_loss: float, test_accuracy: float) -> str:
+        """The note after an evaluation on the test set."""
+        accuracy = not math.isnan(test_accuracy)
+        self.test = f"test accuracy {test_accuracy:.4g}" if accuracy else f"test loss {test_loss:.4g}"
+        self.tested_at = step
+        return self._at(step)
+
+    def _at(self, step: int) -> str:
+        loss = "" if math.isnan(self.loss) else f"loss {self.loss:.4g}"
+        test = self.test if step == self.tested_at or not self.test else f"{self.test} at step {self.tested_at}"
+        return ", ".join(filter(None, (loss, test)))
+
+
 def remaining(run: Run, wanted: Wanted, threads: int, device: str, force: bool) -> Task:
     """The remaining work on a run, which may not exist yet. The arguments are those of `Task`.
 
@@ -119,7 +151,7 @@ def _work(task: Task, report: Reporter) -> float:
 
     if told():  # while torch was imported, the study's folder may have gone: it must not appear again
         stop(f"{task.path} has not begun")
-    begun, config = time.monotonic(), task.config
+    begun, config, note = time.monotonic(), task.config, TrainingNote()
     allow(config.norm, config.problem, folder=task.modules)  # the user named them where the task was made
     keep_freed_memory()
     threads = torch.get_num_threads()
@@ -130,7 +162,8 @@ def _work(task: Task, report: Reporter) -> float:
             task.path,
             task.wanted,
             device=task.device,
-            progress=lambda step, loss: report("train", step, config.steps, f"loss {loss:.4g}"),
+            progress=lambda step, loss: report("train", step, config.steps, note.trained(step, loss)),
+            evaluated=lambda step, *test: report("train", step, config.steps, note.evaluated(step, *test)),
             measuring=lambda _, step, done, total: report("measure", done, total, f"step {step}"),
             live=Live(task.exports),
         )

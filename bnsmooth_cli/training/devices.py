@@ -40,14 +40,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     """
     versions = {"version": __version__, "torch": str(torch.__version__)}
     if device.type == "cpu":
-        name = f"cpu {_processor()} {torch.backends.cpu.get_cpu_capability()}"
+        name = f"cpu {processor()} {torch.backends.cpu.get_cpu_capability()}"
         return {**versions, "device": " ".join(name.split()), "threads": torch.get_num_threads()}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {**versions, "device": name}
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """The model of the CPU."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():

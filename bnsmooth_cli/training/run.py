@@ -34,6 +34,7 @@ READ_EVERY: Final = 25
 
 Progress = Callable[[int, float], None]  # (step, loss)
 Rows = Callable[[int], pd.DataFrame]  # (step): the rows of the train table from that step on, as far as they are known
+Evaluated = Callable[[int, float, float], None]  # (step, test loss, test accuracy)
 
 
 @dataclass
@@ -70,6 +71,7 @@ def train_config(
     resume: bool = True,
     force: bool = False,
     progress: Progress | None = None,
+    evaluated: Evaluated | None = None,
     problem: Problem | None = None,
     observe: Observe = lambda run, problem: nullcontext(Observer()),
 ) -> Run:
@@ -81,7 +83,9 @@ def train_config(
         device: "auto", "cpu", "cuda" or "mps".
         resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
         force: Whether any run in the folder is replaced.
-        progress: Called with the step and the loss, every 25 steps and at each checkpoint.
+        progress: Called with the step and the loss: where training begins, with NaN at step 0; then every 25 steps and
+            at each checkpoint.
+        evaluated: Called with the step, the test loss and the test accuracy after each evaluation on the test set.
         problem: The configuration's problem, if it is open already.
         observe: Called if there is something to train.
 
@@ -106,11 +110,13 @@ def train_config(
         if run.outcome() is None:
             check_writable(run.train_path)
             with observe(run, problem) as observer, stopping.deferred():
-                _train(run, problem, progress, observer)
+                _train(run, problem, progress, evaluated, observer)
     return run
 
 
-def _train(run: Run, problem: Problem, progress: Progress | None, observer: Observer) -> None:
+def _train(
+    run: Run, problem: Problem, progress: Progress | None, evaluated: Evaluated | None, observer: Observer
+) -> None:
     """Train from the last checkpoint, or the start, and write checkpoints and train.parquet.
 
     Row t of the table records the loss, accuracy and gradient norm at theta_t; no step follows the last row. A loss
@@ -129,6 +135,8 @@ def _train(run: Run, problem: Problem, progress: Progress | None, observer: Obse
     config = run.config
     if runs.open_run(run.path).config != config:  # more steps than before, or other intervals
         runs.write_config(run)
+    if progress is not None:
+        progress(trajectory.step, log.last_loss)
     with Saver(run) as saver:
         for step in range(trajectory.step, config.steps + 1):
             last = step == config.steps
@@ -149,6 +157,8 @@ def _train(run: Run, problem: Problem, progress: Progress | None, observer: Obse
                 saver.checkpoint(*log.written(), step, trajectory.state())
             if problem.test_size and (last or step % (config.eval_every or config.steps) == 0):
                 log.tests[step] = problem.evaluate(trajectory.model)
+                if evaluated is not None:
+                    evaluated(step, *log.tests[step])
             if not last:
                 log.add(trajectory.advance())
                 if stopping.told():

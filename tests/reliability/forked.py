@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from complaints import complaints
 
 from bnsmooth_cli import cli
 
@@ -29,7 +30,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit status (negative for a signal), output, duration and memory."""
+    """How a command ended: its exit status (negative for a signal), output, duration and memory.
+
+    `err` is stderr without the lines of progress.
+    """
 
     code: int
     out: str
@@ -69,7 +73,7 @@ def command(
         for stream in (out, err):
             stream.seek(0)
         code = os.waitstatus_to_exitcode(status)
-        return Ended(code, out.read(), err.read(), taken, usage.ru_maxrss * 1024)
+        return Ended(code, out.read(), complaints(err.read()), taken, usage.ru_maxrss * 1024)
 
 
 def _become(words: Sequence[str], folder: Path, out: IO[str], err: IO[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from attempts import DEFAULT_DLN as DLN
 from attempts import contents, done, judge, run, start, wait_for
+from complaints import complaints
 from helpers import holder
 
 from bnsmooth_cli.storage import tables
@@ -120,13 +121,14 @@ import json, subprocess, sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 from attempts import contents, fill, run, start, wait_for
+from complaints import complaints
 
 disk, line = Path(sys.argv[2]), sys.argv[3]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", str(disk)], check=True)
 process = start(line, disk)
 wait_for((disk / "run/checkpoints/000200.pt").exists)
 fill(disk)
-err = process.communicate(timeout=60)[1]
+err = complaints(process.communicate(timeout=60)[1])
 (disk / "filler").unlink()
 left = [name for name in contents(disk) if ".tmp." in name]
 again = run(line, disk)
@@ -161,7 +163,7 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path, line):
     wait_for(lambda: holder(landscape) or ("landscape" not in line and checkpoint.exists()))
     (tmp_path / "run").rename(tmp_path / "moved")  # at once, as no rmtree is
     shutil.rmtree(tmp_path / "moved")
-    _, err = process.communicate(timeout=120)
+    err = complaints(process.communicate(timeout=120)[1])
     assert process.returncode in (1, 2)
     assert (err.count("\n"), err.startswith("bnsmooth: run")) == (1, True), err
     assert not [*tmp_path.glob("run/*")], "half a run"
@@ -175,7 +177,7 @@ def test_a_study_whose_folder_is_removed_meanwhile(tmp_path):
     )
     (tmp_path / "study").rename(tmp_path / "moved")
     begun = time.monotonic()
-    _, err = process.communicate(timeout=120)
+    err = complaints(process.communicate(timeout=120)[1])
     assert process.returncode in (1, 2), err
     assert "Traceback" not in err
     assert time.monotonic() - begun < 60

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from attempts import DLN, TRAINED, contents, done, run, wait_for
+from complaints import complaints
 from helpers import ENVIRONMENT, files
 from told import session, working, wrong_end
 
@@ -38,7 +39,7 @@ def start(line: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """The status of a process, and the two parts of its only line: what is kept, and the command that continues."""
     _, err = process.communicate(timeout=60)
-    line = re.fullmatch(r"bnsmooth: stopped; (.*); continue with: bnsmooth (.*)\n", err)
+    line = re.fullmatch(r"bnsmooth: stopped; (.*); continue with: bnsmooth (.*)\n", complaints(err))
     assert line, err
     return process.returncode, line[1], line[2]
 

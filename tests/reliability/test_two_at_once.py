@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from attempts import DEFAULT_DLN as DLN
 from attempts import contents, done, run, start, wait_for
+from complaints import complaints
 from helpers import holder
 
 from bnsmooth_cli.storage.files import atomic
@@ -77,7 +78,7 @@ def test_an_interrupted_measurement_leaves_no_partial_table_and_can_be_repeated(
     process.send_signal(signal.SIGCONT)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    err = complaints(process.communicate(timeout=60)[1])
     assert (process.returncode, err.count("\n"), "bnsmooth: stopped; " in err) == (130, 1, True), err
     assert not [path.name for path in trained.glob("run/*") if kind in path.name and path.name[0] != "."]
     shutil.copytree(trained, trained / "alone")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attempts import DLN, MEASURE, STUDY, TRAINED, VGG, Attempt, Try, contents, prepared, run, wait_for
+from complaints import complaints
 from forked import Ended
 from kills import unreadable
 
@@ -130,7 +131,7 @@ def session(
             (os.killpg if whole else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=120)
     wait_for(lambda: not members(process.pid))
-    return Ended(process.returncode, out, err, time.monotonic() - started, 0)
+    return Ended(process.returncode, out, complaints(err), time.monotonic() - started, 0)
 
 
 def working(study: Path) -> Callable[[], object]:

@@ -1,0 +1,55 @@
+"""The log of a command (`--log FILE`): the lines that a batch job prints, each with the time, appended to a file.
+
+It has no other module's state and imports little, so that the thread that ends a process at a signal can write it too.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from bnsmooth_cli.errors import InputError
+
+_handle: int | None = None
+
+
+def begin(path: Path) -> None:
+    """Append to a file from now on, until `end`.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    global _handle
+    end()
+    try:
+        _handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except (OSError, ValueError) as error:  # ValueError for a name with a null character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--log {path}: cannot be written ({reason}); give a file in a folder that exists") from error
+
+
+def end() -> None:
+    """Close the file."""
+    global _handle
+    if _handle is not None:
+        os.close(_handle)
+    _handle = None
+
+
+def begun() -> bool:
+    """Whether lines are written to a file."""
+    return _handle is not None
+
+
+def write(text: str) -> None:
+    """Append the lines of a text, if `begin` was called. Several commands may append to one file: lines stay whole.
+
+    What cannot be written is lost, because a full disk must not end the work that is logged.
+    """
+    if _handle is not None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = "".join(f"{now} {line}\n" for line in text.splitlines())
+        with suppress(OSError):
+            os.write(_handle, lines.encode(errors="backslashreplace"))

@@ -33,7 +33,15 @@ def rows_of(kind: str, norms=("none", "batch"), seeds=SEEDS, steps=range(0, 1000
     for norm in norms:
         for seed in seeds:
             frame = pd.DataFrame({name: np.exp(random.normal(size=len(steps))) for name in get(kind).columns})
-            runs.append(frame.assign(run=f"vgg-{norm}-{seed}", problem="vgg", norm=norm, lr=lr, seed=seed, step=steps))
+            of_run = {
+                "run": f"vgg-{norm}-{seed}",
+                "problem": "vgg",
+                "norm": norm,
+                "lr": lr,
+                "seed": seed,
+                "settings": "",
+            }
+            runs.append(frame.assign(**of_run, step=steps))
     rows = pd.concat(runs, ignore_index=True).assign(**more)
     return rows.assign(loss_max=rows["loss_min"] + rows["loss_max"]) if "loss_min" in rows else rows
 

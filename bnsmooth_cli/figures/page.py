@@ -242,7 +242,7 @@ def _wrap(panel: Panel, axes: Axes, width: float, height: float) -> None:
     """Write the title, and break it and the labels into lines that fit."""
     inside = width - style.scaled(_MARGIN)
     axes.set_title(style.wrapped(panel.title, inside, style.points_of("axes.titlesize")))
-    axes.set_xlabel(style.wrapped(axes.get_xlabel(), inside, style.points_of("axes.labelsize")))
+    axes.set_xlabel(style.wrapped(axes.get_xlabel(), width - style.scaled(0.35), style.points_of("axes.labelsize")))
     _thin_out(axes, inside)
     inside = height - style.scaled(0.7)
     axes.set_ylabel(style.wrapped(axes.get_ylabel(), inside, style.points_of("axes.labelsize")))

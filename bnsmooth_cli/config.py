@@ -74,7 +74,7 @@ class VggSettings(Settings):
         "how pixels are scaled: standard (mean 0 and deviation 1 in each channel) or centred (0 to 255, less each "
         "channel's mean)", default="standard", choices=INPUTS, tag="", words="{} inputs",
     )  # fmt: skip
-    last_norm: bool = setting("whether the norm also follows the last layer (default: it does not)", default=False)
+    last_norm: bool = setting("whether the norm also follows the last layer", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +112,7 @@ class LinearSettings(Settings):
         "how the entries of A are drawn: normal (N(0, 1), as the paper states) or uniform (U(0, 1), as its figures "
         "suggest)", default="normal", choices=MATRICES, tag="", words="{} matrix",
     )  # fmt: skip
-    last_norm: bool = setting("whether the norm also follows the last layer (default: it does)", default=True)
+    last_norm: bool = setting("whether the norm also follows the last layer", default=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,11 +220,9 @@ class Config:
     `settings` has what is particular to the problem.
     """
 
-    problem: str = setting(
-        f"{', '.join(PROBLEMS)}, or your own as {CUSTOM.name} (default: vgg).", short="-p", choices=tuple(PROBLEMS)
-    )
+    problem: str = setting(f"{', '.join(PROBLEMS)}, or your own as {CUSTOM.name}.", short="-p", choices=tuple(PROBLEMS))
     norm: str = setting(
-        f"One of {', '.join(norm.name for norm in norms.NORMS)}, or your own as {norms.USER_NORM} (default: batch).",
+        f"One of {', '.join(norm.name for norm in norms.NORMS)}, or your own as {norms.USER_NORM}.",
         short="-n", choices=tuple(norms.examples()),
     )  # fmt: skip
     lr: float = setting("Learning rate, constant.", positive(MAX_LR))
@@ -232,21 +230,17 @@ class Config:
         "Length of the training run. A larger number extends the run in a folder that -o names.", whole(MAX_STEPS),
         words="{} steps",
     )  # fmt: skip
-    batch_size: int = setting(
-        "Samples per step (default for dln: all of them).", whole(MAX_SAMPLES), tag="bs", words="batches of {}"
-    )
-    momentum: float = setting("Momentum of SGD (default: 0, as in the paper).", _FRACTION)
-    seed: int = setting(
-        "Seed of the initialisation, data order, noise and augmentation (default: 0).", whole(2**63 - 1, low=0)
-    )
+    batch_size: int = setting("Samples per step.", whole(MAX_SAMPLES), tag="bs", words="batches of {}")
+    momentum: float = setting("Momentum of SGD; the paper has none.", _FRACTION)
+    seed: int = setting("Seed of the initialisation, data order, noise and augmentation.", whole(2**63 - 1, low=0))
     save_every: int = setting("Steps between checkpoints.", whole(MAX_STEPS), defines=False)
     weight_decay: float = setting(
         "c of the L2 penalty c ||W||^2 / 2 of the weights, which is part of the loss. It leaves out biases and the "
-        "parameters of norms (default: 0).",
+        "parameters of norms.",
         _PENALTY, default=0.0, tag="wd",
     )  # fmt: skip
     keep: int = setting(
-        "Keep only the last N checkpoints (default: 0, which keeps all). Steps before them cannot be measured later.",
+        "Keep only the last N checkpoints; 0 keeps all. Steps before them cannot be measured later.",
         whole(MAX_STEPS, low=0), default=0, defines=False,
     )  # fmt: skip
     settings: Settings
@@ -466,6 +460,7 @@ def resolve(problem: str = "vgg", preset: str = "quick", norm: str = "batch", se
     entry = find_problem(problem)
     if preset not in entry.presets:
         raise unknown("preset", preset, entry.presets)
+    norms.check(norm)
     values = {"problem": problem, "norm": norm, "seed": seed, **entry.presets[preset]}
     values |= {name: value for name, value in given.items() if value is not None}
     for name, value in values.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
 import sys
 
@@ -237,7 +237,16 @@ BAD = [
     ("train --preset papr", "did you mean 'paper'"),
     ("train --lr -0.1", "--lr -0.1"),
     ("train --lr nan", "--lr nan"),
-    ("train --lr abc", "--lr"),
+    ("train --lr abc", "--lr': 'abc' is no number"),
+    ("train --steps 1.5", "'1.5' is no whole number"),
+    ("compare RUN --target-loss x", "'x' is no number"),
+    ("compare --norms none --lrs 0.1,x", "--lrs 'x'"),
+    ("compare --norms none --seeds 0,x", "--seeds 'x'"),
+    ("landscape RUN --alphas 1,y", "--alphas 'y'"),
+    ("train --name a/b", "--name 'a/b'"),
+    ("train --tag ..", "--tag '..'"),
+    ("train --name a --tag b", "--name and --tag"),
+    ("train --name a -o b", "--output and --name"),
     ("train --steps 0", "--steps 0"),
     ("train --batch-size 1", "--batch-size 1"),
     ("train -p dln --batch-size 2000", "--samples"),
@@ -268,7 +277,7 @@ BAD = [
     ("smoothness RUN --by-layer --direction random", "--by-layer"),
     ("landscape RUN --every 0", "--every"),
     ("landscape RUN --every 1 --at 1", "--at"),
-    ("landscape RUN --at x", "--at x"),
+    ("landscape RUN --at 1,x", "--at 'x'"),
     ("landscape RUN --at 99", "99"),
     ("landscape RUN RUN", "twice"),
     ("landscape RUN/checkpoints/000002.pt --at 1", "step 1"),
@@ -282,8 +291,8 @@ BAD = [
     ("activations RUN --layers fc6", "did you mean 'fc"),
     ("activations RUN --layers fc1,,", "unknown layer ''"),
     ("activations RUN --units 4", "--units 4: the layer fc1 has the units 0 to 3"),
-    ("activations RUN --units x", "--units x"),
-    ("activations RUN --units -1", "--units -1"),
+    ("activations RUN --units x", "--units 'x'"),
+    ("activations RUN --units -1", "--units '-1'"),
     ("theory RUN --layers conv1", "known: fc1, fc2, fc3, fc4, fc5"),
     ("theory RUN --units 0,99", "--units 99"),
     ("theory --layers fc26", "unknown layer 'fc26'"),
@@ -415,16 +424,55 @@ def test_memory_once_used_is_used_again():
     assert kept < handed_back / 4
 
 
-def test_shell_completion_offers_norms(tmp_path):
-    environment = {
-        "_BNSMOOTH_COMPLETE": "complete_bash",
-        "COMP_WORDS": "bnsmooth train --norm l",
-        "COMP_CWORD": "3",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "bnsmooth_cli"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
+COMPLETED = {
+    "train --norm l": {"l1", "l2", "linf", "lp:3", "layer"},
+    "compare --norms none,l": {"none,l1", "none,l2", "none,linf", "none,lp:3", "none,layer"},
+    "train --measure ics,sm": {"ics,smoothness", "ics,smoothness-random"},
+    "train --preset ": {"quick", "paper"},
+    "train --data sh": {"shapes"},
+    "train --device c": {"cpu", "cuda"},
+    "landscape --direction ": {"gradient", "random"},
+    "surface --directions ": {"random", "pca"},
+    "smoothness --objective t": {"train:8", "test"},
+    "plot --figure ba": {"bands"},
+    "plot --paper 4a,4": {"4a,4b", "4a,4c"},
+    "report --format ": {"html", "md"},
+    "compare --dask ": {"local"},
+    "li": {"list"},
+}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_every_closed_set_and_the_last_element_of_lists(cli, monkeypatch, shell):
+    monkeypatch.setenv("_BNSMOOTH_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    for line, offered in COMPLETED.items():
+        words = f"bnsmooth {line}"
+        for name, value in {
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+            "_TYPER_COMPLETE_ARGS": words,
+        }.items():
+            monkeypatch.setenv(name, value)
+        out = cli("")[1].replace("\\\\:", ":")
+        pattern = r'"([^"]+)"(?::"[^"]*")?' if shell == "zsh" else r"^([^\t\n]+)"
+        assert offered <= {*re.findall(pattern, out, re.MULTILINE)}, (shell, line, out)
+
+
+def test_a_wrong_setting_is_refused_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys\nfrom bnsmooth_cli.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 2\nassert not {'torch', 'pandas'} & set(sys.modules)"
     )
-    assert {"l1", "l2", "linf"} <= set(done.stdout.split())
+    for line in ("train --norm btach", "landscape --norm btach", "smoothness --lr abc", "train --steps 0"):
+        words = [sys.executable, "-c", code, *line.split()]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+        assert "did you mean 'batch'?" in done.stderr or "btach" not in line
+
+
+def test_a_name_or_a_tag_names_the_run(cli, tmp_path):
+    assert cli(f"train {DLN} --name mine")[0] == 0
+    assert cli(f"train {DLN} --tag try.2")[0] == 0
+    (tagged,) = (path.name for path in (tmp_path / "runs").iterdir() if path.name != "mine")
+    assert tagged == f"{open_run(tmp_path / 'runs/mine').config.name.removesuffix('-seed0')}-try.2-seed0"

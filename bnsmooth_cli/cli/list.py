@@ -54,6 +54,8 @@ def _readable(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """What a terminal shows of the runs: a column only for what differs."""
     import pandas as pd
 
+    from bnsmooth_cli.identity import differing
+
     shown = pd.DataFrame({"run": [Path(path).relative_to(folder).as_posix() for path in runs["path"]]})
     shown["run"] = shown["run"].where(shown["run"] != ".", runs["run"])  # the folder itself is a run
     shown["state"] = runs["state"]
@@ -62,6 +64,12 @@ def _readable(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
             shown[name] = [
                 "-" if pd.isna(value) else f"{value:g}" if name == "lr" else str(value) for value in runs[name]
             ]
+    described = {(problem, text): words for problem, of_problem in runs.groupby("problem", sort=False)["settings"]
+                 for text, words in differing(str(problem), of_problem.dropna()).items()}  # fmt: skip
+    keys = zip(runs["problem"], runs["settings"], strict=True)
+    shown["settings"] = [described.get(key, "") or "-" for key in keys]
+    if (shown["settings"] == "-").all():
+        del shown["settings"]
     if (runs["tables"].astype(bool) | runs["kept"].astype(bool)).any():
         pairs = zip(runs["tables"], runs["kept"], strict=True)
         shown["tables"] = [_tables(written, kept) for written, kept in pairs]

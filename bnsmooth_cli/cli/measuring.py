@@ -98,6 +98,7 @@ def _measure(
     if sources and (described or weights):
         reason = described[0] if described else f"--weights {weights}: names what to measure"
         raise InputError(f"{reason}; leave it out, or leave out {sources[0]}")
+    config = None if sources else run.config(problem)  # a wrong setting is refused before torch is imported
     machine.apply()
     live = export.live()
     import pandas as pd
@@ -114,9 +115,10 @@ def _measure(
         for source in opened:
             run.check_code(source.config, source.path)
     elif weights is not None:
-        opened = [open_weights(weights, run.config(problem))]
+        assert config is not None
+        opened = [open_weights(weights, config)]
     else:
-        config = run.config(problem)
+        assert config is not None
         # Refuse wrong options before training, which takes longer.
         arguments = measurement(kind).plan(config, **options)
         checked = measurement(kind).confirm(arguments, lambda: problems.build(config, choose_device(machine.device)))

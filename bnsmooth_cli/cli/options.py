@@ -7,10 +7,10 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -20,6 +20,7 @@ from bnsmooth_cli.cli import log, terminal
 from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, help_of, resolve, type_of
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
+from bnsmooth_cli.norms import examples
 from bnsmooth_cli.settings import flag
 from bnsmooth_cli.user_code import allow, is_code
 
@@ -45,12 +46,26 @@ def option(
         help: Its help text.
         panel: Its panel in the help.
         default: The field's value if the option is left out.
-        choices: Values that the shell completes.
+        choices: Values that the shell completes. A comma in the metavar means a list, whose last element it completes.
         **more: Arguments of `typer.Option`. `flags`, separated by spaces, replaces the flag made from the field's name.
     """
     if choices:
-        more["autocompletion"] = lambda incomplete: [name for name in choices if name.startswith(incomplete)]
+        more["autocompletion"] = completion(choices, listed="," in more.get("metavar", ""))
     return dataclasses.field(default=default, metadata={"help": help, "rich_help_panel": panel, **more})
+
+
+def completion(choices: Sequence[str], listed: bool = False) -> Callable[[str], list[str]]:
+    """What the shell completes: one of the choices, or with `listed` the last element of a list of them.
+
+    >>> completion(["ics", "theory"])("i"), completion(["ics", "theory"], listed=True)("ics,")
+    (['ics'], ['ics,theory'])
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",") if listed else ("", "", incomplete)
+        return [before + comma + name for name in choices if name.startswith(last) and name not in before.split(",")]
+
+    return complete
 
 
 class Options:
@@ -79,6 +94,42 @@ class _Settings(Options):
 _PRESETS = tuple(dict.fromkeys(name for problem in PROBLEMS.values() for name in problem.presets))
 
 
+def _defaults(name: str) -> str:
+    """The defaults of a setting as an ending of its help, from the registry of problems; those of presets by name.
+
+    >>> _defaults("depth"), _defaults("norm"), _defaults("augment")
+    (' \\\\[vgg: 11, paper 16; dln: 25]', ' \\\\[batch]', ' \\\\[no]')
+    """
+    usual = inspect.signature(resolve).parameters
+    if name in usual:
+        return f" \\[{_value(usual[name].default)}]"
+    texts: dict[str, str] = {}
+    for problem, entry in PROBLEMS.items():
+        names = {field.name for kind in (Config, entry.settings) for field in dataclasses.fields(kind)}
+        if name not in names:
+            continue
+        default = FIELDS[name].default
+        own = {field.name: field.default for field in dataclasses.fields(entry.settings)}
+        values = {preset: _value(chosen.get(name, own.get(name, default))) for preset, chosen in entry.presets.items()}
+        first, *others = values.items()
+        differing = [f"{preset} {value}" for preset, value in others if value != first[1]]
+        texts[problem] = ", ".join([first[1], *differing])
+    if len(texts) > 1 and len({*texts.values()}) > 1:
+        shown = "; ".join(f"{problem}: {text}" for problem, text in texts.items())
+    else:
+        shown = next(iter(texts.values()))
+    return f" \\[{shown}]"
+
+
+def _value(value: object) -> str:
+    """A default in words."""
+    if value is dataclasses.MISSING:
+        return "all samples"  # the batch of a problem that trains on all of them
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
     """Add options to a group: one for the preset, and one for each setting in `config.FIELDS` that is not omitted."""
 
@@ -90,9 +141,12 @@ def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
                 flags = (
                     f"{flag(name)}/--no-{flag(name)[2:]}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
                 )
-                about = option(help_of(name), _SETTINGS, flags=flags, choices=setting.choices)
+                about = option(help_of(name) + _defaults(name), _SETTINGS, flags=flags, choices=setting.choices)
                 fields[name] = type_of(name), about
-        text = "quick (default), or paper: the paper's settings, and what its figures suggest (docs/paper.md)."
+        text = (
+            "quick: a small network on the built-in images. paper: the paper's settings, and what its figures suggest "
+            f"(docs/paper.md).{_defaults('preset')}"
+        )
         fields["preset"] = str, option(text, _SETTINGS, choices=_PRESETS)
         group.__annotations__ = {name: kind | None for name, (kind, _) in fields.items()}
         for name, (_, about) in fields.items():
@@ -158,7 +212,9 @@ _STUDIED = tuple(kinds.measured(studied=True))
 class GridOptions(Options):
     """The grid of a study, as text."""
 
-    norms: str | None = option("Norms of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C")
+    norms: str | None = option(
+        "Norms of the study, as in none,batch,l1.", _STUDY, metavar="A,B,C", choices=tuple(examples())
+    )
     lrs: str | None = option("Learning rates (default: the preset's).", _STUDY, metavar="A,B")
     seeds: str | None = option("Seeds, as in 0-4 (default: 0). A verdict needs five.", _STUDY, metavar="A-B")
     study: Path | None = option("Read options from a TOML file; the command line overrides it.", _STUDY, metavar="FILE")
@@ -187,7 +243,10 @@ class ExecutionOptions(Options):
         "Worker processes on this machine (default: none; runs execute one by one).", _STUDY, flags="--jobs -j"
     )
     dask: str | None = option(
-        "Address of a Dask scheduler, or local for a cluster of --jobs workers.", _STUDY, metavar="ADDRESS"
+        "Address of a Dask scheduler, or local for a cluster of --jobs workers.",
+        _STUDY,
+        metavar="ADDRESS",
+        choices=("local",),
     )
     dry_run: bool = option(
         "List the runs and estimate their time, memory and disk. Nothing is written.", _STUDY, default=False
@@ -212,20 +271,23 @@ class StepOptions(Options):
 
 def integers(flag: str, text: str, example: str) -> list[int]:
     """The whole numbers of a list such as "0,3,7"."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [-1]
-    if min(numbers) < 0:
-        raise InputError(f"{flag} {text}: give whole numbers separated by commas, as in {example}")
-    return numbers
+    return [_element(flag, part, str.isdecimal, int, f"whole numbers separated by commas, as in {example}")
+            for part in text.split(",")]  # fmt: skip
 
 
 def _numbers(flag: str, text: str, example: str) -> list[float]:
+    return [_element(flag, part, bool, float, f"numbers separated by commas, as in {example}")
+            for part in text.split(",")]  # fmt: skip
+
+
+def _element(flag: str, part: str, accepts: Callable[[str], bool], convert: Callable[[str], Any], needed: str) -> Any:
+    """An element of a list. InputError quotes what is none."""
     try:
-        return [float(part) for part in text.split(",")]
+        if not accepts(part.strip()):
+            raise ValueError
+        return convert(part)
     except ValueError:
-        raise InputError(f"{flag} {text[:60]}: give numbers separated by commas, as in {example}") from None
+        raise InputError(f"{flag} '{part[:40]}': give {needed}") from None
 
 
 class MeasureOptions(Options):
@@ -400,7 +462,9 @@ class OutputOptions(Options):
         "Also print what is resumed, where files go, and what computes.", _OUTPUT, default=False, flags="--verbose -v"
     )
     log: Path | None = option("Append what a batch job prints to a file, with the time.", _OUTPUT, metavar="FILE")
-    json: bool = option("Print one JSON document on stdout instead of text (docs/formats.md).", _OUTPUT, default=False)
+    json: bool = option(
+        "Print one JSON document on stdout instead of text (docs/reference.md).", _OUTPUT, default=False
+    )
     debug: bool = option("Show the traceback of an error.", _OUTPUT, default=False)
 
     def apply(self) -> None:
@@ -426,10 +490,35 @@ def printing(name: str, command: Function) -> Function:
 
     del called.__wrapped__
     own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in own]
+    parameters = [_quoting(parameter.replace(kind=parameter.KEYWORD_ONLY)) for parameter in own]
     called.__signature__ = inspect.Signature([*parameters, *_parameters(OutputOptions)])  # type: ignore[attr-defined]
     called.__annotations__ = {p.name: p.annotation for p in called.__signature__.parameters.values()}  # type: ignore[attr-defined]
     return called  # type: ignore[return-value]
+
+
+#: Type of an option -> the placeholder for its value, and what a value is called that is none.
+PLACEHOLDERS: Final = {int: ("N", "whole number"), float: ("X", "number"), str: ("NAME", ""), Path: ("FILE", "")}
+
+
+def _quoting(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Give an option its placeholder, and let the error for what is no number quote it."""
+    kind, info = get_args(parameter.annotation)
+    if isinstance(info, typer.models.OptionInfo):
+        for type_, (placeholder, noun) in PLACEHOLDERS.items():
+            if type_ in (kind, *get_args(kind)):
+                info.metavar = info.metavar or placeholder
+                info.parser = _reader(type_, noun) if noun else info.parser
+    return parameter
+
+
+def _reader(convert: type, noun: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            raise typer.BadParameter(f"'{text[:40]}' is no {noun}") from None
+
+    return read
 
 
 def grouped(command: Function) -> Function:

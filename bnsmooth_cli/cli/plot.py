@@ -11,7 +11,7 @@ import typer
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.options import Options, grouped, integers, option
+from bnsmooth_cli.cli.options import Options, completion, grouped, integers, option
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.paper import figures
 
@@ -20,6 +20,7 @@ _OTHERS = "; ".join(
     for kind in kinds.KINDS
     if kind.figures[1:]
 )
+_FIGURES = tuple(dict.fromkeys(drawing.name for kind in kinds.KINDS for drawing in kind.figures))
 
 _FORM = "The form of the figure"
 _ROWS = "The rows that are drawn"
@@ -83,7 +84,13 @@ def plot(
     form: FormOptions,
     figure: Annotated[
         str | None,
-        typer.Option("--figure", metavar="NAME", show_default=False, help=f"Another figure of the kind: {_OTHERS}."),
+        typer.Option(
+            "--figure",
+            metavar="NAME",
+            show_default=False,
+            help=f"Another figure of the kind: {_OTHERS}.",
+            autocompletion=completion(_FIGURES),
+        ),
     ] = None,
     paper: Annotated[
         str | None,
@@ -93,6 +100,7 @@ def plot(
             show_default=False,
             help="Draw the curves of these figures of the paper under the "
             "table's, as 4c or 4a,4b; 4 means all parts. Prints the distances.",
+            autocompletion=completion(figures(), listed=True),
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another file of this name.")] = False,

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli.options import completion
 from bnsmooth_cli.errors import InputError, unknown
+
+
+def _complete_format(incomplete: str) -> list[str]:
+    from bnsmooth_cli.report import FORMATS
+
+    return completion(FORMATS)(incomplete)
 
 
 def report(
@@ -22,7 +29,11 @@ def report(
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="html|md", show_default=False, help="The format (default: the page's suffix)."
+            "--format",
+            metavar="html|md",
+            show_default=False,
+            help="The format (default: the page's suffix).",
+            autocompletion=_complete_format,
         ),
     ] = None,
 ) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import (
@@ -41,9 +42,40 @@ class FolderOptions(Options):
     resume: bool = option(
         "Resume an unfinished run, or start it again.", None, default=True, flags="--resume/--no-resume"
     )
+    name: str | None = option("Name of the run, instead of the default one: its directory is runs/NAME.", None)
+    tag: str | None = option(
+        "Put a word of your own into the default name, before the seed, as in vgg-batch-lr0.1-TAG-seed0.", None,
+        metavar="TAG",
+    )  # fmt: skip
     dry_run: bool = option(
         "Estimate the time, memory and disk that the run takes. Nothing is written.", None, default=False
     )
+
+    def chosen(self, config: Config) -> Path | None:
+        """The directory of the run, if the options name one.
+
+        Raises:
+            InputError: If a name is not safe as that of a directory, or more than one option names the run.
+        """
+        names = {"--output": self.output, "--name": self.name, "--tag": self.tag}
+        given = [flag for flag, value in names.items() if value is not None]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)}: give only one of them, since each names the run")
+        for flag, word in (("--name", self.name), ("--tag", self.tag)):
+            if word is not None and not _SAFE.fullmatch(word):
+                raise InputError(
+                    f"{flag} '{word[:40]}': give letters, digits and . _ + - only, at most 100, not beginning or "
+                    "ending with a sign"
+                )
+        name = self.name
+        if self.tag is not None:
+            seed = f"-seed{config.seed}"
+            name = f"{config.name.removesuffix(seed)}-{self.tag}{seed}"
+        return self.output if name is None else Path("runs") / name
+
+
+#: Names of files on every system.
+_SAFE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
 
 
 @grouped
@@ -75,14 +107,18 @@ def train(
 
       bnsmooth train --preset paper --data path/to/cifar10 --dry-run
     """
+    config = run.config()  # a wrong setting is refused before torch is imported
+    path = folder.chosen(config)
     machine.apply()
     live = export.live()
     chosen = _chosen(wanted, steps)
     if folder.dry_run:
-        _print_cost(run.config(), chosen, folder, machine)
+        from bnsmooth_cli.storage.runs import Run, default_folder
+
+        _print_cost(Run(path or default_folder(config), config), chosen, folder, machine)
         return
     trained = train_or_find(
-        run.config(), chosen, output=folder.output, resume=folder.resume, device=machine.device, force=machine.force,
+        config, chosen, output=path, resume=folder.resume, device=machine.device, force=machine.force,
         live=live,
     )  # fmt: skip
     from bnsmooth_cli.storage.tables import read_table
@@ -120,16 +156,15 @@ def _chosen(wanted: WantedOptions, steps: StepOptions) -> Wanted:
     return Wanted(names, at["every"], None if at["at"] is None else tuple(at["at"]), bool(wanted.probe))
 
 
-def _print_cost(config: Config, wanted: Wanted, folder: FolderOptions, machine: MachineOptions) -> None:
+def _print_cost(run: Run, wanted: Wanted, folder: FolderOptions, machine: MachineOptions) -> None:
     """Print what a run would take."""
     import torch
 
     from bnsmooth_cli.cli.studying import print_cost
-    from bnsmooth_cli.storage.runs import Run, default_folder
     from bnsmooth_cli.studies.work import Task, remaining
 
+    config, threads = run.config, torch.get_num_threads()
     wanted.check(config.steps)
-    run, threads = Run(folder.output or default_folder(config), config), torch.get_num_threads()
     task = Task(run.path, config, 0, wanted, threads, machine.device, force=True)
     if not machine.force:
         existing = remaining(run, wanted, threads, machine.device, force=False)
@@ -142,10 +177,11 @@ def train_or_find(config: Config, wanted: Wanted | None = None, **arguments: Any
     """Train a run and report its progress, or return the finished one. `arguments` are those of `train_and_measure`."""
     from bnsmooth_cli.measures.one_pass import train_and_measure
     from bnsmooth_cli.measures.wanted import NOTHING
+    from bnsmooth_cli.storage.runs import default_folder
     from bnsmooth_cli.studies.work import TrainingNote
 
     wanted, note, begun = wanted or NOTHING, TrainingNote(), False
-    path = arguments.get("output") or Path("runs") / config.name
+    path = arguments.get("output") or default_folder(config)
     # Where the test set is evaluated, the evaluations are what a log tells of.
     milestone = config.eval_every is None or bool(wanted.kinds)
 

@@ -131,6 +131,19 @@ def parameter(norm: Norm, name: str) -> tuple[Any, ...]:
         raise InputError(f"norm '{name[:40]}': {norm.parameter}") from None
 
 
+def check(name: str) -> None:
+    """Check the name of a norm without importing anything.
+
+    Raises:
+        InputError: If it is unknown, or its parameter does not fit.
+    """
+    norm = find(name)
+    if norm is not None:
+        parameter(norm, name)
+    elif not user_code.is_code(name):
+        raise unknown("norm", name, (*(norm.name for norm in NORMS), USER_NORM))
+
+
 def build(name: str, num_features: int) -> nn.Module:
     """A norm over `num_features` units, with gamma 1 and beta 0 if it has them.
 
@@ -148,13 +161,12 @@ def build(name: str, num_features: int) -> nn.Module:
     >>> build("l1", 3)(torch.randn(8, 3, 4, 4)).shape
     torch.Size([8, 3, 4, 4])
     """
+    check(name)
     norm = find(name)
-    if norm is not None:
-        built: nn.Module = _imported(norm.builder)(num_features, *parameter(norm, name))
-        return built
-    if user_code.is_code(name):
+    if norm is None:
         return _build_user_norm(name, num_features)
-    raise unknown("norm", name, (*(norm.name for norm in NORMS), USER_NORM))
+    built: nn.Module = _imported(norm.builder)(num_features, *parameter(norm, name))
+    return built
 
 
 def _imported(builder: str) -> Any:

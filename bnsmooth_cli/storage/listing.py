@@ -13,6 +13,7 @@ from typing import Any, Final
 import pandas as pd
 
 from bnsmooth_cli import kinds
+from bnsmooth_cli.config import IDENTIFYING
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.cards import Card, shortened
@@ -22,7 +23,7 @@ from bnsmooth_cli.storage.runs import Run, open_run
 
 #: The columns of `list_runs` and their types.
 COLUMNS: Final = {
-    "path": "str", "run": "str", "problem": "str", "norm": "str", "lr": "float64", "seed": "Int64",
+    "path": "str", "run": "str", "problem": "str", "norm": "str", "lr": "float64", "seed": "Int64", "settings": "str",
     "state": "str", "step": "Int64", "steps": "Int64", "diverged_at": "Int64", "tables": "object", "kept": "object",
     "study": "str",
 }  # fmt: skip
@@ -61,6 +62,7 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
 
         - `path` and `run`: the run's folder, and its name.
         - `problem`, `norm`, `lr`, `seed`: what is trained; null if the run is damaged.
+        - `settings`: its other settings, as in the tables' column of this name.
         - `state`: `finished`, `diverged at step 12`, `step 137 of 300`, or `damaged: ` and the reason.
         - `step`, `steps`: the step that training can resume from, or has ended at, and the length of the run.
         - `diverged_at`: the step whose loss is not finite.
@@ -110,7 +112,7 @@ def row_of(path: Path) -> dict[str, Any]:
     try:
         run = open_run(path)
         config = run.config
-        row |= {name: getattr(config, name) for name in ("problem", "norm", "lr", "seed", "steps")}
+        row |= {name: getattr(config, name) for name in (*IDENTIFYING, "steps")} | {"settings": config.settings_text}
         row["tables"], row["kept"] = _points(run)
         return row | _progress(run)
     except (InputError, OSError) as error:

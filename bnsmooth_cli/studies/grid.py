@@ -182,7 +182,7 @@ def _list(value: object, convert: type, where: str) -> tuple[Any, ...]:
             first, last = (int(span[1]), int(span[2])) if span else (0, 0)
             new = range(first, min(last, first + MAX_VALUES) + 1) if span else [convert(part)]
         except (ValueError, TypeError):
-            raise InputError(f"{where} {part}: give values as in {_EXAMPLES[convert]}") from None
+            raise InputError(f"{where} '{str(part)[:40]}': give values as in {_EXAMPLES[convert]}") from None
         if convert is int and (not new or min(new) < 0 or max(new) >= 2**63):
             raise InputError(f"{where} {str(part)[:30]}: give whole numbers from 0 to 2^63 - 1, as in {_EXAMPLES[int]}")
         numbers += new

@@ -68,6 +68,8 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--dimensions": (("1", "2"), ("0", "3")),
     "--extent": (("0.5", "1e30"), ("0", "-1", "nan", "inf", "1e300")),
     "--weights": (("model.pt",), ("run/checkpoints/000002.pt", "absent", "run", "study.toml", "run/train.parquet")),
+    "--name": (("a", "b.c"), ("a/b", "", "..", "-")),
+    "--tag": (("a",), ("a b", "", "/")),
     "--log": (("new.log", "a.log"), (".", "", "absent/x.log")),
     "--csv": (("new.csv", "-"), (".", "run", "run/config.json", "other/ics.parquet", "", "run/config.json/x.csv")),
     "--units": (("0", "0,1"), ("99", "x", "-1", "1-0")),

@@ -436,6 +436,7 @@ KINDS: Final = (
             "figure": Column("string", "the metric: a column of the compare table"),
             "seeds": Column("int64", "number of seeds with this metric", nullable=False),
             "diverged": Column("int64", "number of runs that diverged", nullable=False),
+            "never": _double("number of seeds that never reach the target, for the steps to one", added=True),
             "median": _double("median over seeds"),
             "low": _double("lower end of its interval"),
             "high": _double("upper end of its interval"),

@@ -903,7 +903,7 @@ def test_a_claim_about_one_learning_rate_says_whether_it_is_measured_there():
 def test_a_headline_says_what_the_parts_say():
     rows = judge(grid("vgg", WRONG, 8, ("none", "batch"), kinds=("ics",)), 1, 2, 4)
     said = {number: headline(rows[rows["claim"] == number]) for number in (1, 2, 4)}
-    assert said == {1: "not reproduced", 2: "not measured", 4: "not reproduced: all 2 parts"}
+    assert said == {1: "not reproduced", 2: "not measured", 4: "not reproduced: both parts"}
     half = {"none": PLAIN, "batch": PLAIN | {"ics": 2.0, "cosine": 0.9}}
     assert headline(judge(grid("vgg", half, 8, ("none", "batch"), kinds=("ics",)), 4)) == (
         "not reproduced: 1 of 2 parts reproduced, 1 not reproduced"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import shutil
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 import bnsmooth_cli as bns
@@ -104,7 +108,45 @@ def test_the_commands_of_the_page_make_it_again(cli, tmp_path, study):
     for line in lines:
         assert cli(line.removeprefix("bnsmooth ").replace(str(study), "again"))[0] == 0
     first, again = ((tmp_path / name).read_text() for name in ("first.html", "report.html"))
+    first, again = (re.sub(r"Trained and measured [^<]*", "", page) for page in (first, again))
     assert first.replace(str(study), "again").replace(">study<", ">again<").replace(": study", ": again") == again
+
+
+def test_the_page_says_when_the_study_was_made_and_how_long_it_took(tmp_path, study):
+    made = bns.Study(study)
+    today = datetime.now(timezone.utc).date()
+    dates = "|".join(str(today - timedelta(days=days)) for days in (0, 1))
+    assert re.fullmatch(
+        rf"Trained and measured on ({dates}), in \d+(\.\d+)? (s|min)\.", report._when(made, made.runs())
+    )
+    older = bns.Study(tmp_path)  # of an earlier version, without a log
+    assert re.fullmatch(rf"Files of ({dates})( to ({dates}))?\.", report._when(older, made.runs()))
+
+
+def test_the_log_of_a_study_is_of_the_commands_that_did_something(cli):
+    line = "compare --norms none --problem dln --depth 3 --dimension 4 --samples 20 --steps 4 -o small"
+    assert cli(line)[0] == 0
+    log = bns.Study("small").log()
+    assert len(log) == 1
+    assert log[0]["seconds"] > 0
+    assert cli(line)[0] == 0  # nothing is left to do
+    assert bns.Study("small").log() == log
+    assert cli(f"{line} --seeds 0,1")[0] == 0
+    first, second = bns.Study("small").log()
+    assert first == log[0]
+    assert second["began"] >= first["began"]
+    Path("small/log.json").write_text("{")
+    assert bns.Study("small").log() == []
+
+
+def test_what_never_happened_is_said(tmp_path):
+    cell = {"figure": "steps_to_loss", "median": 20.0, "low": 5.0, "high": math.inf, "confidence": 0.9375, "seeds": 5,
+            "never": 2.0}  # fmt: skip
+    assert report.interval(cell) == "5 to never (93.8%)"
+    assert report.never(cell) == "2 of 5 never reached"
+    assert report.run_cell({"steps_to_loss": math.inf}, "steps_to_loss") == "never"
+    summary = pd.DataFrame([{**cell, "norm": "l1", "lr": 0.1, "ratio": math.nan, "diverged": 0}])
+    assert [*report._by_norm(summary, "steps_to_loss")] == ["l1 20, 2 of 5 never reached"]
 
 
 def test_markdown_has_its_figures_beside_it(cli, tmp_path, study):
@@ -186,3 +228,162 @@ def test_bad_input_is_one_line(cli, tmp_path, study, line, said):
     assert code == 2
     assert err.count("\n") == 1
     assert said in err
+
+
+# In a browser, at the widths of a telephone, a tablet and a desktop.
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+WIDTHS = (400, 900, 1400)
+#: The elements that reach out of the window, but for those in a box that scrolls visibly.
+OUTSIDE = """() => [...document.querySelectorAll("body *")].filter(element => {
+    const box = element.getBoundingClientRect();
+    if (!box.width || element.closest("script, .scroll table")) return false;
+    return box.left < -1 || box.right > document.documentElement.clientWidth + 1;
+}).map(element => element.outerHTML.slice(0, 80))"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless browser that is installed on this machine."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+               "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=path, args=options)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def written(study, tmp_path_factory):
+    page = tmp_path_factory.mktemp("page") / "report.html"
+    report.write(bns.Study(study), page, "html")
+    return page
+
+
+@pytest.fixture
+def visit(browser, written):
+    """Open the page in a window of some width: visit(400, color_scheme="dark")."""
+    contexts = []
+
+    def open_page(width: int, **more):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}, **more))
+        page = contexts[-1].new_page()
+        page.fetched = []
+        page.on("request", lambda request: page.fetched.append(request.url))
+        page.goto(written.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_of_the_page_is_cut_or_scrolls_unseen(visit, width):
+    page = visit(width)
+    page.click("button.every")
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.evaluate(OUTSIDE) == []
+    for box in page.query_selector_all(".scroll"):
+        wide = box.evaluate("box => box.scrollWidth > box.clientWidth")
+        name = box.get_attribute("aria-label")
+        assert box.evaluate("box => getComputedStyle(box).overflowX") == "auto"
+        assert (box.get_attribute("tabindex") == "0") == wide, name  # the keyboard reaches and scrolls it
+        if wide:
+            assert box.evaluate("box => box.nextElementSibling.checkVisibility()"), name
+            assert "scrolls sideways" in box.evaluate("box => box.nextElementSibling.textContent")
+    images = page.query_selector_all("figure img")
+    assert len(images) == len(KINDS)
+    for image in images:
+        assert image.evaluate("image => image.complete && image.naturalWidth > 0")
+        assert image.bounding_box()["width"] <= width
+    assert page.fetched == [page.url] + [url for url in page.fetched if url.startswith("data:image/png")]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_claim_shows_that_it_opens_and_opens_by_keyboard(visit, width):
+    page = visit(width)
+    claim = page.locator("details.claim").first
+    assert not claim.locator("table").is_visible()
+    summary = claim.locator("summary")
+    assert summary.evaluate("head => getComputedStyle(head, '::before').content") == '"\u25b8"'
+    assert summary.evaluate("head => getComputedStyle(head).cursor") == "pointer"
+    summary.focus()
+    page.keyboard.press("Enter")
+    part = claim.locator("tbody tr").first
+    box = part.bounding_box()
+    assert part.is_visible()
+    assert 0 <= box["x"] < box["x"] + box["width"] <= width
+    for cell in part.locator("td").all():
+        if cell.is_visible():
+            assert cell.evaluate("cell => cell.scrollWidth <= cell.clientWidth + 1")
+    page.keyboard.press("Enter")
+    assert not part.is_visible()
+    page.click("button.every")
+    assert page.locator("details.claim[open]").count() == len(CLAIMS)
+    assert page.locator("button.every").text_content() == "Close all claims"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_figure_opens_at_its_full_size_and_closes_again(visit, width):
+    page = visit(width)
+    button = page.locator("button.zoom").nth(1)
+    button.focus()
+    page.keyboard.press("Enter")
+    large = page.locator("dialog img")
+    natural = button.locator("img").evaluate("image => image.naturalWidth")
+    assert large.bounding_box()["width"] == natural > button.locator("img").bounding_box()["width"]
+    assert page.locator("dialog button").bounding_box()["x"] < width
+    page.keyboard.press("Escape")
+    assert not large.is_visible()
+    assert button.evaluate("button => button === document.activeElement")
+    button.click()
+    large.click()
+    assert not large.is_visible()
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
+def test_the_page_follows_the_readers_scheme_and_its_figures_stay_on_white(visit, scheme, dark):
+    page = visit(900, color_scheme=scheme)
+    shades = "element => getComputedStyle(element).%s.match(/[0-9.]+/g).slice(0, 3).map(Number)"
+    back, ink = (page.locator("body").evaluate(shades % name) for name in ("backgroundColor", "color"))
+    assert (sum(back) < sum(ink)) == dark
+    assert abs(sum(back) - sum(ink)) > 500
+    assert page.locator("button.zoom").first.evaluate(shades % "backgroundColor") == [255, 255, 255]
+    for pill in page.locator(".verdict").all():
+        back, ink = (pill.evaluate(shades % name) for name in ("backgroundColor", "color"))
+        assert (sum(back) < sum(ink)) == dark
+        assert abs(sum(back) - sum(ink)) > 200
+
+
+def test_paper_has_every_part_of_every_claim(visit):
+    page = visit(900)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.locator("table.parts tbody tr").first.is_visible()
+    assert page.locator("details.claim[open]").count() == len(CLAIMS)
+    assert not page.locator("nav").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.claim[open]").count() == 0
+
+
+def test_a_heading_sorts_its_table(visit):
+    page = visit(1400)
+    table = page.locator("table.sortable").nth(1)
+    names = [head.text_content() for head in table.locator("th").all()]
+    place = names.index("final loss")
+    cells = f"td:nth-child({place + 1})"
+
+    def values() -> list[float]:
+        return [float(cell.get_attribute("data-value")) for cell in table.locator(cells).all()]
+
+    head = table.locator("th button").nth(place)
+    head.click()
+    assert values() == sorted(values())
+    head.click()
+    assert values() == sorted(values(), reverse=True)

@@ -137,7 +137,10 @@ def test_the_json_of_a_comparison_has_the_rows_of_its_three_tables(cli, small_ru
     runs = [small_run("dln", norm).path for norm in ("none", "batch")]
     document = json.loads(cli(f"compare {runs[0]} {runs[1]} -o c.parquet --json")[1])
     assert document["paths"] == ["c.parquet", "c.summary.parquet", "c.claims.parquet"]
-    for path, table in zip(document["paths"], document["tables"], strict=True):
+    *written, advice = document["tables"]
+    assert advice["title"] == "next"
+    assert all(row["command"].startswith(f"bnsmooth compare {runs[0]} {runs[1]} ") for row in advice["rows"])
+    for path, table in zip(document["paths"], written, strict=True):
         rows = pd.read_parquet(path)
         assert table["title"] == kind_of(rows)
         assert [*table["rows"][0]] == [*rows]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnsmooth_cli.cli import studying, terminal
+from bnsmooth_cli.cli import outcomes, studying, terminal
 from bnsmooth_cli.cli.options import (
     ExecutionOptions,
     ExportOptions,
@@ -23,8 +22,6 @@ from bnsmooth_cli.errors import IncompleteError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from bnsmooth_cli.studies.outcome import Outcome
 
 
 @grouped
@@ -125,11 +122,7 @@ def compare(
         _check_tables(table, recorded(opened), machine.force)
         outcome = conclude(opened, target_loss=target_loss, target_accuracy=target_accuracy)
         outcome.write(table, opened)
-    if terminal.is_json():
-        for kind, rows in zip(table_paths(table), (outcome.comparison, outcome.summary, outcome.claims), strict=True):
-            terminal.summary(kind, rows, max_rows=None)
-    else:
-        _show(outcome)
+    outcomes.show(outcome)
     for path in table_paths(table).values():
         terminal.wrote(path)
     if failed:
@@ -203,108 +196,3 @@ def _planned(plan: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 def _whole(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.0f}"
-
-
-def _show(outcome: Outcome) -> None:
-    from bnsmooth_cli.studies.statistics import SEEDS
-
-    for problem, rows in outcome.comparison.groupby("problem", sort=False):
-        summary = outcome.summary[outcome.summary["problem"] == problem]
-        if rows["seed"].nunique() > 1 and len(summary):
-            title = f"{problem}, medians over seeds [{_confidence(summary)} interval]; x: the median ratio to none"
-            terminal.summary(title, *_statistics(summary))
-        else:
-            note = "" if len(summary) else "no statistics and no verdicts: two runs share norm, lr and seed"
-            terminal.summary(f"{problem}, best first; in parentheses the ratio to none", *_readable(rows), note)
-    for problem, rows in outcome.claims.groupby("problem", sort=False):
-        few = rows["seeds"].max() < SEEDS
-        note = (
-            f"a verdict needs {SEEDS} seeds or more; --plan says how many"
-            if few
-            else "n: seeds; power: for effects of 1 sd"
-        )
-        terminal.summary(f"{problem}, the paper's claims (rules: docs/claims.md)", *_verdicts(rows), note)
-    for command in outcome.next:
-        terminal.say(f"to measure more: {command}")
-
-
-def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A comparison reduced to fit a terminal: the settings that differ between runs, and the main metrics."""
-    varying = [name for name in ("lr", "seed") if frame[name].nunique() > 1]
-    table = frame[["norm", *varying]].astype(str)
-    table.loc[frame["diverged_at"].notna(), "norm"] += " (diverged)"
-    steps = "steps_to_loss" if frame["final_test_accuracy"].isna().all() else "steps_to_accuracy"
-    for name in ("final_loss", "final_test_accuracy", steps, "predictiveness", "beta"):
-        if frame[name].notna().any():
-            table[name] = [_with_ratio(v, r) for v, r in zip(frame[name], frame[f"ratio_{name}"], strict=True)]
-    if table[["norm", *varying]].duplicated().any():  # the runs differ in something else, so show their names
-        table.insert(0, "run", frame["run"])
-    return table, list(table)
-
-
-def _with_ratio(value: float, ratio: float) -> str:
-    if value != value:
-        return "-"
-    shown = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
-    return shown if ratio != ratio else f"{shown} ({ratio:.2g})"
-
-
-def _statistics(summary: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """One row per norm and learning rate: medians and intervals of beta, and of accuracy or (without it) loss."""
-    import pandas as pd
-
-    accuracy = "final_test_accuracy" in set(summary["figure"])
-    wanted = ["final_test_accuracy", "steps_to_accuracy"] if accuracy else ["final_loss", "steps_to_loss"]
-    rows = []
-    for (norm, lr), of_norm in summary.groupby(["norm", "lr"], sort=False):
-        by_metric = of_norm.set_index("figure")
-        row: dict[str, object] = {"norm": norm, "lr": f"{lr:g}", "seeds": int(of_norm["seeds"].max())}
-        for metric in (*wanted, "beta"):
-            if metric in by_metric.index:
-                row[metric] = _with_interval(by_metric.loc[metric])
-        rows.append(row)
-    table = pd.DataFrame(rows).fillna("-")
-    if table["lr"].nunique() == 1:
-        del table["lr"]
-    return table, list(table)
-
-
-def _confidence(rows: pd.DataFrame) -> str:
-    """The least coverage of the intervals."""
-    return f"{rows['confidence'].min():.0%}"
-
-
-def _with_interval(row: pd.Series[float]) -> str:
-    never = "never" if str(row.name).startswith("steps_to") else "inf"
-    median, low, high = (never if math.isinf(row[name]) else f"{row[name]:.3g}" for name in ("median", "low", "high"))
-    text = f"{median} [{low}, {high}]" if row["low"] == row["low"] else median
-    return text + (f" x{row['ratio']:.2g}" if math.isfinite(row["ratio"]) and row["ratio"] != 1 else "")
-
-
-def _verdicts(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """One row per claim: its verdict and the part that decides it."""
-    import pandas as pd
-
-    from bnsmooth_cli.studies.claims import CLAIMS
-    from bnsmooth_cli.studies.verdicts import deciding
-
-    rows_shown, short = [], {claim.number: claim.short for claim in CLAIMS}
-    for number, parts in rows.groupby("claim", sort=False):
-        part = deciding(parts)
-        statistic = f"{part['median']:.2g}" if part["median"] == part["median"] else "-"
-        if part["low"] == part["low"]:
-            statistic += f" [{part['low']:.2g}, {part['high']:.2g}]"
-        rows_shown.append({
-            "#": str(number),
-            "claim": short[int(str(number))],
-            "verdict": part["verdict"],
-            "statistic": statistic,
-            "rule": part["rule"] if part["seeds"] else "-",
-            "n": str(part["seeds"]),
-            "power": f"{part['power']:.2g}" if part["power"] == part["power"] else "-",
-            "paper": f"{part['paper']:.2g}" if part["paper"] == part["paper"] else "-",
-        })  # fmt: skip
-    table = pd.DataFrame(rows_shown)
-    if (table["paper"] == "-").all():
-        del table["paper"]
-    return table, list(table)

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from bnsmooth_cli.cli import log, terminal
 from bnsmooth_cli.cli.layout import plain
+from bnsmooth_cli.studies.progress import duration
 
 #: At least this many seconds are between two lines of one piece of work: one at first, so that a short job can be
 #: followed; a hundredth of the time that has passed, so that the log of a long job stays short; never more than a
@@ -28,17 +29,6 @@ from bnsmooth_cli.cli.layout import plain
 SHORTEST, SHARE, LONGEST = 1.0, 0.01, 60.0
 #: What is counted in a stage of the work, in one unit and in several.
 UNITS: Final = {"train": ("step", "steps"), "measure": ("point", "points")}
-
-
-def duration(seconds: float) -> str:
-    """A duration to two or three digits.
-
-    >>> duration(42.4), duration(600), duration(9000)
-    ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.2g} h"
 
 
 @dataclass

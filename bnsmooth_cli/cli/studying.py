@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.options import ExecutionOptions, ExportOptions, MachineOptions
-from bnsmooth_cli.cli.progress import UNITS, Reports, duration
+from bnsmooth_cli.cli.progress import UNITS, Reports
 from bnsmooth_cli.errors import IncompleteError, InputError
-from bnsmooth_cli.studies.progress import StudyProgress
+from bnsmooth_cli.studies.progress import StudyProgress, duration
 
 if TYPE_CHECKING:
     from bnsmooth_cli.studies.folder import Study

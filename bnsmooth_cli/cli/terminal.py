@@ -6,7 +6,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from rich.console import Console
 
 from bnsmooth_cli.cli import log
 from bnsmooth_cli.cli.layout import arrange, cell, plain
+from bnsmooth_cli.cli.outline import Section
+from bnsmooth_cli.cli.outline import outline as outlined
 from bnsmooth_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -201,14 +204,39 @@ def summary(
         console.print(plain(title), style="bold", soft_wrap=True)
         console.print(arrange(heads, cells, right, width), crop=False)
 
+    _print(show)
+    if note:
+        say(note)
+
+
+def outline(title: str, columns: Mapping[str, bool], sections: Sequence[Section], note: str = "") -> None:
+    """Print an outline whole, however long it is.
+
+    Args:
+        title: The line above.
+        columns: The names of the columns, and whether they are aligned right.
+        sections: The headings with their rows.
+        note: The line below.
+    """
+
+    def show(console: Console, width: int | None) -> None:
+        console.print(plain(title), style="bold", soft_wrap=True)
+        for line in outlined(columns, sections, width):
+            console.print(line, soft_wrap=True)
+
+    _print(show)
+    for line in textwrap.wrap(note, out.width) if out.is_terminal else filter(None, [note]):
+        say(line)
+
+
+def _print(show: Callable[[Console, int | None], None]) -> None:
+    """Print something on a console of some width; None is a console without line breaks, as for a pipe or the log."""
     if log.begun():
         text = io.StringIO()
         show(Console(file=text, markup=False, highlight=False, emoji=False), None)
         log.write(text.getvalue())
     if not _chosen.quiet and _chosen.document is None:
         show(out, out.width if out.is_terminal else None)
-    if note:
-        say(note)
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

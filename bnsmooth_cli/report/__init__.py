@@ -7,6 +7,7 @@ import io
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +22,12 @@ from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic, check_writable
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.storage.stretches import history, recorded
+from bnsmooth_cli.studies import verdicts
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import command
 from bnsmooth_cli.studies.metrics import measured_rows
 from bnsmooth_cli.studies.outcome import Outcome
+from bnsmooth_cli.studies.progress import duration
 from bnsmooth_cli.studies.statistics import CONFIDENCE, SEEDS
 
 FORMATS: Final = ("html", "md")
@@ -57,7 +60,7 @@ def write(study: Study, output: Path, form: str) -> None:
         loader=jinja2.PackageLoader("bnsmooth_cli.report", "templates"), autoescape=form == "html",
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"number": number, "interval": interval}
+    environment.filters |= {function.__name__: function for function in _FILTERS}
     page = environment.get_template(f"report.{form}").render(**_content(study, runs, outcome), sections=sections)
     if form == "md":
         for section in sections:
@@ -89,7 +92,64 @@ def interval(row: Mapping[str, Any]) -> str:
     if math.isnan(row["low"]):
         return "–"
     coverage = f" ({row['confidence']:.1%})" if row["confidence"] < CONFIDENCE else ""
-    return f"{number(row['low'])} to {number(row['high'])}{coverage}"
+    low, high = (_of_metric(str(row.get("figure")), row[end]) for end in ("low", "high"))
+    return f"{low} to {high}{coverage}"
+
+
+def middle(cell: Mapping[str, Any]) -> str:
+    """The median in a cell of the summary.
+
+    >>> middle({"figure": "steps_to_loss", "median": float("inf")}), middle({"figure": "beta", "median": 2.0})
+    ('never', '2')
+    """
+    return _of_metric(cell["figure"], cell["median"])
+
+
+def run_cell(row: Mapping[str, Any], column: str) -> str:
+    """A cell of the table of runs."""
+    return _of_metric(column, row[column])
+
+
+def _of_metric(metric: str, value: Any) -> str:
+    return "never" if metric.startswith("steps_to") and value == math.inf else number(value)
+
+
+def never(cell: Mapping[str, Any]) -> str:
+    """How many seeds of a cell of the summary never reached the target.
+
+    >>> never({"never": 2.0, "seeds": 5})
+    '2 of 5 never reached'
+    """
+    return f"{cell['never']:.0f} of {cell['seeds']} never reached"
+
+
+def seeds(part: Mapping[str, Any]) -> str:
+    """The seeds of a part of a claim, with those that have no value.
+
+    >>> seeds({"seeds": 5, "undefined": 2.0}), seeds({"seeds": 0, "undefined": float("nan")})
+    ('5, 2 undefined', '–')
+    """
+    undefined = f", {part['undefined']:.0f} undefined" if part["undefined"] > 0 else ""
+    return f"{part['seeds']}{undefined}" if part["seeds"] else "–"
+
+
+def part_verdict(part: Mapping[str, Any]) -> str:
+    """The verdict on a part of a claim, in parentheses if the part is judged and does not decide."""
+    return f"({part['part_verdict']})" if _aside(part) else str(part["part_verdict"])
+
+
+def part_tone(part: Mapping[str, Any]) -> str:
+    """The tone of the verdict on a part of a claim; none if the part does not decide."""
+    return "none" if _aside(part) else verdicts.tone(part["part_verdict"])
+
+
+def _aside(part: Mapping[str, Any]) -> bool:
+    unjudged = (verdicts.REPORTED, verdicts.NOT_MEASURED, verdicts.NOT_APPLICABLE)
+    return not part["decides"] and part["part_verdict"] not in unjudged
+
+
+#: What the templates call.
+_FILTERS: Final = (number, interval, middle, run_cell, never, seeds, part_verdict, part_tone, verdicts.tone)
 
 
 def _read(study: Study) -> Outcome:
@@ -110,13 +170,20 @@ def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, A
     """The content of the templates, except the figures."""
     content, comparison = study.read(), outcome.comparison
     columns = [name for name in _COLUMNS if comparison[name].notna().any()]
+    rows = comparison[columns].astype(object)
+    for target in ("loss", "accuracy"):
+        if (name := f"steps_to_{target}") in columns:
+            rows.loc[comparison[f"target_{target}"].notna() & comparison[name].isna(), name] = math.inf
     return {
         "name": study.path.resolve().name,
-        "claims": [_claim(parts) for _, parts in outcome.claims.groupby("claim", sort=True)],
+        "claims": (judged := [_claim(parts) for _, parts in outcome.claims.groupby("claim", sort=True)]),
+        "tally": {verdict: count for verdict in verdicts.ORDER
+                  if (count := sum(claim["verdict"] == verdict for claim in judged))},
+        "when": _when(study, runs),
         "missing": outcome.next,
         "summary": _medians(outcome.summary),
         "columns": columns,
-        "rows": comparison[columns].to_dict("records"),
+        "rows": rows.to_dict("records"),
         "runs": len(runs),
         "diverged": int(comparison["diverged_at"].notna().sum()),
         "settings": {**content["settings"], "threads a run": content["threads"]},
@@ -130,9 +197,28 @@ def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, A
 
 
 def _claim(parts: pd.DataFrame) -> dict[str, Any]:
-    first = parts.iloc[0]
+    first, several = parts.iloc[0], int(parts["seeds"].max())
+    why = [verdicts.headline(parts).partition(": ")[2], f"{several} seed{'s' * (several != 1)}" * bool(several)]
+    if first["power"] > 0 and first["verdict"] != verdicts.NOT_MEASURED:
+        why.append(f"power {number(first['power'])}")
     return {"number": int(first["claim"]), "title": first["title"], "verdict": first["verdict"],
-            "parts": parts.to_dict("records")}  # fmt: skip
+            "why": "; ".join(filter(None, why)),
+            "parts": parts[parts["part"] != verdicts.ELSEWHERE].to_dict("records")}  # fmt: skip
+
+
+def _when(study: Study, runs: Sequence[Run]) -> str:
+    """When the study was made, and how long it took.
+
+    Studies of earlier versions do not tell. The dates of their tables do, as far as they were not copied.
+    """
+    log = study.log()
+    if not log:
+        times = sorted(run.train_path.stat().st_mtime for run in runs)
+        dates = [datetime.fromtimestamp(time, timezone.utc).date().isoformat() for time in (times[0], times[-1])]
+        return f"Files of {' to '.join(dict.fromkeys(dates))}."
+    dates = [str(entry["began"])[:10] for entry in (log[0], log[-1])]
+    took = duration(sum(entry["seconds"] for entry in log))
+    return f"Trained and measured on {' to '.join(dict.fromkeys(dates))}, in {took}."
 
 
 def _sections(runs: Sequence[Run], outcome: Outcome) -> Iterator[dict[str, Any]]:
@@ -175,11 +261,12 @@ def _by_norm(rows: pd.DataFrame, metric: str) -> Iterator[str]:
     """The medians of a metric, norm by norm, with their ratios to none."""
     steps = metric.startswith("steps")
     several = rows["lr"].nunique() > 1
-    for row in sorted(rows.to_dict("records"), key=lambda row: (row["lr"], style.rank(row["norm"]))):
-        middle = row["median"]
-        shown = f"{100 * middle:.1f}%" if metric.endswith("accuracy") and not steps else number(middle)
-        if steps and math.isinf(middle):
-            shown = "never"
+    records: list[dict[str, Any]] = rows.to_dict("records")  # type: ignore[assignment]
+    for row in sorted(records, key=lambda row: (row["lr"], style.rank(row["norm"]))):
+        value = row["median"]
+        shown = f"{100 * value:.1f}%" if metric.endswith("accuracy") and not steps else middle(row)
+        if row["never"] > 0:
+            shown += f", {never(row)}"
         text = f"{row['norm']}{', ' + style.lr_text(row['lr']) if several else ''} {shown}"
         yield text + (f" (×{number(row['ratio'])})" if row["norm"] != "none" and math.isfinite(row["ratio"]) else "")
 
@@ -191,7 +278,13 @@ def _medians(summary: pd.DataFrame) -> dict[str, Any]:
     for (norm, lr), of_norm in summary.groupby(["norm", "lr"], sort=False):
         cells = {row["figure"]: row for row in of_norm.to_dict("records")}
         rows.append(
-            {"norm": norm, "lr": lr, "seeds": int(of_norm["seeds"].max()), "cells": [cells.get(name) for name in names]}
+            {
+                "norm": norm,
+                "lr": lr,
+                "seeds": int(of_norm["seeds"].max()),
+                "diverged": int(of_norm["diverged"].max()),
+                "cells": [cells.get(name) for name in names],
+            }
         )
     return {"metrics": names, "rows": sorted(rows, key=lambda row: (row["lr"], style.rank(row["norm"])))}
 

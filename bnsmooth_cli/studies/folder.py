@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -41,7 +42,7 @@ def table_paths(path: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True, repr=False)
 class Study:
-    """A study in a folder: `study.json`, the runs in `runs/`, and the tables that compare them.
+    """A study in a folder: `study.json`, `log.json`, the runs in `runs/`, and the tables that compare them.
 
     At a prompt and in a notebook, it says how far its runs are, and what has become of the claims.
 
@@ -203,6 +204,31 @@ class Study:
             "requests": [*(item for item in earlier if item != request), request],
         }
         save_json(self.path / "study.json", content)
+
+    def log(self) -> list[dict[str, Any]]:
+        """When commands trained or measured runs: `began`, in UTC, and `seconds`; none in studies of earlier versions.
+
+        It is in log.json, since tables of equal runs have equal bytes, and equal studies an equal study.json. No result
+        depends on it, so that a damaged one counts as none.
+        """
+        file, entries = self.path / "log.json", None
+        if file.exists():
+            with suppress(DamagedError):
+                entries = load_json(file, "study", FORMAT, ("entries",)).get("entries")
+        known = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        return [entry for entry in known
+                if isinstance(entry.get("began"), str) and isinstance(entry.get("seconds"), int | float)]  # fmt: skip
+
+    def add_to_log(self, began: float, seconds: float) -> None:
+        """Record a command that trained or measured runs.
+
+        Args:
+            began: When it began, in seconds since 1970.
+            seconds: How long it took.
+        """
+        said = datetime.fromtimestamp(began, timezone.utc).isoformat(timespec="seconds")
+        entries = [*self.log(), {"began": said, "seconds": round(seconds, 1)}]
+        save_json(self.path / "log.json", {"format": FORMAT, "entries": entries})
 
     def take(self, run: Run, target: Path) -> None:
         """Copy a run to its folder in the study (`planned`), with its checkpoints and its tables.

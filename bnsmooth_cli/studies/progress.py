@@ -30,6 +30,17 @@ _own: set[Path] = set()  # the folders of `reports` that this process has made
 _REMARKS: Final = ".remarks"  # the ending of the file with a run's remarks, one a line
 
 
+def duration(seconds: float) -> str:
+    """A duration to two or three digits.
+
+    >>> duration(42.4), duration(600), duration(9000)
+    ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.2g} h"
+
+
 class StudyProgress:
     """Callbacks for the progress of `bns.study`. Subclass it and override the methods that you need.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
@@ -248,7 +249,7 @@ def run(
             for task in todo:
                 task.begin_anew()
             progress.planned([task.name for task in todo])
-            finished = len(planned.runs) - len(todo)
+            finished, began, clock = len(planned.runs) - len(todo), time.time(), time.monotonic()
             with stopping.deferred():
                 with (
                     planned.executor(progress.message) as executor,
@@ -260,6 +261,7 @@ def run(
                             failed[task.name] = result
                         finished += not isinstance(result, str)
                         watch.end(task.name, result)
+                study.add_to_log(began, time.monotonic() - clock)
                 if stopping.told():
                     others = "" if finished == len(planned.runs) else " and the others are kept"
                     stopping.stop(f"{finished} of {len(planned.runs)} runs of {study.path} are finished{others}")

@@ -241,6 +241,8 @@ def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
             row = {"problem": problem, "norm": norm, "lr": lr, "settings": settings, "figure": metric.name,
                    "seeds": len(values), "diverged": int(runs["diverged_at"].notna().sum()),
                    "median": median(values)}  # fmt: skip
+            if metric.name.startswith("steps_to"):
+                row["never"] = int(np.isinf(values).sum())
             row["low"], row["high"], row["confidence"] = interval(values)
             ratios = runs[f"ratio_{metric.name}"] if metric.has_ratio else pd.Series(dtype="float64")
             paired = ratios.dropna().to_numpy(np.float64)

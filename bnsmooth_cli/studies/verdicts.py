@@ -29,7 +29,8 @@ ELSEWHERE: Final = "(about other problems or learning rates)"
 
 _OTHER_SIDE: Final = {"<": ">", ">": "<"}
 #: A claim has the first of these verdicts that a part of it has.
-_ORDER: Final = (VIOLATED, NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED, VERIFIED, NOT_APPLICABLE)
+ORDER: Final = (VIOLATED, NOT_REPRODUCED, NOT_MEASURED, INCONCLUSIVE, REPRODUCED, VERIFIED, NOT_APPLICABLE)
+_TONES: Final = {REPRODUCED: "good", VERIFIED: "good", NOT_REPRODUCED: "bad", VIOLATED: "bad", INCONCLUSIVE: "open"}
 #: The learning rates at which the paper's figures show the plain network not to train.
 _SHOWN_TO_FAIL: Final = {"vgg": 0.5}
 
@@ -59,6 +60,15 @@ def claims(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns))
 
 
+def tone(verdict: str) -> str:
+    """What a verdict means for the claim, for its colour: `good`, `bad`, `open` or `none`.
+
+    >>> tone("reproduced"), tone("not measured")
+    ('good', 'none')
+    """
+    return _TONES.get(verdict, "none")
+
+
 def headline(parts: pd.DataFrame) -> str:
     """The verdict on a claim with what its parts say, so that it is plain what the verdict rests on.
 
@@ -71,8 +81,8 @@ def headline(parts: pd.DataFrame) -> str:
     if len(deciding) < 2:
         return verdict
     if deciding.nunique() == 1:
-        return f"{verdict}: all {len(deciding)} parts"
-    counts = [f"{number} {word}" for word in reversed(_ORDER) if (number := int(deciding.eq(word).sum()))]
+        return f"{verdict}: {'both' if len(deciding) == 2 else f'all {len(deciding)}'} parts"
+    counts = [f"{number} {word}" for word in reversed(ORDER) if (number := int(deciding.eq(word).sum()))]
     first, *others = [count.replace(" ", f" of {len(deciding)} parts ", 1) if i == 0 else count
                       for i, count in enumerate(counts)]  # fmt: skip
     return f"{verdict}: {', '.join([first, *others])}"
@@ -215,7 +225,7 @@ def refutes(problem: str, lr: float) -> bool:
 
 def _verdict(rows: Sequence[dict[str, Any]]) -> str:
     verdicts = {row["part_verdict"] for row in rows if row["decides"] or row["part_verdict"] == NOT_APPLICABLE}
-    return next((verdict for verdict in _ORDER if verdict in verdicts), INCONCLUSIVE)
+    return next((verdict for verdict in ORDER if verdict in verdicts), INCONCLUSIVE)
 
 
 def shown(part: Part, problem: str, lr: float) -> float:

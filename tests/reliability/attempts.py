@@ -105,11 +105,11 @@ def prepared(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, without locks and caches."""
+    """The files of a folder, without locks, caches and the log of a study, which has times."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith("lock") and ".cache" not in path.parts
+        if path.is_file() and not path.name.endswith(("lock", "log.json")) and ".cache" not in path.parts
     }
 
 

@@ -147,6 +147,8 @@ def test_what_never_happened_is_said(tmp_path):
     assert report.run_cell({"steps_to_loss": math.inf}, "steps_to_loss") == "never"
     summary = pd.DataFrame([{**cell, "norm": "l1", "lr": 0.1, "ratio": math.nan, "diverged": 0}])
     assert [*report._by_norm(summary, "steps_to_loss")] == ["l1 20, 2 of 5 never reached"]
+    last = summary.assign(figure="final_loss", never=math.nan, diverged=1)
+    assert [*report._by_norm(last, "final_loss")] == ["l1 20, 1 of 5 diverged"]
 
 
 def test_markdown_has_its_figures_beside_it(cli, tmp_path, study):
@@ -326,7 +328,7 @@ def test_a_claim_shows_that_it_opens_and_opens_by_keyboard(visit, width):
     assert not part.is_visible()
     page.click("button.every")
     assert page.locator("details.claim[open]").count() == len(CLAIMS)
-    assert page.locator("button.every").text_content() == "Close all claims"
+    page.get_by_text("Close all claims").wait_for(timeout=5000)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -267,6 +267,8 @@ def _by_norm(rows: pd.DataFrame, metric: str) -> Iterator[str]:
         shown = f"{100 * value:.1f}%" if metric.endswith("accuracy") and not steps else middle(row)
         if row["never"] > 0:
             shown += f", {never(row)}"
+        if row["diverged"] and metric.startswith("final"):
+            shown += f", {row['diverged']} of {row['seeds']} diverged"
         text = f"{row['norm']}{', ' + style.lr_text(row['lr']) if several else ''} {shown}"
         yield text + (f" (×{number(row['ratio'])})" if row["norm"] != "none" and math.isfinite(row["ratio"]) else "")
 

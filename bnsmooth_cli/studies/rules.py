@@ -53,8 +53,8 @@ HISTORY: Final = (
 _RULES: Final = """\
 ## How a claim is judged
 
-- A **value** is one seed's at one learning rate. Ratios and differences compare runs of the same seed and learning
-  rate: first at the same step and layer, then by the median over the steps and layers that both runs have measured.
+- A **value** is one seed's at one learning rate. Ratios and differences compare runs of the same settings, seed
+  and learning rate: first at the same step and layer, then by the median over the steps and layers that both measured.
   Each measured step weighs as many training steps as lie nearest to it, and the first and the last one as many as the
   gap beside them has. A layer's units are represented by their median. Training curves are averaged over the common
   steps instead.

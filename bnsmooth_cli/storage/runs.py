@@ -24,6 +24,8 @@ FORMAT: Final = 1
 CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
 #: The checkpoint of a run that was told to stop, at whatever step it had reached. The next checkpoint replaces it.
 STOPPED_NAME: Final = re.compile(r"stopped-\d{6,}\.pt")
+#: The number of steps in the name of a run.
+_STEPS: Final = re.compile(r"-steps\d+")
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,16 @@ def shorter(config: Config, folder: Path = Path("runs")) -> Run | None:
 
 
 def _same_trajectory(config: Config, folder: Path) -> Iterator[Run]:
-    """The runs in a folder whose steps are those of a configuration, in the order of their names."""
+    """The runs in a folder whose steps are those of a configuration, in the order of their names.
+
+    Only names that runs get by themselves count: users may train a run again under another one.
+    """
     start, _, seed = config.former_name.rpartition("-")
+    usual = {config.former_name, _STEPS.sub("", config.name)}
     for file in sorted(folder.glob(f"{glob.escape(start)}*-{seed}/config.json")):
         with suppress(InputError):
             run = open_run(file.parent)
-            if not run.config.differences(config):
+            if _STEPS.sub("", file.parent.name) in usual and not run.config.differences(config):
                 yield run
 
 

@@ -48,6 +48,9 @@ HISTORY: Final = (
             "inconclusive. Claim 4 is now corrected for fewer parts, so that it is refuted by fewer seeds, and takes "
             "fewer parts to be reproduced. Known by then: the published verdicts of all claims on the linear network "
             "(8 and 20 seeds) and on VGG (1 seed). None of them changes."),
+    Edition("2026-11-26", "d74e2f85007fe507", "Only runs of the same settings are compared; before, `compare` over "
+            "runs of different data, widths or steps judged them together. Runs of a study share their settings, so "
+            "that no verdict on a study changes. Known by then: as above."),
 )  # fmt: skip
 
 _RULES: Final = """\

@@ -261,7 +261,8 @@ def run(
                             failed[task.name] = result
                         finished += not isinstance(result, str)
                         watch.end(task.name, result)
-                study.add_to_log(began, time.monotonic() - clock)
+                if study.path.is_dir():  # a folder that was removed must not appear again
+                    study.add_to_log(began, time.monotonic() - clock)
                 if stopping.told():
                     others = "" if finished == len(planned.runs) else " and the others are kept"
                     stopping.stop(f"{finished} of {len(planned.runs)} runs of {study.path} are finished{others}")

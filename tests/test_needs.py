@@ -253,7 +253,7 @@ def test_a_dry_run_counts_the_points_of_a_pass_that_was_interrupted(cli, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(stopping, "told", lambda: next(calls) == 32)
         patch.setattr(stopping, "stop", lambda kept: (_ for _ in ()).throw(InputError(kept)))
-        said = re.match(r"bnsmooth: run keeps step (\d+) of 60\n", cli(line)[2])
+        said = re.match(r"bnsmooth: run keeps step (\d+) of 60; run/ics.parquet keeps \d+ of 13 points\n", cli(line)[2])
     assert said is not None
     step = int(said[1])
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
@@ -272,6 +272,14 @@ def test_a_dry_run_needs_no_folder_that_can_be_written(cli, tmp_path, monkeypatc
         assert (code, err) == (0, "")
 
 
+def test_a_dry_run_counts_the_time_that_checkpoints_take(cli):
+    seconds = [
+        json.loads(cli(f"train {SIZES} --save-every {every} --dry-run --json")[1])["tables"][0]["rows"][0]["seconds"]
+        for every in (1, 60)
+    ]
+    assert seconds[0] - seconds[1] > 0.4  # 60 of 61 saves, of which each takes more than a disk's time
+
+
 def test_a_dry_run_is_refused_as_the_run_would_be(cli, monkeypatch):
     machine(monkeypatch, free=100)
     for line in (f"train {SIZES} -o run", f"compare --norms none {SIZES} -o study"):
@@ -280,9 +288,8 @@ def test_a_dry_run_is_refused_as_the_run_would_be(cli, monkeypatch):
         assert "7 checkpoints of" in err
 
 
-def test_a_dry_run_of_a_study_multiplies_by_the_jobs_and_fits_80_columns(cli, monkeypatch):
+def test_a_dry_run_of_a_study_multiplies_by_the_jobs_and_fits_80_columns(cli, narrow_terminal):
     line = f"compare --norms none,batch --seeds 0-1 {SIZES} --measure landscape,ics --every 20 --dry-run"
-    monkeypatch.setenv("COLUMNS", "80")
     one, two = cli(line)[1], cli(f"{line} --jobs 2")[1]
     assert all(len(row) <= 80 for row in one.splitlines()[:-1])
     assert one.splitlines()[1].split() == ["run", "training", "steps", "points", "about", "memory", "disk"]

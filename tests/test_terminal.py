@@ -93,6 +93,15 @@ def test_quiet_prints_errors_only_and_verbose_contradicts_it(cli):
     assert "absent" in cli("ics absent --quiet")[2]
 
 
+def test_verbose_says_where_files_go_and_what_computes(cli):
+    cli(f"{TRAIN} -o one -v")
+    assert re.search(r"^one: bnsmooth \S+, torch \S+, cpu .*, \d+ threads?$", cli.stderr, re.MULTILINE)
+    cli("ics one -v --at 0,20")
+    assert "one/ics.parquet: measures 2 points\n" in cli.stderr
+    cli("ics one -v --at 0")
+    assert "one/ics.parquet: is there, with 1 point\n" in cli.stderr
+
+
 def test_a_log_has_what_is_printed_with_the_time_whatever_is_printed(cli, tmp_path):
     cli(f"--log job.log {TRAIN} -o one")
     stdout = cli(f"{TRAIN} -o one --log job.log -q")[1]

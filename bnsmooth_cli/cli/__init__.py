@@ -10,12 +10,15 @@ import errno
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from bnsmooth_cli import stopping
 from bnsmooth_cli.cli import log
 
+#: When the command began, but for the start of Python itself.
+BEGUN: Final = time.monotonic()
 _MAX_MESSAGE: Final = 10_000  # characters; a file can contain a path of any length
 #: Flags that make a command start again. Once results are kept, the command that continues must not have them.
 _ANEW: Final = ("--force", "--no-resume")

@@ -129,6 +129,10 @@ def _measure(
     data = run.given().get("data")
     requests = plan(kind, opened, files.output, **where, options=options, device=machine.device, data=data)
     left = pending(requests, machine.force)
+    for request in requests:
+        points = sum(map(len, request.steps.values()))
+        what = "measures" if request in left else "is there, with"
+        terminal.explain(f"{request.path}: {what} {points} point{'s' * (points != 1)}")
     with Reports() as reports:
 
         def progress(name: str, step: int, done: int, total: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli import BEGUN, terminal
 from bnsmooth_cli.cli.options import ExecutionOptions, ExportOptions, MachineOptions
 from bnsmooth_cli.cli.progress import UNITS, Reports
 from bnsmooth_cli.errors import IncompleteError, InputError
@@ -17,10 +19,6 @@ if TYPE_CHECKING:
     from bnsmooth_cli.studies.folder import Study
     from bnsmooth_cli.studies.run import Plan
     from bnsmooth_cli.studies.work import Task
-
-
-#: When the command began, but for Python's own start: this module is imported before torch and the images.
-_BEGUN: Final = time.monotonic()
 
 
 def run_study(
@@ -50,6 +48,8 @@ def run_study(
     if execution.dry_run:
         _print_plan(planned)
         return None
+    tasks = f"{len(planned.todo)} of {_count(len(planned.runs), 'run')} to train or measure"
+    terminal.explain(f"{folder}: {tasks}, {planned.jobs or 1} at once, {_count(grid.threads, 'thread')} each")
     with Board(planned.runs) as board:
         return run(planned, target_loss=target_loss, target_accuracy=target_accuracy, progress=board)
 
@@ -131,7 +131,7 @@ def print_cost(title: str, tasks: Sequence[Task], jobs: int) -> None:
     from bnsmooth_cli.training.devices import choose_device
     from bnsmooth_cli.training.needs import device_memory, free_space
 
-    cost = estimate(tasks, start=time.monotonic() - _BEGUN)
+    cost = estimate(tasks, start=_since_start())
     exact = cost.runs.copy()
     costs, jobs, device = cost.runs, min(jobs, len(tasks)), choose_device(tasks[0].device)
     costs["training"] = [
@@ -158,6 +158,14 @@ def print_cost(title: str, tasks: Sequence[Task], jobs: int) -> None:
         costs[name] = [in_words(size) if size else "-" for size in costs[name]]
     columns = ["run", "training", "steps", "points", "about", "memory", "disk"]
     terminal.summary(title, costs, columns, f"{note}; nothing was written", None, exact)
+
+
+def _since_start() -> float:
+    """The seconds since this process started; where the system does not tell, since its first import of bnsmooth."""
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    return time.monotonic() - BEGUN
 
 
 def _count(number: int, noun: str) -> str:

@@ -185,6 +185,7 @@ def train_or_find(config: Config, wanted: Wanted | None = None, **arguments: Any
     # Where the test set is evaluated, the evaluations are what a log tells of.
     milestone = config.eval_every is None or bool(wanted.kinds)
 
+    terminal.explain(f"{path}: {_computing(str(arguments.get('device', 'auto')))}")
     with Reports() as reports:
 
         def trained(step: int, loss: float) -> None:
@@ -203,6 +204,14 @@ def train_or_find(config: Config, wanted: Wanted | None = None, **arguments: Any
         return train_and_measure(
             config, wanted=wanted, progress=trained, evaluated=evaluated, measuring=measuring, **arguments
         )
+
+
+def _computing(device: str) -> str:
+    """What computes, in words."""
+    from bnsmooth_cli.storage.stretches import described
+    from bnsmooth_cli.training.devices import choose_device, machine
+
+    return described(machine(choose_device(device)))
 
 
 def _outcome(run: Run) -> str:

@@ -195,6 +195,10 @@ class _OnePass(training.Observer):
         self._rows = rows
         self._show_in_time()
 
+    @property
+    def kept(self) -> str:
+        return self._tables.kept
+
     def keep(self) -> None:
         self._tables.sync()
 

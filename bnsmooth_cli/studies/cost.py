@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,10 +25,11 @@ from bnsmooth_cli.studies.work import Task
 from bnsmooth_cli.training import needs
 from bnsmooth_cli.training.devices import choose_device
 from bnsmooth_cli.training.needs import Needs
-from bnsmooth_cli.training.trajectory import Trajectory
+from bnsmooth_cli.training.trajectory import RECORD, Trajectory
 
 _STEPS: Final = 5  # untimed steps, which allocate memory, and then as many timed ones, or more if they are quick
 _ENOUGH, _QUICK = 0.2, 2.0  # seconds of timed steps; of a point that is measured twice, because the first one is slower
+_DISK: Final = 0.01  # seconds in which a disk of moderate speed makes the two files of a save durable
 #: Bytes in Parquet tables, measured: of a table, of a number in a column or in a list, and of a row of train.parquet.
 _TABLE, _NUMBER, _LISTED, _ROW = 7000, 3, 8, 12
 
@@ -43,14 +46,19 @@ class _Price(NamedTuple):
     """What the pieces of one norm's work take.
 
     Attributes:
+        opening: Seconds until the first step, once the data is loaded.
         step, evaluation: Seconds of a training step, and of an evaluation of the test set.
+        save: Seconds in which a checkpoint and the table before it are written. A thread does this beside training,
+            but takes a core's time, and no save begins before the last one has ended.
         points: What points take, by kind of table.
         memory: Bytes beyond those of a process with the data.
         checkpoint: Bytes of a checkpoint.
     """
 
+    opening: float
     step: float
     evaluation: float
+    save: float
     points: dict[str, _Point]
     memory: float
     checkpoint: int
@@ -64,7 +72,7 @@ class Cost:
         runs: One row per run. The columns are `run`, the step that its training has `reached`, the `steps` to train,
             the `tables` and `points` to measure, and the `seconds`, the `memory` in bytes (of the GPU, if there is
             one) and the bytes on the `disk` that its work still takes.
-        start: Seconds until a process begins to work.
+        start: Seconds until a process begins to work: it starts, imports and loads the data.
         idle: Bytes of memory of a process that waits for its workers.
     """
 
@@ -109,7 +117,10 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
             rows.append({**row, "points": 0, "seconds": 0.0, "memory": 0.0, "disk": 0.0})
             continue
         if config.norm not in prices or {*wanted} - {*prices[config.norm].points}:
+            begun = time.perf_counter()
             problem = problems.build(config, device)
+            if not prices:  # the data is loaded once in a process
+                start += time.perf_counter() - begun
             needs.check(problem, task.path, force=not task.reached)
             held = held or _held(problem)
             prices[config.norm] = _priced(task, problem)
@@ -117,7 +128,7 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
         points = {kind: _lacking(task, run, kind) for kind in wanted}
         # Points before the step that training has reached are measured by training forward to them again.
         again = {step for left in points.values() for step in left if step < task.reached or not steps}
-        seconds, disk = (steps + _walked(run, sorted(again))) * price.step, 0.0
+        seconds, disk = price.opening + (steps + _walked(run, sorted(again))) * price.step, 0.0
         for kind, left in points.items():
             point, count = price.points[kind], len(left)
             seconds += point.first + (count - 1) * point.other if count else 0.0
@@ -125,6 +136,7 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
         if steps:
             seconds += (steps // (config.eval_every or config.steps) + 1) * price.evaluation
             saves = needs.saves(run, force=not task.reached)
+            seconds += (saves.count + 1) * price.save
             disk += saves.files * price.checkpoint - saves.freed + _TABLE + _ROW * steps
         figures = {"points": sum(map(len, points.values())), "seconds": seconds, "memory": held + price.memory}
         rows.append({**row, **figures, "disk": max(disk, 0.0)})
@@ -159,6 +171,9 @@ def _priced(task: Task, problem: Problem) -> _Price:
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)
     try:
+        begun = time.perf_counter()
+        problems.build(task.config, problem.device).baseline()
+        opening = time.perf_counter() - begun
         about = Needs(problem)
         memory = about.memory(task.wanted.kinds)  # before the trajectory takes the problem's network
         trajectory = Trajectory(problem)
@@ -169,9 +184,21 @@ def _priced(task: Task, problem: Problem) -> _Price:
             spent = _seconds(lambda: _walk(trajectory, count))
         evaluation = _seconds(lambda: problem.evaluate(trajectory.model)) if problem.test_size else 0.0
         points = {kind: _point(task, trajectory, kind) for kind in task.wanted.kinds}
-        return _Price(spent / count, evaluation, points, memory, about.checkpoint)
+        return _Price(opening, spent / count, evaluation, _save(trajectory), points, memory, about.checkpoint)
     finally:
         torch.set_num_threads(threads)
+
+
+def _save(trajectory: Trajectory) -> float:
+    """Write a checkpoint and a table to memory, and allow for the disk."""
+    rows = pd.DataFrame({name: [0.0] * 100 for name in RECORD})
+
+    def write() -> None:
+        torch.save(copy.deepcopy(trajectory.state()), io.BytesIO())
+        rows.to_parquet(io.BytesIO())
+
+    write()  # the first time imports and allocates
+    return _DISK + _seconds(write)
 
 
 def _walk(trajectory: Trajectory, steps: int) -> None:

@@ -53,6 +53,11 @@ class Observer:
     def hear(self, rows: Rows) -> None:
         """Rows of the train table have become known."""
 
+    @property
+    def kept(self) -> str:
+        """What is kept of what was seen, for the user."""
+        return ""
+
     def keep(self) -> None:
         """Make what was seen durable: a checkpoint follows, after which these steps are not passed again."""
 
@@ -176,7 +181,7 @@ def _stop(run: Run, log: _Log, trajectory: Trajectory, observer: Observer, saver
         saver.checkpoint(*log.written(), trajectory.step, trajectory.state(), stopped=True)
         kept = f"step {trajectory.step} of {run.config.steps}"
     saver.wait()
-    stopping.stop(f"{run.path} keeps {kept}")
+    stopping.stop("; ".join(filter(None, (f"{run.path} keeps {kept}", observer.kept))))
 
 
 def _code(run: Run, problem: Problem) -> dict[str, Any]:

@@ -138,7 +138,8 @@ def write_run(folder, problem, norm, lr, seed, truth, kinds=KINDS, diverged=None
     for kind, frame in made(problem, norm, lr, seed, truth, kinds, diverged, steps, **more).items():
         for column, type_ in SCHEMAS[kind].items():
             if type_ == "string":
-                frame[column] = run.name if column == "run" else frame[column].astype(object).fillna("x")
+                known = {"run": run.name, "settings": config.settings_text}
+                frame[column] = known.get(column) or frame[column].astype(object).fillna("x")
             elif type_ == "int64":
                 frame[column] = frame[column].fillna(0).astype("int64")
             elif type_ == "list":

@@ -140,13 +140,12 @@ def _train(
     config = run.config
     if runs.open_run(run.path).config != config:  # more steps than before, or other intervals
         runs.write_config(run)
-    if progress is not None:
-        progress(trajectory.step, log.last_loss)
     with Saver(run) as saver:
-        for step in range(trajectory.step, config.steps + 1):
+        first = trajectory.step
+        for step in range(first, config.steps + 1):
             last = step == config.steps
             saving, looking = last or step % config.save_every == 0, step in observer.steps
-            if saving or looking or log.count == READ_EVERY:
+            if step == first or saving or looking or log.count == READ_EVERY:
                 diverged = log.read()
                 if diverged is not None:
                     saver.table(*log.written(diverged_at=diverged))

@@ -17,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from bnsmooth_cli.cli import log, terminal
@@ -75,11 +76,15 @@ class Reports:
 
     def __init__(self) -> None:
         columns = (
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn(), _Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)), BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)), _Rate(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+            # A narrow terminal cuts the note, and nothing else.
+            TextColumn("{task.fields[note]}", markup=False,
+                       table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )  # fmt: skip
         self._as_bars = terminal.err.is_terminal and not terminal.is_quiet()
-        self._bars = Progress(*columns, console=terminal.err, transient=True, disable=not self._as_bars)
+        self._bars = Progress(*columns, console=terminal.err, transient=True, expand=True, disable=not self._as_bars)
         self._stages: dict[str, _Stage] = {}
 
     def __enter__(self) -> Reports:

@@ -16,10 +16,10 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.paper import find
 from bnsmooth_cli.paper.matching import distances, select
-from bnsmooth_cli.report import number
+from bnsmooth_cli.report import number, part_verdict
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.studies.claims import CLAIMS
-from bnsmooth_cli.studies.verdicts import NOT_APPLICABLE, NOT_MEASURED, REPORTED, deciding
+from bnsmooth_cli.studies.verdicts import NOT_APPLICABLE, NOT_MEASURED, deciding
 from reproduction import markdown, saturation
 from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
 from reproduction.saturation import paper_lr
@@ -266,11 +266,9 @@ class Results:
             for study, claims in self._claims.items():
                 for row in claims[claims["claim"] == claim].to_dict("records"):
                     if row["seeds"]:
-                        decides = row["decides"] or row["part_verdict"] in (REPORTED, NOT_APPLICABLE)
                         yield [f"{claim}, `{study}`", row["part"], number(row["lr"]), _seeds(row),
                                _cell("", row), row["rule"], number(row["p_value"]), number(row["p_against"]),
-                               row["part_verdict"] if decides else f"({row['part_verdict']})",
-                               number(row["paper"])]  # fmt: skip
+                               part_verdict(row), number(row["paper"])]  # fmt: skip
 
 
 def _verdict(row: Mapping[str, Any] | pd.Series[Any]) -> list[str]:

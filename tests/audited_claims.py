@@ -605,6 +605,12 @@ def tested(part: Part, values: np.ndarray, of_paper: float) -> dict[str, Any]:
     return row | {"verdict": verdict, "decides": obeyed(part, of_paper)}
 
 
+def of_the_paper(part: Part, problem: str, lr: float) -> float:
+    """The statistic of a part in the paper's own figure; NaN if no figure shows it."""
+    theirs = Case(papers(problem, lr))
+    return float(part.value(theirs)) if part.norms and theirs.has(part.norms, part.table) else math.nan
+
+
 def obeyed(part: Part, of_paper: float) -> bool:
     """Whether the paper's figure obeys a rule, or does not show the statistic: only then a part decides."""
     if not part.rule or part.rule in ("identity", "every case"):
@@ -624,7 +630,7 @@ def judged(number: int, study: Study) -> tuple[str, float, list[dict[str, Any]]]
             _exists([row for row in found if len(row["values"])], study.problem)
         nowhere = not found and any(at(part, study.problem, lr) for lr in study.cases)
         if nowhere or (part.exists and not any(row["decides"] for row in found)):
-            found.append(not_measured(part))
+            found.append(not_measured(part, study.problem, [*study.cases]))
         rows += found
     rows += _lacking([part for part in parts if part.rule and not part.exists], rows, study)
     counted = [row for row in rows if row["decides"] and not math.isnan(row["against"])]
@@ -644,9 +650,9 @@ def _lacking(parts: list[Part], rows: list[dict[str, Any]], study: Study) -> lis
     """A claim is not put together of several learning rates: what the one with the most parts lacks is not measured."""
     there = {(row["part"], row.get("lr")) for row in rows if row["verdict"] != "not applicable"}
     measured = [part for part in parts if any((part, lr) in there for lr in study.cases)]
-    lacks = [[part for part in measured if at(part, study.problem, lr) and (part, lr) not in there]
-             for lr in study.cases]  # fmt: skip
-    return [not_measured(part) for part in min(lacks, key=len)]
+    lacks = [[not_measured(part, study.problem, [lr]) for part in measured
+              if at(part, study.problem, lr) and (part, lr) not in there] for lr in study.cases]  # fmt: skip
+    return min(lacks, key=len)
 
 
 def at(part: Part, problem: str, lr: float) -> bool:
@@ -654,8 +660,10 @@ def at(part: Part, problem: str, lr: float) -> bool:
     return not part.lrs or (problem == "dln" and bool(np.isclose(part.lrs, lr, rtol=1e-6, atol=0).any()))
 
 
-def not_measured(part: Part) -> dict[str, Any]:
-    return {"part": part, "verdict": "not measured", "decides": bool(part.rule), "values": np.array([]), "p": math.nan,
+def not_measured(part: Part, problem: str, lrs: list[float]) -> dict[str, Any]:
+    """The row of a part that is not measured; it is needed where the paper's figure does not break its rule."""
+    decides = part.exists or any(obeyed(part, of_the_paper(part, problem, lr)) for lr in lrs if at(part, problem, lr))
+    return {"part": part, "verdict": "not measured", "decides": decides, "values": np.array([]), "p": math.nan,
             "against": math.nan}  # fmt: skip
 
 
@@ -664,9 +672,8 @@ def _row(number: int, part: Part, lr: float, cases: list[Case], needs: set[str])
     problem = next(iter(cases[0].runs.values())).problem
     if not at(part, problem, lr) or not any(all(norm in case.runs for norm in part.norms) for case in cases):
         return None
-    theirs = Case(papers(problem, lr))
-    of_paper = float(part.value(theirs)) if part.norms and theirs.has(part.norms, part.table) else math.nan
-    about = not_measured(part) | {"lr": lr, "paper": of_paper}
+    of_paper = of_the_paper(part, problem, lr)
+    about = not_measured(part, problem, [lr]) | {"lr": lr, "paper": of_paper}
     if not applies(number, cases):
         return about | {"verdict": "not applicable", "decides": False}
     if not (measured := [case for case in cases if case.has(part.norms, part.table)]):

@@ -900,6 +900,13 @@ def test_a_claim_about_one_learning_rate_says_whether_it_is_measured_there():
     )
 
 
+def test_a_part_that_does_not_decide_is_not_needed():
+    rows = judge(grid("dln", RIGHT, 8, ("none",), (1e-7,), kinds=("ics",)), 16)  # BatchNorm's part is without a run
+    assert verdicts_of(rows)[16] == REPRODUCED
+    part = part_of(rows, 16, "size of the cosine")
+    assert (part["part_verdict"], part["decides"]) == (NOT_MEASURED, False)
+
+
 def test_a_headline_says_what_the_parts_say():
     rows = judge(grid("vgg", WRONG, 8, ("none", "batch"), kinds=("ics",)), 1, 2, 4)
     said = {number: headline(rows[rows["claim"] == number]) for number in (1, 2, 4)}

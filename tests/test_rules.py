@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,21 @@ def test_the_command_line_plans_from_runs(cli, tmp_path):
     assert line.split()[-1] == f"{planned['seeds']:.0f}"
     assert f"{planned['weakest']:.2g} sd" in line
     assert not list(tmp_path.glob("*.parquet"))  # a plan writes nothing
+
+
+def test_a_plan_from_runs_mixes_no_settings_and_counts_no_seed_twice(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for samples in (20, 30):
+        assert cli(f"train --problem dln --norm none --samples {samples} --steps 4")[0] == 0
+    paths = " ".join(sorted(str(path) for path in Path("runs").iterdir()))
+    code, out, _ = cli(f"compare --plan {paths}")
+    titles = [line for line in out.splitlines() if line.endswith(": seeds that each claim takes")]
+    assert code == 0
+    assert [title.split(":")[1].strip() for title in titles] == ["20 samples", "30 samples"]
+    shutil.copytree(paths.split()[0], "again")
+    code, _, err = cli(f"compare --plan {paths} again")
+    assert code == 2
+    assert "share norm, learning rate and seed" in err
 
 
 @pytest.mark.parametrize(

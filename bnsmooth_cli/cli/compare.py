@@ -149,7 +149,9 @@ def _plan(runs: list[Path], options: dict[str, Any]) -> None:
     """Print how many seeds the claims take: for the effects that the runs show, or for some effects."""
     from bnsmooth_cli.config import resolve
     from bnsmooth_cli.storage.runs import open_run
+    from bnsmooth_cli.studies.comparison import groups
     from bnsmooth_cli.studies.evidence import Record
+    from bnsmooth_cli.studies.folder import labels
     from bnsmooth_cli.studies.grid import read_grid
     from bnsmooth_cli.studies.planning import plan
     from bnsmooth_cli.studies.statistics import POWER
@@ -169,11 +171,10 @@ def _plan(runs: list[Path], options: dict[str, Any]) -> None:
         table = plan(problem, [config.lr for config in configs])
         terminal.summary(f"{problem}: seeds that each claim takes", *_planned(table), note, exact=table)
         return
-    records = [Record.of_run(open_run(path)) for path in runs]
-    for problem in dict.fromkeys(record.problem for record in records):
-        chosen = [record for record in records if record.problem == problem]
-        table = plan(problem, sorted({record.lr for record in chosen}), claims(chosen))
-        terminal.summary(f"{problem}: seeds that each claim takes", *_planned(table),
+    records = [Record.of_run(run, name) for name, run in labels([open_run(path) for path in runs]).items()]
+    for title, chosen in groups(records):
+        table = plan(chosen[0].problem, sorted({record.lr for record in chosen}), claims(chosen))
+        terminal.summary(f"{title}: seeds that each claim takes", *_planned(table),
                          f"{note}; here: with the effects of these runs", exact=table)  # fmt: skip
 
 

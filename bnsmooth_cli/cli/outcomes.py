@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli.cli import terminal
+from bnsmooth_cli.cli.layout import cell
 from bnsmooth_cli.cli.outline import Cell, Section
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _readable(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def _with_ratio(value: float, ratio: float) -> str:
     if value != value:
         return "-"
-    shown = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.3g}"
+    shown = cell(float(value))
     return shown if ratio != ratio else f"{shown} ({ratio:.2g})"
 
 
@@ -154,7 +155,7 @@ def _sections(claims: pd.DataFrame) -> Iterator[Section]:
 
 
 def _part(part: pd.Series[Any], seeds: int, several: bool) -> tuple[Cell, ...]:
-    from bnsmooth_cli.studies.verdicts import REPORTED, tone
+    from bnsmooth_cli.studies.verdicts import REPORTED, is_aside, tone
 
     said, verdict = [part["part"]], part["part_verdict"]
     if 0 < part["seeds"] != seeds:
@@ -164,7 +165,7 @@ def _part(part: pd.Series[Any], seeds: int, several: bool) -> tuple[Cell, ...]:
     here = _number(part["median"])
     if part["low"] == part["low"]:
         here += f" [{_number(part['low'])}, {_number(part['high'])}]"
-    aside = not part["decides"] and part["rule"] != REPORTED and part["seeds"] > 0
+    aside = is_aside(part)
     return (
         Cell("; ".join(said)),
         Cell(f"{part['lr']:g}" if several and part["lr"] == part["lr"] else ""),

@@ -135,17 +135,12 @@ def seeds(part: Mapping[str, Any]) -> str:
 
 def part_verdict(part: Mapping[str, Any]) -> str:
     """The verdict on a part of a claim, in parentheses if the part is judged and does not decide."""
-    return f"({part['part_verdict']})" if _aside(part) else str(part["part_verdict"])
+    return f"({part['part_verdict']})" if verdicts.is_aside(part) else str(part["part_verdict"])
 
 
 def part_tone(part: Mapping[str, Any]) -> str:
     """The tone of the verdict on a part of a claim; none if the part does not decide."""
-    return "none" if _aside(part) else verdicts.tone(part["part_verdict"])
-
-
-def _aside(part: Mapping[str, Any]) -> bool:
-    unjudged = (verdicts.REPORTED, verdicts.NOT_MEASURED, verdicts.NOT_APPLICABLE)
-    return not part["decides"] and part["part_verdict"] not in unjudged
+    return "none" if verdicts.is_aside(part) else verdicts.tone(part["part_verdict"])
 
 
 #: What the templates call.

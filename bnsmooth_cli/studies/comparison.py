@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -75,6 +75,21 @@ def compare_records(
     return frame.sort_values(order, ascending=[True, True, False, True, True], ignore_index=True)[
         list(kinds.get("compare").columns)
     ]
+
+
+def groups(runs: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
+    """The runs that can be compared with each other: of one problem and of the same settings.
+
+    Yields:
+        The problem, with the settings that differ between its groups in words; and the runs.
+    """
+    for problem in dict.fromkeys(record.problem for record in runs):
+        of_problem = [record for record in runs if record.problem == problem]
+        texts = [record.settings for record in of_problem]
+        same, words = alike(problem, texts), differing(problem, texts)
+        for text in dict.fromkeys(same.values()):
+            title = ": ".join(filter(None, [problem, words[text]]))
+            yield title, [record for record in of_problem if same[record.settings] == text]
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from bnsmooth_cli import kinds, paper
 from bnsmooth_cli.config import find_problem, resolve
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.metrics import (
     bare,
@@ -274,10 +275,16 @@ class Case:
 
 
 def cases(records: Iterable[Record]) -> dict[float, list[Case]]:
-    """The cases of some runs of a problem: by learning rate, in the order of the seeds."""
+    """The cases of some runs of a problem: by learning rate, in the order of the seeds.
+
+    Raises:
+        InputError: If two runs share norm, learning rate and seed, because no seed may count twice.
+    """
     grouped: dict[tuple[float, int], dict[str, Record]] = {}
     for record in records:
-        grouped.setdefault((record.lr, record.seed), {})[record.norm] = record
+        of_seed = grouped.setdefault((record.lr, record.seed), {})
+        if (other := of_seed.setdefault(record.norm, record)) is not record:
+            raise InputError(f"{other.name} and {record.name}: share norm, learning rate and seed; give one of them")
     by_lr: dict[float, list[Case]] = {}
     for lr, seed in sorted(grouped):
         by_lr.setdefault(lr, []).append(Case(grouped[lr, seed]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -69,6 +69,15 @@ def tone(verdict: str) -> str:
     return _TONES.get(verdict, "none")
 
 
+def is_aside(part: Mapping[str, Any] | pd.Series[Any]) -> bool:
+    """Whether a part is judged and does not decide, given its row: its verdict is then in parentheses.
+
+    >>> [is_aside({"decides": False, "part_verdict": verdict}) for verdict in (REPRODUCED, REPORTED)]
+    [True, False]
+    """
+    return not part["decides"] and part["part_verdict"] not in (REPORTED, NOT_MEASURED, NOT_APPLICABLE)
+
+
 def headline(parts: pd.DataFrame) -> str:
     """The verdict on a claim with what its parts say, so that it is plain what the verdict rests on.
 
@@ -102,7 +111,8 @@ def _judge(claim: Claim, parts: Sequence[Part], grouped: dict[float, list[Case]]
     if not rows:
         rows = [{"part": ELSEWHERE, "rule": REPORTED, "judged": REPORTED, "seeds": 0, "decides": False,
                  "part_verdict": NOT_APPLICABLE, "p_against": None, "values": [], "command": None}]  # fmt: skip
-    rows += _lacking([part for part in parts if part.rule is not None and part.judged != EXISTS], rows, list(grouped))
+    needed = [part for part in parts if part.rule is not None and part.judged != EXISTS]
+    rows += _lacking(needed, rows, problem, list(grouped))
     tested = [row for row in rows if row["decides"] and row["p_against"] is not None]
     for row, adjusted in zip(tested, holm([row["p_against"] for row in tested]), strict=True):
         row["p_against"] = adjusted
@@ -118,7 +128,7 @@ def _judge(claim: Claim, parts: Sequence[Part], grouped: dict[float, list[Case]]
 
 
 def _rows(claim: Claim, part: Part, grouped: dict[float, list[Case]], problem: str) -> list[dict[str, Any]]:
-    unmeasured = _unmeasured(part)
+    unmeasured = _unmeasured(part, problem, list(grouped))
     rows = []
     for lr, of_lr in grouped.items():
         if not part.at(lr) or not any(case.has(part.needs, ()) for case in of_lr):
@@ -142,15 +152,18 @@ def _rows(claim: Claim, part: Part, grouped: dict[float, list[Case]], problem: s
     return rows or [unmeasured] * any(map(part.at, grouped))
 
 
-def _unmeasured(part: Part) -> dict[str, Any]:
-    """The row of a part that is not measured."""
+def _unmeasured(part: Part, problem: str, lrs: Sequence[float]) -> dict[str, Any]:
+    """The row of a part that is not measured; it is needed if the part decides at one of these learning rates."""
     needed: dict[str, list[Any]] = {"norms": list(part.needs), "measure": list(part.tables)}
+    decides = any(part.at(lr) and part.decides(problem, lr) for lr in lrs)
     return {"part": part.text, "rule": part.wanted, "judged": part.judged, "lr": np.nan, "seeds": 0,
-            "decides": part.rule is not None, "p_against": None, "values": [], "part_verdict": NOT_MEASURED,
+            "decides": decides, "p_against": None, "values": [], "part_verdict": NOT_MEASURED,
             "command": {name: values for name, values in needed.items() if values}}  # fmt: skip
 
 
-def _lacking(parts: Sequence[Part], rows: Sequence[dict[str, Any]], lrs: Sequence[float]) -> list[dict[str, Any]]:
+def _lacking(
+    parts: Sequence[Part], rows: Sequence[dict[str, Any]], problem: str, lrs: Sequence[float]
+) -> list[dict[str, Any]]:
     """The rows that a claim's most complete learning rate lacks.
 
     Norms may differ from learning rate to learning rate, but a claim is not put together of several: BatchNorm's
@@ -163,7 +176,7 @@ def _lacking(parts: Sequence[Part], rows: Sequence[dict[str, Any]], lrs: Sequenc
         return []
     lacking = {lr: [part for part in known if part.at(lr) and (part.text, lr) not in found] for lr in lrs}
     lr = min(lacking, key=lambda lr: len(lacking[lr]))
-    return [{**_unmeasured(part), "lr": lr} for part in lacking[lr]]
+    return [{**_unmeasured(part, problem, [lr]), "lr": lr} for part in lacking[lr]]
 
 
 def _applicable(claim: Claim, of_lr: Sequence[Case]) -> bool:

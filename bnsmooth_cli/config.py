@@ -270,7 +270,10 @@ class Config:
         >>> resolve("vgg", "paper", norm="mymodule:MyNorm", width=0.25).name
         'vgg-mymodule.MyNorm-lr0.1-paper-w0.25-seed0'
         """
-        return _bounded("-".join([self.former_name.removesuffix(self._seed), *self._tags()])) + self._seed
+        preset, tags = self.nearest_preset()
+        first = next(iter(find_problem(self.problem).presets))
+        parts = [self.former_name.removesuffix(self._seed), *([preset] if preset != first else []), *tags]
+        return _bounded("-".join(parts)) + self._seed
 
     @property
     def former_name(self) -> str:
@@ -282,17 +285,21 @@ class Config:
     def _seed(self) -> str:
         return f"-seed{self.seed}"
 
-    def _tags(self) -> list[str]:
-        """The parts of the name between the learning rate and the seed: those of the nearest preset."""
+    def nearest_preset(self) -> tuple[str, list[str]]:
+        """The preset from which the fewest settings differ, and those that differ, as parts of a name.
+
+        >>> resolve("vgg", "paper", width=0.5).nearest_preset()
+        ('paper', ['w0.5'])
+        """
         values, fields = self._values(), defining(self.problem)
         full_batch = {"batch_size": self.settings.full_batch}  # where no preset has a number
         defaults = {name: f.default for name, f in fields.items()}
-        choices = []
-        for number, (preset, chosen) in enumerate(find_problem(self.problem).presets.items()):
+        choices = {}
+        for preset, chosen in find_problem(self.problem).presets.items():
             usual = {**defaults, **full_batch, **chosen}
-            tags = [tag(f, values[name]) for name, f in fields.items() if tag(f, values[name]) != tag(f, usual[name])]
-            choices.append((len(tags), [preset][: min(number, 1)] + tags))
-        return min(choices, key=lambda choice: choice[0])[1]
+            tags = [(tag(f, values[name]), tag(f, usual[name])) for name, f in fields.items()]
+            choices[preset] = [own for own, other in tags if own != other]
+        return min(choices.items(), key=lambda choice: len(choice[1]))
 
     @property
     def eval_every(self) -> int | None:

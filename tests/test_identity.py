@@ -368,3 +368,19 @@ def test_two_runs_of_one_name_are_not_measured_into_one_table(cli):
     assert "b/none: has the name of a/none, and one table cannot tell them apart; leave out -o" in err
     assert cli("ics a/none b/none --at 0")[0] == 0
     assert "a/none: given twice" in cli("ics a/none a/none --at 0")[2]
+
+
+def test_a_table_from_before_a_run_got_more_steps_is_written_anew_and_not_measured_again(cli, monkeypatch):
+    run = "train --problem dln --norm none --samples 20 -o run"
+    for words in ("--steps 4 --measure ics --at 0,2", "--steps 6"):
+        assert cli(f"{run} {words}")[0] == 0
+    code, _, err = cli("plot run/ics.parquet run/train.parquet -o both.png")
+    assert code == 2
+    assert "none of the runs of the ics tables (dln, 20 samples, 4 steps, lr 1e-6)" in err
+    points = bns.read_table("run/ics.parquet").drop(columns="settings")
+    monkeypatch.setattr("bnsmooth_cli.measures.recording.Recording.take", lambda *_: pytest.fail("a point is measured"))
+    assert cli("ics run --at 0,2")[0] == 0
+    rows = bns.read_table("run/ics.parquet")
+    assert {*rows["settings"]} == {open_run("run").config.settings_text}
+    pd.testing.assert_frame_equal(rows.drop(columns="settings"), points)
+    assert cli("plot run/ics.parquet run/train.parquet -o both.png")[0] == 0

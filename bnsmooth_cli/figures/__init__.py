@@ -97,6 +97,11 @@ def _prepared(
     ready, more = rows.prepare(kind, part, beside), {}
     if beside is not None and len(beside):
         more["training"] = rows.of_the_same_runs(rows.prepare("train", beside, part), ready)
+        if more["training"].empty:
+            raise InputError(
+                f"the train tables have none of the runs of the ics tables ({rows.title(ready)}); leave them out, or "
+                "measure ics again if the runs have got more steps since then"
+            )
     if theirs is not None and len(of_problem := theirs[theirs["problem"] == problem]):
         if len(words := style.words_of(ready)) > 1:
             raise InputError(f"--paper: the runs have different settings ({'; '.join(words)}); plot those of one")

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 
 from bnsmooth_cli.figures import scales, style
 from bnsmooth_cli.figures.page import Band, in_row, mark_handle
+from bnsmooth_cli.figures.panels import DIVERGED, OFF_SCALE
 
 _BETTER_HIGH: Final = ("final_test_accuracy",)  # of the drawn columns; less is better in the others
-_DIVERGED: Final = "diverged"
-_OFF_SCALE: Final = "off scale"
 _NOT_REACHED: Final = "not reached"
 #: What runs without a dot share -> their mark at the right edge.
 _MARKS: Final[dict[str, dict[str, Any]]] = {
-    _DIVERGED: {"marker": "x"},
+    DIVERGED: {"marker": "x"},
     _NOT_REACHED: {"marker": ">", "markerfacecolor": "none"},
-    _OFF_SCALE: {"marker": ">"},
+    OFF_SCALE: {"marker": ">"},
 }
 
 
@@ -86,18 +85,18 @@ class Dots:
         missing, diverged = np.isnan(row), runs["diverged_at"].notna().to_numpy()
         beyond = row > (np.inf if scale is None else scale.high)
         beyond |= np.isposinf(row)
-        absent = {_OFF_SCALE: int(beyond.sum())}
+        absent = {OFF_SCALE: int(beyond.sum())}
         if self.column.startswith("steps_to"):
             wanted = runs[self.column.replace("steps_to", "target")].notna().to_numpy()
             absent[_NOT_REACHED] = int((missing & wanted & ~diverged).sum())
-            absent[_DIVERGED] = int((missing & wanted & diverged).sum())
+            absent[DIVERGED] = int((missing & wanted & diverged).sum())
         elif self.column.startswith("final"):
             absent = {
-                _OFF_SCALE: int((beyond & ~diverged).sum()),
-                _DIVERGED: int(((missing | beyond) & diverged).sum()),
+                OFF_SCALE: int((beyond & ~diverged).sum()),
+                DIVERGED: int(((missing | beyond) & diverged).sum()),
             }
         else:
-            absent[_DIVERGED] = int((missing & diverged).sum())
+            absent[DIVERGED] = int((missing & diverged).sum())
         return {reason: count for reason, count in absent.items() if count}
 
     def _draw_median(
@@ -119,7 +118,7 @@ def _words(row: NDArray[np.float64], absent: dict[str, int]) -> str:
         return "–"
     texts = []
     for reason, count in absent.items():
-        above = f" (from {np.nanmin(row):.2g})" if reason == _OFF_SCALE and np.isfinite(np.nanmin(row)) else ""
+        above = f" (from {np.nanmin(row):.2g})" if reason == OFF_SCALE and np.isfinite(np.nanmin(row)) else ""
         texts.append(f"{reason}{above}" + (f", {style.count_text(count, len(row))}" if len(row) > 1 else ""))
     return "; ".join(texts)
 

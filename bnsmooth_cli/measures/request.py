@@ -127,13 +127,16 @@ class Request:
         """Whether the table at `path` answers this request.
 
         A table that lacks a step, the measurement's additions, or a column that an earlier version did not have, does
-        not. A table that has steps or additions which are not requested does.
+        not, nor does one that was written before a run got more steps: its rows have other settings. A table that has
+        steps or additions which are not requested does.
 
         Raises:
             InputError: If the table there answers another request.
         """
         written = self.read()
         if written is None or self.lacks_additions(written) or tables.lacking(self.path):
+            return False
+        if any(written["runs"][source.name].get("steps") != source.config.steps for source in self.sources):
             return False
         return all({*steps} <= tables.steps_in(written, run) for run, steps in self.steps.items())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
-from bnsmooth_cli.config import Config, find_problem, resolve
+from bnsmooth_cli.config import Config, resolve
 from bnsmooth_cli.identity import differing
 from bnsmooth_cli.storage.files import first_line
 
@@ -78,11 +78,9 @@ def settings_in_words(config: Config) -> str:
     >>> settings_in_words(resolve("vgg")), settings_in_words(resolve("vgg", "paper", width=0.5))
     ('preset quick', 'preset paper, but width 0.5')
     """
-    own, problem = config.settings_text, config.problem
-    presets = {preset: resolve(problem, preset).settings_text for preset in find_problem(problem).presets}
-    unlike = {preset: differing(problem, [own, text])[own] for preset, text in presets.items()}
-    nearest = min(unlike, key=lambda preset: (bool(unlike[preset]), unlike[preset].count(", ")))
-    return f"preset {nearest}" + (f", but {unlike[nearest]}" if unlike[nearest] else "")
+    own, (preset, _) = config.settings_text, config.nearest_preset()
+    unlike = differing(config.problem, [own, resolve(config.problem, preset).settings_text])[own]
+    return f"preset {preset}" + (f", but {unlike}" if unlike else "")
 
 
 def _printable(text: str) -> str:

@@ -134,7 +134,7 @@ def prepare(kind: str, table: pd.DataFrame, beside: pd.DataFrame | None = None) 
 def _settings(table: pd.DataFrame) -> pd.Series[str]:
     if "settings" not in table:
         return pd.Series("", index=table.index)
-    return table["settings"].fillna("").astype(str)
+    return table["settings"].astype(object).fillna("").astype(str)
 
 
 def of_the_same_runs(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

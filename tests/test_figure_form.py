@@ -31,6 +31,7 @@ from matplotlib.text import Text
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import kinds
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import render
 from bnsmooth_cli.figures.format import Format, Picture
 
@@ -289,3 +290,10 @@ def test_names_of_rows_and_counts_beside_them_fit_into_a_column(monkeypatch: pyt
 
 def test_a_line_of_a_surface_fits_into_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_readable(render("surface", make(surface_line), form=Format(size="column", dpi=60)), monkeypatch)
+
+
+@pytest.mark.parametrize("title", ["a\x1b[31mb", "\0", "\u202eabc", "\udcff", "$" + "{" * 500 + "}" * 500 + "$"])
+def test_a_title_that_cannot_be_drawn_is_refused(title):
+    with pytest.raises(InputError, match="--title"):
+        Format(title=title)
+    assert Format(title="two lines\nwith\xa0a space, $x^2$ and \u65e5").title

@@ -79,6 +79,8 @@ def _remark(others: Callable[..., None], message: Warning | str, category: type[
     from bnsmooth_cli.cli import terminal
     from bnsmooth_cli.errors import Remark
 
+    if "missing from font(s)" in str(message):  # matplotlib's, once for each character and each time it is measured
+        message, category = "the figure's font lacks some characters of its texts, so boxes are drawn for them", Remark
     if not issubclass(category, Remark):
         others(message, category, *place)
     elif str(message) not in _remarks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ _WIDTHS: Final = (2.0, 40.0)  # inches
 _HEIGHTS: Final = (1.0, 100.0)
 _DPIS: Final = (20, 2400)
 _MAX_PIXELS: Final = 2e8
+#: Categories of characters that control a text or are none. An SVG with some of them is not well formed.
+_UNDRAWN: Final = ("Cc", "Cf", "Cn", "Cs")
 
 _BRIGHT: Final[dict[Any, Any]] = {"grid.color": "#E4E4E4"}
 _DARK: Final[dict[Any, Any]] = {
@@ -76,10 +79,12 @@ class Format:
         _check("width", self.width, *_WIDTHS, "inches")
         _check("height", self.height, *_HEIGHTS, "inches")
         _check("dpi", self.dpi, *_DPIS, "pixels per inch")
+        if self.title is not None and any(unicodedata.category(c) in _UNDRAWN for c in self.title.replace("\n", "")):
+            raise InputError(f"--title {self.title[:60]!a}: has characters that cannot be drawn; leave them out")
         if self.title is not None and is_math_text(self.title):
             try:
                 MathTextParser("path").parse(self.title)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"--title {self.title[:60]}: its formula cannot be read; write \\$ for a dollar sign"
                 ) from error

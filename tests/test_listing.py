@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pandas as pd
 import pytest
 
 import bnsmooth_cli as bns
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.storage.listing import list_runs
 
 SMALL = {"problem": "dln", "depth": 3, "dimension": 3, "samples": 9, "steps": 4, "save_every": 2}
@@ -73,3 +75,19 @@ def test_an_empty_folder_has_no_runs_and_a_missing_one_is_named(tmp_path):
     assert list_runs(tmp_path).empty
     with pytest.raises(bns.InputError, match="absent: no such folder"):
         list_runs(tmp_path / "absent")
+
+
+def test_a_folder_that_cannot_be_read_is_not_one_without_runs(folder, monkeypatch):
+    scan = os.scandir
+
+    def refused(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    (folder / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(InputError, match=r"locked: cannot be read \(Permission denied\)"):
+        list_runs(folder / "locked")
+    with pytest.warns(Remark, match="locked: cannot be read .* runs in it are missing"):
+        assert len(list_runs(folder)) == 1

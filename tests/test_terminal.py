@@ -191,3 +191,33 @@ def test_the_end_of_a_pipe_ends_nothing(tmp_path, small_run):
         words = f"{sys.executable} -m bnsmooth_cli {line} | true; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", words], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, ""), line
+
+
+def test_a_log_is_not_appended_to_a_file_of_another_kind(cli, tmp_path, small_run):
+    run, table = small_run("dln", "batch"), tmp_path / "t.parquet"
+    table.write_bytes(run.train_path.read_bytes())
+    assert cli(f"list {run.path} --log {table}")[:2] == (2, "")
+    assert "is no log of bnsmooth" in cli.stderr
+    assert table.read_bytes() == run.train_path.read_bytes()
+    (tmp_path / "empty.log").touch()
+    for _ in range(2):
+        assert cli(f"list {run.path} --log empty.log")[0] == 0
+
+
+def test_a_full_disk_for_the_lines_of_progress_does_not_end_the_work(monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(terminal.err, "_file", full)
+        terminal.inform("step 0")
+        terminal.inform("step 1")
+
+
+def test_csv_and_json_do_not_share_stdout(cli, small_run):
+    code, out, _ = cli(f"show {small_run('dln', 'batch').train_path} --csv - --json")
+    assert (code, out) == (2, "")
+    assert "cannot share standard output with --json" in cli.stderr
+
+
+def test_names_of_devices_are_no_names_of_runs(cli):
+    for name in ("con", "NUL.txt", "com1"):
+        assert cli(f"{TRAIN} --name {name} --dry-run")[0] == 2
+    assert cli(f"{TRAIN} --name console --dry-run")[0] == 0

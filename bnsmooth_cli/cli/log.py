@@ -6,12 +6,16 @@ It has no other module's state and imports little, so that the thread that ends 
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from bnsmooth_cli.errors import InputError
 
+#: How a line begins.
+_LINE: Final = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 _handle: int | None = None
 
 
@@ -19,15 +23,22 @@ def begin(path: Path) -> None:
     """Append to a file from now on, until `end`.
 
     Raises:
-        InputError: If it cannot be written.
+        InputError: If it cannot be written, or is another kind of file, such as a table.
     """
     global _handle
     end()
     try:
+        if path.is_file() and not _LINE.match(start := _start(path)) and start:
+            raise InputError(f"--log {path}: is no log of bnsmooth; give another file, so that this one is not damaged")
         _handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except (OSError, ValueError) as error:  # ValueError for a name with a null character
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"--log {path}: cannot be written ({reason}); give a file in a folder that exists") from error
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(20)
 
 
 def end() -> None:

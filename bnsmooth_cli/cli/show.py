@@ -12,6 +12,7 @@ from rich.cells import cell_len
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.layout import cell, plain
+from bnsmooth_cli.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,8 @@ def show(
 
       bnsmooth show runs/vgg-batch-lr0.1-seed0/ics.parquet --csv - | head
     """
+    if csv == "-" and terminal.is_json():
+        raise InputError("--csv -: cannot share standard output with --json; leave out one, or give --csv a file")
     if csv == "-":
         _print_csv(table)
     elif csv is not None:

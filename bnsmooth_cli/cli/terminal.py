@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 class _Console(Console):
     """A console that ignores what a closed pipe no longer takes, as after `| head`: the work goes on to its end."""
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as `Console.print` does. What stderr cannot take is lost: a full disk must not end the work."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            if not self.stderr:
+                raise
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
         self.quiet = True
         with suppress(OSError, ValueError):

@@ -65,7 +65,7 @@ class FolderOptions(Options):
             if word is not None and not _SAFE.fullmatch(word):
                 raise InputError(
                     f"{flag} '{word[:40]}': give letters, digits and . _ + - only, at most 100, not beginning or "
-                    "ending with a sign"
+                    "ending with a sign; con, nul and the like are devices on Windows"
                 )
         name = self.name
         if self.tag is not None:
@@ -74,8 +74,8 @@ class FolderOptions(Options):
         return self.output if name is None else Path("runs") / name
 
 
-#: Names of files on every system.
-_SAFE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
+#: Names of files on every system: Windows keeps some for devices.
+_SAFE: Final = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))[A-Za-z0-9]([A-Za-z0-9._+-]{0,98}[A-Za-z0-9])?")
 
 
 @grouped

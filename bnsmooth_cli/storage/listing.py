@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.config import IDENTIFYING
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.cards import Card, shortened
 from bnsmooth_cli.storage.files import first_line, read_text, unicode
@@ -82,17 +83,25 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    try:
+        os.scandir(folder).close()
+    except OSError as error:  # which a walk would take for a folder without runs
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); give a folder that you may read") from error
     rows = [row_of(path) for path in _run_folders(folder)]
     return RunList(pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS))
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     """The folders of runs, in the order of their paths."""
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_remark_unread):
         if "config.json" in files and _is_run(Path(place)):
             folders.clear()
             yield Path(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _remark_unread(error: OSError) -> None:
+    warnings.warn(f"{error.filename}: cannot be read ({error.strerror}); runs in it are missing", Remark, stacklevel=2)
 
 
 def _is_run(folder: Path) -> bool:

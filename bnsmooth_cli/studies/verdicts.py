@@ -44,7 +44,7 @@ def claims(records: Iterable[Record]) -> pd.DataFrame:
     learning rates (Holm 1979). docs/claims.md has all rules.
 
     Args:
-        records: The runs, all of the same problem.
+        records: The runs, all of the same problem and settings.
 
     Returns:
         The columns of a table of kind `compare-claims`. In place of a command, the column `command` has the changes to
@@ -57,7 +57,8 @@ def claims(records: Iterable[Record]) -> pd.DataFrame:
     for claim in CLAIMS:
         parts = [part for part in claim.parts if part.applies(problem, classifies)]
         rows += _judge(claim, parts, grouped, problem)
-    return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns))
+    settings = records[0].settings
+    return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns)).assign(settings=settings)
 
 
 def tone(verdict: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from matplotlib.axes import Axes
 import bnsmooth_cli as bns
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.figures import render
+from bnsmooth_cli.figures import plot_tables, render
 from bnsmooth_cli.figures.rows import MAX_APART, Selection
 
 
@@ -102,6 +103,14 @@ def test_ics_has_the_training_curves_of_its_own_settings() -> None:
     training = pd.concat([of(make(vgg_training, norms=("batch",)), width=width) for width in (0.25, 0.5)])
     figure = render("ics", table, training)
     assert [len(axes.lines) for axes in figure.axes[:2]] == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph 27")
+def test_an_svg_that_no_program_could_read_is_refused(tmp_path: Path) -> None:
+    bns.save_table(make(landscape, norms=("batch", "x\x1b[31m")), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: the name of a norm or a setting has characters"):
+        plot_tables([tmp_path / "t.parquet"], tmp_path / "t.svg")
+    assert not (tmp_path / "t.svg").exists()
 
 
 def test_the_title_has_data_width_and_steps_and_what_is_unusual() -> None:

@@ -126,7 +126,7 @@ def test_a_log_that_cannot_be_written_is_named_before_any_work(cli, tmp_path):
 def test_commands_print_one_json_document(cli, small_run):
     run = small_run("dln", "batch")
     for line, paths in (
-        (f"{TRAIN} -o one --json", []),
+        (f"{TRAIN} -o one --json", ["one/train.parquet"]),
         ("--json train --dry-run --problem dln --samples 9 --steps 9 -o dry", []),
         (f"ics {run.path} -o t.parquet --json", ["t.parquet"]),
         ("show t.parquet --json -q", ["t.parquet"]),

@@ -130,6 +130,7 @@ def train(
         rows = rows.iloc[sorted({round(i * (len(rows) - 1) / 10) for i in range(11)})]
     else:
         rows, columns = tested, ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
+    terminal.wrote(trained.train_path)
     say_exported(live, trained.train_path)
     for kind in chosen.kinds:
         table = trained.source().table_path(kind)

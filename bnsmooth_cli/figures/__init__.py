@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from xml.parsers.expat import ExpatError, ParserCreate
 
 import matplotlib
 import numpy as np
@@ -235,11 +236,23 @@ def plot_tables(
         raise InputError(f"{sources[0]}{' and others' * (len(sources) > 1)}: {error}") from error
     stream = io.BytesIO()
     drawn.savefig(stream, format=suffix)
+    if suffix == "svg":
+        _check_xml(stream.getvalue(), sources)
     _write(output, stream.getvalue(), force)
     shown = _by_kind(
         kind, selection.of(kind, table), None if training is None else selection.of_steps("train", training)
     )
     return distances([] if paper is None else select(paper, kind, shown, figure), shown)
+
+
+def _check_xml(content: bytes, sources: Sequence[Path]) -> None:
+    try:
+        ParserCreate().Parse(content, True)
+    except ExpatError as error:
+        raise InputError(
+            f"{sources[0]}{' and others' * (len(sources) > 1)}: the name of a norm or a setting has characters that no "
+            "SVG can hold; draw a PNG"
+        ) from error
 
 
 def _write(output: Path, content: bytes, force: bool) -> None:

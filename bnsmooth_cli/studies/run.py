@@ -274,8 +274,8 @@ def run(
         failed |= refused
         if not runs:
             raise IncompleteError(f"{study.path}: none of its {len(failed)} runs has finished")
-        _export(planned, {run.name: run for run in runs})
         conclude(runs, study, target_loss=target_loss, target_accuracy=target_accuracy).write(study.table, runs)
+        _export(planned, {run.name: run for run in runs})  # last: other programs may fail
     return replace(study, failed=failed)
 
 

@@ -222,7 +222,7 @@ def test_a_killed_run_is_continued_where_it_was(tmp_path):
     command = [sys.executable, "-m", "bnsmooth_cli", *line.split()]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     file = tmp_path / "run/train.tfevents"
-    while not (tmp_path / "run/checkpoints/001500.pt").exists() or file.stat().st_size < 200_000:
+    while not (tmp_path / "run/checkpoints/001500.pt").exists() or not file.exists() or file.stat().st_size < 200_000:
         time.sleep(0.02)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)

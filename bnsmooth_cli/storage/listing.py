@@ -125,7 +125,8 @@ def row_of(path: Path) -> dict[str, Any]:
         row["tables"], row["kept"] = _points(run)
         return row | _progress(run)
     except (InputError, OSError) as error:
-        return {**row, "state": f"{DAMAGED}: {first_line(error).removeprefix(f'{path}').lstrip('/: ')}"}
+        reason = InputError(str(error).removeprefix(f"{path}").lstrip("/: "))  # before a long path has it cut
+        return {**row, "state": f"{DAMAGED}: {first_line(reason)}"}
 
 
 def _in_study(path: Path) -> bool:

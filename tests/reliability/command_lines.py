@@ -120,6 +120,7 @@ def lines(draw: st.DrawFn) -> list[str]:
 
     name = draw(st.sampled_from([*COMMANDS]))
     options = {p.opts[0]: p for p in COMMANDS[name].params if p.param_type_name == "option"}
+    options.pop("--debug", None)  # shows the traceback of any error
     words = [name]
     if any(p.param_type_name == "argument" for p in COMMANDS[name].params) and chance(60):
         usual = SOURCES.get(name, ["run", "run/checkpoints/000002.pt"])

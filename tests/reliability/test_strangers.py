@@ -237,7 +237,7 @@ def test_figures_of_values_beyond_any_axis(copied, kind, value):
     for alternating in (1.0, signs):
         numbers = {name: value * alternating for name in table.select_dtypes("float") if name != "lr"}
         tables.write_table(copied / "t.parquet", kind, [table.assign(**numbers)], provenance)
-        ended = run("plot t.parquet -o f.png", copied)
+        ended = run("plot t.parquet -o f.png --force", copied)
         assert (ended.code, ended.err) == (0, "")
     many = table.assign(problem=[f"p{i}" for i in range(len(table))])
     tables.write_table(copied / "t.parquet", kind, [many], provenance)

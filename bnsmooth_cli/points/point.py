@@ -41,12 +41,12 @@ from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped, size
 from bnsmooth_cli.problems.checks import check_loss, check_parameters
 from bnsmooth_cli.problems.loop import ExternalLoop
-from bnsmooth_cli.storage.cards import Card, guarded, settings_in_words
+from bnsmooth_cli.storage.cards import Card, Shown, guarded, settings_in_words
 from bnsmooth_cli.user_code import explaining
 
 
 @dataclass(frozen=True, repr=False)
-class Point:
+class Point(Shown):
     r"""The network at $\theta_t$ with the batch $(x_t, y_t)$ that training uses at step t.
 
     The loss is a function of the flat vector `theta`, and includes the L2 penalty of the weights if training does. The
@@ -119,12 +119,6 @@ class Point:
         with undisturbed(model), prepared(point.norms, seed, step):
             check_loss(model, loss, "loss")
         return point
-
-    def __repr__(self) -> str:
-        return self._card().text()
-
-    def _repr_html_(self) -> str:
-        return self._card().html()
 
     def _card(self) -> Card:
         def lines() -> Card:

@@ -71,6 +71,19 @@ class Card:
         return f'{_STYLE}<div class="bnsmooth-card"><div>{title}</div>{table}</div>'
 
 
+class Shown:
+    """An object that a prompt and a notebook show by its card."""
+
+    def _card(self) -> Card:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+
 def settings_in_words(config: Config) -> str:
     """The preset that is nearest to a configuration, and the settings that are not that preset's.
 

@@ -15,7 +15,7 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
-from bnsmooth_cli.storage.cards import Card, guarded, settings_in_words
+from bnsmooth_cli.storage.cards import Card, Shown, guarded, settings_in_words
 from bnsmooth_cli.storage.files import load_json, save_json, unicode
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
@@ -64,7 +64,7 @@ class CheckpointSource:
 
 
 @dataclass(frozen=True, repr=False)
-class Run:
+class Run(Shown):
     """A run directory and its configuration. At a prompt and in a notebook, it says how far it is.
 
     Attributes:
@@ -74,12 +74,6 @@ class Run:
 
     path: Path
     config: Config
-
-    def __repr__(self) -> str:
-        return self._card().text()
-
-    def _repr_html_(self) -> str:
-        return self._card().html()
 
     def _card(self) -> Card:
         from bnsmooth_cli.storage.listing import points_in_words, row_of

@@ -17,6 +17,7 @@ from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import MAX_THREADS, Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage.cards import Card, Shown
 from bnsmooth_cli.storage.files import atomic, check_writable, load_json, save_json, unicode
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies.cards import card
@@ -41,7 +42,7 @@ def table_paths(path: Path) -> dict[str, Path]:
 
 
 @dataclass(frozen=True, repr=False)
-class Study:
+class Study(Shown):
     """A study in a folder: `study.json`, `log.json`, the runs in `runs/`, and the tables that compare them.
 
     At a prompt and in a notebook, it says how far its runs are, and what has become of the claims.
@@ -57,11 +58,8 @@ class Study:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))  # users give a text
 
-    def __repr__(self) -> str:
-        return card(self).text()
-
-    def _repr_html_(self) -> str:
-        return card(self).html()
+    def _card(self) -> Card:
+        return card(self)
 
     @property
     def table(self) -> Path:

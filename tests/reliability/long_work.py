@@ -13,8 +13,11 @@ from pathlib import Path
 from attempts import KINDS, Attempt, Try
 
 MIB = 2**20
-#: How much more memory the second half of the work may take than the first, for allocators that settle.
-GROWTH = 8 * MIB
+#: How much more memory the second half of the work may take than the first: the rows of its table, and what settles.
+GROWTH = 3 * MIB
+#: One arena for all threads, and Arrow's memory in it. Each thread that writes a checkpoint would otherwise get one of
+#: many, which grow by tens of MiB before they settle, and nothing could be seen beside that.
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 STEPS, POINTS = 5000, 200
 SETTINGS = {
     "dln": {"depth": 6, "dimension": 8, "samples": 200, "lr": 1e-5},
@@ -35,7 +38,7 @@ class Long:
         def attempt(number: int) -> Try:
             begun = time.monotonic()
             words = [sys.executable, __file__, self.problem, self.kind, str(number)]
-            ended = subprocess.run(words, cwd=folder, text=True, capture_output=True)
+            ended = subprocess.run(words, cwd=folder, env=os.environ | ALLOCATOR, text=True, capture_output=True)
             taken = time.monotonic() - begun
             if ended.returncode:
                 return Try("", "", ended.stderr[-600:], taken, 0)

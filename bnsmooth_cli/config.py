@@ -26,7 +26,9 @@ MAX_SAMPLES: Final = 10**7
 MAX_DEPTH: Final = 1000
 MAX_LR: Final = 1e30  # still a float32 after a multiplication by any step length of a line probe
 MAX_WIDTH: Final = 4.0
-MAX_NUMBERS: Final = 2**26  # in the deep linear network, or in its samples
+MAX_NUMBERS: Final = 2**26  # in the deep linear network or its samples, and in the transformer
+MAX_EMBEDDING: Final = 2048
+MAX_CONTEXT: Final = 4096
 MAX_THREADS: Final = 1024
 MAX_NAME: Final = 120  # bytes; file systems take 255, and Windows 260 characters of a whole path
 #: How the pixels of images are scaled.
@@ -131,6 +133,38 @@ class LinearSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GptSettings(Settings):
+    """The settings of `gpt`, the transformer. `data_digest` is the fingerprint of the text, known once it is loaded."""
+
+    depth: int = setting("number of blocks, each with four layers", whole(MAX_DEPTH))
+    embedding: int = setting("units of each token, a multiple of --heads", whole(MAX_EMBEDDING), tag="emb",
+                             words="{} units")  # fmt: skip
+    heads: int = setting("attention heads, which share the units", whole(MAX_EMBEDDING), words="{} heads")
+    context: int = setting(
+        "characters of a window, whose next ones are predicted", whole(MAX_CONTEXT), words="windows of {}"
+    )
+    eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)
+    data: str = setting(
+        f"{', '.join(data_sets.TEXTS)} (built in), or a text file in UTF-8. With a RUN: the present file of its text",
+        choices=data_sets.TEXTS, tag="", words="{}",
+    )  # fmt: skip
+    data_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedding % self.heads:
+            raise InputError(
+                f"--heads {self.heads}: the {self.embedding} units of --embedding do not divide into as many heads"
+            )
+        numbers = self.embedding * (12 * self.embedding * self.depth + self.context)
+        if numbers > MAX_NUMBERS:
+            raise InputError(
+                f"--embedding {self.embedding}: with depth {self.depth} and a context of {self.context} that is "
+                f"{numbers:,} numbers, at most {MAX_NUMBERS:,}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CustomSettings(Settings):
     """The settings of a custom problem."""
 
@@ -151,7 +185,8 @@ class ProblemEntry:
         settings: The class of its settings.
         presets: The values of each preset.
         alphas: The step lengths of the line probe, in learning rates.
-        layers: The layers whose activations the paper shows, by number.
+        layers: The layers whose activations are measured by default, by number: those that the paper shows. Of `gpt`,
+            those that feed the non-linearities of the preset's blocks.
     """
 
     name: str
@@ -162,15 +197,16 @@ class ProblemEntry:
     layers: tuple[int, ...] = ()
 
 
-_SGD: Final = {"lr": 0.1, "momentum": 0.0, "batch_size": 128}
-_DLN: Final = {"depth": 25, "dimension": 10, "samples": 1_000, "lr": 1e-6, "momentum": 0.0}
+_SGD: Final = {"norm": "batch", "lr": 0.1, "momentum": 0.0, "batch_size": 128}
+_DLN: Final = {"norm": "batch", "depth": 25, "dimension": 10, "samples": 1_000, "lr": 1e-6, "momentum": 0.0}
 #: The built-in problems. The preset `paper` has what Santurkar et al. 2018, appendix A, states: for `vgg` CIFAR-10
 #: without augmentation, SGD with lr 0.1 and 15,000 steps of 128 images; for `dln` 25 layers of 10 x 10, 1,000 Gaussian
 #: samples in one batch, lr 1e-6 and 10,000 steps. The step lengths of the line are those that its figures show. The
 #: paper gives neither the depth of its "VGG-like" network nor its classifier, inputs, last norm or penalty, and the
 #: losses of its linear network are not those of the matrix that it states. docs/paper.md has the experiments that the
 #: preset's values are inferred from. The preset `quick` trains a quarter-width VGG-11 on the built-in images in half a
-#: minute on a laptop.
+#: minute on a laptop, and a transformer of four blocks in as much. docs/norms.md says how the settings of `gpt` were
+#: chosen.
 PROBLEMS: Final = {
     entry.name: entry
     for entry in (
@@ -189,6 +225,12 @@ PROBLEMS: Final = {
             "quick": {**_DLN, "steps": 1_000, "save_every": 50},
             "paper": {**_DLN, "matrix": "uniform", "last_norm": False, "steps": 10_000, "save_every": 200},
         }, (0.01, 0.1, 1.0, 10.0, 30.0), layers=(1, 11, 24)),
+        ProblemEntry("gpt", "gpt:Gpt", GptSettings, {
+            "quick": {
+                "norm": "layer", "lr": 1e-2, "momentum": 0.0, "batch_size": 32, "depth": 4, "embedding": 64, "heads": 4,
+                "context": 64, "data": "shakespeare", "steps": 600, "save_every": 100, "eval_every": 50,
+            },
+        }, (0.5, 1.0, 2.0, 4.0), layers=(5, 9, 13, 17)),
     )
 }  # fmt: skip
 #: Any custom problem; its name says how users name theirs.
@@ -418,11 +460,21 @@ def type_of(name: str) -> type:
     return {"str": str, "int": int, "float": float, "bool": bool}[str(FIELDS[name].type).split(" ")[0]]
 
 
+def choices_of(name: str) -> tuple[str, ...]:
+    """The values of a setting that the shell completes, of all problems that have it.
+
+    >>> choices_of("data")[-2:]
+    ('fashion-mnist', 'shakespeare')
+    """
+    fields = [_by_name(Config), *(_by_name(entry.settings) for entry in _ENTRIES)]
+    return tuple(dict.fromkeys(c for own in fields if name in own for c in own[name].metadata["setting"].choices))
+
+
 def help_of(name: str) -> str:
     """The help of a setting; the help of a problem's setting names the problem.
 
     >>> help_of("depth")
-    'vgg: 11, 13, 16 or 19 weight layers; dln: number of layers.'
+    'vgg: 11, 13, 16 or 19 weight layers; dln: number of layers; gpt: number of blocks, each with four layers.'
     """
     if name in _by_name(Config):
         return str(FIELDS[name].metadata["setting"].help)
@@ -448,13 +500,15 @@ def _build(values: Mapping[str, Any]) -> Config:
     return Config(**{name: value for name, value in values.items() if name in common}, settings=settings)
 
 
-def resolve(problem: str = "vgg", preset: str = "quick", norm: str = "batch", seed: int = 0, **given: Any) -> Config:
+def resolve(
+    problem: str = "vgg", preset: str = "quick", norm: str | None = None, seed: int = 0, **given: Any
+) -> Config:
     """The configuration of a preset with some values replaced.
 
     Args:
         problem: A name of `PROBLEMS`, or a custom problem.
-        preset: `quick`, or `paper` for the built-in problems.
-        norm: The norm.
+        preset: `quick`, or `paper` for `vgg` and `dln`.
+        norm: The norm; None keeps the preset's.
         seed: The seed of everything random.
         **given: Values that replace the preset's; None keeps the preset's.
 
@@ -467,9 +521,9 @@ def resolve(problem: str = "vgg", preset: str = "quick", norm: str = "batch", se
     entry = find_problem(problem)
     if preset not in entry.presets:
         raise unknown("preset", preset, entry.presets)
-    norms.check(norm)
-    values = {"problem": problem, "norm": norm, "seed": seed, **entry.presets[preset]}
-    values |= {name: value for name, value in given.items() if value is not None}
+    values = {"problem": problem, "seed": seed, **entry.presets[preset]}
+    values |= {name: value for name, value in {"norm": norm, **given}.items() if value is not None}
+    norms.check(values["norm"])
     for name, value in values.items():
         if name in FIELDS:
             check_types({name: value}, flag(name))

@@ -12,20 +12,37 @@ from matplotlib.figure import Figure
 
 from bnsmooth_cli import kinds, norms
 from bnsmooth_cli.cli.commands import app
+from bnsmooth_cli.networks.rescaling import is_known
 
 #: Kind -> column -> type.
 SCHEMAS = {kind.name: {name: column.type for name, column in kind.columns.items()} for kind in kinds.KINDS}
 #: The kinds that have a figure.
 DRAWN = [kind.name for kind in kinds.KINDS if kind.figures]
 
-#: The paper's norms and lp:3: those whose statistics are taken over the batch, and those without statistics.
-NORMS = [norm.example or norm.name for norm in norms.NORMS if norm.over in ("batch", "nothing")]
+#: The paper's norms and lp:3: those whose statistics are taken over the batch, and those without statistics. What only
+#: takes the place of a norm, as Dynamic Tanh does, is none.
+NORMS = [
+    name
+    for name, over in ((norm.example or norm.name, norm.over) for norm in norms.NORMS)
+    if over in ("batch", "nothing") and is_known(norms.build(name, 4))
+]
 #: The norms that the linear network's fast path computes, with a power that is not a whole number.
 FAST_NORMS = [*(norm.example or norm.name for norm in norms.NORMS if norm.fast_path), "lp:1.5"]
 #: Settings of the small runs: a few steps of a narrow VGG, or of a shallow linear network with a high learning rate.
 SMALL: dict[str, dict[str, Any]] = {
     "vgg": {"width": 0.07, "batch_size": 16, "lr": 0.05, "steps": 6, "save_every": 2, "eval_every": 6},
     "dln": {"depth": 5, "dimension": 4, "samples": 30, "lr": 1e-4, "steps": 6, "save_every": 2},
+    "gpt": {
+        "depth": 2,
+        "embedding": 8,
+        "heads": 2,
+        "context": 8,
+        "batch_size": 4,
+        "lr": 1e-2,
+        "steps": 6,
+        "save_every": 2,
+        "eval_every": 3,
+    },
 }
 
 #: The options of a small linear network.

@@ -18,6 +18,9 @@ from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.randomness import generator
 
+#: The input and output of each linear map.
+Maps = dict[str, tuple[Tensor, Tensor]]
+
 
 def double_copy(point: Point) -> nn.Module:
     return copy.deepcopy(point.model).double()
@@ -145,10 +148,59 @@ def ics(point: Point) -> list[dict[str, float]]:
     return rows
 
 
+def transformer(model: nn.Module, windows: Tensor, name: str = "", output: Tensor | None = None) -> tuple[Tensor, Maps]:
+    """The logits of a transformer in elementary operations, and the input and output of each of its linear maps.
+
+    Args:
+        model: The network, for its norms and parameters.
+        windows: The characters (B, T).
+        name: A layer whose output is replaced.
+        output: What replaces it, (B T, units).
+    """
+    maps: Maps = {}
+
+    def linear(layer: str, x: Tensor, at: nn.Linear) -> Tensor:
+        y = torch.einsum("ni,oi->no", x, at.weight)
+        y = y if at.bias is None else y + at.bias
+        maps[layer] = x, y
+        return output if layer == name else y
+
+    def attention(qkv: Tensor, heads: int) -> Tensor:
+        queries, keys, values = qkv.chunk(3, 1)
+        size, length = queries.shape[1] // heads, windows.shape[1]
+        columns = []
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            rows = []
+            for place in range(len(qkv)):
+                first = place - place % length  # of the window
+                seen = slice(first, place + 1)
+                weights = torch.softmax(keys[seen, part] @ queries[place, part] / math.sqrt(size), 0)
+                rows.append(weights @ values[seen, part])
+            columns.append(torch.stack(rows))
+        return torch.cat(columns, 1)
+
+    places = torch.arange(windows.numel()) % windows.shape[1]
+    x = model.tokens.weight[windows.flatten()] + model.positions.weight[places]
+    for block_name, block in model.named_children():
+        if not block_name.startswith("block"):
+            continue
+        qkv = linear(f"{block_name}.qkv", block.qkv.norm(x), block.qkv.linear)
+        x = x + linear(f"{block_name}.attn_out", attention(qkv, block.heads), block.attn_out)
+        hidden = linear(f"{block_name}.fc", block.fc.norm(x), block.fc.linear)
+        active = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        x = x + linear(f"{block_name}.mlp_out", active, block.mlp_out)
+    logits = linear("head", model.head.norm(x), model.head.linear)
+    return logits.view(*windows.shape, -1), maps
+
+
 def feeding(point: Point, name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A float64 network at the point's step, and the layer's inputs, linear outputs and norm outputs."""
     model = double_copy(point)
     prepare(model.modules(), point.config.seed, point.step)
+    if point.config.problem == "gpt":
+        x, y = transformer(model, point.inputs)[1][name]
+        return model, x.detach(), y.detach(), y.detach()  # no norm takes the output
     x = point.inputs.double()
     for layer_name, layer in model.layers.items():
         if layer_name == name:
@@ -190,6 +242,9 @@ class TwoNetworks:
         return tensor[:, self.unit].flatten()
 
     def rest(self, z: Tensor) -> Tensor:
+        if self.point.config.problem == "gpt":
+            logits, _ = transformer(self.model, self.point.inputs, self.name, z)
+            return nn.functional.nll_loss(logits.log_softmax(-1).flatten(0, 1), self.point.targets.flatten())
         layers = dict(self.model.layers)
         place = list(layers).index(self.name)
         z = layers[self.name].rest(z)
@@ -216,7 +271,7 @@ class TwoNetworks:
 
     def inputs(self) -> Tensor:
         """The layer's inputs as a matrix (m, d), a convolution's patches cut out one by one."""
-        linear = self.model.layers[self.name].linear
+        linear = None if self.point.config.problem == "gpt" else self.model.layers[self.name].linear
         if not isinstance(linear, nn.Conv2d):
             return self.x
         padded = nn.functional.pad(self.x, (1, 1, 1, 1))

@@ -12,10 +12,11 @@ COMMON = ["problem", "norm", "lr", "steps", "batch_size", "momentum", "seed", "s
 KEYS = {
     "vgg": [*COMMON, "depth", "eval_every", "data", "width", "augment"],
     "dln": [*COMMON, "depth", "dimension", "samples"],
+    "gpt": [*COMMON, "depth", "embedding", "heads", "context", "eval_every", "data"],
     "module:function": [*COMMON, "eval_every"],
 }
-#: The settings that only the linear network has.
-LINEAR = ["dimension", "samples", "matrix"]
+#: The settings that only the linear network has, and only the transformer.
+LINEAR, GPT = ["dimension", "samples", "matrix"], ["embedding", "heads", "context"]
 
 
 @pytest.mark.parametrize("problem", KEYS)
@@ -81,7 +82,7 @@ def test_how_often_a_run_is_saved_and_evaluated_does_not_define_it():
         "norm": "l1", "lr": 0.2, "batch_size": 3, "momentum": 0.5, "seed": 1, "weight_decay": 0.1, "depth": 13,
         "width": 0.5, "augment": True, "classifier": "none", "inputs": "centred", "last_norm": True,
     }  # fmt: skip
-    assert {"problem", "steps", "data", "data_digest", *others, *here.incidental()} == {*FIELDS} - {*LINEAR}
+    assert {"problem", "steps", "data", "data_digest", *others, *here.incidental()} == {*FIELDS} - {*LINEAR, *GPT}
     for name, value in others.items():
         assert len(here.differences(here.changed(**{name: value}))) == 1, name
 

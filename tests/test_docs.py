@@ -24,6 +24,7 @@ from torchvision.models import resnet18
 import bnsmooth_cli as bns
 from bnsmooth_cli import config
 from bnsmooth_cli.cli import reference
+from bnsmooth_cli.data import texts
 from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.studies import grid
@@ -37,6 +38,7 @@ STUDIES = (ROOT / "docs/studies.md").read_text()
 SMALL_PRESETS = {
     "vgg": {"width": 0.0625, "batch_size": 16, "steps": 40, "save_every": 10},
     "dln": {"dimension": 4, "samples": 40, "steps": 20, "save_every": 10},
+    "gpt": {"depth": 1, "embedding": 8, "heads": 2, "context": 8, "batch_size": 4, "steps": 20, "save_every": 10},
     "own": {"batch_size": 16, "steps": 4, "save_every": 2},
 }
 SHORTER = {
@@ -314,7 +316,7 @@ def test_the_bounds_of_the_reliability_page_are_the_bounds():
         **dict.fromkeys(("norms", "lrs", "seeds", "at"), grid.MAX_VALUES),
     }
     rest = {what: float(most) for what, most in rows if "--" not in what}
-    assert list(rest.values()) == [config.MAX_NUMBERS, tables.MAX_VALUES]
+    assert list(rest.values()) == [config.MAX_NUMBERS, config.MAX_NUMBERS, texts.MAX_BYTES, tables.MAX_VALUES]
 
 
 def test_make_torture_does_what_the_reliability_page_says():

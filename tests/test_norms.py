@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +90,23 @@ def test_lp_and_its_derivatives_are_those_of_elementary_operations(name, block, 
     tolerance = 1e-5 if dtype == torch.float32 else 1e-11
     for fast, plain in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance * float(plain.detach().abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dyt_is_the_custom_norm_of_the_documentation_bit_by_bit(shape):
+    """The tables of docs/norms.md that are older than the built-in norm have it as dyt:DyT."""
+    example = runpy.run_path(str(Path(__file__).parents[1] / "docs/examples/dyt.py"))["DyT"]
+    mine, theirs, y = norms.build("dyt", 5), example(5), data(shape).float().requires_grad_()
+    found = []
+    for norm in (mine, theirs):
+        with torch.no_grad():
+            for parameter, values in zip(norm.parameters(), (0.7, torch.arange(5.0), torch.ones(5)), strict=True):
+                parameter.copy_(torch.as_tensor(values))
+        slopes = torch.autograd.grad(norm(y).sin().sum(), [y, *norm.parameters()], create_graph=True)
+        found.append([norm(y), *slopes, *torch.autograd.grad(slopes[0].square().sum(), [y, *norm.parameters()][:3])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert [name for name, _ in mine.named_parameters()] == ["alpha", "gamma", "beta"]
+    assert norms.build("dyt", 5).alpha.item() == 0.5  # alpha_0 of Zhu et al. 2025
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -17,7 +17,8 @@ import typer
 import bnsmooth_cli
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import log, terminal
-from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, help_of, resolve, type_of
+from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, choices_of, help_of, resolve, type_of
+from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.norms import examples
@@ -81,12 +82,10 @@ class _Settings(Options):
     """The settings of runs, as options. None means that the preset decides."""
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given, by name; a data folder by its full path."""
+        """The settings that were given, by name; a folder or file of data by its full path."""
         values = super().given()
         allow(values.get("problem"), values.get("norm"))
         if "data" in values:
-            from bnsmooth_cli.data.images import canonical
-
             values["data"] = canonical(values["data"])
         return values
 
@@ -97,11 +96,11 @@ _PRESETS = tuple(dict.fromkeys(name for problem in PROBLEMS.values() for name in
 def _defaults(name: str) -> str:
     """The defaults of a setting as an ending of its help, from the registry of problems; those of presets by name.
 
-    >>> _defaults("depth"), _defaults("norm"), _defaults("augment")
-    (' \\\\[vgg: 11, paper 16; dln: 25]', ' \\\\[batch]', ' \\\\[no]')
+    >>> _defaults("depth"), _defaults("preset"), _defaults("augment")
+    (' \\\\[vgg: 11, paper 16; dln: 25; gpt: 4]', ' \\\\[quick]', ' \\\\[no]')
     """
     usual = inspect.signature(resolve).parameters
-    if name in usual:
+    if name in usual and usual[name].default is not None:
         return f" \\[{_value(usual[name].default)}]"
     texts: dict[str, str] = {}
     for problem, entry in PROBLEMS.items():
@@ -141,11 +140,11 @@ def _with_settings(*omitted: str) -> Callable[[type[Group]], type[Group]]:
                 flags = (
                     f"{flag(name)}/--no-{flag(name)[2:]}" if type_of(name) is bool else f"{flag(name)} {setting.short}"
                 )
-                about = option(help_of(name) + _defaults(name), _SETTINGS, flags=flags, choices=setting.choices)
+                about = option(help_of(name) + _defaults(name), _SETTINGS, flags=flags, choices=choices_of(name))
                 fields[name] = type_of(name), about
         text = (
-            "quick: a small network on the built-in images. paper: the paper's settings, and what its figures suggest "
-            f"(docs/paper.md).{_defaults('preset')}"
+            "quick: a small network on built-in data. paper (vgg, dln): the paper's settings, and what its figures "
+            f"suggest (docs/paper.md).{_defaults('preset')}"
         )
         fields["preset"] = str, option(text, _SETTINGS, choices=_PRESETS)
         group.__annotations__ = {name: kind | None for name, (kind, _) in fields.items()}

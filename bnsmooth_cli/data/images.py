@@ -18,7 +18,7 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from bnsmooth_cli.data import BUILT_IN, DOWNLOADED, NAMES
+from bnsmooth_cli.data import BUILT_IN, DOWNLOADED, NAMES, TEXTS
 from bnsmooth_cli.data.folders import Arrays, Files, class_folders, parquet_files, read_class_folders, read_parquet
 from bnsmooth_cli.data.published import ORIGINALS, download
 from bnsmooth_cli.data.shapes import shapes
@@ -66,6 +66,8 @@ def load(data: str) -> Images:
     if data == BUILT_IN:
         images, labels, test_images, test_labels = shapes()
         return _finish({"train": (images, labels), "test": (test_images, test_labels)}, data)
+    if data in TEXTS:
+        raise InputError(f"--data {data}: is a text; give one of {', '.join(NAMES)}, or a folder of images")
     if data in DOWNLOADED:
         return _cached(data, [data], lambda: _read(download(data), data))
     folder = Path(data)
@@ -106,11 +108,6 @@ def _stamp(folder: Path, files: Files) -> list[tuple[str, int, int]]:
 def _read(folder: Path, data: str) -> dict[str, Arrays]:
     files, read = _layout(folder, data)
     return read(files)
-
-
-def canonical(data: str) -> str:
-    """The data set as configurations record it: by its name, or by the absolute path of its folder."""
-    return data if data in NAMES or not Path(data).exists() else str(Path(data).resolve())
 
 
 def _cached(data: str, key: Sequence[object], read: Callable[[], dict[str, Arrays]]) -> Images:

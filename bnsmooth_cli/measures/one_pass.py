@@ -32,7 +32,7 @@ from bnsmooth_cli.user_code import name_of
 
 def train(
     problem: str | Builder = "vgg",
-    norm: str | Callable[[int], nn.Module] = "batch",
+    norm: str | Callable[[int], nn.Module] | None = None,
     *,
     preset: str = "quick",
     seed: int = 0,
@@ -56,8 +56,8 @@ def train(
 
     Args:
         problem: A problem's name, your own as "module:function", or the function itself.
-        norm: A norm's name, your own as "module:class", or the class itself.
-        preset: The settings to start from: "quick" or "paper".
+        norm: A norm's name, your own as "module:class", or the class itself; the preset's by default.
+        preset: The settings to start from: "quick", or "paper" for "vgg" and "dln".
         seed: The seed of the initialisation, the data order, the noise and the augmentation.
         measure: The kinds of tables to measure, such as "landscape" and "ics".
         every: The interval of the measured steps; None measures at the checkpoints.
@@ -87,7 +87,7 @@ def train(
     ...     sorted(bns.read_table(run.path / "ics.parquet")["step"].unique().tolist())
     [0, 5, 10]
     """
-    config = resolve(name_of(problem), preset, name_of(norm), seed, **settings)
+    config = resolve(name_of(problem), preset, None if norm is None else name_of(norm), seed, **settings)
     wanted = Wanted(
         (measure,) if isinstance(measure, str) else tuple(measure),
         None if every is None else index(every),  # numpy's integers are no JSON

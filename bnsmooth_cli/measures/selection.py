@@ -12,6 +12,7 @@ from torch import Tensor
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.networks.structure import Site, Structure
+from bnsmooth_cli.norms import name_of
 
 
 class Selected(NamedTuple):
@@ -45,7 +46,7 @@ def select(
     sites = structure.sites
     if (unfit := structure.unfit) is not None:
         raise InputError(
-            f"--norm {type(unfit).__module__}:{type(unfit).__qualname__}: its output is not an affine function of its "
+            f"--norm {name_of(type(unfit))}: its output is not an affine function of its "
             "normalised input, so that it is no norm; train, landscape, smoothness, surface and ics take it"
         )
     if not sites:

@@ -16,6 +16,7 @@ from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.hooks import captured, hooked, observable
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.networks.rescaling import is_known, is_norm
+from bnsmooth_cli.networks.transformer import Transformer
 
 #: Layers in order, each as its name and the names of its parameters.
 Names = list[tuple[str, list[str]]]
@@ -87,11 +88,14 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
     """Find the layers of a network, and the sites where norms act or could act.
 
     A chain defines its own layers, and a site for each layer that can have a norm, unless it is not a norm that is
-    there (`networks.rescaling`). The layers of any other module are the modules with parameters of their own, in the
-    order in which they are first called. A norm that acts on the output of the module before it, and is called once,
-    belongs to that module's layer; so does a module that only scales or shifts. The parameters of modules that are not
-    called (as in nn.MultiheadAttention) belong to the module that contains them. The sites are the linear maps and
-    convolutions that are called once.
+    there (`networks.rescaling`). So does a transformer: its norms belong to the layers that they feed, and its sites
+    are its linear maps, whose output no norm takes.
+
+    The layers of any other module are the modules with parameters of their own, in the order in which they are first
+    called. A norm that acts on the output of the module before it, and is called once, belongs to that module's layer;
+    so does a module that only scales or shifts. The parameters of modules that are not called (as in
+    nn.MultiheadAttention) belong to the module that contains them. The sites are the linear maps and convolutions that
+    are called once.
 
     Args:
         model: The network.
@@ -99,6 +103,8 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
     """
     if isinstance(model, Chain):
         return _of_chain(model, forward)
+    if isinstance(model, Transformer):
+        return _of_transformer(model)
     groups = _Trace(model, forward).layers()
     sites = [
         Site(i, group.name, group.module, tuple(group.norms), group.units_last, group.unfit)
@@ -120,6 +126,12 @@ def _of_chain(model: Chain, forward: Callable[[], object]) -> Structure:
     for site, output in zip(users, outputs, strict=True):
         if not is_norm(site.norms[0], output):
             return Structure(model, layers, [], site.norms[0])
+    return Structure(model, layers, sites)
+
+
+def _of_transformer(model: Transformer) -> Structure:
+    layers, maps = [(name, _within(model, name)) for name in model.layers()], model.linear_maps()
+    sites = [Site(i, name, maps[name], ()) for i, (name, _) in enumerate(layers, 1) if name in maps]
     return Structure(model, layers, sites)
 
 

@@ -1,7 +1,8 @@
 """The registry of norms: an entry says how a norm is built, what it normalises over and how figures draw it.
 
 Every norm is a module over activations of shape (N, C) or (N, C, H, W). A unit is a channel; its m activations run over
-N, H and W. Only `build` imports torch, so that help texts and figures can read the registry without it.
+N, H and W. In a transformer, N runs over all tokens. Only `build` imports torch, so that help texts and figures can
+read the registry without it.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ NORMS: Final = (
     Norm("rms", "per_sample:RmsNorm", "RMSNorm over a sample's units and positions", "sample",
          colour="#8DB600", dash=(0, (2, 1))),
     Norm("scale", "scale:ScaleNorm", "divided by the standard deviation, nothing subtracted", "batch"),
+    Norm("dyt", "tanh:DynamicTanh", "Dynamic Tanh, which takes the place of a norm", "nothing",
+         colour="#E69F00", dash=(0, (9, 2, 2, 2))),
 )  # fmt: skip
 #: How users name a norm of their own.
 USER_NORM: Final = "MODULE:CLASS"
@@ -167,6 +170,18 @@ def build(name: str, num_features: int) -> nn.Module:
         return _build_user_norm(name, num_features)
     built: nn.Module = _imported(norm.builder)(num_features, *parameter(norm, name))
     return built
+
+
+def name_of(kind: type) -> str:
+    """How the user names the norm that a class builds, for messages.
+
+    >>> from torch import nn
+    >>> from bnsmooth_cli.norms.tanh import DynamicTanh
+    >>> name_of(DynamicTanh), name_of(nn.Tanh)
+    ('dyt', 'torch.nn.modules.activation:Tanh')
+    """
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    return next((norm.name for norm in NORMS if name == f"{__name__}.{norm.builder}"), name)
 
 
 def _imported(builder: str) -> Any:

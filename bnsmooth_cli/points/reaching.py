@@ -208,7 +208,7 @@ def load_point(
         step: The training step; the last checkpoint's by default. Between checkpoints, the run is trained forward from
             the checkpoint before the step.
         device: "auto", "cpu", "cuda" or "mps".
-        data: The folder of the images, if they have moved since training.
+        data: The folder of the images or the file of the text, if it has moved since training.
         dtype: The precision to convert the point to. Training up to the point uses the run's own precision.
         objective: The loss to measure: "batch", "train:K" or "test" (see `Point`).
         code: The custom norm and problem of the run, as "module:name" or the objects themselves. They must be given
@@ -237,7 +237,7 @@ def load_point(
 def load_weights(
     path: Path | str,
     problem: object,
-    norm: object = "batch",
+    norm: object = None,
     *,
     seed: int = 0,
     device: str = "auto",
@@ -251,7 +251,7 @@ def load_weights(
         path: The file of a state dict that fits the problem's network, written by `torch.save` or safetensors. It may
             be inside other dicts, and have the names that DataParallel, `torch.compile` or Lightning give it.
         problem: The problem, as `train` takes it.
-        norm: The norm, as `train` takes it.
+        norm: The norm, as `train` takes it; that of the problem's preset by default.
         seed: The seed of the data order and the noise.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: The precision to convert the point to.
@@ -274,7 +274,7 @@ def load_weights(
     >>> torch.equal(point.theta, trained.theta)
     True
     """
-    config = resolve(name_of(problem), norm=name_of(norm), seed=seed, **settings)
+    config = resolve(name_of(problem), norm=None if norm is None else name_of(norm), seed=seed, **settings)
     return _single_point(runs.open_weights(Path(path), config), 0, device, dtype, objective)
 
 

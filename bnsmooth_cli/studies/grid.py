@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli.config import FIELDS, Config, check_threads, check_types, resolve
-from bnsmooth_cli.data import NAMES
+from bnsmooth_cli.data import NAMES, TEXTS
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.measures.wanted import PROBED, Wanted
 from bnsmooth_cli.storage.files import read_text, unicode
@@ -201,8 +201,8 @@ def _read_toml(path: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as TOML ({error})") from error
     data = content.get("data")
-    if isinstance(data, str) and data not in NAMES and (path.parent / data).is_dir():
-        content["data"] = str((path.parent / data).resolve())  # a file names folders relative to itself
+    if isinstance(data, str) and data not in (*NAMES, *TEXTS) and (path.parent / data).exists():
+        content["data"] = str((path.parent / data).resolve())  # a file names others relative to itself
     return content
 
 

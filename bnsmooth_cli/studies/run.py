@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli import stopping
+from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
 from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
 from bnsmooth_cli.storage.live import Exports, Live
@@ -140,8 +141,6 @@ def study(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise InputError("a worker process imports this script again: call bns.study under if __name__ == '__main__'")
     if isinstance(settings.get("data"), str):
-        from bnsmooth_cli.data.images import canonical
-
         settings["data"] = canonical(settings["data"])
     names = norms.split(",") if isinstance(norms, str) else norms
     options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm) for norm in names], "lrs": lrs,

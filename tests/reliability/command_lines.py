@@ -21,22 +21,27 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 _STEPS = "0", "0,2", "2"
 #: Option -> values that it takes, and values that look similar.
 VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "--problem": (("dln", "dln", "vgg", "mine:build"), ("dnl", "mine:Norm", "mine:absent", "__main__:x", "sys:exit")),
+    "--problem": (
+        ("dln", "dln", "vgg", "gpt", "mine:build"), ("dnl", "mine:Norm", "mine:absent", "__main__:x", "sys:exit")
+    ),
     "--norm": (
-        ("none", "batch", "l1", "lp:3", "noisy-none", "layer", "rms", "weight", "group:1", "mine:Norm"),
+        ("none", "batch", "l1", "lp:3", "noisy-none", "layer", "rms", "weight", "group:1", "dyt", "mine:Norm"),
         ("bacth", "lp:0.5", "lp:nan", "lp:", "noisy-noisy-none", "group:0", f"group:{'9' * 5000}", "os:system",
          "sys:exit", "mine:build", "absent:Norm", f"{'n' * 10**6}:{'n' * 10**6}"),
     ),
     "--lr": (("1e-4", "1e-3", "1e4"), ("0", "nan", "1e300")),
     "--seed": (("0", "7"), ("-1", "1.5")),
     "--preset": (("quick", "paper"), ("x",)),
-    "--data": (("images",), ("absent", "run", "cifar11", "study.toml")),
+    "--data": (("images", "text.txt", "shakespeare"), ("absent", "run", "cifar11", "study.toml")),
     "--steps": (("1", "2", "3"), ("0", "1e9", "99999999999")),
     "--batch-size": (("1", "2", "4"), ("0", "100000000000")),
     "--momentum": (("0", "0.9"), ("1", "-1", "nan")),
     "--depth": (("1", "3", "11"), ("0", "99999")),
     "--width": (("0.02",), ("0", "nan", "1e9")),
     "--dimension": (("1", "3"), ("0", "100000")),
+    "--embedding": (("4", "6"), ("0", "5", "100000")),
+    "--heads": (("1", "2"), ("0", "4", "100000")),
+    "--context": (("1", "5"), ("0", "4000", "100000")),
     "--classifier": (("", "4", "4,3"), ("0", "x", "4,,3", "9" * 12)),
     "--inputs": (("standardized", "centred"), ("raw",)),
     "--matrix": (("normal", "uniform"), ("zero",)),
@@ -159,6 +164,7 @@ def prepare(folder: Path) -> Attempt:
     done("compare run other", base)
     done(f"compare --norms none,l1 {SMALL} -o study", base)
     (base / "study.toml").write_text('norms = "none"\nproblem = "dln"\ndepth = 3\nsamples = 9\nsteps = 2\n')
+    (base / "text.txt").write_text("To be, or not to be, that is the question.\n" * 9)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     for i in range(16):
         path = base / f"images/{('train', 'test')[i // 8]}/{i % 2}/{i}.png"

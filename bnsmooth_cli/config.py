@@ -255,6 +255,15 @@ def find_problem(name: str) -> ProblemEntry:
     return PROBLEMS[name]
 
 
+def in_paper(problem: str) -> bool:
+    """Whether the paper's claims are about a problem. A custom problem counts, as the claims are tried on it.
+
+    >>> in_paper("vgg"), in_paper("gpt"), in_paper("mymodule:myproblem")
+    (True, False, True)
+    """
+    return problem not in PROBLEMS or "paper" in PROBLEMS[problem].presets
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The configuration of one run: every value that its numbers depend on, and how often it is saved and evaluated.

@@ -298,6 +298,10 @@ def test_the_same_commands_work_as_for_images(cli, tmp_path):
     assert cli("smoothness runs/layer --at 6 --by-layer --objective test -o by.parquet")[0] == 0
     status, out, _ = cli("compare runs/none runs/layer")
     assert (status, "gpt" in out) == (0, True)
+    assert "the paper's theory; its other claims are not about gpt" in out
+    judged = bns.read_table(tmp_path / "compare.claims.parquet")
+    assert sorted(judged["claim"].unique()) == [10, 11, 12, 13, 14]
+    assert judged["part"][judged["part_verdict"] == "identity verified"].str.contains("4.3").any()
     status, out, _ = cli("list runs")
     assert (status, "layer" in out) == (0, True)
 

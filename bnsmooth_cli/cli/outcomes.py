@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.layout import cell
 from bnsmooth_cli.cli.outline import Cell, Section
+from bnsmooth_cli.config import in_paper
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,9 @@ def show(outcome: Outcome) -> None:
     for title, settings, rows in _groups(outcome.comparison):
         claims = _of(outcome.claims, rows["problem"].iloc[0], settings)
         if len(claims):
-            about = f"{title}, the paper's claims (rules: docs/claims.md)"
+            problem = str(claims["problem"].iloc[0])
+            judged = "claims" if in_paper(problem) else f"theory; its other claims are not about {problem}"
+            about = f"{title}, the paper's {judged} (rules: docs/claims.md)"
             terminal.outline(about, _COLUMNS, [*_sections(claims)], _note(claims))
     for command in outcome.next:
         terminal.say(f"to measure more: {command}")

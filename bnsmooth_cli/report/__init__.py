@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 
 from bnsmooth_cli import figures, kinds
+from bnsmooth_cli.config import in_paper
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.kinds import Section
@@ -172,6 +173,7 @@ def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, A
     return {
         "name": study.path.resolve().name,
         "claims": (judged := [_claim(parts) for _, parts in outcome.claims.groupby("claim", sort=True)]),
+        "theory_only": not in_paper(str(comparison["problem"].iloc[0])),
         "tally": {verdict: count for verdict in verdicts.ORDER
                   if (count := sum(claim["verdict"] == verdict for claim in judged))},
         "when": _when(study, runs),

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
+from bnsmooth_cli.config import in_paper
 from bnsmooth_cli.studies.evidence import Case
 from bnsmooth_cli.studies.statistics import mean_over_steps, over_steps
 
@@ -83,7 +84,9 @@ class Part:
         return self.judged if self.judged in (EVERY, IDENTITY) else f"{self.rule[0]} {self.rule[1]:.3g}"
 
     def applies(self, problem: str, classifies: bool) -> bool:
-        """Whether the part is about a problem."""
+        """Whether the part is about a problem. The theory is about any network, what was observed about the paper's."""
+        if not in_paper(problem) and self.tables != ("theory",):
+            return False
         if self.only and (self.only == "accuracy") != classifies:
             return False
         return not self.lrs or problem == "dln"

@@ -51,6 +51,8 @@ HISTORY: Final = (
     Edition("2026-11-26", "d74e2f85007fe507", "Only runs of the same settings are compared; before, `compare` over "
             "runs of different data, widths or steps judged them together. Runs of a study share their settings, so "
             "that no verdict on a study changes. Known by then: as above."),
+    Edition("2026-11-27", "757c03a9c420a25c", "The built-in transformer is new, and of the claims only the theory is "
+            "judged on it. Nothing else changes. Known by then: as above."),
 )  # fmt: skip
 
 _RULES: Final = """\
@@ -80,6 +82,8 @@ _RULES: Final = """\
 - A learning rate at which neither the plain network nor BatchNorm trains, in any seed, is **not applicable**. Claims
   {together} are about the landscapes of two networks that learn. They are not applicable either where one of the
   two never gets that far: its loss is flat, and not smooth.
+- Of the built-in transformer, `gpt`, only the **theory** is judged (claims 10 to 14), which is about any network. The
+  other claims are about what the paper's networks showed. A problem of your own is judged by all of them.
 - A claim is not put together of several learning rates: every part that decides is needed at one of them at least.
 - Where a claim compares with BatchNorm's advantage, this advantage is a part of the claim: "as well as BatchNorm" means
   nothing where BatchNorm is no better than the plain network.

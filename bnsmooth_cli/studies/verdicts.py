@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bnsmooth_cli import kinds
+from bnsmooth_cli.config import in_paper
 from bnsmooth_cli.studies.claims import CLAIMS, EVERY, EXISTS, IDENTITY, MEDIAN, Claim, Part, learns, trains
 from bnsmooth_cli.studies.evidence import Case, Record, cases, published
 from bnsmooth_cli.studies.statistics import LEVEL, SEEDS, holm, interval, median, power, sign_test
@@ -48,7 +49,8 @@ def claims(records: Iterable[Record]) -> pd.DataFrame:
 
     Returns:
         The columns of a table of kind `compare-claims`. In place of a command, the column `command` has the changes to
-        a request that would measure what is missing (`norms`, `measure` and `lrs`), or None.
+        a request that would measure what is missing (`norms`, `measure` and `lrs`), or None. Of a built-in problem that
+        is not the paper's, only the claims about the theory have rows.
     """
     records = list(records)
     problem, classifies = records[0].problem, any(record.classifies for record in records)
@@ -56,7 +58,8 @@ def claims(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for claim in CLAIMS:
         parts = [part for part in claim.parts if part.applies(problem, classifies)]
-        rows += _judge(claim, parts, grouped, problem)
+        if parts or in_paper(problem):
+            rows += _judge(claim, parts, grouped, problem)
     settings = records[0].settings
     return pd.DataFrame(rows, columns=list(kinds.get("compare-claims").columns)).assign(settings=settings)
 

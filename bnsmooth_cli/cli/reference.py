@@ -12,8 +12,10 @@ from typer.utils import get_params_from_function
 from bnsmooth_cli import norms
 from bnsmooth_cli.cli.commands import app
 from bnsmooth_cli.config import PROBLEMS
-from bnsmooth_cli.data import NAMES
+from bnsmooth_cli.data import NAMES, TEXTS
+from bnsmooth_cli.data.texts import MAX_BYTES
 from bnsmooth_cli.kinds import KINDS, METRICS, RUN, Column
+from bnsmooth_cli.problems.gpt import TEST_WINDOWS
 from bnsmooth_cli.settings import flag
 
 
@@ -119,10 +121,19 @@ def page() -> str:
                 (f"`{norms.USER_NORM}`", "a class of your own ([own.md](own.md#a-norm))", "")]),
         "## Problems and presets\n",
         "The preset `quick` is the default. The preset `paper` has the learning rate, batch size and number of steps "
-        "that the paper states; VGG-A and the scale of the linear network's loss are our choice.\n",
+        "that the paper states; VGG-A and the scale of the linear network's loss are our choice. The transformer `gpt` "
+        "is not in the paper. It has the architecture and the initialisation of GPT-2 (Radford et al. 2019) in small, "
+        "with the norm before every attention, every perceptron and the output. A norm acts on the tokens "
+        "of all windows, (N, C), so that `layer` and `rms` normalise each token, and `batch` each unit over all "
+        "tokens. `batch` therefore lets a token see statistics of later ones while it trains; evaluation uses running "
+        "statistics. The embedding and the last layer are not tied, so that each layer has parameters of its own.\n",
         *presets(),
         "## Data sets\n",
-        f"`--data` takes {', '.join(f'`{name}`' for name in NAMES)}, or a folder:\n",
+        f"The `--data` of `gpt` is {', '.join(f'`{name}`' for name in TEXTS)} or a text file in UTF-8, of at most "
+        f"{MAX_BYTES:,} bytes. Its characters are the vocabulary, and its last tenth is the test set, of which at most "
+        f"{TEST_WINDOWS} evenly spaced windows are evaluated. `shakespeare` is 40,000 lines from Shakespeare's plays, "
+        "which are in the public domain; A. Karpathy put them together for char-rnn (2015).\n",
+        f"The `--data` of `vgg` is {', '.join(f'`{name}`' for name in NAMES)}, or a folder of images:\n",
         *table("folder | contents", DATA),
         "Train numbers the classes. A class folder of the test split that train lacks is refused, and Parquet labels "
         "are mapped by their names where the files list them. Names that begin with a dot are ignored. A file in a "

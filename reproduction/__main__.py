@@ -17,10 +17,18 @@ from bnsmooth_cli.errors import IncompleteError
 from bnsmooth_cli.studies.run import plan, run
 from reproduction import findings_page, page, saturation
 from reproduction.gather import add_time, finished, gather, probed
+from reproduction.published import Published
 from reproduction.scales import SCALES, Plan, plans
 
 
-def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], train: bool = True) -> int:
+def reproduce(
+    studies: Sequence[Plan],
+    work: Path,
+    folder: Path,
+    facts: dict[str, Any],
+    train: bool = True,
+    earlier: Published | None = None,
+) -> int:
     """Run the studies in `work` one after the other, and write the tables, figures and page in `folder`.
 
     Args:
@@ -29,6 +37,7 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
         folder: The folder of the page.
         facts: The options of `make paper`, for the page.
         train: False to write the page of the finished runs alone.
+        earlier: The page whose runs are kept if `work` does not have them.
 
     Returns:
         1 if a run has failed, otherwise 0. The page shows the results of the other runs.
@@ -52,7 +61,7 @@ def reproduce(studies: Sequence[Plan], work: Path, folder: Path, facts: dict[str
             status = max(status, int(failed))
     for name, of_study in probed(finished(studies, work)):
         saturation.probe(of_study, work / f"{name}.parquet")
-    gather(studies, work, folder, facts)
+    gather(studies, work, folder, facts, earlier)
     page.draw(folder)
     page.write(folder)
     return status
@@ -78,6 +87,7 @@ def main() -> int:
         "--only", metavar="A,B", help="these studies of the scale, and dln, which the page needs (default: all)"
     )
     parser.add_argument("--finished", action="store_true", help="train nothing; write the page of the finished runs")
+    parser.add_argument("--add", action="store_true", help="keep the runs of the page that --work does not have")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--work", type=Path, default=Path("paper"), help="the folder of the studies (default: paper)")
     parser.add_argument(
@@ -105,10 +115,14 @@ def main() -> int:
              "note": options.note, "steps": options.steps, "jobs": options.jobs}  # fmt: skip
     data = str(options.data.resolve()) if options.data else None
     only = None if options.only is None else [name.strip() for name in options.only.split(",")]
+    earlier = Published(output, facts) if options.add else None
+    if earlier is not None and only is not None:
+        only = [*dict.fromkeys((*earlier.facts["studies"], *only))]
+        facts["only"] = ",".join(only)
     studies = plans(options.scale, data, options.steps, only)
     # All runs of a study have the same length, so another length makes another study.
     work = options.work / (f"{options.scale}-{options.steps}" if options.steps else options.scale)
-    return reproduce(studies, work, output, facts, train=not options.finished)
+    return reproduce(studies, work, output, facts, train=not options.finished, earlier=earlier)
 
 
 if __name__ == "__main__":

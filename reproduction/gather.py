@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pandas as pd
 import torch
@@ -29,10 +29,12 @@ from bnsmooth_cli.studies.metrics import SMOOTHING, bare, measured_rows, train_r
 from bnsmooth_cli.studies.statistics import summarise
 from bnsmooth_cli.studies.verdicts import claims
 from reproduction.figures import Picture, pictures, source
+from reproduction.published import Earlier, Published
 from reproduction.saturation import paper_lr
 from reproduction.scales import PLAIN, Plan
 
 _STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
+AnyRun = TypeVar("AnyRun", Run, Run | Earlier)
 _MOST: Final = 1000  # rows of a run of minibatches in a figure's table
 #: The kinds of tables that numbers and verdicts are computed from.
 EVIDENCE: Final = (*dict.fromkeys(metric.kind for metric in kinds.METRICS), "theory")
@@ -45,7 +47,9 @@ _OF_PLAIN: Final = ("landscape-random", "ics", "theory")
 _UNUSED: Final = ("quantiles", "skewness", "sigma", "mean_drift", "var_drift")
 
 
-def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any]) -> None:
+def gather(
+    plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any], earlier: Published | None = None
+) -> None:
     """Write `folder/tables/` and `folder/reproduction.json`.
 
     Args:
@@ -53,20 +57,25 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
         work: The folder that holds them.
         folder: The folder of the page.
         facts: The options of `make paper`, for the page.
+        earlier: The page whose runs are kept if `work` does not have them.
     """
-    runs = finished(plans, work)
+    new = finished(plans, work)
+    runs = {plan.name: [*new.get(plan.name, ()), *(earlier.runs(plan, new.get(plan.name, ())) if earlier else ())]
+            for plan in plans}  # fmt: skip
+    runs = {name: of_study for name, of_study in runs.items() if of_study}
     plans = [plan for plan in plans if plan.name in runs]
     if "dln" not in runs:
         raise InputError(f"{work / 'dln'}: has no finished run, which the page needs")
     available = _norms(runs)
     tables: dict[str, pd.DataFrame] = {}
     for name, of_study in runs.items():
-        tables |= {f"{name}.{kind}.parquet": rows for kind, rows in _evidence(of_study)}
+        tables |= {f"{name}.{kind}.parquet": rows for kind, rows in _evidence(name, of_study)}
     of_picture = {item: runs[str(source(item.study, item.norms, available))]
                   for item in pictures(available) if not item.table}  # fmt: skip
     tables |= {f"{item.name}.parquet": _rows(item, chosen) for item, chosen in of_picture.items()}
-    probes = {f"{name}.parquet": work / f"{name}.parquet" for name, _ in probed(runs)}
-    tables |= {name: bns.read_table(path) for name, path in probes.items() if path.is_file()}
+    for name, lines in probed(runs):
+        if not (rows := _probes(name, lines, work)).empty:
+            tables[f"{name}.parquet"] = rows
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         bns.save_table(rows, folder / "tables" / name)
@@ -77,7 +86,8 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
     content = {
         **facts,
         **machine(),
-        "floors": {str(seed): floors(run) for seed, run in {run.config.seed: run for run in runs["dln"]}.items()},
+        "machines": _machines(earlier),
+        "floors": _floors(runs["dln"]),
         "measured": {item.name: _measured(item, chosen) for item, chosen in of_picture.items()},
         "studies": {
             plan.name: {
@@ -85,8 +95,8 @@ def gather(plans: Sequence[Plan], work: Path, folder: Path, facts: dict[str, Any
                 "commands": plan.commands(Path("paper", work.name, plan.name)),
                 "runs": {run.name: _about(run) for run in runs[plan.name]},
                 "planned": len({config.name for grid in plan.grids for config in grid.configs()}),
-                "seconds": math.ceil(times.get(plan.name, 0)),
-                "settings": {k: v for k, v in Study(work / plan.name).read()["settings"].items() if k != "data"},
+                "seconds": math.ceil(times.get(plan.name, 0)) + _earlier_study(earlier, plan.name).get("seconds", 0),
+                "settings": _settings(earlier, work, plan.name, new),
             }
             for plan in plans
         },
@@ -106,8 +116,47 @@ def finished(plans: Sequence[Plan], work: Path) -> dict[str, Sequence[Run]]:
     return {name: runs for name, study in begun.items() if (runs := study.runs())}
 
 
-def _norms(runs: Mapping[str, Sequence[Run]]) -> dict[str, set[str]]:
+def _norms(runs: Mapping[str, Sequence[AnyRun]]) -> dict[str, set[str]]:
     return {name: {run.config.norm for run in of_study} for name, of_study in runs.items()}
+
+
+def _machines(earlier: Published | None) -> list[dict[str, str]]:
+    """What the runs were made by: this machine, and those of the earlier page."""
+    before = [] if earlier is None else earlier.facts.get("machines") or [
+        {name: earlier.facts[name] for name in machine()}
+    ]  # fmt: skip
+    return [*before, *([machine()] if machine() not in before else [])]
+
+
+def _earlier_study(earlier: Published | None, name: str) -> dict[str, Any]:
+    """What the earlier page says of a study; nothing if it does not have it."""
+    return {} if earlier is None else dict(earlier.facts["studies"].get(name, {}))
+
+
+def _settings(earlier: Published | None, work: Path, name: str, new: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """The settings of a study, without the folder of its images."""
+    if name not in new:
+        return dict(_earlier_study(earlier, name)["settings"])
+    return {k: v for k, v in Study(work / name).read()["settings"].items() if k != "data"}
+
+
+def _floors(runs: Sequence[Run | Earlier]) -> dict[str, list[float]]:
+    """`floors` by seed, of one run of each seed."""
+    found = {}
+    for run in sorted(runs, key=lambda run: run.config.seed):
+        seed = str(run.config.seed)
+        if seed not in found:
+            found[seed] = floors(run) if isinstance(run, Run) else run.page.facts["floors"][seed]
+    return found
+
+
+def _probes(name: str, runs: Sequence[Run | Earlier], work: Path) -> pd.DataFrame:
+    """The rows of the experiment on beta, as far as its lines are measured."""
+    path, others = work / f"{name}.parquet", [run.rows(name) for run in runs if isinstance(run, Earlier)]
+    mine = bns.read_table(path) if path.is_file() else pd.DataFrame({"run": []})
+    mine = mine[mine["run"].isin([run.name for run in runs if isinstance(run, Run)])]
+    parts = [rows for rows in (mine, *others) if not rows.empty]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def judged(folder: Path, study: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -145,19 +194,22 @@ def _of_run(
     return rows if columns is None else rows[list(columns)]
 
 
-def _about(run: Run) -> dict[str, Any]:
+def _about(run: Run | Earlier) -> dict[str, Any]:
     """What the claims need to know about a run beside its tables."""
+    if isinstance(run, Earlier):
+        return run.about
     provenance = read_provenance(run.train_path)
     return {"norm": run.config.norm, "lr": run.config.lr, "seed": run.config.seed,
             "diverged_at": provenance.get("diverged_at"), "baseline": provenance.get("baseline", {})}  # fmt: skip
 
 
-def _evidence(runs: Sequence[Run]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each kind of table that numbers and verdicts are computed from."""
+def _evidence(study: str, runs: Sequence[Run | Earlier]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each kind of table that numbers and verdicts of a study are computed from."""
     for kind in EVIDENCE:
         if kind == "activations" and runs[0].config.problem == "dln":
             continue  # no claim is about them
-        parts = [rows for run in runs if not (rows := _kept(kind, run)).empty]
+        found = (run.rows(f"{study}.{kind}") if isinstance(run, Earlier) else _kept(kind, run) for run in runs)
+        parts = [rows for rows in found if not rows.empty]
         if parts:
             yield kind, pd.concat(parts, ignore_index=True)
 
@@ -195,7 +247,7 @@ def _spaced(steps: pd.Series[int], most: int) -> list[int]:
     return [*distinct[:: -(-len(distinct) // (most - 1))], distinct[-1]]
 
 
-def probed(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Sequence[Run]]]:
+def probed(runs: Mapping[str, Sequence[AnyRun]]) -> Iterator[tuple[str, Sequence[AnyRun]]]:
     """The tables of the experiment on beta, and the runs that each is measured on."""
     available = _norms(runs)
     for problem in ("vgg", "dln"):
@@ -203,7 +255,7 @@ def probed(runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, Sequence[Ru
             yield f"saturation-{problem}", runs[study]
 
 
-def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:
+def _chosen(picture: Picture, runs: Sequence[AnyRun]) -> list[AnyRun]:
     """The runs of a picture, at the learning rates at which all of its norms have run."""
     lrs = set.intersection(*({run.config.lr for run in runs if run.config.norm == norm} for norm in picture.norms))
     chosen = [run for run in runs if run.config.norm in picture.norms and run.config.lr in lrs]
@@ -213,27 +265,46 @@ def _chosen(picture: Picture, runs: Sequence[Run]) -> list[Run]:
     return [run for run in papers if run.config.seed == min(run.config.seed for run in papers)]
 
 
-def _rows(picture: Picture, runs: Sequence[Run]) -> pd.DataFrame:
+def _rows(picture: Picture, runs: Sequence[Run | Earlier]) -> pd.DataFrame:
     if not (chosen := _chosen(picture, runs)):
         raise InputError(
             f"{picture.name}: its norms have finished runs at no common learning rate; run its study again"
         )
-    return pd.concat([_fewer(picture, run, measured_rows(run, picture.kind)) for run in chosen], ignore_index=True)
+    return pd.concat([_drawn(picture, run) for run in chosen], ignore_index=True)
 
 
-def _measured(picture: Picture, runs: Sequence[Run]) -> int:
+def _drawn(picture: Picture, run: Run | Earlier) -> pd.DataFrame:
+    """The rows of a run that a picture draws.
+
+    Raises:
+        InputError: If the run is of an earlier page, which has drawn the picture from other runs.
+    """
+    if isinstance(run, Run):
+        return _fewer(picture, run, measured_rows(run, picture.kind))
+    rows = run.rows(picture.name)
+    if rows.empty or source(picture.study, picture.norms, run.page.norms()) != run.study:
+        raise InputError(f"--add: the earlier page has no rows of {run.name} for {picture.name}; run its study again")
+    return _fewer(picture, run, rows)
+
+
+def _measured(picture: Picture, runs: Sequence[Run | Earlier]) -> int:
     """The number of measured steps. The picture may show fewer."""
-    return max(measured_rows(run, picture.kind, ["step"])["step"].nunique() for run in _chosen(picture, runs))
+    return max(
+        measured_rows(run, picture.kind, ["step"])["step"].nunique()
+        if isinstance(run, Run)
+        else run.page.facts["measured"].get(picture.name, 0)
+        for run in _chosen(picture, runs)
+    )
 
 
-def _fewer(picture: Picture, run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+def _fewer(picture: Picture, run: Run | Earlier, rows: pd.DataFrame) -> pd.DataFrame:
     """Keep the picture's layers, and fewer steps."""
     kind = picture.kind
     if picture.layers:
         rows = rows[rows["layer"].isin(picture.layers)]
     if picture.figure == "moments":  # which are small; it draws every step
         return rows.assign(quantiles=None)
-    if kind == "train" and run.config.eval_every is not None:
+    if kind == "train" and run.config.eval_every is not None and isinstance(run, Run):
         return averaged(rows, run.config.eval_every)
     return rows[rows["step"].isin(_spaced(rows["step"], _STEPS[kind]))] if kind in _STEPS else rows
 

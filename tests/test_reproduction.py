@@ -33,6 +33,7 @@ from reproduction import page, saturation
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
 from reproduction.gather import averaged, floors, gather, probed
+from reproduction.published import Published
 from reproduction.scales import EIGHT, FIVE, LP, NORMS, PLAIN, SCALES, Plan, changed, plans
 
 ROOT = Path(__file__).parents[1]
@@ -277,6 +278,37 @@ def test_a_page_of_the_finished_runs_has_what_they_allow(small, tmp_path):
     shutil.rmtree(tmp_path / "work/dln")
     with pytest.raises(InputError, match="dln: has no finished run"):
         reproduce(found, tmp_path / "work", tmp_path / "page", FACTS, train=False)
+
+
+@pytest.mark.slow
+def test_a_page_is_the_same_if_its_runs_come_from_two_machines(small, tmp_path):
+    found, work, whole = small
+    for name, kept in (("first", ("-lr0.1-",)), ("second", ("-lr0.5-", "-lr0.01-"))):
+        shutil.copytree(work, tmp_path / name)
+        for run in (tmp_path / name / "vgg/runs").iterdir():
+            if not any(part in run.name for part in kept):
+                shutil.rmtree(run)
+    for name in ("dln", "vgg-augmented"):
+        shutil.rmtree(tmp_path / "second" / name)
+    folder = tmp_path / "page"
+    assert reproduce(found, tmp_path / "first", folder, FACTS, train=False) == 0
+    assert reproduce(found, tmp_path / "second", folder, FACTS, train=False, earlier=Published(folder, FACTS)) == 0
+    assert [path.name for path in tables_of(folder)] == [path.name for path in tables_of(whole)]
+    for mine, other in zip(tables_of(folder), tables_of(whole), strict=True):
+        rows = [bns.read_table(path) for path in (mine, other)]
+        keys = [name for name in ("run", "step", "layer", "unit", "alpha", "statement", "affine") if name in rows[0]]
+        if keys:
+            rows = [table.sort_values(keys, kind="stable", ignore_index=True) for table in rows]
+        pd.testing.assert_frame_equal(*rows, obj=mine.name)
+    assert Page(folder).audit() == []
+    with pytest.raises(InputError, match="another steps"):
+        Published(folder, {**FACTS, "steps": 5})
+    with pytest.raises(InputError, match="has no page"):
+        Published(tmp_path / "nothing", FACTS)
+
+
+def tables_of(folder: Path) -> list[Path]:
+    return sorted((folder / "tables").glob("*.parquet"))
 
 
 def test_steps_end_every_run_earlier_and_are_measured_up_to_there():

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, Final
 
 from bnsmooth_cli import data as data_sets
-from bnsmooth_cli import norms
+from bnsmooth_cli import norms, optimisers
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.settings import Bounds, base_name, check_bounds, check_choice, flag, positive, setting, tag, whole
 from bnsmooth_cli.user_code import is_code
@@ -35,8 +36,13 @@ MAX_NAME: Final = 120  # bytes; file systems take 255, and Windows 260 character
 INPUTS: Final = ("standard", "centred")
 #: How the matrix A that the deep linear network learns is drawn.
 MATRICES: Final = ("normal", "uniform")
+#: How the learning rate changes after the warm-up.
+SCHEDULES: Final = ("constant", "cosine", "linear", "step")
+#: The schedule `step`: from which share of the steps on it multiplies the learning rate by which factor.
+DROPS: Final = ((0.75, 0.01), (0.5, 0.1))
 _PENALTY: Final = Bounds("a number from 0 to 1000", 1000, lambda value: 0 <= value <= 1000)
 _FRACTION: Final = Bounds("a number from 0 up to, not including, 1", 1, lambda value: 0 <= value < 1)
+_LENGTH: Final = Bounds(f"a number from 0 (none) to {MAX_LR:g}", MAX_LR, lambda value: 0 <= value <= MAX_LR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +177,10 @@ class CustomSettings(Settings):
     eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)
 
 
+#: What a configuration has once the data are loaded and the user's optimiser is made. Nobody sets it.
+KNOWN_LATER: Final = ("data_digest", "optimizer_digest")
+#: The settings that may name the user's code.
+CODE: Final = ("problem", "norm", "optimizer")
 #: The settings that have columns of their own in tables; `settings_text` has the others.
 IDENTIFYING: Final = ("problem", "norm", "lr", "seed")
 
@@ -264,11 +274,20 @@ def in_paper(problem: str) -> bool:
     return problem not in PROBLEMS or "paper" in PROBLEMS[problem].presets
 
 
+def _having(setting: str, text: str) -> str:
+    """The help of a setting that not every optimiser has."""
+    return f"{text} ({', '.join(rule.name for rule in optimisers.RULES if setting in rule.settings)})."
+
+
+_DECOUPLED: Final = ", ".join(rule.name for rule in optimisers.RULES if rule.decoupled)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The configuration of one run: every value that its numbers depend on, and how often it is saved and evaluated.
 
-    `settings` has what is particular to the problem.
+    `settings` has what is particular to the problem. `optimizer_digest` and `lr` are those of the user's own optimiser,
+    known once it is made.
     """
 
     problem: str = setting(f"{', '.join(PROBLEMS)}, or your own as {CUSTOM.name}.", short="-p", choices=tuple(PROBLEMS))
@@ -276,18 +295,46 @@ class Config:
         f"One of {', '.join(norm.name for norm in norms.NORMS)}, or your own as {norms.USER_NORM}.",
         short="-n", choices=tuple(norms.examples()),
     )  # fmt: skip
-    lr: float = setting("Learning rate, constant.", positive(MAX_LR))
+    lr: float = setting("Learning rate: the largest one, if it changes.", positive(MAX_LR))
     steps: int = setting(
         "Length of the training run. A larger number extends the run in a folder that -o names.", whole(MAX_STEPS),
         words="{} steps",
     )  # fmt: skip
     batch_size: int = setting("Samples per step.", whole(MAX_SAMPLES), tag="bs", words="batches of {}")
-    momentum: float = setting("Momentum of SGD; the paper has none.", _FRACTION)
+    optimizer: str = setting(
+        f"One of {', '.join(rule.name for rule in optimisers.RULES)}, or your own as {optimisers.USER_RULE}: a "
+        "function of the parameters that returns a torch.optim.Optimizer.",
+        default="sgd", choices=tuple(rule.name for rule in optimisers.RULES), tag="", words="{}",
+    )  # fmt: skip
+    optimizer_digest: str | None = None
+    momentum: float = setting(_having("momentum", "Momentum; the paper has none"), _FRACTION)
+    nesterov: bool = setting(
+        _having("nesterov", "Nesterov's form of the momentum"), default=False, words="Nesterov momentum"
+    )
+    betas: str = setting(_having("betas", "Decay rates of the two averages"), default="0.9,0.999")
+    eps: float = setting(_having("eps", "What is added to the divisor"), positive(1000), default=1e-8)
+    square_decay: float = setting(
+        _having("square_decay", "Decay rate of the average of squares, torch's alpha"), _FRACTION, default=0.99
+    )
+    schedule: str = setting(
+        "How the learning rate changes after the warm-up: constant; cosine or linear, down to 0 over the steps; or "
+        "step, to a tenth at half of the steps and a hundredth at three quarters.",
+        default="constant", choices=SCHEDULES, tag="", words="{} schedule",
+    )  # fmt: skip
+    warmup: int = setting(
+        "Steps in which the learning rate rises linearly to its largest value.", whole(MAX_STEPS, low=0), default=0,
+        words="warm-up of {} steps",
+    )  # fmt: skip
+    clip: float = setting(
+        "Longest gradient: a longer one is shortened to this norm; 0 shortens none.", _LENGTH, default=0.0,
+        words="clipped to {}",
+    )  # fmt: skip
     seed: int = setting("Seed of the initialisation, data order, noise and augmentation.", whole(2**63 - 1, low=0))
     save_every: int = setting("Steps between checkpoints.", whole(MAX_STEPS), defines=False)
     weight_decay: float = setting(
         "c of the L2 penalty c ||W||^2 / 2 of the weights, which is part of the loss. It leaves out biases and the "
-        "parameters of norms.",
+        f"parameters of norms. {_DECOUPLED}: the decay of these weights in each step, in learning rates; the loss has "
+        "no penalty.",
         _PENALTY, default=0.0, tag="wd",
     )  # fmt: skip
     keep: int = setting(
@@ -304,6 +351,55 @@ class Config:
         norm = norms.find(self.norm)
         if self.batch_size < 2 and norm is not None and norm.over == "batch":
             raise InputError(f"--batch-size {self.batch_size}: {self.norm} takes statistics over a batch of at least 2")
+        # One spelling for one pair: files and studies compare the text.
+        object.__setattr__(self, "betas", ",".join(f"{beta:.17g}" if float(f"{beta:g}") != beta else f"{beta:g}"
+                                                   for beta in optimisers.betas(self.betas)))  # fmt: skip
+        optimisers.check(self.optimizer, {name: getattr(self, name) for name in optimisers.SETTINGS}, _defaults())
+        check_choice("schedule", self.schedule, SCHEDULES)
+        if self.warmup > self.steps:
+            raise InputError(f"--warmup {self.warmup}: longer than the run; give at most its {self.steps} steps")
+
+    @property
+    def penalty(self) -> float:
+        """The c of the L2 penalty in the loss: `weight_decay`, unless the optimiser decays the weights itself.
+
+        >>> [resolve("vgg", optimizer=name, weight_decay=0.1).penalty for name in ("adam", "adamw")]
+        [0.1, 0.0]
+        """
+        return 0.0 if _decoupled(self.optimizer) else self.weight_decay
+
+    @property
+    def decay(self) -> float:
+        """The decoupled weight decay, as `penalty` is the other one."""
+        return self.weight_decay - self.penalty
+
+    def lr_at(self, step: int) -> float:
+        r"""The learning rate of the step from $\theta_t$ to $\theta_{t+1}$.
+
+        With w steps of warm-up and T steps in all, it is the `lr` times min(1, (t + 1) / w) and a factor of the
+        schedule. With $u = (t - w) / (T - w)$, that factor is $(1 + \cos \pi u) / 2$ for `cosine` and $1 - u$ for
+        `linear`, after the warm-up. As no step follows the last one, the learning rate there is that of the step before
+        it, and never 0.
+
+        >>> config = resolve("dln", steps=10, lr=1.0, schedule="linear", warmup=2)
+        >>> [config.lr_at(step) for step in (0, 1, 2, 6, 9, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.125, 0.125]
+        """
+        return self.lr * self.lr_factor(step)
+
+    def lr_factor(self, step: int) -> float:
+        """The scheduled learning rate as a multiple of `lr`."""
+        at = min(step, self.steps - 1)
+        rise = min(1.0, (at + 1) / self.warmup) if self.warmup else 1.0
+        passed = max(0, at - self.warmup) / max(1, self.steps - self.warmup)
+        match self.schedule:
+            case "cosine":
+                return rise * (1 + math.cos(math.pi * passed)) / 2
+            case "linear":
+                return rise * (1 - passed)
+            case "step":
+                return rise * next((factor for share, factor in DROPS if at >= share * self.steps), 1.0)
+        return rise
 
     @property
     def name(self) -> str:
@@ -323,7 +419,10 @@ class Config:
         """
         preset, tags = self.nearest_preset()
         first = next(iter(find_problem(self.problem).presets))
-        parts = [self.former_name.removesuffix(self._seed), *([preset] if preset != first else []), *tags]
+        stem = self.former_name.removesuffix(self._seed)
+        if optimisers.find(self.optimizer) is None:  # its learning rate is known once it is made
+            stem = stem.rpartition("-lr")[0]
+        parts = [stem, *([preset] if preset != first else []), *tags]
         return _bounded("-".join(parts)) + self._seed
 
     @property
@@ -405,23 +504,41 @@ class Config:
     def differences(self, other: Config) -> list[str]:
         """The settings that make `other` another trajectory, as `<setting> <value>, now <other's value>`.
 
-        Settings that do not define the run (`incidental`) make no difference. More steps continue the same trajectory,
-        and the same images may lie in another folder.
+        Settings that do not define the run (`incidental`) make no difference. More steps continue the same trajectory
+        unless the learning rate depends on their number, and the same images may lie in another folder.
         """
         if self.problem != other.problem:
             return [f"problem {self.problem}, now {other.problem}"]
         values, others = self._values(), other._values()
-        immaterial = {"steps", *self.incidental()}
+        immaterial = {*self.incidental()}
+        if self.schedule == "constant":
+            immaterial.add("steps")
+        if None in (self.optimizer_digest, other.optimizer_digest):  # an optimiser that has not been made
+            immaterial.add("optimizer_digest")
+            if self.optimizer_digest != other.optimizer_digest:
+                immaterial.add("lr")
         digests = {values.get("data_digest"), others.get("data_digest")}
         if None in digests:  # images that have not been loaded cannot be compared
             immaterial.add("data_digest")
         elif len(digests) == 1:
             immaterial.add("data")
-        return _changes({name: value for name, value in values.items() if name not in immaterial}, others)
+        found = _changes({name: value for name, value in values.items() if name not in immaterial}, others)
+        why = f", which the schedule {self.schedule} depends on"
+        return [text + why if text.startswith("steps ") else text for text in found]
 
     def changes(self, other: Config) -> list[str]:
         """The settings that differ without defining the run, as `differences` has the others."""
         return _changes(self.incidental(), other.incidental())
+
+
+def _defaults() -> dict[str, Any]:
+    """The defaults of the settings that not every optimiser has. Files always have a momentum."""
+    return {name: 0.0 if FIELDS[name].default is MISSING else FIELDS[name].default for name in optimisers.SETTINGS}
+
+
+def _decoupled(optimizer: str) -> bool:
+    rule = optimisers.find(optimizer)
+    return rule is not None and rule.decoupled
 
 
 def _bounded(name: str) -> str:
@@ -531,13 +648,33 @@ def resolve(
     if preset not in entry.presets:
         raise unknown("preset", preset, entry.presets)
     values = {"problem": problem, "seed": seed, **entry.presets[preset]}
-    values |= {name: value for name, value in {"norm": norm, **given}.items() if value is not None}
+    chosen = {name: value for name, value in {"norm": norm, **given}.items() if value is not None}
+    if isinstance(optimizer := chosen.get("optimizer"), str):
+        values |= _of_optimizer(optimizer, values)
+        if optimisers.find(optimizer) is None and "lr" in chosen:
+            raise InputError(f"--lr {chosen['lr']}: the optimizer {optimizer} has its own; set it in your function")
+    values |= chosen
     norms.check(values["norm"])
     for name, value in values.items():
         if name in FIELDS:
             check_types({name: value}, flag(name))
     values.setdefault("batch_size", values.get("samples"))  # all of them, where no preset has a number
     return _build(values)
+
+
+def _of_optimizer(optimizer: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What replaces the values of a preset if another optimiser replaces the preset's.
+
+    The settings of one optimiser are not those of the other, and the same number is too much or too little where weight
+    decay acts in the other way.
+    """
+    usual = values.get("optimizer", FIELDS["optimizer"].default)
+    if optimizer == usual:
+        return {}
+    replaced = {name: value for name, value in _defaults().items() if name in values}
+    if "weight_decay" in values and _decoupled(optimizer) != _decoupled(usual):
+        replaced["weight_decay"] = FIELDS["weight_decay"].default
+    return replaced
 
 
 def from_dict(values: object, source: str) -> Config:

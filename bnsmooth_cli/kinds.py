@@ -300,6 +300,7 @@ KINDS: Final = (
             "penalty": _double("the loss's L2 penalty of the weights, c ||W||^2 / 2 (`--weight-decay`)", added=True),
             "accuracy": _double("accuracy on the step's batch"),
             "grad_norm": _double("norm of the gradient", nullable=False),
+            "step_lr": _double("learning rate of the step, as scheduled", added=True),
             "test_loss": _double("test loss, where evaluated, without the penalty"),
             "test_accuracy": _double("test accuracy, where evaluated"),
         },

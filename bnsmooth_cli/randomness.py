@@ -10,7 +10,19 @@ from typing import Final
 import numpy as np
 import torch
 
-_STREAMS: Final = ("data", "init", "order", "augment", "noise", "lanczos", "units", "surface", "direction", "jacobian")
+_STREAMS: Final = (
+    "data",
+    "init",
+    "order",
+    "augment",
+    "noise",
+    "lanczos",
+    "units",
+    "surface",
+    "direction",
+    "jacobian",
+    "optimiser",
+)
 
 
 def generator(
@@ -45,15 +57,22 @@ def seeded(seed: int) -> Iterator[None]:
     ...     first == (random.random(), np.random.rand(), torch.rand(()))
     True
     """
+    with kept():
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+        yield
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Restore the default generators of torch, numpy and `random` when the context ends."""
     devices = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     with torch.random.fork_rng(devices):
         try:
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed_all(seed)
-            random.seed(seed)
-            np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
             yield
         finally:
             random.setstate(python)

@@ -19,9 +19,12 @@ from typing import Any, Final
 from bnsmooth_cli.errors import InputError
 
 _NAME: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_SESSION: Final = "session"  # the last part of the name of what cannot be imported
 MAX_NAME: Final = 200  # characters, because the name becomes part of a run's folder
 #: Allowed name -> the folder that may hold its module; "" if the module is already imported.
 _allowed: dict[str, str] = {}
+#: Functions that this process alone has, by the names that runs give them.
+_session: dict[str, Any] = {}
 
 
 def is_code(name: str) -> bool:
@@ -44,8 +47,13 @@ def allow(*names: object, folder: Path | None = None) -> None:
     _allowed.update(dict.fromkeys(code, str(Path.cwd() if folder is None else folder)))
 
 
-def name_of(thing: object) -> str:
+def name_of(thing: object, *, session: bool = False) -> str:
     """The name of a class or function, which is thereby allowed. A string is allowed and returned unchanged.
+
+    Args:
+        thing: The class or function.
+        session: Whether it may be one that only this process has, like a lambda. Its name then stands for it as long as
+            no other one gets the same name.
 
     Raises:
         InputError: If the class or function cannot be imported by its own name, like a lambda.
@@ -60,8 +68,27 @@ def name_of(thing: object) -> str:
     name = f"{thing.__module__}:{getattr(thing, '__qualname__', thing)}"
     if is_code(name):
         _allowed[name] = ""
+    if session and callable(thing) and not _importable(name, thing):
+        return _named_in_session(thing)
     if not is_code(name) or load(name, "norm") is not thing:
         raise InputError(f"{name}: give a class or function that can be imported by this name")
+    return name
+
+
+def _importable(name: str, thing: object) -> bool:
+    if not is_code(name):
+        return False
+    with suppress(InputError):
+        return load(name, "norm") is thing
+    return False
+
+
+def _named_in_session(thing: Any) -> str:
+    """A name for a function that cannot be imported: its module, and as much of its own name as is a name."""
+    function = getattr(thing, "func", thing)  # of a functools.partial
+    own = str(getattr(function, "__qualname__", type(function).__qualname__)).rpartition(".")[2].strip("<>")
+    name = f"{getattr(function, '__module__', None) or 'session'}:{own}.{_SESSION}"
+    _allowed[name], _session[name] = "", thing
     return name
 
 
@@ -75,6 +102,13 @@ def load(name: str, option: str) -> Any:
     Raises:
         InputError: If the user has not named this code, or it cannot be imported.
     """
+    if name in _session:
+        return _session[name]
+    if name.endswith(f".{_SESSION}"):
+        raise InputError(
+            f"{name}: was a function of the Python session that trained the run, and cannot be imported; give the "
+            "function in Python, as in bns.load_point(run, code=[function])"
+        )
     if name not in _allowed:
         raise InputError(f"{name}: this code runs only if you name it; if you trust it, give --{option} {name}")
     module, _, path = name.partition(":")

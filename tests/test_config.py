@@ -81,8 +81,13 @@ def test_how_often_a_run_is_saved_and_evaluated_does_not_define_it():
     others = {
         "norm": "l1", "lr": 0.2, "batch_size": 3, "momentum": 0.5, "seed": 1, "weight_decay": 0.1, "depth": 13,
         "width": 0.5, "augment": True, "classifier": "none", "inputs": "centred", "last_norm": True,
+        "optimizer": "adam", "schedule": "step", "warmup": 2, "clip": 1.0,
     }  # fmt: skip
-    assert {"problem", "steps", "data", "data_digest", *others, *here.incidental()} == {*FIELDS} - {*LINEAR, *GPT}
+    of_optimizers = {"nesterov", "betas", "eps", "square_decay", "optimizer_digest"}
+    assert {"problem", "steps", "data", "data_digest", *of_optimizers, *others, *here.incidental()} == {*FIELDS} - {
+        *LINEAR,
+        *GPT,
+    }
     for name, value in others.items():
         assert len(here.differences(here.changed(**{name: value}))) == 1, name
 

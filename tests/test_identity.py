@@ -102,8 +102,8 @@ def test_two_folders_of_the_same_images_are_alike_and_two_sets_of_one_name_are_n
 
 
 def test_settings_of_a_newer_version_are_told_apart():
-    texts = [settings("vgg"), json.dumps(json.loads(settings("vgg")) | {"optimizer": "adam"})]
-    assert [*differing("vgg", texts).values()] == ["", "optimizer adam"]
+    texts = [settings("vgg"), json.dumps(json.loads(settings("vgg")) | {"unheard_of": "adam"})]
+    assert [*differing("vgg", texts).values()] == ["", "unheard_of adam"]
 
 
 @pytest.mark.parametrize("path", sorted(SAMPLES.rglob("*.parquet")), ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -156,7 +156,15 @@ def test_a_runs_name_has_what_is_not_its_presets():
 OTHERS = {
     "depth": 13, "data": "cifar10", "width": 0.3, "augment": True, "classifier": "none", "inputs": "centred",
     "last_norm": True, "steps": 301, "batch_size": 20, "momentum": 0.9, "weight_decay": 0.1, "dimension": 3,
-    "samples": 99, "matrix": "uniform",
+    "samples": 99, "matrix": "uniform", "optimizer": "adamw", "nesterov": True, "betas": "0.8,0.9", "eps": 1e-6,
+    "square_decay": 0.9, "schedule": "cosine", "warmup": 3, "clip": 1.0,
+}  # fmt: skip
+
+
+#: What has to be given for a setting to be one of the run.
+NEEDS = {
+    "nesterov": {"momentum": 0.9}, "betas": {"optimizer": "adam"}, "eps": {"optimizer": "adam"},
+    "square_decay": {"optimizer": "rmsprop"},
 }  # fmt: skip
 
 
@@ -168,12 +176,13 @@ def test_every_setting_is_in_the_name_and_in_the_words(problem, preset):
     usual = resolve(problem, preset)
     names, told = {usual.name}, set()
     for setting in defining(problem):
-        value = OTHERS[setting]
+        value, needs = OTHERS[setting], NEEDS.get(setting, {})
+        usual = resolve(problem, preset, **needs)
         if setting == "last_norm":
             value = not usual.settings.last_norm
         elif usual.as_dict().get(setting) == value:
             value = {"cifar10": "shapes", "centred": "standard", "uniform": "normal"}[value]
-        other = resolve(problem, preset, **{setting: value})
+        other = resolve(problem, preset, **{**needs, setting: value})
         names.add(other.name)
         assert re.fullmatch(r"[0-9a-z.-]+-seed0", other.name), other.name
         said = differing(problem, [usual.settings_text, other.settings_text])

@@ -17,7 +17,7 @@ import typer
 import bnsmooth_cli
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import log, terminal
-from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, check_threads, choices_of, help_of, resolve, type_of
+from bnsmooth_cli.config import CODE, FIELDS, PROBLEMS, Config, check_threads, choices_of, help_of, resolve, type_of
 from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
@@ -84,7 +84,7 @@ class _Settings(Options):
     def given(self) -> dict[str, Any]:
         """The settings that were given, by name; a folder or file of data by its full path."""
         values = super().given()
-        allow(values.get("problem"), values.get("norm"))
+        allow(*map(values.get, CODE))
         if "data" in values:
             values["data"] = canonical(values["data"])
         return values
@@ -174,12 +174,12 @@ class RunOptions(_Settings):
         return [
             flag(name)
             for name, value in self.given().items()
-            if name != "data" and not (name in ("norm", "problem") and is_code(value))
+            if name != "data" and not (name in CODE and is_code(value))
         ]
 
     def check_code(self, config: Config, path: Path) -> None:
         """Raise InputError if the options name other code than the run at `path` uses."""
-        for name in ("norm", "problem"):
+        for name in CODE:
             named, actual = getattr(self, name), getattr(config, name)
             if named is not None and named != actual:
                 raise InputError(f"--{name} {named}: {path} has the {name} {actual}; leave the option out")

@@ -19,7 +19,6 @@ from bnsmooth_cli.networks.parameters import flatten, restored, unflatten
 from bnsmooth_cli.networks.structure import Names, chosen_layers
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
-from bnsmooth_cli.training.optimisers import sgd_step
 
 Theta = Float[Tensor, " n"]
 
@@ -56,8 +55,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     chosen = chosen_layers(point.structure, layers)
     theta = point.theta
     (gradient,) = point.gradients_at(theta[None])[1]
-    updated, velocity = theta.clone(), [flatten(point.velocity).to(theta)] if point.velocity else []
-    sgd_step([updated], [gradient], velocity, point.config.lr, point.config.momentum)
+    updated = point.optimiser.moved(gradient, point.step)
 
     parameters = point.parameters
     slopes = dict(zip(parameters, unflatten(gradient, parameters.values()), strict=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from torch import nn
+from torch.optim import Optimizer
 
 from bnsmooth_cli.bars import Bar
 from bnsmooth_cli.bars import wanted as shown
@@ -35,6 +36,7 @@ def train(
     norm: str | Callable[[int], nn.Module] | None = None,
     *,
     preset: str = "quick",
+    optimizer: str | Callable[[list[nn.Parameter]], Optimizer] | None = None,
     seed: int = 0,
     measure: Iterable[str] = (),
     every: SupportsIndex | None = None,
@@ -58,6 +60,8 @@ def train(
         problem: A problem's name, your own as "module:function", or the function itself.
         norm: A norm's name, your own as "module:class", or the class itself; the preset's by default.
         preset: The settings to start from: "quick", or "paper" for "vgg" and "dln".
+        optimizer: An optimiser's name, your own as "module:function", or a function of the parameters that returns a
+            torch.optim.Optimizer. It has its own learning rate, which a schedule of the run multiplies.
         seed: The seed of the initialisation, the data order, the noise and the augmentation.
         measure: The kinds of tables to measure, such as "landscape" and "ics".
         every: The interval of the measured steps; None measures at the checkpoints.
@@ -87,6 +91,8 @@ def train(
     ...     sorted(bns.read_table(run.path / "ics.parquet")["step"].unique().tolist())
     [0, 5, 10]
     """
+    if optimizer is not None:
+        settings["optimizer"] = name_of(optimizer, session=True)
     config = resolve(name_of(problem), preset, None if norm is None else name_of(norm), seed, **settings)
     wanted = Wanted(
         (measure,) if isinstance(measure, str) else tuple(measure),

@@ -36,12 +36,14 @@ from bnsmooth_cli.networks.parameters import (
 from bnsmooth_cli.networks.structure import Names, Structure, structure
 from bnsmooth_cli.networks.undisturbed import recording, uncompiled, undisturbed
 from bnsmooth_cli.norms.state import prepared, stateful
+from bnsmooth_cli.optimisers import check_users
 from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped, size
 from bnsmooth_cli.problems.checks import check_loss, check_parameters
 from bnsmooth_cli.problems.loop import ExternalLoop
 from bnsmooth_cli.storage.cards import Card, Shown, guarded, settings_in_words
+from bnsmooth_cli.training.optimisers import External, Optimiser, optimiser_of
 from bnsmooth_cli.user_code import explaining
 
 
@@ -56,7 +58,7 @@ class Point(Shown):
     Attributes:
         problem: The run's problem.
         model: The network.
-        velocity: The momentum buffers of SGD, one per trained parameter; empty without momentum.
+        optimiser: The optimiser with its state before the step.
         step: The training step t.
         inputs: The inputs $x_t$.
         targets: The targets $y_t$.
@@ -66,7 +68,7 @@ class Point(Shown):
 
     problem: Problem
     model: nn.Module
-    velocity: list[Tensor]
+    optimiser: Optimiser
     step: int
     inputs: Values
     targets: Values
@@ -79,7 +81,8 @@ class Point(Shown):
         model: nn.Module,
         loss: Callable[[], Tensor],
         *,
-        lr: float,
+        lr: float | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         step: int = 0,
         run: str = "loop",
         norm: str = "own",
@@ -93,14 +96,18 @@ class Point(Shown):
             model: The network that is being trained.
             loss: A function that computes the scalar loss of the model's current state. It may differentiate, but must
                 call neither `backward` nor an optimiser.
-            lr: The learning rate: the unit of step length of the line probes, and the length of ICS's SGD step.
+            lr: The learning rate: the unit of step length of the line probes, and the length of ICS's SGD step. It may
+                be left out if there is an optimizer.
+            optimizer: The optimiser of the loop, if ICS and probes are to take its step instead of SGD's. Its learning
+                rate and state are read, and left as they are.
             step: The training step.
             run: The name of the run in the rows of a measurement.
             norm: The name of the norm in those rows.
             seed: The seed in those rows, which also seeds the random directions of measurements.
 
         Raises:
-            InputError: If the loss cannot be measured: it is not a scalar with a graph, it differs between two calls
+            InputError: If there is neither lr nor optimizer, the optimizer does not update the model's parameters, or
+                the loss cannot be measured: it is not a scalar with a graph, it differs between two calls
                 (the message names the module), it calls `backward`, or it depends on a tensor that was computed from
                 the parameters before.
 
@@ -113,9 +120,13 @@ class Point(Shown):
         model = uncompiled(model)
         check_parameters(model, "loss")
         first = next(iter(trainable(model).values()))
+        lr = _lr_of(model, lr, optimizer)
         problem = ExternalLoop(model, loss, first.device, lr=lr, step=int(step), norm=norm, seed=seed)
+        optimiser = optimiser_of(problem.config, model)
+        if optimizer is not None:
+            optimiser = External(optimiser.parameters, problem.config, optimizer)
         no_data = torch.empty(0, dtype=first.dtype, device=first.device)
-        point = cls(problem, model, [], int(step), no_data, no_data, run)
+        point = cls(problem, model, optimiser, int(step), no_data, no_data, run)
         with undisturbed(model), prepared(point.norms, seed, step):
             check_loss(model, loss, "loss")
         return point
@@ -141,6 +152,16 @@ class Point(Shown):
     def config(self) -> Config:
         """The configuration of the run."""
         return self.problem.config
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the step."""
+        return self.optimiser.lr(self.step)
+
+    @property
+    def velocity(self) -> list[Tensor]:
+        """The momentum buffers of SGD, one per trained parameter; empty without momentum."""
+        return self.optimiser.velocity
 
     @property
     def settings(self) -> str:
@@ -184,7 +205,7 @@ class Point(Shown):
     @property
     def _weight_decay(self) -> float:
         """The c of the penalty in this point's objective."""
-        return self.config.weight_decay if self.objective.penalised else 0.0
+        return self.config.penalty if self.objective.penalised else 0.0
 
     def penalty(self, model: nn.Module | None = None) -> Float[Tensor, ""]:
         r"""The L2 penalty $c \|W\|^2 / 2$ of the weights that the objective includes, with its graph.
@@ -226,10 +247,11 @@ class Point(Shown):
         device = next(self.model.parameters()).device
         if dtype == torch.float64 and device.type == "mps":
             device = torch.device("cpu")
+        model = copied(self.model)._apply(lambda tensor: converted(tensor, device, dtype))
         point = dataclasses.replace(
             self,
-            model=copied(self.model)._apply(lambda tensor: converted(tensor, device, dtype)),
-            velocity=[v.to(device, dtype) for v in self.velocity],
+            model=model,
+            optimiser=self.optimiser.on([*trainable(model).values()]),
             inputs=_cast(self.inputs, device, dtype),
             targets=_cast(self.targets, device, dtype),
         )
@@ -394,6 +416,19 @@ class Point(Shown):
                 return product(v)
 
         return gradient, prepared_product if keep_graph else product
+
+
+def _lr_of(model: nn.Module, lr: float | None, optimizer: torch.optim.Optimizer | None) -> float:
+    """The learning rate of a user's loop: that of its optimiser, if it is given."""
+    if optimizer is None:
+        if lr is None:
+            raise InputError("lr: give the learning rate of your loop, or its optimizer")
+        return lr
+    check_users(optimizer, trainable(model).values(), "optimizer")
+    own = float(optimizer.param_groups[0]["lr"])
+    if lr not in (None, own):
+        raise InputError(f"lr {lr}: the optimizer has the learning rate {own:g}; leave lr out")
+    return own
 
 
 def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from bnsmooth_cli import problems, stopping
-from bnsmooth_cli.config import resolve
+from bnsmooth_cli.config import CODE, resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.structure import Structure
 from bnsmooth_cli.networks.undisturbed import uncompiled
@@ -20,6 +20,7 @@ from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.runs import CheckpointSource
 from bnsmooth_cli.storage.stretches import described, history, recorded
 from bnsmooth_cli.training.devices import choose_device, machine
+from bnsmooth_cli.training.optimisers import optimiser_of
 from bnsmooth_cli.training.trajectory import Trajectory
 from bnsmooth_cli.user_code import digest, name_of
 
@@ -49,7 +50,9 @@ def open_problem(source: CheckpointSource, device: str = "auto") -> Problem:
 @torch.enable_grad()
 def structure_of(problem: Problem) -> Structure:
     """The layers and sites of a problem's network, before any training."""
-    return Point(problem, uncompiled(problem.initial), [], 0, *problem.batch(0), problem.config.name).structure
+    model = uncompiled(problem.initial)
+    optimiser = optimiser_of(problem.config, model)
+    return Point(problem, model, optimiser, 0, *problem.batch(0), problem.config.name).structure
 
 
 @torch.inference_mode(False)
@@ -88,7 +91,7 @@ def visit(
 def point_of(trajectory: Trajectory, run: str) -> Point:
     """The present point of a trajectory. It is valid until the next step, which updates the same tensors."""
     problem, step = trajectory.problem, trajectory.step
-    return Point(problem, uncompiled(trajectory.model), trajectory.velocity, step, *problem.batch(step), run)
+    return Point(problem, uncompiled(trajectory.model), trajectory.optimiser, step, *problem.batch(step), run)
 
 
 def _check_record(source: CheckpointSource, trajectory: Trajectory) -> None:
@@ -138,7 +141,7 @@ def _made_here(provenance: dict[str, Any], problem: Problem) -> bool:
 
 def _cause(source: CheckpointSource, provenance: dict[str, Any], problem: Problem) -> str:
     """Why a run of the user's code cannot be computed again, as far as its table tells, and what to do about it."""
-    names = source.config.problem, source.config.norm
+    names = [getattr(source.config, name) for name in CODE]
     now = {name: state for name in names if (state := digest(name)) is not None}
     if "code" not in provenance:  # written by an earlier version
         return "your code or data has changed since, or depends on more than the seed: restore it, or"
@@ -211,8 +214,8 @@ def load_point(
         data: The folder of the images or the file of the text, if it has moved since training.
         dtype: The precision to convert the point to. Training up to the point uses the run's own precision.
         objective: The loss to measure: "batch", "train:K" or "test" (see `Point`).
-        code: The custom norm and problem of the run, as "module:name" or the objects themselves. They must be given
-            because code that only a file names is never run.
+        code: The custom norm, problem and optimiser of the run, as "module:name" or the objects themselves. They must
+            be given because code that only a file names is never run.
 
     Returns:
         The point, on the device.
@@ -228,7 +231,7 @@ def load_point(
     torch.Size([])
     """
     for thing in code:
-        name_of(thing)
+        name_of(thing, session=True)
     source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
     wanted = max(source.checkpoints, default=0) if step is None else step
     return _single_point(source.with_data(data), wanted, device, dtype, objective)
@@ -274,6 +277,8 @@ def load_weights(
     >>> torch.equal(point.theta, trained.theta)
     True
     """
+    if "optimizer" in settings:
+        settings["optimizer"] = name_of(settings["optimizer"], session=True)
     config = resolve(name_of(problem), norm=None if norm is None else name_of(norm), seed=seed, **settings)
     return _single_point(runs.open_weights(Path(path), config), 0, device, dtype, objective)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from bnsmooth_cli import optimisers
 from bnsmooth_cli.config import Config, find_problem
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.networks.parameters import penalised
+from bnsmooth_cli.networks.parameters import penalised, trainable
 from bnsmooth_cli.problems import checks
 from bnsmooth_cli.problems.base import Problem
+from bnsmooth_cli.randomness import seeded
 from bnsmooth_cli.storage.weights import read_weights
 
 
@@ -41,6 +43,8 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
             raise InputError(
                 f"--weight-decay {config.weight_decay:g}: the network has no weights, only biases and norms"
             )
+    if optimisers.find(config.optimizer) is None:
+        _know_optimizer(problem)
     if weights is not None:
         problem.start_from(read_weights(weights, problem.initial.state_dict()))
     if problem.has_users_code:
@@ -53,6 +57,24 @@ def build(config: Config, device: torch.device | str = "cpu", weights: Path | No
                 "pass; make it in the constructor, and set its values in place"
             )
     return problem
+
+
+def _know_optimizer(problem: Problem) -> None:
+    """Complete the configuration by the learning rate and the settings of the user's own optimiser.
+
+    Raises:
+        InputError: If it cannot be made, or its settings are not those of the configuration.
+    """
+    config, option = problem.config, f"--optimizer {problem.config.optimizer}"
+    with seeded(config.seed):
+        optimizer = optimisers.build(config.optimizer, trainable(problem.initial).values())
+    state, lr = optimisers.digest(optimizer), float(optimizer.param_groups[0]["lr"])
+    if config.optimizer_digest not in (None, state):
+        raise InputError(
+            f"{option}: its settings are not those that the run was trained with (learning rate {config.lr:g}, now "
+            f"{lr:g}; their digest differs); restore them, or train it again (bnsmooth train ... --force)"
+        )
+    problem.config = config.changed(lr=lr, optimizer_digest=state)
 
 
 def _identities(problem: Problem) -> set[tuple[str, int]]:

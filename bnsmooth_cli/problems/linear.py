@@ -71,7 +71,7 @@ class DeepLinear(Problem):
             data = self._inputs.to(device), self._targets.to(device)
             self._fast_paths[key] = FastPath(
                 *data, self.config.norm, self.settings.depth, dtype, last_norm=self.settings.last_norm,
-                weight_decay=self.config.weight_decay,
+                weight_decay=self.config.penalty,
             )  # fmt: skip
         return self._fast_paths[key]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.config import resolve
+from bnsmooth_cli.config import KNOWN_LATER, resolve
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.folder import Study
@@ -97,7 +97,7 @@ def _recorded(study: Study) -> dict[str, Any]:
 def _described(runs: Sequence[Run]) -> dict[str, Any]:
     """A request for runs that belong to no study, with the steps that they are measured at."""
     config, usual = runs[0].config, _usual(runs[0])
-    left_out = ("problem", "data_digest", *VARIED)
+    left_out = ("problem", *KNOWN_LATER, *VARIED)
     different = {k: v for k, v in config.as_dict().items() if k not in left_out and v != usual.get(k)}
     steps = next((steps for run in runs for kind in _measured([run]) if len(steps := _steps(run, kind)) > 1), [])
     every = steps[1] - steps[0] if steps else 0

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import pandas as pd
 
 from bnsmooth_cli import __version__, kinds
-from bnsmooth_cli.config import MAX_THREADS, Config, from_dict
+from bnsmooth_cli.config import KNOWN_LATER, MAX_THREADS, Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.cards import Card, Shown
@@ -193,7 +193,7 @@ class Study(Shown):
         """Add a grid to the requests in study.json, unless it is there already."""
         earlier = self.read()["requests"] if self._has_runs() and (self.path / "study.json").exists() else []
         request = grid.request()
-        shared = {k: v for k, v in grid.configs()[0].as_dict().items() if k not in (*VARIED, "data_digest")}
+        shared = {k: v for k, v in grid.configs()[0].as_dict().items() if k not in (*VARIED, *KNOWN_LATER)}
         content = {
             "format": FORMAT,
             "version": __version__,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli.config import FIELDS, Config, check_threads, check_types, resolve
+from bnsmooth_cli.config import FIELDS, KNOWN_LATER, Config, check_threads, check_types, resolve
 from bnsmooth_cli.data import NAMES, TEXTS
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.measures.wanted import PROBED, Wanted
@@ -27,7 +27,7 @@ else:
 VARIED: Final = ("norm", "lr", "seed")
 _SETTINGS: Final = (
     "preset",
-    *(name for name in FIELDS if name not in (*VARIED, "data_digest")),
+    *(name for name in FIELDS if name not in (*VARIED, *KNOWN_LATER)),
 )
 _LISTS: Final[dict[str, type]] = {"norms": str, "lrs": float, "seeds": int, "measure": str, "at": int}
 _EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}

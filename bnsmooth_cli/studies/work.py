@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bnsmooth_cli import __version__
-from bnsmooth_cli.config import Config
+from bnsmooth_cli.config import CODE, Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.wanted import Wanted
 from bnsmooth_cli.stopping import Withdrawn, heeding, stop, told
@@ -152,7 +152,7 @@ def _work(task: Task, report: Reporter) -> float:
     if told():  # while torch was imported, the study's folder may have gone: it must not appear again
         stop(f"{task.path} has not begun")
     begun, config, note = time.monotonic(), task.config, TrainingNote()
-    allow(config.norm, config.problem, folder=task.modules)  # the user named them where the task was made
+    allow(*(getattr(config, name) for name in CODE), folder=task.modules)  # the user named them where the task was made
     keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(task.threads)

@@ -1,14 +1,39 @@
-"""One step of an optimiser."""
+"""The optimiser of a run: its step, what that step would change, and the sharpness up to which it is stable."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Final
+
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from bnsmooth_cli import optimisers
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.errors import DamagedError, InputError
+from bnsmooth_cli.networks.parameters import flatten, penalised, trainable, unflatten
+from bnsmooth_cli.randomness import generator, kept, seeded
+from bnsmooth_cli.training.restoring import copy_into, numbered
+from bnsmooth_cli.user_code import explaining
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
+Theta = Float[Tensor, " n"]
+#: What `torch.nn.utils.clip_grad_norm_` adds to the norm of the gradient.
+_CLIP_EPSILON: Final = 1e-6
 
 
-def sgd_step(parameters: Tensors, gradients: Tensors, velocity: Tensors, lr: float, momentum: float) -> None:
+def sgd_step(
+    parameters: Tensors, gradients: Tensors, velocity: Tensors, lr: float, momentum: float, nesterov: bool = False
+) -> None:
     r"""Take one step of SGD in place: $v \leftarrow \mu v + g$, $\theta \leftarrow \theta - \eta v$, as torch does.
 
     Args:
@@ -17,6 +42,7 @@ def sgd_step(parameters: Tensors, gradients: Tensors, velocity: Tensors, lr: flo
         velocity: The momentum buffers v, one per parameter, which are updated; empty without momentum.
         lr: The learning rate $\eta$.
         momentum: The momentum $\mu$; at 0, v is g.
+        nesterov: Whether $\theta$ moves along $g + \mu v$ instead of the new v (Sutskever et al. 2013).
 
     >>> theta, v = [torch.ones(2)], [torch.zeros(2)]
     >>> sgd_step(theta, [torch.ones(2)], v, lr=0.1, momentum=0.9)
@@ -24,8 +50,612 @@ def sgd_step(parameters: Tensors, gradients: Tensors, velocity: Tensors, lr: flo
     ([tensor([0.9000, 0.9000])], [tensor([1., 1.])])
     """
     with torch.no_grad():
-        if momentum:
-            torch._foreach_mul_(velocity, momentum)
-            torch._foreach_add_(velocity, gradients)
-            gradients = velocity
-        torch._foreach_add_(parameters, gradients, alpha=-lr)
+        torch._foreach_add_(parameters, _pushed(gradients, velocity, momentum, nesterov), alpha=-lr)
+
+
+def _pushed(gradients: Tensors, velocity: Tensors, momentum: float, nesterov: bool) -> Tensors:
+    """Update the momentum buffers, and return the step in learning rates."""
+    if not momentum:
+        return gradients
+    torch._foreach_mul_(velocity, momentum)
+    torch._foreach_add_(velocity, gradients)
+    return torch._foreach_add(gradients, velocity, alpha=momentum) if nesterov else velocity
+
+
+@torch.no_grad()
+def clipped(gradients: Tensors, longest: float) -> Tensors:
+    r"""The gradients times $\min(1, c / (\|g\| + 10^{-6}))$, as `torch.nn.utils.clip_grad_norm_` shortens them.
+
+    Args:
+        gradients: The gradients, one per parameter.
+        longest: The norm c; 0 leaves them as they are.
+
+    >>> [round(gradient.item(), 3) for gradient in clipped([torch.tensor(6.0), torch.tensor(8.0)], 5.0)]
+    [3.0, 4.0]
+    """
+    if not longest:
+        return gradients
+    norm = torch.nn.utils.get_total_norm(gradients)
+    factor = torch.clamp(longest / (norm + _CLIP_EPSILON), max=1.0)
+    # Not in place: autograd may return one tensor as the gradient of two parameters.
+    return torch._foreach_mul(gradients, factor)
+
+
+def stable_sharpness(lr: float, *, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False) -> float:
+    r"""The largest eigenvalue of the Hessian of a quadratic loss at which gradient descent does not diverge.
+
+    With the momentum $\mu$, that is $(2 + 2 \mu) / \eta$, and $(2 + 2 \mu) / ((1 + 2 \mu) \eta)$ in Nesterov's form
+    (Cohen et al. 2021, arXiv 2103.00065, appendix B). An exponential average of gradients, as Adam has, is momentum
+    with the dampening $\mu$: the gradient counts $1 - \mu$ (Cohen et al. 2022, arXiv 2207.14484).
+
+    Args:
+        lr: The learning rate $\eta$.
+        momentum: The momentum $\mu$.
+        dampening: What is subtracted from 1 to give the factor of the gradient.
+        nesterov: Whether the momentum has Nesterov's form.
+
+    >>> stable_sharpness(0.5), stable_sharpness(0.5, momentum=0.5), stable_sharpness(0.5, momentum=0.5, dampening=0.5)
+    (4.0, 6.0, 12.0)
+    """
+    reach = 2 + 2 * momentum
+    return reach / ((1 + 2 * momentum) * lr) if nesterov else reach / ((1 - dampening) * lr)
+
+
+class Optimiser(ABC):
+    """The optimiser at a step of a run, or of a user's loop.
+
+    Attributes:
+        parameters: The trained parameters, in their order in theta.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], config: Config, joined: Tensor | None = None) -> None:
+        self.parameters: Tensors = [*parameters]
+        self._config, self._joined = config, joined
+
+    @property
+    def _moving(self) -> Tensors:
+        """The tensors that are updated. One vector of all parameters takes less time than many tensors."""
+        return self.parameters if self._joined is None else [self._joined]
+
+    @property
+    def velocity(self) -> list[Tensor]:
+        """The momentum buffers of SGD, one per trained parameter; empty without momentum."""
+        return []
+
+    def lr(self, step: int) -> float:
+        """The learning rate of the step."""
+        return self._config.lr_at(step)
+
+    @abstractmethod
+    def step(self, gradients: Tensors, step: int) -> None:
+        """Take the step in place.
+
+        Args:
+            gradients: The gradients, one per parameter; one vector if one vector holds all parameters.
+            step: The step t.
+        """
+
+    @abstractmethod
+    def moved(self, gradient: Theta, step: int) -> Theta:
+        r"""The $\theta_{t+1}$ that `step` would give, to the last bit. Nothing else changes.
+
+        The parameters, the state, `.grad` and the random generators stay as they are, and no hooks are called.
+
+        Args:
+            gradient: The gradient, in the order of theta.
+            step: The step t.
+        """
+
+    def update(self, gradient: Theta, step: int) -> Theta:
+        r"""The update $\theta_t - \theta_{t+1}$ of the step. Nothing else changes, as by `moved`.
+
+        Args:
+            gradient: The gradient, in the order of theta.
+            step: The step t.
+        """
+        return self._theta(gradient) - self.moved(gradient, step)
+
+    def direction(self, gradient: Theta, step: int) -> Theta:
+        """The update in learning rates: the gradient itself for SGD without momentum."""
+        return self.update(gradient, step) / self.lr(step)
+
+    def preconditioner(self, step: int) -> Theta | None:
+        r"""The diagonal P by which the optimiser divides the step, at the state of the point.
+
+        For Adam, with $\nu$ its average of squares after t steps, it is
+        $(1 - \beta_1^t) (\sqrt{\nu / (1 - \beta_2^t)} + \epsilon)$ (Cohen et al. 2022, arXiv 2207.14484, eq. 2);
+        for RMSProp, $\sqrt{\nu} + \epsilon$.
+
+        Returns:
+            P (n,); None for SGD, before the first step, and for optimisers whose P is unknown.
+        """
+        return None
+
+    @abstractmethod
+    def threshold(self, step: int) -> float:
+        r"""The largest sharpness at which the step is stable: that of $P^{-1/2} H P^{-1/2}$ if there is a P.
+
+        It is that of a quadratic loss with P held fixed and without weight decay (`stable_sharpness`). NaN if it is
+        unknown.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What determines later steps, as checkpoints hold it."""
+
+    @abstractmethod
+    def load(self, content: Mapping[str, Any], step: int) -> None:
+        """Load the state at a step from a checkpoint, as `state` gave it.
+
+        Raises:
+            DamagedError, Misfit: If it is not of this optimiser and these parameters.
+            InputError: If the user's optimiser does not take its state back.
+        """
+
+    @abstractmethod
+    def on(self, parameters: Sequence[Tensor]) -> Optimiser:
+        """A copy that updates other parameters, with the state in their precision."""
+
+    def _theta(self, like: Tensor) -> Theta:
+        return flatten(p.detach() for p in self.parameters).to(like)
+
+    def _arranged(self, gradients: Tensors) -> Tensors:
+        """Clip the gradients of a step, and arrange them as the tensors that it updates."""
+        together = self._joined is not None
+        if not self._config.clip and (not together or len(self._moving) == 1):
+            return gradients
+        return self._clipped(unflatten(gradients[0], self.parameters) if together else gradients)
+
+    def _clipped(self, pieces: Tensors) -> Tensors:
+        """Clip gradients, one per parameter, and arrange them as the tensors that are updated."""
+        pieces = clipped(pieces, self._config.clip)
+        return pieces if self._moving is self.parameters else [flatten(pieces)]
+
+
+def optimiser_of(config: Config, model: nn.Module, joined: Tensor | None = None) -> Optimiser:
+    """The optimiser of a configuration before its first step.
+
+    Args:
+        config: The configuration.
+        model: The network, whose parameters it updates.
+        joined: The vector that holds all parameters, if there is one.
+
+    >>> from bnsmooth_cli.config import resolve
+    >>> optimiser_of(resolve("vgg", optimizer="adam", betas="0.5,0.9", lr=0.5), nn.Linear(2, 2)).threshold(0)
+    12.0
+    """
+    named = trainable(model)
+    parameters = [*named.values()]
+    if config.optimizer == "sgd":
+        return Sgd(parameters, config, joined)
+    if optimisers.find(config.optimizer) is None:
+        return Users(parameters, config, joined)
+    weights = {*penalised(model)} if config.decay else set()
+    return BuiltIn(parameters, config, joined, [name in weights for name in named])
+
+
+class Sgd(Optimiser):
+    """Stochastic gradient descent, with or without momentum. Its step is our own, for speed; the others are torch's."""
+
+    def __init__(self, parameters: Sequence[Tensor], config: Config, joined: Tensor | None = None) -> None:
+        super().__init__(parameters, config, joined)
+        self._pushing = [torch.zeros_like(p, requires_grad=False) for p in self._moving] if config.momentum else []
+        self._velocity = self._pushing
+        if self._pushing and joined is not None:
+            self._velocity = unflatten(self._pushing[0], self.parameters)
+
+    @property
+    def velocity(self) -> list[Tensor]:
+        """The momentum buffers, one per trained parameter; empty without momentum."""
+        return self._velocity
+
+    def step(self, gradients: Tensors, step: int) -> None:
+        """Take the step in place, as `Optimiser.step` says."""
+        config = self._config
+        sgd_step(
+            self._moving, self._arranged(gradients), self._pushing, self.lr(step), config.momentum, config.nesterov
+        )
+
+    def moved(self, gradient: Theta, step: int) -> Theta:
+        return self._theta(gradient).add_(self.direction(gradient, step), alpha=-self.lr(step))
+
+    def update(self, gradient: Theta, step: int) -> Theta:
+        return self.direction(gradient, step) * self.lr(step)  # the difference of two thetas would be rounded
+
+    @torch.no_grad()
+    def direction(self, gradient: Theta, step: int) -> Theta:
+        config = self._config
+        if config.clip:
+            gradient = flatten(clipped(unflatten(gradient, self.parameters), config.clip))
+        velocity = [flatten(self.velocity).to(gradient, copy=True)] if self.velocity else []
+        return _pushed([gradient], velocity, config.momentum, config.nesterov)[0]
+
+    def threshold(self, step: int) -> float:
+        return stable_sharpness(self.lr(step), momentum=self._config.momentum, nesterov=self._config.nesterov)
+
+    def state(self) -> dict[str, Any]:
+        return {"velocity": self.velocity}
+
+    def load(self, content: Mapping[str, Any], step: int) -> None:
+        saved = content.get("velocity")
+        if not isinstance(saved, list | tuple):
+            raise DamagedError("holds no state of its optimizer")
+        copy_into(numbered("velocity", self.velocity), numbered("velocity", saved))
+
+    def on(self, parameters: Sequence[Tensor]) -> Sgd:
+        other = Sgd(parameters, self._config)
+        for target, velocity in zip(other.velocity, self.velocity, strict=True):
+            target.copy_(velocity)
+        return other
+
+
+class _Torch(Optimiser):
+    """An optimiser of torch.optim, or one of the user's."""
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser itself. It is made when it is needed: its first use imports for seconds."""
+        return self._make()
+
+    @abstractmethod
+    def _make(self) -> torch.optim.Optimizer: ...
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set the learning rate of a step in an optimiser: the own one, or a copy."""
+
+    def _drawing(self, step: int) -> AbstractContextManager[None]:
+        """The context in which a step may draw random numbers."""
+        return nullcontext()
+
+    def step(self, gradients: Tensors, step: int) -> None:
+        self._set_lr(self.optimizer, step)
+        for parameter, gradient in zip(self._moving, self._arranged(gradients), strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        for parameter in self._moving:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def moved(self, gradient: Theta, step: int) -> Theta:
+        return self._stepped([p.detach().clone() for p in self._moving], gradient, step)
+
+    def _stepped(self, places: list[Tensor], gradient: Theta, step: int) -> Theta:
+        """Let a copy of the optimiser take the step from other places, which it changes. Returns them as a vector."""
+        name = f"the optimizer {type(self.optimizer).__name__}"
+        with explaining(f"{name} cannot be copied, which its update is measured by"):
+            twin = _copied(self.optimizer, self._moving, places)
+        for place, piece in zip(places, self._clipped(unflatten(gradient, self.parameters)), strict=True):
+            place.grad = piece.to(place.dtype, copy=True)  # an optimiser may change it
+        self._set_lr(twin, step)
+        with explaining(f"{name} fails in its step"), self._drawing(step), _no_hooks():
+            type(twin).step(twin)  # not a step that a scheduler of learning rates has put into the original
+        return flatten(place.detach() for place in places).to(gradient)
+
+    def preconditioner(self, step: int) -> Theta | None:
+        rule = _rule_of(self.optimizer)
+        if rule is None or not rule.preconditioner or _shared(self.optimizer) is None:
+            return None
+        options = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        states = [self.optimizer.state.get(p) or {} for p in self._moving]
+        if not all(states):  # before the first step
+            return None
+        divisor = _DIVISORS[rule.preconditioner]
+        return flatten(divisor(state, options[id(p)]) for p, state in zip(self._moving, states, strict=True))
+
+    def threshold(self, step: int) -> float:
+        rule, group = _rule_of(self.optimizer), _shared(self.optimizer)
+        if rule is None or group is None:
+            return math.nan
+        if rule.preconditioner == "adam":
+            beta = float(group["betas"][0])
+            return stable_sharpness(self.lr(step), momentum=beta, dampening=beta)
+        if "momentum" in rule.settings:
+            options = {name: group[name] for name in ("momentum", "dampening", "nesterov") if name in group}
+            return stable_sharpness(self.lr(step), **options)
+        return math.nan
+
+    def on(self, parameters: Sequence[Tensor]) -> Optimiser:
+        other = copy.copy(self)
+        other.parameters, other._joined = [*parameters], None
+        with explaining(f"the optimizer {type(self.optimizer).__name__} cannot be copied"):
+            other.optimizer = _copied(self.optimizer, self.parameters, other.parameters)
+        return other
+
+
+class BuiltIn(_Torch):
+    """An optimiser of the registry, which torch.optim computes.
+
+    Args:
+        parameters: The trained parameters.
+        config: The configuration.
+        joined: The vector that holds all parameters, if there is one.
+        decayed: Whether each parameter is a weight that decoupled weight decay shrinks.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], config: Config, joined: Tensor | None, decayed: Sequence[bool]
+    ) -> None:
+        super().__init__(parameters, config, joined)
+        self._decayed = [*decayed]
+
+    @property
+    def _moving(self) -> Tensors:
+        return self.parameters if any(self._decayed) else super()._moving
+
+    def _make(self) -> torch.optim.Optimizer:
+        if not any(self._decayed):
+            return self._built([{"params": [*self._moving]}])
+        weights, others = ([p for p, d in zip(self.parameters, self._decayed, strict=True) if d is is_decayed]
+                           for is_decayed in (True, False))  # fmt: skip
+        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": self._config.decay}, {"params": others}]
+        return self._built([group for group in groups if group["params"]])
+
+    def _built(self, groups: Any) -> torch.optim.Optimizer:
+        config, rule = self._config, optimisers.find(self._config.optimizer)
+        assert rule is not None
+        values = {argument: getattr(config, name) for name, argument in rule.settings.items()}
+        if "betas" in values:
+            values["betas"] = optimisers.betas(config.betas)
+        if rule.decoupled:
+            values["weight_decay"] = 0.0  # of the groups that state none; torch's default is another one
+        return optimisers.build(config.optimizer, groups, lr=config.lr, **values)
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr(step)
+
+    @torch.no_grad()
+    def update(self, gradient: Theta, step: int) -> Theta:
+        # From the origin, where nothing is rounded: a small step is lost in the difference of two large thetas.
+        origin = [torch.zeros_like(p, requires_grad=False) for p in self._moving]
+        taken = self._stepped(origin, gradient, step).neg()
+        if any(self._decayed):
+            shrunk = [p.detach() * d for p, d in zip(self.parameters, self._decayed, strict=True)]
+            taken.add_(flatten(shrunk).to(gradient), alpha=self.lr(step) * self._config.decay)
+        return taken
+
+    @functools.cached_property
+    def _outline(self) -> dict[str, Tensor]:
+        """The state of a parameter of two numbers, after a step: the names in it, and which of them are one number."""
+        parameter = torch.zeros(2)
+        optimizer: Any = self._built([parameter])
+        parameter.grad = torch.zeros(2)
+        optimizer.step()
+        return dict(optimizer.state[parameter])
+
+    def _held(self) -> dict[str, list[Tensor]]:
+        """The state by name, each with a tensor for each parameter; empty before the first step."""
+        states: list[dict[str, Tensor]] = [state for p in self._moving if (state := self.optimizer.state.get(p))]
+        if not states:
+            return {}
+        if self._moving is self.parameters:
+            return {name: [state[name] for state in states] for name in states[0]}
+        return {
+            name: unflatten(value, self.parameters) if value.dim() else [value] * len(self.parameters)
+            for name, value in states[0].items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self._held()}
+
+    def _prepare(self, step: int) -> None:
+        """Make room for the state at a step."""
+        self.optimizer.state.clear()
+        for parameter in self._moving if step else ():
+            self.optimizer.state[parameter] = {
+                name: torch.zeros_like(parameter, requires_grad=False) if value.dim() else value.clone()
+                for name, value in self._outline.items()
+            }
+
+    def load(self, content: Mapping[str, Any], step: int) -> None:
+        saved = content.get("optimizer")
+        if not isinstance(saved, dict) or not all(isinstance(part, list | tuple) for part in saved.values()):
+            raise DamagedError("holds no state of its optimizer")
+        self._prepare(step)
+        current = {key: v for name, part in self._held().items() for key, v in numbered(name, part).items()}
+        copy_into(current, {key: v for name, part in saved.items() for key, v in numbered(str(name), part).items()})
+        if any(count.item() != step for count in self._held().get("step", [])):
+            raise DamagedError(f"its optimizer has not taken {step} steps")
+
+    def on(self, parameters: Sequence[Tensor]) -> BuiltIn:
+        other = BuiltIn(parameters, self._config, None, self._decayed)
+        if held := self._held():
+            other._prepare(1)
+            for name, targets in other._held().items():
+                for target, value in zip(targets, held[name], strict=True):
+                    target.copy_(value)
+        return other
+
+
+class Users(_Torch):
+    """An optimiser that the user's function makes. Its random numbers depend on the run's seed and the step alone."""
+
+    @property
+    def _moving(self) -> Tensors:
+        return self.parameters
+
+    def _make(self) -> torch.optim.Optimizer:
+        with seeded(self._config.seed):
+            return optimisers.build(self._config.optimizer, self.parameters)
+
+    @functools.cached_property
+    def _full(self) -> list[float]:
+        """The largest learning rate of each group of parameters."""
+        return [float(group["lr"]) for group in self._make().param_groups]
+
+    @property
+    def _scheduled(self) -> bool:
+        return self._config.schedule != "constant" or self._config.warmup > 0
+
+    def lr(self, step: int) -> float:
+        return super().lr(step) if self._scheduled else float(self.optimizer.param_groups[0]["lr"])
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        if not self._scheduled:  # the optimiser may have a schedule of its own
+            return
+        for group, full in zip(optimizer.param_groups, self._full, strict=True):
+            lr = full * self._config.lr_factor(step)
+            group["lr"] = torch.full_like(group["lr"], lr) if isinstance(group["lr"], Tensor) else lr
+
+    def _drawing(self, step: int) -> AbstractContextManager[None]:
+        return seeded(generator(self._config.seed, "optimiser", step).initial_seed())
+
+    def step(self, gradients: Tensors, step: int) -> None:
+        own = [gradient.clone() for gradient in gradients]  # an optimiser may change them, and two may be one tensor
+        with explaining(f"--optimizer {self._config.optimizer}: fails in its step"), self._drawing(step):
+            super().step(own, step)
+
+    def state(self) -> dict[str, Any]:
+        state = self.optimizer.state_dict()
+        if strange := _strange(state):
+            raise InputError(
+                f"--optimizer {self._config.optimizer}: its state holds a {strange}; checkpoints hold tensors and "
+                "plain values only"
+            )
+        return {"optimizer": state}
+
+    def load(self, content: Mapping[str, Any], step: int) -> None:
+        saved = content.get("optimizer")
+        if not isinstance(saved, dict):
+            raise DamagedError("holds no state of its optimizer")
+        option = f"--optimizer {self._config.optimizer}"
+        self.optimizer = self._make()  # without what the last one has kept outside of its state
+        with explaining(f"{option}: does not take back its state; restore the code of the run, or train it again"):
+            self.optimizer.load_state_dict(saved)
+            _keep_types(self.optimizer, saved)
+            same = _same(self.optimizer.state_dict(), saved)
+        if not same:
+            raise InputError(f"{option}: does not take back its state as it was; restore the code of the run, or "
+                             "train it again")  # fmt: skip
+
+
+class External(_Torch):
+    """The optimiser of a user's own training loop, which is read and left alone.
+
+    Args:
+        parameters: The trained parameters.
+        config: The configuration of the loop.
+        optimizer: The optimiser.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], config: Config, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(parameters, config)
+        self._given = optimizer
+
+    def _make(self) -> torch.optim.Optimizer:
+        return self._given
+
+    def lr(self, step: int) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _drawing(self, step: int) -> AbstractContextManager[None]:
+        return kept()
+
+    def step(self, gradients: Tensors, step: int) -> None:
+        """Raises InputError: the loop takes its steps itself."""
+        raise InputError("a point of your own loop takes no step; your loop does")
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, content: Mapping[str, Any], step: int) -> None:
+        """Raises InputError: the loop keeps its state itself."""
+        raise InputError("a point of your own loop is not loaded from a checkpoint")
+
+
+def _copied(optimizer: torch.optim.Optimizer, parameters: Tensors, places: Tensors) -> torch.optim.Optimizer:
+    """A copy of an optimiser with its state that updates other tensors, without hooks."""
+    hooks = {name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")}  # type: ignore[var-annotated]
+    # An attribute that hides a method of the class belongs to the original, such as a step that counts.
+    own = {name: value for name, value in vars(optimizer).items() if name not in hooks and not (
+        callable(value) and hasattr(type(optimizer), name))}  # fmt: skip
+    memo: dict[int, Any] = {id(parameter): place for parameter, place in zip(parameters, places, strict=True)}
+    twin = object.__new__(type(optimizer))
+    vars(twin).update(copy.deepcopy(own, memo), **hooks)
+    if type(optimizer).__module__.startswith("torch.optim"):  # their averages have the types of the parameters
+        for place in places:
+            state = twin.state.get(place, {})
+            state.update({name: v.to(place) for name, v in state.items() if isinstance(v, Tensor) and v.dim()})
+    return twin
+
+
+@contextmanager
+def _no_hooks() -> Iterator[None]:
+    """Leave out the hooks that are registered for the steps of all optimisers."""
+    registries: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
+    hooks = [dict(registry) for registry in registries]
+    for registry in registries:
+        registry.clear()
+    try:
+        yield
+    finally:
+        for registry, before in zip(registries, hooks, strict=True):
+            registry.update(before)
+
+
+def _strange(value: Any) -> str:
+    """The type of a value that checkpoints cannot hold, if there is one."""
+    if isinstance(value, dict):
+        keys = [type(key).__name__ for key in value if not isinstance(key, str | int)]
+        return next(filter(None, [*keys, *map(_strange, value.values())]), "")
+    if type(value) in (list, tuple):
+        return next(filter(None, map(_strange, value)), "")
+    plain = value is None or isinstance(value, bool | int | float | str) or type(value) in (Tensor, nn.Parameter)
+    return "" if plain else type(value).__name__
+
+
+def _keep_types(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give tensors of the state the types that they were saved with: torch converts them to those of the parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for place, state in saved["state"].items():
+        loaded = optimizer.state[parameters[place]]
+        for name, value in state.items():
+            if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+                loaded[name] = value.to(loaded[name].device)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two states are equal to the last bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        same_kind = one.dtype == other.dtype and one.shape == other.shape
+        return same_kind and torch.allclose(one.cpu(), other.cpu(), 0, 0, equal_nan=True)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other) and bool(one == other or one != one)
+
+
+def _rule_of(optimizer: torch.optim.Optimizer) -> optimisers.Rule | None:
+    """The entry of torch's own class of an optimiser, in the form that the registry knows."""
+    return next((r for r in optimisers.RULES if type(optimizer) is pkgutil.resolve_name(r.builder)), None)
+
+
+#: Options that give a rule another form.
+_OTHER_FORMS: Final = ("amsgrad", "centered", "maximize")
+#: Options that a threshold depends on.
+_DECISIVE: Final = ("lr", "betas", "momentum", "dampening", "nesterov")
+
+
+def _shared(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """The options that all parameters share, as far as stability depends on them; None if they share none."""
+    first, *others = optimizer.param_groups
+    known = not any(group.get(name) for group in optimizer.param_groups for name in _OTHER_FORMS)
+    alike = all(group.get(name) == first.get(name) for group in others for name in _DECISIVE)
+    return first if known and alike else None
+
+
+def _adam_divisor(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    steps, (first, second) = int(state["step"]), map(float, group["betas"])
+    return ((_wide(state["exp_avg_sq"]) / (1 - second**steps)).sqrt() + group["eps"]) * (1 - first**steps)
+
+
+def _rmsprop_divisor(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    return _wide(state["square_avg"]).sqrt() + group["eps"]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+_DIVISORS: Final = {"adam": _adam_divisor, "rmsprop": _rmsprop_divisor}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bnsmooth_cli import __version__, kinds, problems, stopping
-from bnsmooth_cli.config import Config
+from bnsmooth_cli.config import CODE, Config
 from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
@@ -27,7 +27,7 @@ from bnsmooth_cli.training import needs
 from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.saving import Saver
 from bnsmooth_cli.training.trajectory import RECORD, Trajectory
-from bnsmooth_cli.user_code import digest
+from bnsmooth_cli.user_code import digest, is_code
 
 #: Steps between two reads of the recorded losses. Each read waits for the device.
 READ_EVERY: Final = 25
@@ -185,9 +185,9 @@ def _stop(run: Run, log: _Log, trajectory: Trajectory, observer: Observer, saver
 
 def _code(run: Run, problem: Problem) -> dict[str, Any]:
     """Digests of the user's code, for `points.reaching`."""
-    if not problem.has_users_code:
+    if not problem.has_users_code and not is_code(run.config.optimizer):
         return {}
-    names = (run.config.problem, run.config.norm)
+    names = [getattr(run.config, name) for name in CODE]
     return {"code": {name: state for name in names if (state := digest(name)) is not None}}
 
 
@@ -226,6 +226,7 @@ class _Log:
         self.machine, self._begun = machine(device), len(rows)
         self.about: dict[str, Any] = {}
         self._run, self._hear = run, hear
+        self._lrs: list[float] = []
 
     def add(self, record: Tensor) -> None:
         """Add the columns of RECORD of a step, a tensor (4,) on the device."""
@@ -267,6 +268,8 @@ class _Log:
         run, config = self._run, self._run.config
         frame = pd.DataFrame(np.concatenate(self._records)[first:], columns=list(RECORD))
         frame.insert(0, "step", np.arange(first, first + len(frame)))
+        self._lrs += map(config.lr_at, range(len(self._lrs), first + len(frame)))
+        frame["step_lr"] = self._lrs[first : first + len(frame)]
         tests = pd.DataFrame.from_dict(
             self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64"
         )

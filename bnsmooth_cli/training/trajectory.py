@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +16,8 @@ from bnsmooth_cli.networks.undisturbed import recording
 from bnsmooth_cli.norms.state import prepare, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs
-from bnsmooth_cli.training.optimisers import Tensors, sgd_step
+from bnsmooth_cli.training.optimisers import Tensors, optimiser_of
+from bnsmooth_cli.training.restoring import Misfit, copy_into
 
 #: What training records of each step: columns of the train table.
 RECORD: Final = ("loss", "penalty", "accuracy", "grad_norm")
@@ -31,7 +31,7 @@ class Trajectory:
         model: The network, whose parameters are $\theta_t$.
         norms: The modules of the network that are set to each step (`norms.state`).
         parameters: The trained parameters.
-        velocity: The momentum buffers, one per trained parameter; empty without momentum.
+        optimiser: The optimiser and its state.
         step: The current step t.
     """
 
@@ -40,18 +40,17 @@ class Trajectory:
         self.model = problem.build()
         self.norms = stateful(self.model)
         self.parameters: list[Tensor] = list(trainable(self.model).values())
-        self.velocity = [torch.zeros_like(p) for p in self.parameters] if problem.config.momentum else []
-        weights = set(penalised(self.model)) if problem.config.weight_decay else set()
+        weights = set(penalised(self.model)) if problem.config.penalty else set()
         #: The places of the penalised weights among the parameters.
         self._weights = [place for place, name in enumerate(trainable(self.model)) if name in weights]
         self.step = 0
         self._names = {*self.model.state_dict()}
-        # The tensors that the optimiser updates. With a fast path, one vector holds all parameters and one all momenta.
-        self._moving, self._pushing = self.parameters, self.velocity
         self._fast_path = problem.fast_path(self.parameters[0].dtype, problem.device)
-        if self._fast_path is not None:
-            self._moving, self._running = [_join(self.parameters)], _join([*self.model.buffers()])
-            self._pushing = [_join(self.velocity)] if self.velocity else []
+        joined = None
+        if self._fast_path is not None:  # one vector holds all parameters
+            joined, self._running = _join(self.parameters), _join([*self.model.buffers()])
+            self._theta = joined
+        self.optimiser = optimiser_of(problem.config, self.model, joined)
 
     def state(self) -> dict[str, Any]:
         """The tensors that determine all later steps, as checkpoints hold them.
@@ -65,7 +64,7 @@ class Trajectory:
                 f"{self.problem.option}: its model makes or replaces parameters or buffers in later forward passes; "
                 "make them in the constructor, and set their values in place"
             )
-        return {"model": state, "velocity": self.velocity}
+        return {"model": state, **self.optimiser.state()}
 
     def load(self, checkpoint: Path, step: int) -> None:
         """Load the state at a step from its checkpoint.
@@ -79,23 +78,21 @@ class Trajectory:
             raise DamagedError(f"{checkpoint}: is of step {max(source.checkpoints)}, not of {step}; delete it")
         if differences := source.config.differences(self.problem.config):
             raise InputError(f"{checkpoint}: belongs to another configuration ({'; '.join(differences)})")
-        model, velocity = content.get("model"), content.get("velocity")
-        if not isinstance(model, dict) or not isinstance(velocity, list | tuple):
+        model = content.get("model")
+        if not isinstance(model, dict):
             raise DamagedError(f"{checkpoint}: holds no tensors of a network")
-        saved = model | _numbered(velocity)
-        current = self.model.state_dict() | _numbered(self.velocity)
-        for name in (*current, *saved):
-            if not _fits(saved.get(name), current.get(name)):
-                if self.problem.has_users_code:
-                    raise InputError(
-                        f"{checkpoint}: {self.problem.option} now builds another network: "
-                        f"{_described(str(name), saved.get(name), current.get(name))}; restore the code of the run, "
-                        "or train it again (bnsmooth train ... --force)"
-                    )
-                raise DamagedError(f"{checkpoint}: its tensors do not fit its configuration ({str(name)[:80]})")
-        with torch.no_grad():
-            for name, tensor in current.items():
-                tensor.copy_(saved[name])
+        try:
+            copy_into(self.model.state_dict(), model)
+            self.optimiser.load(content, step)
+        except Misfit as misfit:
+            if self.problem.has_users_code:
+                raise InputError(
+                    f"{checkpoint}: {self.problem.option} now builds another network: {misfit}; restore the code of "
+                    "the run, or train it again (bnsmooth train ... --force)"
+                ) from misfit
+            raise DamagedError(f"{checkpoint}: its tensors do not fit its configuration ({misfit.name})") from misfit
+        except InputError as error:
+            raise type(error)(f"{checkpoint}: {error}") from error
         self.step = step
 
     def gradients(self, *, update_statistics: bool) -> tuple[Tensor, Tensors]:
@@ -131,7 +128,7 @@ class Trajectory:
     @torch.no_grad()
     def _penalise(self, gradients: Tensors) -> tuple[Tensors, Tensor]:
         """Add the gradient cW of the penalty c ||W||^2 / 2. Returns the gradients and the penalty."""
-        weights, c = [self.parameters[place] for place in self._weights], self.problem.config.weight_decay
+        weights, c = [self.parameters[place] for place in self._weights], self.problem.config.penalty
         # Not in place: autograd may return one tensor as the gradient of two parameters.
         slopes = torch._foreach_add([gradients[place] for place in self._weights], weights, alpha=c)
         lengths = _lengths(weights)
@@ -139,7 +136,7 @@ class Trajectory:
         return [changed.get(place, slope) for place, slope in enumerate(gradients)], c / 2 * lengths.square().sum()
 
     def _fast_gradients(self, fast_path: FastPath, update_statistics: bool) -> tuple[Tensor, Tensors]:
-        passes = fast_path(self._moving[0][None])
+        passes = fast_path(self._theta[None])
         if update_statistics:
             fast_path.follow(self._running, passes)
         loss, gradient = passes.loss[0], passes.gradient[0]
@@ -149,8 +146,7 @@ class Trajectory:
     def advance(self) -> Tensor:
         r"""Take the step to $\theta_{t+1}$. Returns the columns of RECORD at $\theta_t$ (4,)."""
         record, gradients = self.gradients(update_statistics=True)
-        config = self.problem.config
-        sgd_step(self._moving, gradients, self._pushing, config.lr, config.momentum)
+        self.optimiser.step(gradients, self.step)
         self.step += 1
         return record
 
@@ -159,31 +155,6 @@ def _lengths(tensors: Tensors) -> Tensor:
     """The norms of the tensors, summed up in float32 at least."""
     exact = functools.reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
     return torch.stack(torch._foreach_norm(tensors, dtype=exact))
-
-
-def _numbered(velocity: Sequence[Any]) -> dict[str, Any]:
-    return {f"velocity {i}": v for i, v in enumerate(velocity)}
-
-
-def _described(name: str, saved: object, current: Tensor | None) -> str:
-    """What a tensor is in a checkpoint and in the network."""
-
-    def kind(value: object) -> str:
-        return (
-            f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else "none"
-        )
-
-    return f"{name[:80]} was {kind(saved)} and is {kind(current)}"
-
-
-def _fits(saved: object, target: Tensor | None) -> bool:
-    """Whether a tensor from a file can be copied into a tensor of the network."""
-    return (
-        target is not None
-        and isinstance(saved, Tensor)
-        and (saved.shape, saved.dtype, saved.layout) == (target.shape, target.dtype, torch.strided)
-        and saved.device.type == "cpu"
-    )
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

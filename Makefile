@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test test-all torture check bench clean norms paper
+.PHONY: setup demo test test-all torture check bench clean norms norms-gpt paper
 
 setup: $(VENV)/.installed
 
@@ -71,18 +71,25 @@ docs/images/surface.png: demo/surface.png
 	cp $< $@
 
 # The tables and figures of docs/norms.md: every norm, trained and measured on the built-in images and on CIFAR-10, as in
-# make norms DATA=path/to/cifar10. An hour and a half on one core.
+# make norms DATA=path/to/cifar10, and five norms in the transformer. Two hours on one core. norms-gpt is the transformer's
+# part, which needs no data.
 NORMS := none,batch,l1,l2,linf,layer,group:4,instance,weight,rms,dyt:DyT
-norms: setup
+norms: setup norms-gpt
 	@test -e "$(DATA)" || { echo "make norms: give the path of CIFAR-10, as in DATA=path/to/cifar10" >&2; exit 2; }
 	PYTHONPATH=docs/examples $(BNSMOOTH) compare --norms $(NORMS) --seeds 0-4 --save-every 100 --measure smoothness -o norms/shapes
 	PYTHONPATH=docs/examples $(BNSMOOTH) compare --norms $(NORMS) --seeds 0-2 --steps 600 --save-every 200 --eval-every 200 \
 		--data "$(DATA)" --measure smoothness -o norms/cifar
-	mkdir -p docs/norms
-	for data in shapes cifar; do \
-		$(BIN)/python -c "import bnsmooth_cli as bns; [bns.save_table(bns.read_table(f'norms/$$data/compare.{a}parquet'), \
-			f'docs/norms/$$data.{a}parquet') for a in ('', 'summary.')]"; \
-		$(BNSMOOTH) plot docs/norms/$$data.parquet -o docs/images/norms-$$data.png --force; done
+	$(call published,shapes)
+	$(call published,cifar)
+norms-gpt: setup
+	OMP_NUM_THREADS=1 $(BNSMOOTH) compare --problem gpt --norms none,layer,rms,batch,dyt --seeds 0-4 --measure smoothness \
+		--at 0,150,300,450 -o norms/gpt
+	$(call published,gpt)
+# Copy the tables of a study in norms/ to docs/norms/ and draw them.
+published = mkdir -p docs/norms && \
+	$(BIN)/python -c "import bnsmooth_cli as bns; [bns.save_table(bns.read_table(f'norms/$(1)/compare.{a}parquet'), \
+		f'docs/norms/$(1).{a}parquet') for a in ('', 'summary.')]" && \
+	$(BNSMOOTH) plot docs/norms/$(1).parquet -o docs/images/norms-$(1).png --force
 
 # docs/reproduction/: the paper's figures and claims. After an interruption, the same command resumes.
 #   SCALE=quick    minutes, on the built-in images; the page is written to docs/reproduction/quick/

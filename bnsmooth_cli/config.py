@@ -208,6 +208,14 @@ class ProblemEntry:
 
 
 _SGD: Final = {"norm": "batch", "lr": 0.1, "momentum": 0.0, "batch_size": 128}
+_ADAMW: Final = {
+    "optimizer": "adamw",
+    "momentum": 0.0,
+    "betas": "0.9,0.99",
+    "weight_decay": 0.1,
+    "schedule": "cosine",
+    "clip": 1.0,
+}
 _DLN: Final = {"norm": "batch", "depth": 25, "dimension": 10, "samples": 1_000, "lr": 1e-6, "momentum": 0.0}
 #: The built-in problems. The preset `paper` has what Santurkar et al. 2018, appendix A, states: for `vgg` CIFAR-10
 #: without augmentation, SGD with lr 0.1 and 15,000 steps of 128 images; for `dln` 25 layers of 10 x 10, 1,000 Gaussian
@@ -237,8 +245,9 @@ PROBLEMS: Final = {
         }, (0.01, 0.1, 1.0, 10.0, 30.0), layers=(1, 11, 24)),
         ProblemEntry("gpt", "gpt:Gpt", GptSettings, {
             "quick": {
-                "norm": "layer", "lr": 1e-2, "momentum": 0.0, "batch_size": 32, "depth": 4, "embedding": 64, "heads": 4,
-                "context": 64, "data": "shakespeare", "steps": 600, "save_every": 100, "eval_every": 50,
+                **_ADAMW, "norm": "layer", "lr": 1e-2, "batch_size": 32, "data": "shakespeare",
+                "depth": 4, "embedding": 64, "heads": 4, "context": 64,
+                "steps": 600, "warmup": 60, "save_every": 100, "eval_every": 50,
             },
         }, (0.5, 1.0, 2.0, 4.0), layers=(5, 9, 13, 17)),
     )

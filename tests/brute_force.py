@@ -76,8 +76,8 @@ def check_smoothness(point, direction="gradient"):
     assert row["critical_alpha"] == pytest.approx(min(rising, default=math.nan), nan_ok=True)
 
 
-def check_ics(point, tolerance, layers=None):
-    """The layers that are named, or all of them."""
+def check_ics(point, tolerance, layers=None, after=None):
+    """The layers that are named, or all of them; `after` are the parameters after the step, if it is not SGD's."""
     known = dict(point.layers)
     if layers is None:
         layers_of_point = point.layers
@@ -92,7 +92,7 @@ def check_ics(point, tolerance, layers=None):
     assert list(found["layer_name"]) == [name for name, _ in layers_of_point]
     assert found["ics"][0] == 0.0  # no layer before the first one has moved
     assert found["cosine"][0] == 1.0
-    for row, expected in zip(found.to_dict("records"), reference.ics(fixed), strict=True):
+    for row, expected in zip(found.to_dict("records"), reference.ics(fixed, after), strict=True):
         size = expected["grad_norm"]
         scales = {"grad_norm_updated": size, "ics": size + expected["grad_norm_updated"], "cosine": 1.0}
         for name, value in expected.items():

@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "context": 8,
         "batch_size": 4,
         "lr": 1e-2,
+        "warmup": 2,
         "steps": 6,
         "save_every": 2,
         "eval_every": 3,

@@ -118,15 +118,20 @@ def hessian(point: Point) -> tuple[Tensor, Tensor]:
 _grads = functools.partial(torch.autograd.grad, retain_graph=True)
 
 
-def ics(point: Point) -> list[dict[str, float]]:
-    """Definition 2.1, with one pass of the whole network per layer and a step of torch.optim.SGD."""
+def ics(point: Point, after: dict[str, Tensor] | None = None) -> list[dict[str, float]]:
+    """Definition 2.1, with one pass of the whole network per layer and a step of torch.optim.SGD.
+
+    Args:
+        point: The point.
+        after: The parameters after the step of another optimiser.
+    """
     model = double_copy(point)
     g = dict(zip(dict(model.named_parameters()), gradient(point, model), strict=True))
     optimiser = torch.optim.SGD(model.parameters(), lr=point.config.lr, momentum=point.config.momentum)
     for p, velocity in zip(model.parameters(), point.velocity, strict=False):
         optimiser.state[p]["momentum_buffer"] = velocity.double().clone()
     optimiser.step()
-    after = {name: p.detach().clone() for name, p in model.named_parameters()}
+    after = after or {name: p.detach().clone() for name, p in model.named_parameters()}
     rows, moved = [], []
     for _, names in point.layers:
         mixed = double_copy(point)

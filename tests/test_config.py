@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bnsmooth_cli import InputError
-from bnsmooth_cli.config import FIELDS, PROBLEMS, from_dict, help_of, resolve
+from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, from_dict, help_of, resolve
 
 COMMON = ["problem", "norm", "lr", "steps", "batch_size", "momentum", "seed", "save_every"]
 #: The keys of format 1 in their order, which the bytes of checkpoints depend on.
 KEYS = {
     "vgg": [*COMMON, "depth", "eval_every", "data", "width", "augment"],
     "dln": [*COMMON, "depth", "dimension", "samples"],
-    "gpt": [*COMMON, "depth", "embedding", "heads", "context", "eval_every", "data"],
+    "gpt": [
+        *COMMON[:5],
+        "optimizer",
+        "momentum",
+        "betas",
+        "schedule",
+        "warmup",
+        "clip",
+        *COMMON[6:],
+        "weight_decay",
+        "depth",
+        "embedding",
+        "heads",
+        "context",
+        "eval_every",
+        "data",
+    ],
     "module:function": [*COMMON, "eval_every"],
 }
 #: The settings that only the linear network has, and only the transformer.
@@ -97,5 +115,5 @@ def test_every_setting_says_in_its_help_which_problems_have_it(name):
     having = [problem for problem, keys in KEYS.items() if name in keys]
     text = help_of(name)
     assert text.endswith(".")
-    if name not in COMMON:
+    if name not in {field.name for field in dataclasses.fields(Config)}:
         assert all(problem in text for problem in having if problem in PROBLEMS)

@@ -38,7 +38,16 @@ STUDIES = (ROOT / "docs/studies.md").read_text()
 SMALL_PRESETS = {
     "vgg": {"width": 0.0625, "batch_size": 16, "steps": 40, "save_every": 10},
     "dln": {"dimension": 4, "samples": 40, "steps": 20, "save_every": 10},
-    "gpt": {"depth": 1, "embedding": 8, "heads": 2, "context": 8, "batch_size": 4, "steps": 20, "save_every": 10},
+    "gpt": {
+        "depth": 1,
+        "embedding": 8,
+        "heads": 2,
+        "context": 8,
+        "batch_size": 4,
+        "warmup": 2,
+        "steps": 20,
+        "save_every": 10,
+    },
     "own": {"batch_size": 16, "steps": 4, "save_every": 2},
 }
 SHORTER = {

@@ -22,7 +22,16 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = {"depth": 1, "embedding": 4, "heads": 1, "context": 4, "batch_size": 2, "steps": 2, "save_every": 1}
+SETTINGS = {
+    "depth": 1,
+    "embedding": 4,
+    "heads": 1,
+    "context": 4,
+    "batch_size": 2,
+    "steps": 2,
+    "warmup": 1,
+    "save_every": 1,
+}
 
 
 def test_the_built_in_text_is_what_its_digest_says_and_is_split_without_a_loss():

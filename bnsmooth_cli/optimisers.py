@@ -139,12 +139,16 @@ def build(name: str, parameters: Iterable[Any], **arguments: Any) -> torch.optim
     if rule is not None:
         built: torch.optim.Optimizer = pkgutil.resolve_name(rule.builder)(parameters, **arguments)
         return built
+    from torch.optim import Optimizer
+
     option, given = f"--optimizer {name}", [*parameters]
     function = user_code.load(name, "optimizer")
     if not callable(function):
         raise InputError(f"{option}: is a {type(function).__name__}; {_SHAPE}")
     with user_code.explaining(f"{option}: called with a list of the parameters, it fails"):
         optimizer = function(given)
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"{option}: returns a {type(optimizer).__name__}; {_SHAPE}")
     check_users(optimizer, given, option)
     return optimizer
 
@@ -163,7 +167,7 @@ def check_users(optimizer: object, parameters: Iterable[Any], option: str) -> No
     from torch.optim import Optimizer
 
     if not isinstance(optimizer, Optimizer):
-        raise InputError(f"{option}: returns a {type(optimizer).__name__}; {_SHAPE}")
+        raise InputError(f"{option}: is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
     kind = type(optimizer).__name__
     step = inspect.signature(type(optimizer).step).parameters.values()
     if any(p.name == "closure" and p.default is p.empty for p in step):

@@ -318,7 +318,10 @@ class Config:
     optimizer_digest: str | None = None
     momentum: float = setting(_having("momentum", "Momentum; the paper has none"), _FRACTION)
     nesterov: bool = setting(
-        _having("nesterov", "Nesterov's form of the momentum"), default=False, words="Nesterov momentum"
+        _having("nesterov", "Nesterov's form of the momentum"),
+        default=False,
+        words="Nesterov momentum",
+        off="no Nesterov momentum",
     )
     betas: str = setting(_having("betas", "Decay rates of the two averages"), default="0.9,0.999")
     eps: float = setting(_having("eps", "What is added to the divisor"), positive(1000), default=1e-8)
@@ -329,14 +332,15 @@ class Config:
         "How the learning rate changes after the warm-up: constant; cosine or linear, down to 0 over the steps; or "
         "step, to a tenth at half of the steps and a hundredth at three quarters.",
         default="constant", choices=SCHEDULES, tag="", words="{} schedule",
+        off="constant learning rate",
     )  # fmt: skip
     warmup: int = setting(
         "Steps in which the learning rate rises linearly to its largest value.", whole(MAX_STEPS, low=0), default=0,
-        words="warm-up of {} steps",
+        words="warm-up of {} steps", off="no warm-up",
     )  # fmt: skip
     clip: float = setting(
         "Longest gradient: a longer one is shortened to this norm; 0 shortens none.", _LENGTH, default=0.0,
-        words="clipped to {}",
+        words="clip {}", off="no clip",
     )  # fmt: skip
     seed: int = setting("Seed of the initialisation, data order, noise and augmentation.", whole(2**63 - 1, low=0))
     save_every: int = setting("Steps between checkpoints.", whole(MAX_STEPS), defines=False)

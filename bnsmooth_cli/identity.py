@@ -7,12 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
 from typing import Any, Final
 
-from bnsmooth_cli.config import defining, from_dict
+from bnsmooth_cli import optimisers
+from bnsmooth_cli.config import KNOWN_LATER, defining, from_dict
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.settings import words
+from bnsmooth_cli.settings import is_off, words
 
 UNKNOWN: Final = "unknown settings"
-_UNKNOWN_IMAGES: Final = "unknown images"
+#: Setting -> the digest of what it names, and the words for an unknown one.
+_NAMING: Final = {
+    "data": ("data_digest", "unknown images"),
+    "optimizer": ("optimizer_digest", "unknown settings"),
+}
 _DIGITS: Final = 6  # of a digest, in words
 
 
@@ -122,7 +127,8 @@ def differing(problem: str, texts: Iterable[str]) -> dict[str, str]:
         texts: Values of the column `settings`.
 
     Returns:
-        For each text, its values of the settings that differ; "" if all texts say the same.
+        For each text, its values of the settings that differ; "" if all texts say the same. What an optimiser does not
+        have is left out, and so is what a run has none of, such as a warm-up, unless nothing else is said of it.
 
     Raises:
         InputError: If a text is no JSON object.
@@ -131,16 +137,31 @@ def differing(problem: str, texts: Iterable[str]) -> dict[str, str]:
     >>> texts = [resolve("vgg", width=width, steps=steps).settings_text for width, steps in ((0.25, 3000), (1.0, 300))]
     >>> list(differing("vgg", texts).values())
     ['width 0.25, 3,000 steps', 'width 1, 300 steps']
+    >>> texts = [resolve("vgg", **values).settings_text for values in ({}, {"optimizer": "adamw", "warmup": 9})]
+    >>> list(differing("vgg", texts).values())
+    ['sgd', 'adamw, warm-up of 9 steps']
     """
     same = alike(problem, texts)
     said = {text: _said(problem, text) for text in dict.fromkeys(same.values())}
-    _tell_images_apart(problem, said)
+    for name, (digest, unknown) in _NAMING.items():
+        _tell_apart(problem, said, name, digest, unknown)
     names = dict.fromkeys(name for values in said.values() for name in values)
     different = [name for name in names if len({values.get(name) for values in said.values() if values}) > 1]
-    described = {text: ", ".join(values[name] for name in different if name in values) for text, values in said.items()}
+    described = {}
+    for text, values in said.items():
+        there, off = _there(problem, text)
+        listed = [name for name in different if name in values and name in there]
+        described[text] = ", ".join(values[name] for name in [name for name in listed if name not in off] or listed)
     if "" in said and len(said) > 1:
         described[""] = UNKNOWN
     return {text: described[first] for text, first in same.items()}
+
+
+def _there(problem: str, text: str) -> tuple[set[str], set[str]]:
+    """The settings that a run has, as far as they do not belong to other optimisers; those of them that are off."""
+    values, known = read_settings(problem, text), defining(problem)
+    lacked = set(optimisers.lacked(str(values.get("optimizer", ""))))
+    return {*values} - lacked, {name for name, f in known.items() if name in values and is_off(f, values[name])}
 
 
 def _said(problem: str, text: str) -> dict[str, str]:
@@ -150,15 +171,15 @@ def _said(problem: str, text: str) -> dict[str, str]:
     said = {name: words(f, values[name]) for name, f in known.items() if name in values}
     if "batch_size" in values and values["batch_size"] == values.get("samples"):
         said["batch_size"] = "full batch"
-    others = (name for name in values if name not in (*known, "data_digest"))  # of a newer version
+    others = (name for name in values if name not in (*known, *KNOWN_LATER))  # of a newer version
     return said | {name: f"{name} {values[name]}" for name in others}
 
 
-def _tell_images_apart(problem: str, said: dict[str, dict[str, str]]) -> None:
-    """Add the digest to the name of a folder that other images have too."""
-    digests = {text: read_settings(problem, text).get("data_digest") for text in said}
+def _tell_apart(problem: str, said: dict[str, dict[str, str]], name: str, digest: str, unknown: str) -> None:
+    """Add the digest to a name that other images, or another optimiser of the user's, have too."""
+    digests = {text: read_settings(problem, text).get(digest) for text in said}
     for values in said.values():
-        texts = [text for text in said if said[text].get("data") == values.get("data")]
-        if "data" in values and len({digests[text] for text in texts}) > 1:
+        texts = [text for text in said if said[text].get(name) == values.get(name)]
+        if name in values and len({digests[text] for text in texts}) > 1:
             for text in texts:
-                said[text]["data"] += f" ({str(digests[text])[:_DIGITS] if digests[text] else _UNKNOWN_IMAGES})"
+                said[text][name] += f" ({str(digests[text])[:_DIGITS] if digests[text] else unknown})"

@@ -78,6 +78,17 @@ def find(name: str) -> Rule | None:
     return None
 
 
+def lacked(name: str) -> list[str]:
+    """The settings that an optimiser does not have: all of them if it is the user's, none if the name is unknown.
+
+    >>> lacked("adamw"), lacked("")
+    (['momentum', 'nesterov', 'square_decay'], [])
+    """
+    if user_code.is_code(name):
+        return [*SETTINGS]
+    return [setting for rule in RULES if rule.name == name for setting in SETTINGS if setting not in rule.settings]
+
+
 def check(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Check an optimiser's name, and that it has the settings that are not at their defaults. Imports nothing.
 

@@ -50,6 +50,8 @@ class Setting:
         defines: Whether the numbers of a run depend on it. The others may change when a run is resumed.
         tag: What stands before its value in the name of a run; by default its own name.
         words: How a legend says its value: a format such as "width {}". For a flag, its name, which "no" may precede.
+        off: How a legend says its default if that means that there is none of it, as in "no warm-up". Beside other
+            settings, it is left out.
     """
 
     help: str
@@ -59,6 +61,7 @@ class Setting:
     defines: bool = True
     tag: str | None = None
     words: str = ""
+    off: str = ""
 
 
 def setting(help: str, bounds: Bounds | None = None, *, default: Any = MISSING, **more: Any) -> Any:
@@ -118,6 +121,8 @@ def words(field: dataclasses.Field[Any], value: Any) -> str:
     ['width 0.25', 'no augmentation', '3,000 steps']
     """
     about: Setting = field.metadata["setting"]
+    if is_off(field, value):
+        return about.off
     if isinstance(value, bool):
         return f"{'' if value else 'no '}{about.words or field.name.replace('_', ' ')}"
     if isinstance(value, str):
@@ -125,6 +130,16 @@ def words(field: dataclasses.Field[Any], value: Any) -> str:
         value = name if len(name) <= _MAX_WORD else f"{name[: _MAX_WORD - 3]}..."
     text = f"{value:,}" if isinstance(value, int) else _number(value)
     return (about.words or f"{field.name.replace('_', ' ')} {{}}").format(text)
+
+
+def is_off(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a value says that there is none of a setting.
+
+    >>> from bnsmooth_cli.config import FIELDS
+    >>> is_off(FIELDS["warmup"], 0), is_off(FIELDS["warmup"], 10), is_off(FIELDS["augment"], False)
+    (True, False, False)
+    """
+    return bool(field.metadata["setting"].off) and bool(value == field.default)
 
 
 def base_name(text: str) -> str:

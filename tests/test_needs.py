@@ -16,13 +16,15 @@ import torch
 from helpers import DLN, ENVIRONMENT
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import problems, stopping
+from bnsmooth_cli import optimisers, problems, stopping
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.memory import Memory, main_memory
 from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.storage.tensors import load_tensors
 from bnsmooth_cli.training import needs
 from bnsmooth_cli.training.needs import Needs
+from bnsmooth_cli.training.saving import tensors_in
 
 #: Prints the peak memory of each piece of work in a process of its own, beyond that of one with the data, and the
 #: estimate of it. Each is forked from a process that has done no work, and keeps the memory that it has freed. Files do
@@ -36,6 +38,7 @@ from bnsmooth_cli.measures.measuring import measurement
 from bnsmooth_cli.memory import keep_freed_memory
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.training.needs import Needs
+from bnsmooth_cli.training.optimisers import optimiser_of
 from bnsmooth_cli.training.run import train_config
 
 def anonymous():
@@ -58,10 +61,12 @@ for kind in sys.argv[3:]:
             if kind == "train":
                 train_config(config, folder + "/run", problem=problem)
             else:
-                measure, point = measurement(kind), Point(problem, problem.initial, [], 0, *problem.batch(0), "run")
+                measure, optimiser = measurement(kind), optimiser_of(config, problem.initial)
+                point = Point(problem, problem.initial, optimiser, 0, *problem.batch(0), "run")
                 measure.rows(point, **measure.plan(config))
         os.write(write, json.dumps(anonymous() - before).encode())
         os._exit(0)
+    os.close(write)  # so that the end of a child that fails ends the reading
     os.wait()
     found[kind] = [json.loads(os.read(read, 100)), estimate]
 print(json.dumps(found))
@@ -75,6 +80,8 @@ print(json.dumps(found))
         pytest.param("vgg", {"width": 0.3, "batch_size": 50, "steps": 3, "save_every": 1},
                      ["train", "landscape", "smoothness", "ics", "activations"], marks=pytest.mark.slow),
         ("vgg", {"width": 0.3, "batch_size": 100, "norm": "none", "momentum": 0.9, "steps": 3}, ["train", "landscape"]),
+        ("vgg", {"width": 0.3, "batch_size": 20, "norm": "none", "optimizer": "adamw", "lr": 1e-3, "steps": 3},
+         ["train", "ics"]),
         ("dln", {"dimension": 300, "depth": 10, "samples": 1000, "lr": 1e-9, "steps": 3},
          ["train", "landscape", "ics"]),
     ],
@@ -95,13 +102,36 @@ def test_activations_of_two_small_batches_are_those_of_the_whole_batch(problem, 
     assert Needs(opened).activations == pytest.approx(whole, rel=1e-3)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+OPTIMISERS = [
+    {}, {"momentum": 0.9}, *({"optimizer": rule.name, "lr": 1e-3} for rule in optimisers.RULES if rule.name != "sgd"),
+    {"optimizer": "rmsprop", "momentum": 0.9, "lr": 1e-4},
+    {"optimizer": "adamw", "weight_decay": 0.1, "clip": 1.0, "lr": 1e-3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS, ids=str)
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
-def test_the_size_of_a_checkpoint(tmp_path, problem, momentum):
+def test_the_size_of_a_checkpoint_and_the_state_of_the_optimiser(tmp_path, problem, optimiser):
     settings = {"vgg": {"width": 0.07, "batch_size": 16, "eval_every": 2}, "dln": {"samples": 30}}[problem]
-    run = bns.train(problem, steps=2, save_every=2, momentum=momentum, output=tmp_path / "run", **settings)
-    (*_, file) = run.checkpoints().values()
-    assert Needs(problems.build(run.config)).checkpoint == pytest.approx(file.stat().st_size, rel=0.1)
+    run = bns.train(problem, steps=2, save_every=2, output=tmp_path / "run", **settings, **optimiser)
+    first, last = run.checkpoints().values()
+    found = Needs(problems.build(run.config))
+    assert found.checkpoint == pytest.approx(last.stat().st_size, rel=0.1)
+    assert found.first == pytest.approx(first.stat().st_size, rel=0.1)
+    kept = [*tensors_in({key: part for key, part in load_tensors(last).items() if key != "model"})]
+    assert found.optimiser == sum({t.data_ptr(): t.numel() * t.element_size() for t in kept}.values())
+    large = [t.numel() for t in kept if t.dim()]
+    assert sum(large) * 4 == found.parameters * round(sum(large) * 4 / found.parameters)  # whole copies
+
+
+def test_what_the_users_own_optimiser_keeps_is_taken_to_be_as_much_as_adam_keeps(monkeypatch, tmp_path):
+    """It is not asked, and refuses no run for its memory."""
+    problem = problems.build(resolve("dln", depth=5, dimension=4, samples=30))
+    problem.config = problem.config.changed(optimizer="mine:absent")
+    found = Needs(problem)
+    assert found.optimiser == 2 * found.parameters
+    machine(monkeypatch, total=2 * found.parameters + found.data)
+    needs.check(problem, tmp_path / "run")
 
 
 def test_an_estimate_changes_no_number_and_takes_no_random_draw(small_run):
@@ -153,11 +183,13 @@ def test_a_run_is_refused_if_its_tensors_exceed_all_memory_by_one_byte(cli, monk
     line = f"train {DLN} --momentum 0.9 --steps 3 --device cpu -o run"
     config = resolve("dln", depth=5, dimension=4, samples=30, momentum=0.9)
     found = Needs(problems.build(config))
-    machine(monkeypatch, total=2 * found.parameters + found.momentum + found.data - beyond)
+    machine(monkeypatch, total=2 * found.parameters + found.optimiser + found.data - beyond)
     code, _, err = cli(line)
     assert code == (2 if beyond else 0)
     if beyond:
-        assert err.startswith("bnsmooth: run: the parameters, their gradients, the momentum and the data take 2.")
+        assert err.startswith(
+            "bnsmooth: run: the parameters, their gradients, the optimiser's state and the data take 2."
+        )
         assert "kB in all; give a smaller --dimension and --depth" in err
         assert not Path("run").exists()
 
@@ -224,9 +256,10 @@ def note_of(out):
 SIZES = f"{DLN} --steps 60 --save-every 10"
 
 
+@pytest.mark.parametrize("optimiser", ["", "--optimizer adamw --lr 1e-3 --schedule cosine --clip 1"])
 @pytest.mark.parametrize("keep", [0, 2])
-def test_a_dry_run_of_training_tells_the_disk_that_it_takes_and_writes_nothing(cli, tmp_path, keep):
-    line = f"train {SIZES} --keep {keep} --measure landscape,ics --every 20 -o run"
+def test_a_dry_run_of_training_tells_the_disk_that_it_takes_and_writes_nothing(cli, tmp_path, keep, optimiser):
+    line = f"train {SIZES} --keep {keep} {optimiser} --measure landscape,ics --every 20 -o run"
     code, out, err = cli(f"{line} --dry-run")
     assert (code, err, [*tmp_path.iterdir()]) == (0, "", [])
     assert ": what the run would do\n" in out
@@ -235,6 +268,18 @@ def test_a_dry_run_of_training_tells_the_disk_that_it_takes_and_writes_nothing(c
     taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*"))
     assert taken / 2 <= note_of(out)[1] <= 2 * taken
     assert "finished" in cli(f"{line} --dry-run")[1]
+
+
+@pytest.mark.parametrize("more", ["", "--keep 1", "--keep 7"])
+def test_the_disk_of_a_run_of_adamw_is_that_of_its_checkpoints_but_for_what_the_first_one_lacks(cli, tmp_path, more):
+    """The first checkpoint has no averages yet; in a wide network, they are two thirds of the others."""
+    line = "train --problem dln --dimension 100 --depth 5 --samples 30 --optimizer adamw --lr 1e-4 --steps 20"
+    line += f" --save-every 10 {more} -o run"
+    disk = note_of(cli(f"{line} --dry-run")[1])[1]
+    assert cli(line)[0] == 0
+    taken = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*"))
+    most = taken * (2 if more == "--keep 1" else 1)  # the next one is written beside it
+    assert disk == pytest.approx(most, rel=0.05)
 
 
 def test_a_dry_run_counts_what_a_run_still_takes(cli):

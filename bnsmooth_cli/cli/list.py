@@ -64,6 +64,8 @@ def _readable(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
             shown[name] = [
                 "-" if pd.isna(value) else f"{value:g}" if name == "lr" else str(value) for value in runs[name]
             ]
+    if (runs["step_lr"].notna() & (runs["step_lr"] != runs["lr"])).any():
+        shown["step lr"] = ["-" if pd.isna(lr) else f"{lr:.3g}" for lr in runs["step_lr"]]
     described = {(problem, text): words for problem, of_problem in runs.groupby("problem", sort=False)["settings"]
                  for text, words in differing(str(problem), of_problem.dropna()).items()}  # fmt: skip
     keys = zip(runs["problem"], runs["settings"], strict=True)

@@ -130,6 +130,8 @@ def train(
         rows = rows.iloc[sorted({round(i * (len(rows) - 1) / 10) for i in range(11)})]
     else:
         rows, columns = tested, ["step", "loss", "accuracy", "test_loss", "test_accuracy"]
+    if rows["step_lr"].nunique() > 1:
+        columns.append("step_lr")
     terminal.wrote(trained.train_path)
     say_exported(live, trained.train_path)
     for kind in chosen.kinds:

@@ -13,7 +13,10 @@ _WINDOW = 50  # the curve of minibatch accuracies is a running mean over 1/50 of
 
 
 def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
-    """Figures 1a-b, 13: training and test accuracy over the steps, or the losses of a regression."""
+    """Figures 1a-b, 13: training and test accuracy over the steps, or the losses of a regression.
+
+    If the learning rate changes, it has a panel of its own.
+    """
     drawn = [progress(table, paper)]
     accuracy = _classifies(table)
     column = "test_accuracy" if accuracy else "test_loss"
@@ -22,7 +25,13 @@ def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]
         shown = table.assign(**{column: unit * table[column]})
         theirs = papers(paper, table, column, unit=unit)
         drawn.append(Curves("test", drawn[0].ylabel, series(shown, column), theirs, diverged=_diverged(table)))
-    return [in_row(*shared(drawn))]
+    varies = "step_lr" in table and table.groupby("run")["step_lr"].nunique().gt(1).any()
+    return [in_row(*shared(drawn), *([_learning_rate(table)] if varies else []))]
+
+
+def _learning_rate(table: pd.DataFrame) -> Curves:
+    """The learning rate of each step, where a schedule or a warm-up changes it."""
+    return Curves("learning rate", "learning rate", series(table, "step_lr"))
 
 
 def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:

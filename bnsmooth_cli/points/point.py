@@ -136,9 +136,10 @@ class Point(Shown):
             config, parameters = self.config, self.parameters.values()
             loop = isinstance(self.problem, ExternalLoop)
             number, first = sum(p.numel() for p in parameters), next(iter(parameters))
+            scheduled = "" if self.lr == config.lr else f" ({self.lr:.3g} at this step)"
             return Card("Point", name, {
                 "of": f"your own training loop, lr {config.lr:g}" if loop else
-                      f"{config.problem}, norm {config.norm}, lr {config.lr:g}, seed {config.seed}",
+                      f"{config.problem}, norm {config.norm}, lr {config.lr:g}{scheduled}, seed {config.seed}",
                 "settings": "" if loop else settings_in_words(config),
                 "network": f"{number:,} parameters, {str(first.dtype).removeprefix('torch.')} on {first.device}",
                 "batch": "" if loop else f"{size(self.inputs):,} samples",

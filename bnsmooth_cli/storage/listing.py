@@ -25,8 +25,8 @@ from bnsmooth_cli.storage.runs import Run, open_run
 #: The columns of `list_runs` and their types.
 COLUMNS: Final = {
     "path": "str", "run": "str", "problem": "str", "norm": "str", "lr": "float64", "seed": "Int64", "settings": "str",
-    "state": "str", "step": "Int64", "steps": "Int64", "diverged_at": "Int64", "tables": "object", "kept": "object",
-    "study": "str",
+    "state": "str", "step": "Int64", "steps": "Int64", "step_lr": "float64", "diverged_at": "Int64", "tables": "object",
+    "kept": "object", "study": "str",
 }  # fmt: skip
 #: The first word of the state of a run that cannot be read.
 DAMAGED: Final = "damaged"
@@ -66,6 +66,7 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
         - `settings`: its other settings, as in the tables' column of this name.
         - `state`: `finished`, `diverged at step 12`, `step 137 of 300`, or `damaged: ` and the reason.
         - `step`, `steps`: the step that training can resume from, or has ended at, and the length of the run.
+        - `step_lr`: the learning rate at this step, which is not `lr` after a schedule or during a warm-up.
         - `diverged_at`: the step whose loss is not finite.
         - `tables`: the number of measured steps of each table, by the table's name; without `train`.
         - `kept`: the number of measured steps of each table that is unfinished.
@@ -123,7 +124,8 @@ def row_of(path: Path) -> dict[str, Any]:
         config = run.config
         row |= {name: getattr(config, name) for name in (*IDENTIFYING, "steps")} | {"settings": config.settings_text}
         row["tables"], row["kept"] = _points(run)
-        return row | _progress(run)
+        progress = _progress(run)
+        return row | progress | {"step_lr": config.lr_at(progress["step"])}
     except (InputError, OSError) as error:
         reason = InputError(str(error).removeprefix(f"{path}").lstrip("/: "))  # before a long path has it cut
         return {**row, "state": f"{DAMAGED}: {first_line(reason)}"}

@@ -81,10 +81,11 @@ class Run(Shown):
         def lines() -> Card:
             config, row = self.config, row_of(Path(self.path))
             ended = f" at step {config.steps}" if row["state"] == "finished" else ""
+            lr = "" if row.get("step_lr") in (None, config.lr) else f"; lr {row['step_lr']:.3g} there"
             return Card("Run", name, {
                 "trains": f"{config.problem}, norm {config.norm}, lr {config.lr:g}, seed {config.seed}",
                 "settings": settings_in_words(config),
-                "state": row["state"] + ended if Path(self.path).exists() else "not begun",
+                "state": row["state"] + ended + lr if Path(self.path).exists() else "not begun",
                 "tables": points_in_words(row),
             })  # fmt: skip
 

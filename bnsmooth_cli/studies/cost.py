@@ -52,7 +52,7 @@ class _Price(NamedTuple):
             but takes a core's time, and no save begins before the last one has ended.
         points: What points take, by kind of table.
         memory: Bytes beyond those of a process with the data.
-        checkpoint: Bytes of a checkpoint.
+        checkpoint, first: Bytes of a checkpoint, and of that of step 0.
     """
 
     opening: float
@@ -62,6 +62,7 @@ class _Price(NamedTuple):
     points: dict[str, _Point]
     memory: float
     checkpoint: int
+    first: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def estimate(tasks: Sequence[Task], start: float = 0.0) -> Cost:
             seconds += (steps // (config.eval_every or config.steps) + 1) * price.evaluation
             saves = needs.saves(run, force=not task.reached)
             seconds += (saves.count + 1) * price.save
-            disk += saves.files * price.checkpoint - saves.freed + _TABLE + _ROW * steps
+            disk += saves.size(price.checkpoint, price.first) - saves.freed + _TABLE + _ROW * steps
         figures = {"points": sum(map(len, points.values())), "seconds": seconds, "memory": held + price.memory}
         rows.append({**row, **figures, "disk": max(disk, 0.0)})
     return Cost(pd.DataFrame(rows), start, idle)
@@ -184,7 +185,9 @@ def _priced(task: Task, problem: Problem) -> _Price:
             spent = _seconds(lambda: _walk(trajectory, count))
         evaluation = _seconds(lambda: problem.evaluate(trajectory.model)) if problem.test_size else 0.0
         points = {kind: _point(task, trajectory, kind) for kind in task.wanted.kinds}
-        return _Price(opening, spent / count, evaluation, _save(trajectory), points, memory, about.checkpoint)
+        return _Price(
+            opening, spent / count, evaluation, _save(trajectory), points, memory, about.checkpoint, about.first
+        )
     finally:
         torch.set_num_threads(threads)
 

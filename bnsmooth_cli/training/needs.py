@@ -7,15 +7,15 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bnsmooth_cli import kinds, norms
+from bnsmooth_cli import kinds, norms, optimisers
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.memory import Memory, in_words, main_memory
@@ -25,6 +25,8 @@ from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped, named, size
 from bnsmooth_cli.settings import flag
 from bnsmooth_cli.storage.runs import Run
+from bnsmooth_cli.training.optimisers import optimiser_of
+from bnsmooth_cli.training.saving import tensors_in
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,12 @@ _FAST: Final = 40e6
 #: Copies of the largest activation in an evaluation of the test set, and what a parameter vector on a fast path takes
 #: beside its activations, in copies of the vector.
 _EVALUATION, _VECTOR = 3.5, 3.5
-#: Bytes of a checkpoint beside the numbers in its tensors: of the file, of each tensor and of each block of memory that
-#: tensors share. Measured for files of 60 to 600 tensors.
-_FILE, _TENSOR, _BLOCK = 2000, 120, 170
+#: Bytes of a checkpoint beside the numbers in its tensors: of the file, of each tensor of the network, which has a
+#: name, of each tensor of the optimiser, and of each block of memory that tensors share. Measured for files of 60
+#: to 600 tensors.
+_FILE, _TENSOR, _UNNAMED, _BLOCK = 2000, 120, 70, 170
+#: Copies of the parameters that the user's own optimiser is taken to keep: Adam's two averages.
+_USERS: Final = 2
 
 
 class Needs:
@@ -73,15 +78,17 @@ class Needs:
 
     Attributes:
         parameters: The parameters that training updates. Their gradients take as much.
-        momentum: The momentum buffers.
-        state: What a checkpoint holds: parameters, buffers and momentum.
+        optimiser: What the optimiser keeps from step to step, such as momentum buffers. What the user's own optimiser
+            keeps is not known: it is taken to be as much as Adam keeps.
+        state: What a checkpoint holds: parameters, buffers and the optimiser's state.
         checkpoint: A checkpoint file.
+        first: The checkpoint file of step 0, where most optimisers have no state yet.
         data: The samples in memory; 0 if the user's code holds them.
 
     >>> from bnsmooth_cli import problems
     >>> from bnsmooth_cli.config import resolve
     >>> needs = Needs(problems.build(resolve("dln", norm="none", momentum=0.9)))
-    >>> needs.parameters == needs.momentum == 25 * 10 * 10 * 4
+    >>> needs.parameters == needs.optimiser == 25 * 10 * 10 * 4
     True
     """
 
@@ -92,12 +99,18 @@ class Needs:
         held = [tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
         self.problem = problem
         self.parameters = sum(tensor.numel() * tensor.element_size() for tensor in trained)
-        self.momentum = self.parameters if problem.config.momentum else 0
-        self.state = _bytes(held) + self.momentum
-        tensors = len(held) + len(trained) * bool(self.momentum)
-        blocks = min(tensors, 3) if self._rows else tensors
-        self.checkpoint = self.state + _FILE + _TENSOR * tensors + _BLOCK * blocks
+        before, after = _optimiser_states(problem.config, trained, outline, joined=bool(self._rows))
+        self.optimiser = _bytes(after)
+        self.state = _bytes(held) + self.optimiser
+        self.checkpoint, self.first = (self._file(held, kept) for kept in (after, before))
         self.data = _bytes(tensor for tensor in problem.data() if tensor.device.type == problem.device.type)
+
+    def _file(self, held: list[Tensor], kept: list[Tensor]) -> int:
+        """The bytes of a checkpoint of a network's tensors and an optimiser's."""
+        tensors = _TENSOR * len(held) + _UNNAMED * len({*map(id, kept)})
+        # On the fast path, one block of memory holds all parameters, and one all buffers.
+        blocks = (min(len(held), 2) if self._rows else len(held)) + len({*map(_place, kept)})
+        return _bytes([*held, *kept]) + _FILE + tensors + _BLOCK * blocks
 
     @property
     def _rows(self) -> int:
@@ -140,7 +153,7 @@ class Needs:
         return 4.0 * values + _VECTOR * self.parameters
 
     def peak(self, kind: str = "train") -> float:
-        """The peak memory of training, or of measuring a kind of table, beyond the network, its momentum and the data.
+        """The peak memory of training, or of measuring a kind of table, beyond the state and the data.
 
         It includes libraries that the work loads, and of training the copy of the state that a checkpoint is written
         from.
@@ -166,6 +179,29 @@ class Needs:
     def memory(self, tables: Iterable[str] = ()) -> float:
         """The peak memory of training and of measuring kinds of tables, beyond that of a process with the data."""
         return self.state + max(self.peak(kind) for kind in ("train", *tables))
+
+
+def _optimiser_states(
+    config: Config, trained: Sequence[Tensor], outline: nn.Module | None, *, joined: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of an optimiser's state before its first step and after it, without memory for them.
+
+    The user's own optimiser is not asked: it may not take tensors without values, or may keep them.
+
+    Args:
+        config: The configuration.
+        trained: The trained parameters.
+        outline: A network without memory, if there is one.
+        joined: Whether one vector holds all parameters.
+    """
+    slopes = [torch.empty_like(p, device="meta", requires_grad=False) for p in trained]
+    if optimisers.find(config.optimizer) is None:
+        return [], [torch.empty_like(slope) for _ in range(_USERS) for slope in slopes]
+    theta = torch.cat([slope.flatten() for slope in slopes]) if joined else None
+    optimiser = optimiser_of(config, nn.ParameterList(slopes) if outline is None else outline, theta)
+    before = [*tensors_in(optimiser.state())]
+    optimiser.step(slopes if theta is None else [torch.empty_like(theta)], 0)
+    return before, [*tensors_in(optimiser.state())]
 
 
 def _setting(config: Config, name: str) -> int:
@@ -215,12 +251,18 @@ class Saves:
     Attributes:
         count: Their number.
         files: How many more files the folder holds at its fullest.
+        begins: Whether the checkpoint of step 0 is among these files.
         freed: The bytes that are freed before, because the run starts again.
     """
 
     count: int
     files: int
+    begins: bool = False
     freed: int = 0
+
+    def size(self, checkpoint: int, first: int) -> int:
+        """The bytes of the files, given those of a checkpoint and of that of step 0."""
+        return (self.files - self.begins) * checkpoint + self.begins * first
 
 
 def saves(run: Run, *, resume: bool = True, force: bool = False) -> Saves:
@@ -243,7 +285,8 @@ def saves(run: Run, *, resume: bool = True, force: bool = False) -> Saves:
     files = count - replaced
     if config.keep:
         files = min(files, config.keep + 1 - len(there))
-    return Saves(count, max(files, 1), freed)  # a file that replaces another one is written beside it
+    begins = reached < 0 and files == count  # not with --keep, which removes it before the folder is at its fullest
+    return Saves(count, max(files, 1), begins, freed)  # a file that replaces another one is written beside it
 
 
 def check(problem: Problem, path: Path, *, resume: bool = True, force: bool = False) -> None:
@@ -259,7 +302,7 @@ def check(problem: Problem, path: Path, *, resume: bool = True, force: bool = Fa
         resume, force: As in `training.run.train`.
 
     Raises:
-        InputError: If the parameters, gradients, momentum and data take more memory than there is, or the checkpoints
+        InputError: If the parameters, gradients, optimiser and data take more memory than there is, or the checkpoints
             more disk space than is free.
     """
     run = Run(path, problem.config)
@@ -270,12 +313,13 @@ def check(problem: Problem, path: Path, *, resume: bool = True, force: bool = Fa
     if not remaining.count:
         return
     needs, room = Needs(problem), device_memory(problem.device)
-    certain = 2 * needs.parameters + needs.momentum + needs.data
+    own = optimisers.find(problem.config.optimizer) is None
+    certain = 2 * needs.parameters + needs.optimiser * (not own) + needs.data
     if room.total is not None and certain > room.total:
         smaller = " and ".join(flag(name) for name in _SIZES if hasattr(problem.settings, name)) or "model"
         raise InputError(
-            f"{path}: the parameters, their gradients, the momentum and the data take {in_words(certain)} of memory, "
-            f"and there are {in_words(room.total)} in all; give a smaller {smaller}"
+            f"{path}: the parameters, their gradients, the optimiser's state and the data take {in_words(certain)} of "
+            f"memory, and there are {in_words(room.total)} in all; give a smaller {smaller}"
         )
     _check_disk(needs, run, remaining)
     likely = certain - needs.data if problem.has_users_code else needs.memory()
@@ -292,7 +336,7 @@ _SIZES: Final = ("width", "classifier", "dimension", "depth")
 
 
 def _check_disk(needs: Needs, run: Run, remaining: Saves) -> None:
-    free, taken = free_space(run.path), remaining.files * needs.checkpoint
+    free, taken = free_space(run.path), remaining.size(needs.checkpoint, needs.first)
     if free is None or taken <= free + remaining.freed:
         return
     what, hint = "a checkpoint takes", ""

@@ -108,7 +108,7 @@ class _Copy:
         """Copy a state. Tensors that share memory do so in the copy, so that its file has the bytes of the state's."""
         copied: dict[int, torch.UntypedStorage] = {}
         known: dict[int, Any] = {}
-        for tensor in _tensors(state):
+        for tensor in tensors_in(state):
             storage = tensor.untyped_storage()
             if (place := storage._cdata) not in copied:  # what torch.save goes by
                 copied[place] = self._take(len(copied), storage.nbytes()).copy_(storage)
@@ -125,11 +125,11 @@ class _Copy:
         return self._storages[number]
 
 
-def _tensors(state: Any) -> Iterator[Tensor]:
+def tensors_in(state: Any) -> Iterator[Tensor]:
     """The ordinary tensors of a state, wherever they are in it."""
     if isinstance(state, Tensor):
         if type(state) is Tensor and state.layout == torch.strided and not state.is_quantized:
             yield state
     elif isinstance(state, dict | list | tuple):
         for part in state.values() if isinstance(state, dict) else state:
-            yield from _tensors(part)
+            yield from tensors_in(part)

@@ -22,6 +22,9 @@ from bnsmooth_cli import kinds
 DLN = "--problem dln --depth 4 --dimension 4 --samples 30 --lr 1e-4"
 DEFAULT_DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 VGG = "--problem vgg --width 0.05 --batch-size 8 --save-every 1"
+#: A run of AdamW, and the rest of a recipe of today.
+ADAMW = f"{DLN.replace('--lr 1e-4', '--lr 1e-3')} --norm batch --optimizer adamw"
+RECIPE = f"{ADAMW} --schedule cosine --warmup 10 --clip 1 --weight-decay 0.1"
 #: The kinds of tables that a study takes.
 KINDS = kinds.measured(studied=True)
 _OPTIONS = {

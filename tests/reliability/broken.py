@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from attempts import DLN, KINDS, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
+from attempts import DLN, KINDS, MEASURE, OTHER, RECIPE, STUDY, TRAINED, VGG, Attempt, Try, contents, done, judge, run
 from PIL import Image
 
 from bnsmooth_cli.data.shapes import shapes
@@ -181,6 +181,13 @@ BROKEN: dict[str, Broken] = {
         before=(TRAINED,),
         files=("run/checkpoints/000008.pt",),
         commands=("landscape FILE -o t.parquet", "theory FILE -o t.parquet", "smoothness run --at 9 -o t.parquet"),
+        ways=(mutations.twist_checkpoint, mutations.twist_checkpoint, mutations.bomb_checkpoint),
+        summed=True,
+    ),
+    "checkpoint of AdamW": Broken(
+        before=(f"train {RECIPE} --steps 20 --save-every 4 -o run",),
+        files=("run/checkpoints/000008.pt",),
+        commands=("ics FILE -o t.parquet", "smoothness run --at 9 -o t.parquet"),
         ways=(mutations.twist_checkpoint, mutations.twist_checkpoint, mutations.bomb_checkpoint),
         summed=True,
     ),

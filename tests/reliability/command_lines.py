@@ -35,14 +35,17 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--data": (("images", "text.txt", "shakespeare"), ("absent", "run", "cifar11", "study.toml")),
     "--steps": (("1", "2", "3"), ("0", "1e9", "99999999999")),
     "--batch-size": (("1", "2", "4"), ("0", "100000000000")),
-    "--optimizer": (("sgd", "adamw", "torch.optim:SGD"), ("adm", "", "mine:build", "torch.optim:LBFGS", "absent:x")),
-    "--betas": (("0.9,0.95", "0,0"), ("1,0.9", "0.9", "x,y", "0.9,nan", "0.1,0.2,0.3", "")),
-    "--eps": (("1e-8", "1"), ("0", "-1", "nan", "inf")),
-    "--square-decay": (("0.9", "0"), ("1", "nan")),
-    "--schedule": (("cosine", "step", "constant"), ("exponential", "")),
-    "--warmup": (("0", "1"), ("-1", "99999", "x")),
-    "--clip": (("0", "1.5"), ("-1", "nan", "inf")),
     "--momentum": (("0", "0.9"), ("1", "-1", "nan")),
+    "--optimizer": (
+        ("sgd", "adam", "adamw", "adamw", "nadam", "radam", "rmsprop", "mine:own", "torch.optim:SGD"),
+        ("adma", "mine:build", "mine:absent", "mine:lbfgs", "torch.optim:LBFGS", "os:system", "sys:exit", ""),
+    ),
+    "--betas": (("0.9,0.95", "0,0", "0.9, 0.999"), ("0.9", "1,1", "0.9,nan", "-1,0", "0.9,0.99,0.999", "x,y")),
+    "--eps": (("1e-6",), ("0", "-1", "nan")),
+    "--square-decay": (("0.9",), ("1", "-1", "nan")),
+    "--schedule": (("constant", "cosine", "linear", "step"), ("cosin", "")),
+    "--warmup": (("0", "1", "2"), ("-1", "99", "x")),
+    "--clip": (("0", "1", "1e-3"), ("-1", "nan", "1e400")),
     "--depth": (("1", "3", "11"), ("0", "99999")),
     "--width": (("0.02",), ("0", "nan", "1e9")),
     "--dimension": (("1", "3"), ("0", "100000")),
@@ -100,14 +103,18 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 #: Values that no option takes.
 STRANGE = ["", " ", "-", "--", "0", "-1", "1e400", "nan", "9" * 30, "x", "é", "[bold]", "a,b", "/", "..", "\n", "'"]
 _TABLES = [f"other/{kind}.parquet" for kind in ("train", *MEASURE)]
-#: A custom norm and a custom problem.
+#: A custom norm, a custom problem, and two optimisers, one of which needs a closure.
 MINE = """
-from torch import nn, randn
+from torch import nn, optim, randn
 class Norm(nn.Identity):
     pass
 def build(norm):
     model = nn.Sequential(nn.Linear(3, 2), norm(2), nn.Linear(2, 1))
     return model, nn.functional.mse_loss, (randn(9, 3), randn(9, 1))
+def own(parameters):
+    return optim.Adagrad(parameters, lr=1e-3)
+def lbfgs(parameters):
+    return optim.LBFGS(parameters)
 """
 #: Command -> what it usually reads.
 SOURCES = {

@@ -23,7 +23,8 @@ from bnsmooth_cli import cli
 # What commands import is imported once, before any fork.
 for _name in ("figures", "measures.measuring", "report", "studies.run", "studies.outcome", "data.images"):
     importlib.import_module(f"bnsmooth_cli.{_name}")
-importlib.import_module("matplotlib.backends.backend_agg")
+for _name in ("matplotlib.backends.backend_agg", "torch._dynamo"):  # the latter by torch's optimisers
+    importlib.import_module(_name)
 
 GIB = 2**30
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from attempts import DLN, MEASURE, OTHER, STUDY, TRAINED, VGG, Attempt, Try, contents, prepared, run
+from attempts import DLN, MEASURE, OTHER, RECIPE, STUDY, TRAINED, VGG, Attempt, Try, contents, prepared, run
 from PIL import Image
 
 from bnsmooth_cli.storage import tables
@@ -95,6 +95,10 @@ _TRAIN = f"train {DLN} --norm l1 --steps 60 --save-every 3 -o run"
 KILLS: dict[str, Kill] = {
     "train": Kill(_TRAIN),
     "train, one checkpoint kept": Kill(f"{_TRAIN} --keep 1"),
+    "train, AdamW": Kill(f"train {RECIPE} --steps 60 --save-every 3 -o run"),
+    "train, AdamW, one pass": Kill(
+        f"train {RECIPE} --steps 60 --save-every 9 --measure smoothness,ics --every 7 -o run"
+    ),
     "train, one pass": Kill(f"{_TRAIN} --measure landscape,smoothness,ics,activations,theory --every 7"),
     "train, VGG, one pass": Kill(f"train {VGG} --norm batch --steps 4 --measure landscape,ics --every 1 -o run"),
     "train, VGG": Kill(f"train {VGG} --norm batch --steps 6 --eval-every 1 -o run"),

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from attempts import DLN, MEASURE, STUDY, TRAINED, VGG, Attempt, Try, contents, prepared, run, wait_for
+from attempts import DLN, MEASURE, RECIPE, STUDY, TRAINED, VGG, Attempt, Try, contents, prepared, run, wait_for
 from complaints import complaints
 from forked import Ended
 from kills import unreadable
@@ -195,6 +195,7 @@ _MEASURED = "--measure landscape,smoothness,ics,activations --every 4"
 TOLD: dict[str, Told] = {
     "train": Told(_TRAIN),
     "train, measured": Told(f"{_TRAIN} {_MEASURED}"),
+    "train, AdamW": Told(f"train {RECIPE} --steps 60 --save-every 3 -o run"),
     "train, VGG": Told(f"train {VGG} --norm batch --steps 6 --eval-every 1 -o run"),
     **{kind: Told(f"{line} run", (TRAINED,)) for kind, line in MEASURE.items()},
     "compare, a grid": Told(STUDY),

@@ -254,7 +254,7 @@ def sharpness() -> Iterator[Result]:
         run = bns.train("vgg", "batch", steps=150, output=f"{folder}/run", device="cpu")
         for point in visit(run.source(), [0, 20, 150], "cpu"):
             model, loss = references.plain_loss(point)
-            value = second_order(point)[1]
+            value = second_order(point).sharpness
             works = {
                 "ours": lambda: second_order(point),
                 "power iteration, told the value, to 1%": lambda: references.power_iteration(model, loss, value, 1e-2),

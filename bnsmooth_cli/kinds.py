@@ -106,6 +106,7 @@ class Kind:
         tensorboard: Whether its numbers can be shown over the training steps in TensorBoard.
         section: How the report shows it; None if it does not.
         compared: Whether `compare` computes it from several runs.
+        direction: The direction of the line in its column `direction`; empty without this column.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Kind:
     tensorboard: bool = False
     section: Section | None = None
     compared: bool = False
+    direction: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def _metric_columns() -> dict[str, Column]:
 _LANDSCAPE: Final = {
     **_STEP,
     "alpha": _double("step length in learning rates; 0 is the point itself"),
-    "step_size": _double("step length eta = alpha * lr"),
+    "step_size": _double("step length eta = alpha * lr, with the learning rate of the step"),
     "distance": _double("||eta g||"),
     "loss": _double("loss at theta - eta g", nullable=False),
     "grad_norm": _double("norm of the gradient there", nullable=False),
@@ -263,6 +265,7 @@ _LANDSCAPE: Final = {
 }  # fmt: skip
 _SMOOTHNESS: Final = {
     **_STEP,
+    "step_lr": _double("learning rate of the step, as scheduled", added=True),
     "loss": _double("loss at the point, the penalty included", nullable=False),
     "penalty": _double("the loss's L2 penalty of the weights there", added=True),
     "weight_norm": _double("norm ||W|| of the weights that `--weight-decay` penalises; null if there are none. beta "
@@ -278,11 +281,29 @@ _SMOOTHNESS: Final = {
     "saturated": Column("bool", "beta is 1 / (shortest step_size), where 90% of the gradient is lost", added=True),
     "curvature": _double("g'Hg / g'g, H the Hessian"),
     "sharpness": _double("eigenvalue of H that is largest in magnitude, signed"),
+    "preconditioned": _double("largest eigenvalue of P^-1/2 H P^-1/2, P the diagonal by which Adam or RMSProp divides "
+                              "its step; null for other optimisers, and before the first step", added=True),
+    "threshold": _double("largest stable value of `preconditioned`, or of `sharpness` if the optimiser has no P; null "
+                         "if unknown", added=True),
     "critical_alpha": _double("smallest probed alpha with a loss above the point's; null if none"),
+    "critical_lr": _double("smallest step_size with a loss above the point's, to 1%; 0 if the loss rises at once, null "
+                           "if it never does or rounding hides it", added=True),
+    "batch_sharpness": _double("mean of g'Hg / g'g, each of one batch's loss, over random batches (`--batches`); null "
+                               "without them", added=True),
+    "batch_sharpness_error": _double("its standard error; null for one batch", added=True),
 }  # fmt: skip
-_DIRECTION: Final = {
-    "direction": Column("string", "`random`: the line is theta - eta d, with a random d in place of g, ||d|| = ||g||"),
-}
+#: The directions of a line besides the gradient, in the column `direction` -> where the line goes, in words.
+DIRECTIONS: Final = {"update": "along the update", "random": "along a random direction"}
+
+
+def _direction(name: str, d: str) -> dict[str, Column]:
+    return {"direction": Column("string", f"`{name}`: the line is theta - eta d in place of theta - eta g, with {d}")}
+
+
+_UPDATE: Final = _direction("update", "the optimiser's update in learning rates, d = (theta_t - theta_{t+1}) / lr")
+_RANDOM: Final = _direction("random", "a random d as long as the gradient")
+
+
 #: The statements of the theory (section 4, appendix C) that are proved. All of them are equalities.
 PROVED: Final = ("fact C.1", "fact C.2", "4.1", "4.2", "4.3", "4.4", "4.5")
 #: Those that are not proved, or only under a condition. All of them are inequalities.
@@ -320,17 +341,26 @@ KINDS: Final = (
         figures=(Drawing("curves", "smoothness:panels", draws="4c, 9c, 11d, 12d"),), studied=True, tensorboard=True,
         section=Section("Smoothness", "The largest change of the gradient on the line per unit of distance: lower is "
                         "smoother.", ("beta", "beta_unsaturated", "sharpness"), (7,))),
+    Kind("landscape-update", "landscape", "a step length along the optimiser's update at a measured step",
+         {**_LANDSCAPE, **_UPDATE},
+        measurement="landscape:UPDATE", direction="update",
+        figures=(Drawing("bands", "landscape:panels"), Drawing("steps", "landscape:steps")),
+        studied=True, tensorboard=True),
+    Kind("smoothness-update", "smoothness", "a measured step, along the optimiser's update",
+         {**_SMOOTHNESS, **_UPDATE},
+        measurement="smoothness:UPDATE", direction="update", figures=(Drawing("curves", "smoothness:panels"),),
+        studied=True, tensorboard=True),
     Kind("landscape-random", "landscape", "a step length along a random direction at a measured step",
-         {**_LANDSCAPE, **_DIRECTION},
-        measurement="landscape:RANDOM",
+         {**_LANDSCAPE, **_RANDOM},
+        measurement="landscape:RANDOM", direction="random",
         figures=(Drawing("bands", "landscape:panels"), Drawing("steps", "landscape:steps")),
         studied=True, tensorboard=True,
         section=Section("Landscape along random directions", "As the landscape along the gradient, and equally far.",
                         ("random_loss_range", "random_predictiveness"), (15,))),
     Kind("smoothness-random", "smoothness", "a measured step, along a random direction",
-         {**_SMOOTHNESS, **_DIRECTION},
-        measurement="smoothness:RANDOM", figures=(Drawing("curves", "smoothness:panels"),), studied=True,
-        tensorboard=True),
+         {**_SMOOTHNESS, **_RANDOM},
+        measurement="smoothness:RANDOM", direction="random", figures=(Drawing("curves", "smoothness:panels"),),
+        studied=True, tensorboard=True),
     Kind("surface", "surface", "a point of the grid, or of the run's path", {
             **_STEP,
             "x": _double("coordinate along the first direction"),

@@ -22,6 +22,7 @@ _STREAMS: Final = (
     "direction",
     "jacobian",
     "optimiser",
+    "batches",
 )
 
 

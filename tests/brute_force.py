@@ -74,6 +74,7 @@ def check_smoothness(point, direction="gradient"):
     assert row["sharpness"] == pytest.approx(float(values[values.abs().argmax()]), rel=SHARPNESS_TOLERANCE)
     rising = [r["alpha"] for r in line[1:] if r["loss"] > losses[0]]
     assert row["critical_alpha"] == pytest.approx(min(rising, default=math.nan), nan_ok=True)
+    assert row["critical_lr"] == pytest.approx(reference.critical_lr(point, direction), rel=0.012, nan_ok=True)
 
 
 def check_ics(point, tolerance, layers=None, after=None):

@@ -65,6 +65,24 @@ def smoothness(rough: float, noise: np.random.Generator) -> pd.DataFrame:
     return frame.assign(curvature=signed, sharpness=signed, critical_alpha=np.nan)
 
 
+def stability(rough: float, noise: np.random.Generator, optimizer: str = "sgd", lr: float = 0.1) -> pd.DataFrame:
+    """Smoothness at the edge of stability: with SGD at a fixed learning rate, or with Adam, warm-up and decay."""
+    frame = smoothness(rough, noise)
+    over, near = np.linspace(0, 1, len(frame)), noise.uniform(0.9, 1.1, len(frame))
+    rate = np.full(len(frame), lr)
+    if optimizer == "adam":
+        rate = lr * np.minimum(1, (over + 0.05) * 5) * (1 + np.cos(np.pi * over.clip(max=0.95))) / 2
+    edge = (2 if optimizer == "sgd" else 38) / rate
+    sharp = edge * np.minimum(1, 0.3 + 2 * over) * near
+    frame = frame.assign(step_lr=rate, threshold=edge, critical_lr=rate * near * 1.5, batch_sharpness=2 / rate * near,
+                         batch_sharpness_error=0.1, preconditioned=np.nan)  # fmt: skip
+    if optimizer == "sgd":
+        return frame.assign(sharpness=sharp)
+    frame["preconditioned"] = sharp
+    frame.loc[0, ["preconditioned", "threshold"]] = np.nan  # before the first step
+    return frame
+
+
 def smoothness_by_layer(
     rough: float, noise: np.random.Generator, steps: Sequence[int] = (0, 100, 300), layers: int = 8
 ) -> pd.DataFrame:
@@ -149,6 +167,8 @@ ROWS = {
     "train": vgg_training,
     "landscape": landscape,
     "smoothness": smoothness,
+    "landscape-update": lambda rough, noise: landscape(rough, noise).assign(direction="update"),
+    "smoothness-update": lambda rough, noise: stability(rough, noise, "adam").assign(direction="update"),
     "landscape-random": lambda rough, noise: landscape(rough, noise).assign(direction="random"),
     "smoothness-random": lambda rough, noise: smoothness(rough, noise).assign(direction="random"),
     "surface": surface,

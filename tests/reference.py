@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -116,6 +117,69 @@ def hessian(point: Point) -> tuple[Tensor, Tensor]:
 
 
 _grads = functools.partial(torch.autograd.grad, retain_graph=True)
+
+
+def adam_divisor(gradients: Sequence[Tensor], beta1: float, beta2: float, eps: float) -> Tensor:
+    """P of Cohen et al. (2022), eq. 2, after Adam's steps along these gradients (n,), by its recursion."""
+    t, average = len(gradients), torch.zeros_like(gradients[0])
+    for g in gradients:
+        average = beta2 * average + (1 - beta2) * g**2
+    return (1 - beta1**t) * ((average / (1 - beta2**t)) ** 0.5 + eps)
+
+
+def rmsprop_divisor(gradients: Sequence[Tensor], alpha: float, eps: float) -> Tensor:
+    average = torch.zeros_like(gradients[0])
+    for g in gradients:
+        average = alpha * average + (1 - alpha) * g**2
+    return average**0.5 + eps
+
+
+def preconditioned(point: Point, divisor: Tensor) -> float:
+    """The largest eigenvalue of P^-1/2 H P^-1/2, with every second derivative."""
+    _, h = hessian(point)
+    return float(torch.linalg.eigvalsh(h / (divisor[:, None] * divisor).sqrt())[-1])
+
+
+def loss_on_line(point: Point, d: Sequence[Tensor], eta: float) -> float:
+    model = double_copy(point)
+    with torch.no_grad():
+        for p, part in zip(model.parameters(), d, strict=True):
+            p -= eta * part
+    return point.loss(model).item()
+
+
+def critical_lr(point: Point, direction: str = "gradient", shortest: float = 1e-9, longest: float = 1e4) -> float:
+    """The first rise of the loss on the line, by a walk along it and a dense search where the walk meets the rise."""
+    g = gradient(point, double_copy(point))
+    d = g if direction == "gradient" else random_direction(point, g)
+    if dot(g, d) <= 0:
+        return 0.0 if dot(g, d) < 0 else math.nan
+
+    def rises(eta: float) -> bool:
+        return not loss_on_line(point, d, eta) <= loss_on_line(point, d, 0.0)
+
+    etas = list(point.config.lr * np.geomspace(shortest, longest, 200))
+    place = next((i for i, eta in enumerate(etas) if rises(eta)), None)
+    if place is None:
+        return math.nan
+    return next(eta for eta in np.linspace(etas[place - 1], etas[place], 100) if rises(eta))
+
+
+def batch_sharpness(point: Point, batches: int) -> tuple[float, float]:
+    """The mean of g'Hg / g'g of each batch, with every second derivative, and its standard error.
+
+    The batches are those of the training steps that the point's seed and step stand for.
+    """
+    ratios = []
+    for place in range(batches):
+        random = generator(point.config.seed, "batches", point.step, place)
+        step = int(torch.randint(2**31, (), generator=random))
+        inputs, targets = (v.double() if v.is_floating_point() else v for v in point.problem.batch(step))
+        g, h = hessian(dataclasses.replace(point, inputs=inputs, targets=targets, step=step))
+        ratios.append(float(g @ h @ g / (g @ g)))
+    mean = sum(ratios) / batches
+    variance = sum((ratio - mean) ** 2 for ratio in ratios) / (batches - 1) if batches > 1 else math.nan
+    return mean, math.sqrt(variance / batches)
 
 
 def ics(point: Point, after: dict[str, Tensor] | None = None) -> list[dict[str, float]]:

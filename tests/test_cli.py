@@ -427,11 +427,11 @@ def test_memory_once_used_is_used_again():
 COMPLETED = {
     "train --norm l": {"l1", "l2", "linf", "lp:3", "layer"},
     "compare --norms none,l": {"none,l1", "none,l2", "none,linf", "none,lp:3", "none,layer"},
-    "train --measure ics,sm": {"ics,smoothness", "ics,smoothness-random"},
+    "train --measure ics,sm": {"ics,smoothness", "ics,smoothness-update", "ics,smoothness-random"},
     "train --preset ": {"quick", "paper"},
     "train --data sh": {"shapes"},
     "train --device c": {"cpu", "cuda"},
-    "landscape --direction ": {"gradient", "random"},
+    "landscape --direction ": {"gradient", "update", "random"},
     "surface --directions ": {"random", "pca"},
     "smoothness --objective t": {"train:8", "test"},
     "plot --figure ba": {"bands"},

@@ -23,6 +23,7 @@ from fake_tables import (
     make,
     smoothness,
     smoothness_by_layer,
+    stability,
     theory,
     vgg_training,
 )
@@ -412,3 +413,40 @@ def test_smoothness_by_layer_of_one_step_is_its_values() -> None:
     runs = [line for line in axes.lines if line.get_linewidth() < 1]
     np.testing.assert_array_equal(runs[0].get_ydata(), table[table["run"] == table["run"].iloc[0]]["beta"])
     assert min(axes.get_xticks()[axes.get_xticks() > axes.get_xlim()[0]]) >= 1
+
+
+def edges(figure):
+    """The panels with a line of the edge of stability, by their titles, and the values of each line."""
+    return {
+        axes.get_title(): [float(value) for value in line.get_ydata()]
+        for axes in figure.axes
+        for line in axes.lines
+        if line.get_zorder() == 1.5  # below the curves
+    }
+
+
+def test_each_sharpness_is_drawn_beside_its_threshold():
+    sgd, adam = (make(lambda rough, noise, name=name: stability(rough, noise, name)) for name in ("sgd", "adam"))
+    found = edges(render("smoothness", sgd))
+    assert {*found} == {"sharpness", "batch sharpness", "critical learning rate"}
+    assert {*found["sharpness"]} == {*found["batch sharpness"]} == {20.0}
+    assert {*found["critical learning rate"]} == {0.1}
+    found = edges(render("smoothness", adam))  # the gradient is not Adam's step, and 2 / lr is not its edge
+    assert {*found} == {"preconditioned sharpness"}
+    one = adam[adam["norm"] == "batch"]
+    assert found["preconditioned sharpness"] == pytest.approx([*one["threshold"].dropna()])
+    found = edges(render("smoothness-update", adam.assign(direction="update")))
+    assert {*found} == {"preconditioned sharpness, along the update", "critical learning rate, along the update"}
+    momentum = sgd.assign(threshold=38.0)
+    assert {*edges(render("smoothness", momentum))} == {"sharpness"}
+    old = render("smoothness", sgd[[*make(smoothness)]])
+    assert not edges(old)
+    assert len(old.axes) == 4
+
+
+def test_thresholds_that_differ_between_runs_are_drawn_for_each():
+    table = pd.concat([make(lambda rough, noise, lr=lr: stability(rough, noise, lr=lr), lrs=[lr]) for lr in (0.1, 0.5)])
+    figure = render("smoothness", table[table["norm"] == "batch"])
+    labels = legend(figure)
+    assert labels[-2:] == ["edge of stability, batch, lr 0.1", "edge of stability, batch, lr 0.5"]
+    assert "edge of stability" not in labels

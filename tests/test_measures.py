@@ -77,7 +77,7 @@ def test_a_random_direction_depends_on_seed_and_step_alone_and_is_as_long_as_the
 def test_an_unknown_direction_is_refused(small_run):
     point = bns.load_point(small_run("dln", "none"), step=3)
     for measure in (bns.landscape, bns.smoothness):
-        with pytest.raises(InputError, match=r"unknown direction 'sideways'.*gradient, random"):
+        with pytest.raises(InputError, match=r"unknown direction 'sideways'.*gradient, update, random"):
             measure(point, direction="sideways")
 
 

@@ -13,6 +13,7 @@ import torch
 from brute_force import ALPHAS, check_ics, check_line, check_smoothness
 from helpers import SMALL
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
@@ -100,6 +101,65 @@ def test_the_test_objective_is_the_loss_that_training_reports(small_run, norm):
     assert point.loss().item() == pytest.approx(tested[6], rel=1e-5)
     assert point.model.training
     assert bns.smoothness(point, [1.0])["loss"][0] == pytest.approx(tested[6], rel=1e-5)
+
+
+def by_hand_in_eval_mode(point):
+    """The loss and every second derivative of a plain copy of the network, in eval mode, on the step's batch."""
+    model = copy.deepcopy(point.model).double().eval()
+    named = dict(model.named_parameters())
+
+    def loss(theta):
+        pieces = theta.split([p.numel() for p in named.values()])
+        values = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+        outputs = functional_call(model, values, (point.inputs.double(),))
+        weights = sum((values[name] ** 2).sum() for name, p in named.items() if p.dim() > 1)
+        return point.problem.objective(outputs, _double(point.targets)) + point.config.weight_decay / 2 * weights
+
+    theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
+    return theta, loss
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "noisy-batch", "l1", "layer"])
+@pytest.mark.parametrize("problem", ["vgg", "dln"])
+def test_the_eval_objective_is_the_steps_batch_in_eval_mode(small_run, problem, norm):
+    small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
+    run = small_run(problem, norm, weight_decay=0.01, **small)
+    point = bns.load_point(run, step=3, dtype=torch.float64, objective="eval")
+    theta, loss = by_hand_in_eval_mode(point)
+    gradient, hessian = torch.func.grad(loss)(theta), torch.autograd.functional.hessian(loss, theta)
+    (row,) = bns.smoothness(point, [1.0]).to_dict("records")
+    lr = point.config.lr
+    there = torch.func.grad(loss)(theta - lr * gradient)
+    values = torch.linalg.eigvalsh(hessian)
+    expected = {
+        "loss": loss(theta),
+        "grad_norm": gradient.norm(),
+        "loss_min": loss(theta - lr * gradient),
+        "predictiveness_max": (gradient - there).norm(),
+        "curvature": gradient @ hessian @ gradient / (gradient @ gradient),
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(float(value), rel=1e-9), name
+    assert row["sharpness"] == pytest.approx(float(values[values.abs().argmax()]), rel=SHARPNESS_TOLERANCE)
+    batch = bns.smoothness(point.at("batch"), [1.0])
+    alike = norm in ("none", "layer")  # nothing that eval mode changes: the same numbers, bit by bit
+    assert batch.equals(bns.smoothness(point, [1.0])) == alike
+    assert (abs(batch["loss"][0] / row["loss"] - 1) < 1e-12) == alike
+    assert point.model.training  # all modules are as they were
+
+
+def test_a_table_in_eval_mode_has_a_name_of_its_own(cli, small_run):
+    run = small_run("vgg", "batch")
+    status, _, _ = cli(f"landscape {run.path} --at 3 --points 1 --objective eval")
+    assert (status, (run.path / "landscape.eval.parquet").is_file()) == (0, True)
+    (run.path / "landscape.eval.parquet").unlink()
+
+
+def test_eval_mode_is_refused_in_a_loop_of_ones_own(small_run):
+    point = bns.load_point(small_run("dln", "batch"), step=3)
+    loop = bns.Point.of(point.model, point.loss, lr=0.1)
+    with pytest.raises(InputError, match="--objective eval: a point of your own loop always measures its own loss"):
+        bns.landscape(loop, objective="eval")
 
 
 @pytest.mark.parametrize(

@@ -452,10 +452,11 @@ def test_saturated_points_are_marked_hollow_beside_the_line_of_their_value() -> 
 
 
 @pytest.mark.parametrize(("kind", "drawing"), [("landscape", "bands"), ("landscape", "steps"), ("smoothness", None)])
-def test_figures_of_random_directions_say_so(kind: str, drawing: str | None) -> None:
+def test_figures_of_other_directions_say_so(kind: str, drawing: str | None) -> None:
     for name, words, others in (
         (kind, "along the gradient", "along a random direction"),
         (f"{kind}-random", "along a random direction", "along the gradient"),
+        (f"{kind}-update", "along the update", "along the gradient"),
     ):
         figure = render(name, make(LINES[name], norms=("none",)), figure=drawing)
         titles = " ".join(axes.get_title() for axes in figure.axes)

@@ -21,8 +21,9 @@ DESIGN = {
     "train": "run problem norm lr seed settings step loss penalty accuracy grad_norm test_loss test_accuracy",
     "landscape": "run problem norm lr seed settings step alpha step_size distance loss grad_norm grad_distance "
     "grad_cosine grad_distance_summed",
-    "smoothness": "run problem norm lr seed settings step loss penalty weight_norm grad_norm loss_min loss_max "
-    "predictiveness_min predictiveness_max lipschitz beta beta_alpha saturated curvature sharpness critical_alpha",
+    "smoothness": "run problem norm lr seed settings step step_lr loss penalty weight_norm grad_norm loss_min loss_max "
+    "predictiveness_min predictiveness_max lipschitz beta beta_alpha saturated curvature sharpness preconditioned "
+    "threshold critical_alpha critical_lr batch_sharpness batch_sharpness_error",
     "ics": "run problem norm lr seed settings step layer layer_name grad_norm grad_norm_updated ics cosine",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import Rows, measuring
+from bnsmooth_cli.cli.measuring import Rows, line_of, measuring
 from bnsmooth_cli.cli.options import DirectionOptions, LineOptions, ObjectiveOptions
 
 
@@ -12,8 +12,8 @@ def landscape(rows: Rows) -> None:
     """Probe the loss and its gradient along the gradient's direction (figures 4a-b, 9, 11, 12).
 
     At each of several step lengths, it records the loss, and the distance between the gradient there and the gradient
-    at the measured step. With --direction random, the line goes in a random direction, and the table is
-    landscape-random.parquet.
+    at the measured step. With --direction update, the line goes along the optimiser's own step, and the table is
+    landscape-update.parquet; with --direction random, in a random direction, and it is landscape-random.parquet.
 
     [bold]Examples[/]
 
@@ -28,5 +28,4 @@ def landscape(rows: Rows) -> None:
     line = rows[rows["alpha"] > 0].groupby(["run", "step"], sort=False)
     table = line[["loss", "grad_distance"]].agg(["min", "max"])
     table.columns = table.columns.map("_".join)
-    along = "a random direction" if "direction" in rows else "the gradient"
-    terminal.summary(f"along {along}", table.reset_index())
+    terminal.summary(line_of(rows) or "along the gradient", table.reset_index())

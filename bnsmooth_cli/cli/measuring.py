@@ -40,6 +40,11 @@ Rows: TypeAlias = "pd.DataFrame"  # a name that does not import pandas
 Summarise = Callable[[Rows], None]
 
 
+def line_of(rows: Rows) -> str:
+    """Along what the line of a table goes, in words; empty for the gradient."""
+    return kinds.DIRECTIONS[str(rows["direction"].iloc[0])] if "direction" in rows and len(rows) else ""
+
+
 def measuring(*groups: type[MeasureOptions], problem: str | None = None) -> Callable[[Summarise], Callable[..., None]]:
     """Make a measuring command from a function that prints a summary of the measured rows.
 

@@ -232,6 +232,7 @@ class WantedOptions(Options):
     probe: bool | None = option(
         "Let activations measure the batch of step 0 at every step too, and the floor.", flags="--probe/--no-probe"
     )
+    batches: int | None = option("Let smoothness measure batch sharpness too, on K random batches.", metavar="K")
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,8 @@ class DirectionOptions(MeasureOptions):
     """The direction of the line probe."""
 
     direction: str = option(
-        "Direction of the line: gradient (default), or random (a seeded Gaussian vector as long as the gradient).",
+        "Direction of the line: gradient (default), update (the optimiser's own step), or random (a seeded Gaussian "
+        "vector as long as the gradient).",
         default="gradient",
         choices=LINE_DIRECTIONS,
     )
@@ -340,14 +342,23 @@ class DirectionOptions(MeasureOptions):
 
 
 @dataclass(frozen=True)
+class BatchOptions(MeasureOptions):
+    """The batches of batch sharpness."""
+
+    batches: int | None = option(
+        "Measure batch sharpness too, on K random batches of the training set (default: not).", metavar="K"
+    )
+
+
+@dataclass(frozen=True)
 class ObjectiveOptions(MeasureOptions):
     """Which loss is measured."""
 
     objective: str = option(
-        "Which mean loss to measure: batch (default: the step's own batch), train:K (K fixed training batches) or "
-        "test (the test set, in eval mode).",
+        "Which mean loss to measure: batch (default: the step's own batch), train:K (K fixed training batches), eval "
+        "(the step's own batch, in eval mode) or test (the test set, in eval mode).",
         default="batch",
-        choices=("batch", "train:8", "test"),
+        choices=("batch", "train:8", "eval", "test"),
     )
 
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnsmooth_cli.cli import terminal
-from bnsmooth_cli.cli.measuring import Rows, measuring
-from bnsmooth_cli.cli.options import DirectionOptions, LayerOptions, LineOptions, ObjectiveOptions, option
+from bnsmooth_cli.cli.measuring import Rows, line_of, measuring
+from bnsmooth_cli.cli.options import BatchOptions, DirectionOptions, LayerOptions, LineOptions, ObjectiveOptions, option
 from bnsmooth_cli.errors import InputError
 
 
 @dataclass(frozen=True)
-class SmoothnessOptions(DirectionOptions, LayerOptions):
-    """The direction of the line probe, and whether smoothness is measured layer by layer, and for which layers."""
+class SmoothnessOptions(DirectionOptions, BatchOptions, LayerOptions):
+    """The direction of the line probe, the batches of batch sharpness, and whether smoothness is measured layer by
+    layer, and for which layers."""
 
     by_layer: bool = option("Measure each layer, with the parameters of all other layers held fixed.", default=False)
 
@@ -23,6 +24,8 @@ class SmoothnessOptions(DirectionOptions, LayerOptions):
         if values.pop("by_layer"):
             if "variant" in values:
                 raise InputError(f"--direction {self.direction}: not with --by-layer; leave one of them out")
+            if "batches" in values:
+                raise InputError(f"--batches {self.batches}: not with --by-layer; leave one of them out")
             values["variant"] = "by-layer"
         elif self.layers is not None:
             raise InputError(f"--layers {self.layers}: needs --by-layer")
@@ -35,11 +38,17 @@ def smoothness(rows: Rows) -> None:
 
     The table has one row per measured step. Sharpness is the Hessian's eigenvalue of largest magnitude, by Lanczos'
     iteration to a relative accuracy of 0.005. At a saturated point, the gradient vanishes within the shortest step, and
-    beta is 1 / (shortest step * lr), whatever the network.
+    beta is 1 / (shortest step * lr), whatever the network. The critical learning rate is the smallest step after which
+    the loss is higher. With --batches, batch sharpness is the mean curvature of minibatch losses along their own
+    gradients.
 
-    With --direction random, the line goes in a random direction, and the table is smoothness-random.parquet. With
-    --by-layer, the loss is taken as a function of one layer's parameters at a time, and
-    smoothness-by-layer.parquet has one row per measured step and layer.
+    Preconditioned sharpness takes Adam's or RMSProp's diagonal in; the threshold is the largest stable value of the
+    sharpness that belongs to the optimiser.
+
+    With --direction update, the line goes along the optimiser's own step, and the table is smoothness-update.parquet;
+    with --direction random, in a random direction, and it is smoothness-random.parquet. With --by-layer, the loss is
+    taken as a function of one layer's parameters at a time, and smoothness-by-layer.parquet has one row per measured
+    step and layer.
 
     [bold]Examples[/]
 
@@ -52,9 +61,15 @@ def smoothness(rows: Rows) -> None:
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --at 0 --objective train:4
 
       bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --direction random
+
+      bnsmooth smoothness runs/vgg-batch-lr0.1-seed0 --batches 16
     """
-    title = "smoothness along a random direction" if "direction" in rows else "smoothness"
-    columns, note = ["beta", "lipschitz", "curvature", "sharpness"], ""
+    title = f"smoothness {line_of(rows)}".strip()
+    columns, note = ["beta", "lipschitz", "curvature", "sharpness", "critical_lr"], ""
+    if "preconditioned" in rows:
+        columns += [name for name in ("preconditioned", "threshold") if rows[name].notna().any()]
+    if "batch_sharpness" in rows and rows["batch_sharpness"].notna().any():
+        columns += ["batch_sharpness", "batch_sharpness_error"]
     if "layer_name" in rows:
         title, columns = "smoothness by layer", ["layer_name", "grad_norm", "beta", "curvature", "sharpness"]
     elif known := rows["saturated"].count():

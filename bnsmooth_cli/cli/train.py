@@ -152,11 +152,12 @@ def _chosen(wanted: WantedOptions, steps: StepOptions) -> Wanted:
 
     at = steps.chosen()
     names = tuple(kind.strip() for kind in (wanted.measure or "").split(",") if kind.strip())
-    if not names and (steps.given() or wanted.probe):
-        raise InputError(
-            f"--{next(iter(steps.given()), 'probe')}: an option of --measure; add --measure A,B, or leave it out"
-        )
-    return Wanted(names, at["every"], None if at["at"] is None else tuple(at["at"]), bool(wanted.probe))
+    found = Wanted(
+        names, at["every"], None if at["at"] is None else tuple(at["at"]), bool(wanted.probe), wanted.batches or 0
+    )
+    if not names and (given := [*steps.given(), *found.asked]):
+        raise InputError(f"--{given[0]}: an option of --measure; add --measure A,B, or leave it out")
+    return found
 
 
 def _print_cost(run: Run, wanted: Wanted, folder: FolderOptions, machine: MachineOptions) -> None:

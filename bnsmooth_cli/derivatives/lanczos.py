@@ -1,4 +1,4 @@
-"""The eigenvalue of largest magnitude of a symmetric operator, computed from products with vectors."""
+"""The largest eigenvalue of a symmetric operator, in magnitude or with its sign, from products with vectors."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 SHARPNESS_TOLERANCE: Final = 5e-3
 RESIDUAL: Final = 1e-3
 SETTLED: Final = 5
+SMALL: Final = 0.01
 MAX_PRODUCTS: Final = 200
 #: The iteration has reached all eigenvectors in the start if the next vector is shorter than this, relative to the
 #: eigenvalue.
@@ -28,7 +29,11 @@ class NotSymmetricError(ArithmeticError):
 
 
 def largest_eigenvalue(
-    product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"], symmetry: float = SYMMETRY
+    product: Callable[[Tensor], Tensor],
+    start: Float[Tensor, " n"],
+    symmetry: float = SYMMETRY,
+    *,
+    signed: bool = False,
 ) -> float:
     """The eigenvalue of largest magnitude of a symmetric operator, by Lanczos' iteration.
 
@@ -45,6 +50,8 @@ def largest_eigenvalue(
         start: The first vector; it must not be orthogonal to the eigenvector.
         symmetry: The largest asymmetry, relative to the eigenvalue. Rounding alone may exceed SYMMETRY where the
             operator is zero but for rounding, so this can be inf for a product that is known to be right.
+        signed: Whether the largest eigenvalue is wanted, whatever the magnitude of the smallest. Its accuracy is
+            relative to SMALL times the magnitude of the smallest one if it is smaller than that.
 
     Returns:
         The eigenvalue, signed; NaN if a product is not finite, or if MAX_PRODUCTS products do not suffice.
@@ -54,9 +61,12 @@ def largest_eigenvalue(
 
     >>> round(largest_eigenvalue(lambda v: v * torch.arange(-40.0, 1.0), torch.ones(41)), 1)
     -40.0
+    >>> abs(largest_eigenvalue(lambda v: v * torch.arange(-40.0, 2.0), torch.ones(42), signed=True) - 1) < 1e-3
+    True
     """
     vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
-    tridiagonal, found = np.zeros((MAX_PRODUCTS + 1, MAX_PRODUCTS + 1)), [0.0] * SETTLED
+    tridiagonal = np.zeros((MAX_PRODUCTS + 1, MAX_PRODUCTS + 1))
+    found = [-np.inf if signed else 0.0] * SETTLED
     for k in range(MAX_PRODUCTS):
         following = product(vector)
         back = torch.dot(following, previous)  # the coupling, if the operator is symmetric
@@ -69,13 +79,20 @@ def largest_eigenvalue(
             break
         values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
         ends, residuals = np.abs(values[[0, k]]), coupling * np.abs(vectors[-1, [0, k]])
-        found.append(ends.max())
-        if abs(asymmetry) > symmetry * found[-1]:
+        magnitude = ends.max()
+        if abs(asymmetry) > symmetry * magnitude:
             raise NotSymmetricError
-        settled = found[-1] - found[-1 - SETTLED] <= RESIDUAL * found[-1]
-        accurate = np.all(ends + residuals <= (1 + RESIDUAL) * found[-1])
-        if coupling <= _EXHAUSTED * found[-1] or (settled and accurate):
-            return float(values[0] if ends[0] > ends[1] else values[k])
+        if signed:
+            size = max(ends[1], SMALL * magnitude)
+            found.append(values[k])
+            accurate = residuals[1] <= RESIDUAL * size
+        else:
+            size = magnitude
+            found.append(magnitude)
+            accurate = np.all(ends + residuals <= (1 + RESIDUAL) * size)
+        settled = found[-1] - found[-1 - SETTLED] <= RESIDUAL * size
+        if coupling <= _EXHAUSTED * magnitude or (settled and accurate):
+            return float(values[k] if signed or ends[0] <= ends[1] else values[0])
         tridiagonal[k + 1, k] = tridiagonal[k, k + 1] = coupling
         vector, previous = following.div_(coupling), vector
     return float("nan")

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.figures import scales, style
 from bnsmooth_cli.figures.page import draw_mark, mark_handle, say_empty
 
@@ -71,19 +72,20 @@ def _ends(table: pd.DataFrame) -> dict[str, int]:
 
 
 def along(table: pd.DataFrame, title: str, formula: str) -> tuple[str, str]:
-    """A title and a formula about the line along the gradient g; of a table of random directions, along d.
+    """A title and a formula about the line along the gradient g; of a table of another direction, along d.
 
     >>> along(pd.DataFrame({"direction": ["random"]}), "loss along the gradient", "L(θ − ηg)")
     ('loss along a random direction', 'L(θ − ηd)')
     >>> along(pd.DataFrame({"direction": ["random"]}), "Lipschitz constant of the loss on the line", "max ‖g(θ − ηg)‖")
     ('Lipschitz constant of the loss along a random direction', 'max ‖g(θ − ηd)‖')
     """
-    if "direction" not in table:
+    if "direction" not in table or table.empty:
         return title, formula
+    words = kinds.DIRECTIONS[str(table["direction"].iloc[0])]
     changed = formula.replace("gᵀHg / gᵀg", "dᵀHd / dᵀd").replace("ηg", "ηd")
     for line in ("along the gradient", "on the line"):
-        title = title.replace(line, "along a random direction")
-    return title if changed == formula or "along" in title else f"{title}, along a random direction", changed
+        title = title.replace(line, words)
+    return title if changed == formula or "along" in title else f"{title}, {words}", changed
 
 
 def papers(paper: pd.DataFrame | None, table: pd.DataFrame, *columns: str, unit: float = 1) -> list[Series]:

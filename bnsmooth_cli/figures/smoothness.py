@@ -1,17 +1,18 @@
-"""Smoothness over training: effective beta (figure 4c), Lipschitz constant, sharpness and curvature; and by layer."""
+"""Smoothness over training: effective beta (figure 4c), other metrics with the edge of stability; and by layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.page import Band, in_row, mark_handle
-from bnsmooth_cli.figures.panels import SATURATED, Curves, along, papers, series
+from bnsmooth_cli.figures.panels import SATURATED, Curves, Series, along, papers, series
 
 #: Column -> its name and its formula.
 _METRICS: Final = {
@@ -20,6 +21,14 @@ _METRICS: Final = {
     "sharpness": ("sharpness", "|λ|, largest of the Hessian"),
     "curvature": ("curvature along the gradient", "gᵀHg / gᵀg"),
 }
+#: The same of columns that are drawn if the table has values of them.
+_MEASURED: Final = {
+    "preconditioned": ("preconditioned sharpness", "largest λ of P⁻¹H"),
+    "batch_sharpness": ("batch sharpness", "mean of gᵀHg / gᵀg"),
+    "critical_lr": ("critical learning rate", "η at which L(θ − ηg) rises"),
+}
+#: The legend's label of the lines that separate stable from unstable values.
+EDGE: Final = "edge of stability"
 #: Column -> its formula for layer i.
 _BY_LAYER: Final = {"beta": "max ‖Δgᵢ‖ / ‖ηgᵢ‖", "sharpness": "|λ|, largest of Hᵢᵢ", "curvature": "gᵢᵀHᵢᵢgᵢ / gᵢᵀgᵢ"}
 
@@ -51,7 +60,11 @@ class Beta(Curves):
             "linewidth": style.scaled(0.9),
             "linestyle": (0, (1, 1.5)),
         }
-        shortest = self.saturated.groupby(["lr"], as_index=False)["beta_alpha"].min()
+        rates = self.saturated.get("step_lr", self.saturated["lr"]).fillna(self.saturated["lr"])
+        updates = self.saturated.get("direction", pd.Series(dtype=object)).eq("update").any()
+        if updates or (rates.groupby(self.saturated["lr"]).nunique() > 1).any():
+            return entries  # the value differs from step to step
+        shortest = self.saturated.assign(lr=rates).groupby(["lr"], as_index=False)["beta_alpha"].min()
         for value in 1 / (shortest["lr"] * shortest["beta_alpha"]):
             axes.axhline(value, zorder=1.6, **limit)
         lengths = " or ".join(f"{alpha:g}" for alpha in sorted(shortest["beta_alpha"].unique()))
@@ -59,17 +72,60 @@ class Beta(Curves):
 
 
 def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
-    """Figure 4c, effective beta, with the largest gradient on the line and two metrics of the Hessian."""
+    """Figure 4c, effective beta, with the largest gradient on the line, the metrics of the Hessian, and the critical
+    learning rate. Beside each sharpness is the threshold of the optimiser, beside the critical learning rate the
+    learning rate."""
     table = table.assign(sharpness=table["sharpness"].abs())
     saturated = table[table["saturated"].eq(True)] if "saturated" in table else None
     curves: list[Curves] = []
-    for column, (title, ylabel) in _METRICS.items():
-        drawn, theirs = series(table, column), papers(paper, table, column)
+    bounds = _edges(table)
+    more = {column: words for column, words in _MEASURED.items() if column in table and table[column].notna().any()}
+    for column, (title, ylabel) in (_METRICS | more).items():
+        drawn, theirs = series(table, column), papers(paper, table, column) + _lines(bounds, column)
         if column == "beta":
             curves.append(Beta(*along(table, title, ylabel), drawn, theirs, saturated=saturated))
         else:
             curves.append(Curves(*along(table, title, ylabel), drawn, theirs))
     return [in_row(*curves, most=2)]
+
+
+def _edges(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the edge of stability of each sharpness in the sharpness's column; NaN where there is none.
+
+    A threshold is that of the preconditioned sharpness in runs that have one. Batch sharpness has the edge 2 / lr if
+    training is gradient descent without momentum (Andreyev & Beneventano 2024). The critical learning rate has the
+    edge lr if the line is that of training's own step: the update, or the gradient in such a run.
+    """
+    nothing = pd.Series(np.nan, table.index)
+    threshold, lr = (table[name].astype("float64") if name in table else nothing for name in ("threshold", "step_lr"))
+    has_divisor = pd.Series(False, table.index)
+    if "preconditioned" in table:
+        has_divisor = table["preconditioned"].notna().groupby(table["run"]).transform("any")
+    plain = threshold.where(~has_divisor)
+    descent = np.isclose(plain * lr, 2)
+    own_step = table["direction"].eq("update") if "direction" in table else descent
+    edges = {
+        "sharpness": plain,
+        "preconditioned": threshold.where(has_divisor),
+        "batch_sharpness": plain.where(descent),
+        "critical_lr": lr.where(own_step),
+    }
+    return table.assign(**edges)
+
+
+def _lines(bounds: pd.DataFrame, column: str) -> list[Series]:
+    """The edge of stability of a column, as one line if it is the same for all runs."""
+    if column not in (*_MEASURED, "sharpness") or not bounds[column].notna().any():
+        return []
+    known = bounds[bounds[column].notna()]
+    dash = (0, (5, 1.5, 1, 1.5))
+    if (known.groupby("step")[column].agg(np.ptp) <= 1e-9 * known.groupby("step")[column].max()).all():
+        values = known.groupby("step")[[column]].first()
+        return [Series(style.Look(EDGE, style.ink("#C00000"), dash, ""), values)]
+    return [
+        Series(style.Look(f"{EDGE}, {look.label}", look.colour, dash, ""), rows.groupby("step")[[column]].median())
+        for look, rows in style.groups(known)
+    ]
 
 
 def by_layer(table: pd.DataFrame) -> list[Band]:

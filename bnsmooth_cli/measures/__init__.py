@@ -2,13 +2,21 @@
 
 from typing import Final
 
-from bnsmooth_cli.errors import unknown
+from bnsmooth_cli import kinds
+from bnsmooth_cli.errors import InputError, unknown
 
 DIRECTIONS: Final = ("random", "pca")  # of a loss surface
-LINE_DIRECTIONS: Final = ("gradient", "random")  # of the line probe
+LINE_DIRECTIONS: Final = ("gradient", *kinds.DIRECTIONS)  # of the line probe
+MAX_BATCHES: Final = 100_000  # of batch sharpness
 
 
 def check_direction(direction: str) -> None:
     """Raise InputError if the line probe does not have this direction."""
     if direction not in LINE_DIRECTIONS:
         raise unknown("direction", direction, LINE_DIRECTIONS)
+
+
+def check_batches(batches: int) -> None:
+    """Raise InputError if batch sharpness cannot be measured on this number of batches."""
+    if isinstance(batches, bool) or not isinstance(batches, int) or not 0 <= batches <= MAX_BATCHES:
+        raise InputError(f"--batches {batches}: give a whole number from 0 (none) to {MAX_BATCHES:,}")

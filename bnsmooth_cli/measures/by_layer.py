@@ -39,7 +39,7 @@ def smoothness_by_layer(
     Args:
         point: Where to measure.
         alphas: The step lengths in learning rates; those of `line_alphas` by default.
-        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+        objective: The loss L: "batch", "train:K", "eval" or "test"; the point's own by default.
         layers: Layers by name or number, or other modules of the network; all layers by default.
 
     Returns:
@@ -58,18 +58,18 @@ def smoothness_by_layer(
     point = point.at(objective)
     chosen = chosen_layers(point.structure, layers)
     lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
-    etas = [alpha * point.config.lr for alpha in lengths]
+    etas = [alpha * point.lr for alpha in lengths]
     gradients, rows = point.gradients_at(point.theta[None])[1][0], []
     for number, (name, names) in enumerate(chosen, 1):
         gradient = gradients[positions(point.parameters, names)]
-        curvature, sharpness = second_order(point, names, number)
+        second = second_order(point, names, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
         if etas and norm > 0:
             line = point.along(gradient, etas, names)
             moved = torch.cat([torch.linalg.vector_norm(gradients - gradient, dim=1) for _, gradients in line])
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
             beta = float(np.max(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)))
-        numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": curvature, "sharpness": sharpness}
+        numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": second.curvature, "sharpness": second.sharpness}
         rows.append({"layer": number, "layer_name": name, **numbers})
     return pd.DataFrame(rows)
 

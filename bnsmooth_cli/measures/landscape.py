@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -94,6 +94,11 @@ def landscape(
     With $g = \nabla L(\theta)$ and $\eta = \alpha \cdot \mathrm{lr}$, the probe evaluates $L$ and its gradient $g_\eta$
     at $\theta - \eta g$. Overflows are recorded as inf or NaN.
 
+    The learning rate is that of the step, as scheduled. The direction `update` replaces g by the optimiser's own step,
+    $d = (\theta_t - \theta_{t+1}) / \mathrm{lr}$, with its momentum, preconditioner, clipping and weight decay. The
+    step length $\alpha = 1$ leads to $\theta_{t+1}$. For SGD without momentum, d is g. The update is that of the step's
+    batch, whatever the objective.
+
     A random direction (section 3.2) replaces the step by $\theta - \eta d$. Here d is a Gaussian vector that depends
     only on the run's seed and the step, scaled to $\|d\| = \|g\|$. At each step length, both directions then reach
     equally far, so that their losses, gradients and beta compare. A filter-normalised direction (`surface`) is as long
@@ -102,15 +107,15 @@ def landscape(
     Args:
         point: Where to measure.
         alphas: The step lengths in learning rates; those of `line_alphas` by default.
-        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
-        direction: "gradient" or "random".
+        objective: The loss L: "batch", "train:K", "eval" or "test"; the point's own by default.
+        direction: "gradient", "update" or "random".
 
     Returns:
         One row per step length, after a row with alpha = 0 for the point itself. Columns: `alpha`, `step_size`
         $\eta$, `distance` $\|\eta g\|$, `loss`, `grad_norm` $\|g_\eta\|$, `grad_distance` $\|g - g_\eta\|$ (the paper's
         gradient predictiveness), `grad_cosine` $\langle g, g_\eta \rangle / (\|g\| \|g_\eta\|)$ and
         `grad_distance_summed` $\sum_i \|g_i - g_{\eta, i}\|$ over the parameter tensors i, a length that the paper's
-        figures appear to show (docs/paper.md); for a random direction also `direction`.
+        figures appear to show (docs/paper.md); for another direction than the gradient also `direction`.
 
     Raises:
         InputError: If the problem does not have the objective, or the direction is unknown.
@@ -122,7 +127,7 @@ def landscape(
     [0.0, 0.5, 1.0]
     """
     check_direction(direction)
-    return with_direction(probe(point.at(objective), alphas, direction), direction)
+    return with_direction(probe(point.at(objective), alphas, direction).rows, direction)
 
 
 def with_direction(rows: pd.DataFrame, direction: str) -> pd.DataFrame:
@@ -131,29 +136,59 @@ def with_direction(rows: pd.DataFrame, direction: str) -> pd.DataFrame:
 
 
 def direction_vector(point: Point, gradient: Float[Tensor, " n"], direction: str) -> Float[Tensor, " n"]:
-    """The vector d of the line probe, as long as the gradient."""
+    """The vector d of the line probe.
+
+    Args:
+        point: The point.
+        gradient: The gradient of its objective.
+        direction: "gradient", "update" or "random".
+    """
     if direction == "gradient":
         return gradient
+    if direction == "update":
+        if point.objective != "batch":
+            own = point.at("batch")  # training takes its step
+            (gradient,) = own.gradients_at(own.theta[None])[1]
+        return point.optimiser.direction(gradient, point.step)
     random = torch.randn(len(gradient), generator=generator(point.config.seed, "direction", point.step)).to(gradient)
     return random.mul_(torch.linalg.vector_norm(gradient) / torch.linalg.vector_norm(random))
 
 
-def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.DataFrame:
-    """The rows of `landscape`, without the columns that identify the point and the direction."""
+class Line(NamedTuple):
+    r"""The line probe at a point.
+
+    Attributes:
+        rows: The rows of `landscape`, without the columns that identify the point and the direction.
+        vector: The vector d of the line.
+        length: Its length.
+        slope: $g^T d$, by which the loss falls along the line at first.
+    """
+
+    rows: pd.DataFrame
+    vector: Float[Tensor, " n"]
+    length: float
+    slope: float
+
+
+def probe(point: Point, alphas: Sequence[float] | None = None, direction: str = "gradient") -> Line:
+    """Probe the line; the arguments are those of `landscape`."""
     alphas = line_alphas(point.config.problem) if alphas is None else list(alphas)
-    lr = point.config.lr
+    lr = point.lr
     loss, gradient = point.gradients_at(point.theta[None])
     norm, vector = torch.linalg.vector_norm(gradient, dim=1), direction_vector(point, gradient[0], direction)
+    about = torch.stack((torch.dot(gradient[0], vector), torch.linalg.vector_norm(vector)))
     zero, sizes = torch.zeros_like(norm), [p.numel() for p in point.parameters.values()]
     records = [torch.stack((loss, norm, zero, norm * norm, zero))]
     for losses, gradients in point.along(vector, [alpha * lr for alpha in alphas]):
         records.append(_compare(losses, gradients, gradient, sizes))
     # One transfer for the whole line: nothing before it waits for the device.
-    losses, norms, distances, products, summed = torch.cat(records, 1).cpu().double().numpy()
+    numbers = torch.cat([*(record.T.flatten() for record in records), about]).cpu().double().numpy()
+    losses, norms, distances, products, summed = numbers[:-2].reshape(-1, 5).T
+    length = float(numbers[-1] if direction == "update" else norms[0])  # other directions are as long as the gradient
     step_sizes = lr * np.array([0.0, *alphas])
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosines, lengths = products / (norms * norms[0]), step_sizes * norms[0]
-    return pd.DataFrame(
+        cosines, lengths = products / (norms * norms[0]), step_sizes * length
+    rows = pd.DataFrame(
         {
             "alpha": [0.0, *alphas],
             "step_size": step_sizes,
@@ -165,6 +200,7 @@ def probe(point: Point, alphas: Sequence[float] | None, direction: str) -> pd.Da
             "grad_distance_summed": summed,
         }
     )
+    return Line(rows, vector, length, float(numbers[-2]))
 
 
 def _compare(
@@ -184,4 +220,5 @@ def _compare(
 
 
 MEASUREMENT: Final = Measurement(landscape, plan)
+UPDATE: Final = Measurement(functools.partial(landscape, direction="update"), plan)
 RANDOM: Final = Measurement(functools.partial(landscape, direction="random"), plan)

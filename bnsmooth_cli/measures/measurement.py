@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
@@ -30,8 +30,9 @@ class Measurement:
         context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
             the planned arguments and the source's problem. None if a point is measured for itself.
         last_only: Whether only the last checkpoint is measured by default.
-        additions: Keyword arguments of `rows` that fill columns which are null without them. A table that has them
-            answers a request without them; a table without them is measured again.
+        additions: The names of keyword arguments of `rows` that fill columns which are null without them. A table that
+            has them answers a request without them; a table without them is measured again. A table that has them with
+            another value is another table.
     """
 
     rows: Callable[..., pd.DataFrame]
@@ -40,7 +41,7 @@ class Measurement:
     since: Callable[[pd.DataFrame | None, pd.DataFrame], pd.DataFrame] | None = None
     context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] | None = None
     last_only: bool = False
-    additions: Mapping[str, Any] = field(default_factory=dict)
+    additions: frozenset[str] = frozenset()
 
     def confirm(self, arguments: dict[str, Any], open_problem: Callable[[], Problem]) -> Problem | None:
         """Check planned arguments that name layers or units.

@@ -42,6 +42,7 @@ def train(
     every: SupportsIndex | None = None,
     at: Iterable[SupportsIndex] | None = None,
     probe: bool = False,
+    batches: SupportsIndex = 0,
     output: Path | str | None = None,
     device: str = "auto",
     resume: bool = True,
@@ -68,6 +69,7 @@ def train(
         at: The steps to measure instead.
         probe: Whether "activations" measures the batch of step 0 at every step too, and how much the moments change at
             fixed weights.
+        batches: The number of random batches on which "smoothness" measures batch sharpness; 0 leaves it out.
         output: The folder of the run; `runs/<name of the run>` by default.
         device: "auto", "cpu", "cuda" or "mps".
         resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
@@ -99,6 +101,7 @@ def train(
         None if every is None else index(every),  # numpy's integers are no JSON
         None if at is None else tuple(map(index, at)),
         probe,
+        index(batches),
     )
     exports = Exports(tensorboard, wandb)
     exports.check()

@@ -255,8 +255,9 @@ def _begin(request: Request) -> tuple[Journal, Request, dict[str, list[int]]]:
     table = request.read()
     journal = _open(request)
     try:
-        if request.has_additions(journal.request) or (table is not None and request.has_additions(table)):
-            request = request.with_additions()
+        for written in (journal.request, table or {}):
+            if request.has_additions(written):
+                request = request.with_additions(written)
         if request.lacks_additions(journal.request):
             journal.remove()
             journal = _open(request)

@@ -79,8 +79,8 @@ class Request:
     def differences(self, written: Mapping[str, Any]) -> list[str]:
         """The entries by which points are not of this request, given the provenance that is written with them.
 
-        Other steps, and the measurement's additions, are no difference: each point is measured for itself. Where it is
-        not (`Measurement.context`), every entry has to be the same.
+        Other steps are no difference: each point is measured for itself. Where it is not (`Measurement.context`), every
+        entry has to be the same. Nor are the measurement's additions, if only one of the two has them.
         """
         own, definition = self.provenance(), measurement(self.kind)
         decisive = {**own, "code": self.code, "weights": self.weights}  # which provenance leaves out where it is empty
@@ -89,23 +89,25 @@ class Request:
             different.discard("steps")
             if _same_trajectories(written.get("runs"), self.sources):
                 different.discard("runs")
-        if _bare(definition, written.get("options")) == _bare(definition, self.arguments):
+        theirs = written.get("options")
+        added, present = _additions(definition, self.arguments), _additions(definition, theirs)
+        alike = not added or not present or added == present
+        if alike and _bare(definition, theirs) == _bare(definition, self.arguments):
             different.discard("options")
         return [key for key in decisive if key in different]
 
     def has_additions(self, written: Mapping[str, Any]) -> bool:
         """Whether points have the measurement's additions, given the provenance that is written with them."""
-        options = written.get("options")
-        return options is not None and options != _bare(measurement(self.kind), options)
+        return bool(_additions(measurement(self.kind), written.get("options")))
 
     def lacks_additions(self, written: Mapping[str, Any]) -> bool:
         """Whether points lack additions that are requested: they are measured anew."""
         return self.has_additions({"options": self.arguments}) and not self.has_additions(written)
 
-    def with_additions(self) -> Request:
-        """The same request with the measurement's additions."""
-        additions = measurement(self.kind).additions
-        return replace(self, arguments={run: {**chosen, **additions} for run, chosen in self.arguments.items()})
+    def with_additions(self, written: Mapping[str, Any]) -> Request:
+        """The same request with the additions that points have, given the provenance that is written with them."""
+        added = _additions(measurement(self.kind), written.get("options"))
+        return replace(self, arguments={run: chosen | added.get(run, {}) for run, chosen in self.arguments.items()})
 
     def read(self) -> dict[str, Any] | None:
         """The provenance of the table at `path`; None if there is none, or if it is measured again (`--force`).
@@ -160,4 +162,15 @@ def _bare(definition: Measurement, options: object) -> object:
         if isinstance(arguments, dict)
         else arguments
         for run, arguments in options.items()
+    }
+
+
+def _additions(definition: Measurement, options: object) -> dict[str, dict[str, Any]]:
+    """The measurement's additions among options, by the runs that have some."""
+    by_run = options if isinstance(options, dict) else {}
+    return {
+        run: chosen
+        for run, arguments in by_run.items()
+        if isinstance(arguments, dict)
+        and (chosen := {key: value for key, value in arguments.items() if key in definition.additions})
     }

@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.lanczos import MAX_PRODUCTS, SYMMETRY, NotSymmetricError, largest_eigenvalue
-from bnsmooth_cli.errors import Remark
-from bnsmooth_cli.measures import check_direction
-from bnsmooth_cli.measures.landscape import direction_vector, plan, probe, with_direction
+from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.measures import check_batches, check_direction
+from bnsmooth_cli.measures.batch_sharpness import batch_sharpness
+from bnsmooth_cli.measures.critical_lr import critical_lr
+from bnsmooth_cli.measures.landscape import direction_vector, probe, with_direction
+from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, measured
+from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.problems.loop import ExternalLoop
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import first_line
 
@@ -33,7 +39,11 @@ _CONFIRMED: Final = {torch.float32: 0.01, torch.float64: 0.001}
 
 @measured
 def smoothness(
-    point: Point, alphas: Sequence[float] | None = None, objective: str | None = None, direction: str = "gradient"
+    point: Point,
+    alphas: Sequence[float] | None = None,
+    objective: str | None = None,
+    direction: str = "gradient",
+    batches: int = 0,
 ) -> pd.DataFrame:
     r"""Measure how smooth the loss is: Santurkar et al. (2018), section 3.1 and figure 4c.
 
@@ -53,27 +63,42 @@ def smoothness(
     Over such steps in W alone, beta is divided by $c^2$, and $\beta \|W\|^2$ is the same. Over steps in all parameters,
     whose lengths come from the learning rate, this is an approximation.
 
-    Along a random direction d (`landscape`), $\theta - \eta d$ replaces $\theta - \eta g$, and the curvature is
-    $d^T H d / d^T d$. The sharpness is that of the gradient's line.
+    Other numbers say whether the step of training is stable here. An optimiser that divides its step by a diagonal P,
+    as Adam and RMSProp do, responds to the preconditioned sharpness: the largest eigenvalue of $P^{-1/2} H P^{-1/2}$
+    (Cohen et al. 2022, arXiv 2207.14484). The threshold is the value beyond which the optimiser's step diverges on a
+    quadratic loss, 2 / lr for gradient descent: that of the preconditioned sharpness if there is one, otherwise of the
+    sharpness. The critical learning rate is the smallest step length along the line after which the loss is higher
+    (`critical_lr`). Batch sharpness is the mean curvature of minibatch losses along their own gradients
+    (`batch_sharpness`), over `batches` random batches of the training set.
+
+    Along another direction d (`landscape`), $\theta - \eta d$ replaces $\theta - \eta g$, and the curvature is
+    $d^T H d / d^T d$. Beta at a saturated point is then $\|g\| / (\|d\| \alpha_{\min} \mathrm{lr})$. The sharpness is
+    that of the gradient's line.
 
     Args:
         point: Where to measure.
         alphas: The step lengths in learning rates; those of `line_alphas` by default.
-        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
-        direction: "gradient" or "random".
+        objective: The loss L: "batch", "train:K", "eval" or "test"; the point's own by default.
+        direction: "gradient", "update" or "random".
+        batches: The number of batches of batch sharpness; 0 leaves it out. Each takes a gradient and a product with
+            the Hessian.
 
     Returns:
-        One row. Columns: `loss`, `penalty`, `weight_norm` (the norm of the weights that `weight_decay` penalises) and
-        `grad_norm` at the point; `loss_min` and `loss_max` over the step lengths; `predictiveness_min` and
-        `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`, `beta_alpha`, the step length at which beta is
-        attained, and `saturated`; `lipschitz`, the largest $\|g_\eta\|$ (alpha = 0 included); `critical_alpha`, the
-        smallest step length with a loss above that of the point (null if there is none); `curvature` and `sharpness`.
+        One row. Columns: `step_lr`, the learning rate of the step; `loss`, `penalty`, `weight_norm` (the norm of the
+        weights that `weight_decay` penalises) and `grad_norm` at the point; `loss_min` and `loss_max` over the step
+        lengths; `predictiveness_min` and `predictiveness_max`, the extremes of $\|g - g_\eta\|$; `beta`,
+        `beta_alpha`, the step length at which beta is attained, and `saturated`; `lipschitz`, the largest
+        $\|g_\eta\|$ (alpha = 0 included); `curvature` and `sharpness`; `preconditioned` (null without P, which Adam
+        does not have before its first step); `threshold` (null where it is unknown); `critical_alpha`, the smallest
+        step length with a loss above that of the point (null if there is none); `critical_lr`; `batch_sharpness` and
+        its standard error `batch_sharpness_error` (null without `batches`).
         If the line overflows, its maxima are inf, and `beta_alpha` and `saturated` are null. If the gradient is 0 or
-        not finite, curvature and sharpness are null. Without weights, `weight_norm` is null. For a random direction,
-        there is also the column `direction`.
+        not finite, all that comes from second derivatives is null. Without weights, `weight_norm` is null. For another
+        direction than the gradient, there is also the column `direction`.
 
     Raises:
-        InputError: If the problem does not have the objective, or the direction is unknown.
+        InputError: If the problem does not have the objective, the direction is unknown, or batches are asked of a loss
+            that has none: that of the test set, or of your own training loop.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -84,12 +109,18 @@ def smoothness(
     """
     check_direction(direction)
     point = point.at(objective)
-    line = probe(point, alphas, direction)
+    _check_batches(batches, point.objective)
+    if batches and isinstance(point.problem, ExternalLoop):
+        raise InputError("--batches: a point of your own loop has no batches of other steps; leave it out")
+    probed = probe(point, alphas, direction)
+    line, critical = probed.rows, critical_lr(point, probed)
+    del probed  # and with it the memory of the direction
     start, moved = line.iloc[0], line.iloc[1:]
     losses, distances = moved["loss"].fillna(np.inf), moved["grad_distance"].fillna(np.inf)
     rising = moved["alpha"][losses > start["loss"]]
-    curvature, sharpness = second_order(point, direction=direction)
+    second = second_order(point, direction=direction, batches=batches)
     row = {
+        "step_lr": point.lr,
         "loss": start["loss"],
         "penalty": point.penalty().item(),
         "weight_norm": point.weight_norm,
@@ -100,11 +131,37 @@ def smoothness(
         "predictiveness_max": distances.max(),
         "lipschitz": line["grad_norm"].fillna(np.inf).max(),
         **_effective_beta(start, moved),
-        "curvature": curvature,
-        "sharpness": sharpness,
+        "curvature": second.curvature,
+        "sharpness": second.sharpness,
+        "preconditioned": second.preconditioned,
+        "threshold": _threshold(point),
         "critical_alpha": rising.min() if len(rising) else np.nan,
+        "critical_lr": critical,
+        "batch_sharpness": second.batch_sharpness,
+        "batch_sharpness_error": second.batch_sharpness_error,
     }
     return with_direction(pd.DataFrame([row]), direction)
+
+
+def _threshold(point: Point) -> float:
+    """The threshold of the column `preconditioned`, or of `sharpness`; NaN if it is unknown, or there is no P yet."""
+    optimiser = point.optimiser
+    if optimiser.preconditions and optimiser.preconditioner(point.step) is None:
+        return math.nan
+    return optimiser.threshold(point.step)
+
+
+def plan(config: Config, objective: str = "batch", batches: int = 0, **line: Any) -> dict[str, Any]:
+    """The keyword arguments of `smoothness`; `line` goes to the plan of `landscape`."""
+    _check_batches(batches, Objective(objective))
+    return {**plan_line(config, objective, **line), **({"batches": batches} if batches else {})}
+
+
+def _check_batches(batches: int, objective: Objective) -> None:
+    """Raise InputError if batch sharpness does not have this number of batches, or does not belong to the objective."""
+    check_batches(batches)
+    if batches and objective == "test":
+        raise InputError("--batches: are batches of the training set; leave it out, or --objective test")
 
 
 def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, object]:
@@ -117,46 +174,50 @@ def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, o
     if np.isinf(beta):
         return {"beta": beta, "beta_alpha": np.nan, "saturated": None}
     lost = shortest["grad_norm"] <= LEFT * start["grad_norm"]
-    near = abs(beta * shortest["step_size"] - 1) <= NEAR
+    near = abs(beta * shortest["distance"] / start["grad_norm"] - 1) <= NEAR
     return {"beta": beta, "beta_alpha": moved["alpha"].iloc[ratios.argmax()], "saturated": bool(lost and near)}
 
 
+class SecondOrder(NamedTuple):
+    """What second derivatives tell of a point; NaN where they do not."""
+
+    curvature: float = math.nan
+    sharpness: float = math.nan
+    preconditioned: float = math.nan
+    batch_sharpness: float = math.nan
+    batch_sharpness_error: float = math.nan
+
+
 def second_order(
-    point: Point, names: Sequence[str] | None = None, place: int = 0, direction: str = "gradient"
-) -> tuple[float, float]:
-    """The curvature along the gradient or a random direction, and the Hessian's eigenvalue of largest magnitude.
+    point: Point,
+    names: Sequence[str] | None = None,
+    place: int = 0,
+    direction: str = "gradient",
+    batches: int = 0,
+) -> SecondOrder:
+    """The curvature along the line, sharpness and preconditioned sharpness, and batch sharpness.
 
     PyTorch has no second derivative of some operations, and a wrong one of others. The products of such a Hessian fail,
     or are not symmetric.
 
     Args:
         point: The point.
-        names: The parameters of which the loss is a function; all of them by default.
+        names: The parameters of which the loss is a function; all of them by default. Only then, the optimiser's
+            preconditioner counts.
         place: A number that distinguishes several Hessians at one point, such as those of its layers.
-        direction: "gradient" or "random".
+        direction: "gradient", "update" or "random".
+        batches: The number of batches of batch sharpness; 0 leaves it out.
 
     Returns:
-        Both numbers; NaN if the gradient is not finite, or 0. NaN with a `Remark` if the Hessian is missing or wrong.
+        The numbers; NaN if the gradient is not finite, or 0. NaN with a `Remark` if the Hessian is missing or wrong.
     """
     try:
-        gradient, product = point.hessian(names)
-        squared = torch.dot(gradient, gradient)
-        if not (torch.isfinite(squared) and squared > 0):
-            return math.nan, math.nan
-        along = direction_vector(point, gradient, direction)
-        curvature = torch.dot(along, product(along)) / torch.dot(along, along)
-        random = generator(point.config.seed, "lanczos", point.step, place)
-        start = torch.randn(len(gradient), generator=random).to(gradient)
-        # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
-        start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
-        start.add_(gradient / squared.sqrt())
-        sharpness = largest_eigenvalue(product, start, SYMMETRY if point.problem.has_users_code else math.inf)
-        if math.isnan(sharpness) and torch.isfinite(curvature):
-            warnings.warn(
-                f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=2
-            )
-        if not point.own_functions or _is_confirmed(point, names, start, product(start)):
-            return curvature.item(), sharpness
+        found = _of_hessian(point, names, place, direction)
+        if found is not None and batches and not math.isnan(found.curvature):
+            mean, error = batch_sharpness(point, batches)
+            return found._replace(batch_sharpness=mean, batch_sharpness_error=error)
+        if found is not None:
+            return found
         reason = "a backward pass has another derivative than autograd says"
     except NotSymmetricError:
         layers = ", ".join(_asymmetric_layers(point)) if names is None else ""
@@ -167,7 +228,40 @@ def second_order(
         reason = f"an operation has no second derivative: {first_line(error)}"
     own = f"; see the backward pass of {', '.join(point.own_functions)}" if point.own_functions else ""
     warnings.warn(f"no curvature and no sharpness: {reason}{own}", Remark, stacklevel=2)
-    return math.nan, math.nan
+    return SecondOrder()
+
+
+def _of_hessian(point: Point, names: Sequence[str] | None, place: int, direction: str) -> SecondOrder | None:
+    """The numbers of the Hessian at the point; None if the Hessian is not the derivative of the gradient.
+
+    Its graph is gone when this function returns.
+    """
+    gradient, product = point.hessian(names)
+    squared = torch.dot(gradient, gradient)
+    if not (torch.isfinite(squared) and squared > 0):
+        return SecondOrder()
+    along = direction_vector(point, gradient, direction)
+    curvature = torch.dot(along, product(along)) / torch.dot(along, along)
+    random = generator(point.config.seed, "lanczos", point.step, place)
+    start = torch.randn(len(gradient), generator=random).to(gradient)
+    # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
+    start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
+    start.add_(gradient / squared.sqrt())
+    sharpness = largest_eigenvalue(product, start, SYMMETRY if point.problem.has_users_code else math.inf)
+    if math.isnan(sharpness) and torch.isfinite(curvature):
+        warnings.warn(f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=3)
+    if point.own_functions and not _is_confirmed(point, names, start, product(start)):
+        return None
+    preconditioned, divisor = math.nan, None if names is not None else point.optimiser.preconditioner(point.step)
+    if divisor is not None:
+        scale = divisor.to(gradient).rsqrt()
+        preconditioned = largest_eigenvalue(
+            lambda v: product(scale * v).mul_(scale), start.mul_(scale), math.inf, signed=True
+        )
+        if math.isnan(preconditioned) and math.isfinite(sharpness) and torch.isfinite(scale).all():
+            said = f"no preconditioned sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice"
+            warnings.warn(said, Remark, stacklevel=3)
+    return SecondOrder(curvature.item(), sharpness, preconditioned)
 
 
 def _is_confirmed(
@@ -200,5 +294,6 @@ def _asymmetric_layers(point: Point) -> Iterator[str]:
             yield name
 
 
-MEASUREMENT: Final = Measurement(smoothness, plan)
-RANDOM: Final = Measurement(functools.partial(smoothness, direction="random"), plan)
+MEASUREMENT: Final = Measurement(smoothness, plan, additions=frozenset({"batches"}))
+UPDATE: Final = Measurement(functools.partial(smoothness, direction="update"), plan, additions=frozenset({"batches"}))
+RANDOM: Final = Measurement(functools.partial(smoothness, direction="random"), plan, additions=frozenset({"batches"}))

@@ -53,7 +53,7 @@ def surface(
     the authors' code. Principal directions (section 7.2) have unit length. They are the principal components of the
     differences $\theta_i - \theta$ between the steps of the training path and the point.
 
-    The network's buffers, such as the running statistics that the objective `test` uses, are those of the point on the
+    The network's buffers, such as the running statistics that are used in eval mode, are those of the point on the
     whole grid. Each step of the path has its own, so its loss is the one that a measurement at that step finds.
 
     A loss that overflows is recorded as inf or NaN.
@@ -65,9 +65,9 @@ def surface(
             covers `extent` times MARGIN the width of the path's projection.
         dimensions: 1 for a line, which has no y, or 2 for a plane.
         directions: "random", or "pca" for the principal directions of the path.
-        objective: The loss L: "batch", "train:K" or "test"; the point's own by default.
+        objective: The loss L: "batch", "train:K", "eval" or "test"; the point's own by default.
         path: The network at several steps of the run, for principal directions: its state dicts by step. The vectors
-            theta are enough unless the objective is "test" and the network has buffers.
+            theta are enough unless the objective is "eval" or "test" and the network has buffers.
 
     Returns:
         One row per grid point, then one per step of the path. Columns: the coordinates `x` and `y`, `loss`,
@@ -90,8 +90,10 @@ def surface(
     point, path = point.at(objective), path or {}
     theta = point.theta
     if directions == "pca":
-        if point.objective == "test" and _has_buffers(point) and any(isinstance(s, Tensor) for s in path.values()):
-            raise InputError("path: the test loss needs each step's running statistics; give state dicts, not vectors")
+        if point.objective.evaluated and _has_buffers(point) and any(isinstance(s, Tensor) for s in path.values()):
+            raise InputError(
+                "path: a loss in eval mode needs each step's running statistics; give state dicts, not vectors"
+            )
         if (others := len(path.keys() - {point.step})) < 3:
             raise InputError(
                 f"--directions pca: a plane needs a path of at least 3 steps besides step {point.step}, and there are "

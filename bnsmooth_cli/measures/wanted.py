@@ -8,9 +8,10 @@ from typing import Any, Final
 from bnsmooth_cli import kinds
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, unknown
+from bnsmooth_cli.measures import check_batches
 
-#: The kind of table that `probe` is an option of.
-PROBED: Final = "activations"
+#: Option -> a column that it fills. Kinds of tables with this column take the option.
+OPTIONS: Final = {"probe": "probe_mean", "batches": "batch_sharpness"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Wanted:
         every: The interval of the measured steps; None measures at the checkpoints.
         at: The steps to measure instead.
         probe: Whether `activations` measures the probe batch and the floor too.
+        batches: The number of batches of `smoothness`'s batch sharpness; 0 leaves it out.
 
     >>> from bnsmooth_cli.config import resolve
     >>> Wanted(("ics",), every=100).steps(resolve("dln", steps=250))
@@ -32,6 +34,7 @@ class Wanted:
     every: int | None = None
     at: tuple[int, ...] | None = None
     probe: bool = False
+    batches: int = 0
 
     def check(self, steps: int) -> None:
         """Check the values for runs of this many steps.
@@ -48,8 +51,11 @@ class Wanted:
                 raise InputError(f"--measure {kind}: given twice; give it once")
             if kind not in kinds.measured(studied=True):
                 raise unknown("measurement", kind, kinds.measured(studied=True))
-        if self.probe and PROBED not in self.kinds:
-            raise InputError(f"--probe: an option of {PROBED}; add it to --measure, or leave the option out")
+        check_batches(self.batches)
+        for option in self.asked:
+            if not any(takes(kind, option) for kind in self.kinds):
+                those = ", ".join(kind for kind in kinds.measured(studied=True) if takes(kind, option))
+                raise InputError(f"--{option}: an option of {those}; add it to --measure, or leave the option out")
         if self.at == ():
             raise InputError("--at: name at least one step, as in 0,100,250")
         if self.at and min(self.at) < 0:
@@ -59,7 +65,12 @@ class Wanted:
 
     def options(self, kind: str) -> dict[str, Any]:
         """The options of a measurement."""
-        return {"probe": True} if self.probe and kind == PROBED else {}
+        return {option: value for option, value in self.asked.items() if takes(kind, option)}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options that some of the kinds take, without those that are left out."""
+        return {option: value for option in OPTIONS if (value := getattr(self, option))}
 
     def steps(self, config: Config) -> list[int]:
         """The steps that are measured while a run trains."""
@@ -67,6 +78,15 @@ class Wanted:
             return sorted({*self.at})
         ends = {config.steps} if self.every is None else set()
         return sorted({*range(0, config.steps + 1, self.every or config.save_every), *ends})
+
+
+def takes(kind: str, option: str) -> bool:
+    """Whether a kind of table takes an option of `Wanted.asked`.
+
+    >>> takes("activations", "probe"), takes("ics", "probe")
+    (True, False)
+    """
+    return kind in kinds.names() and OPTIONS[option] in kinds.get(kind).columns
 
 
 #: No table.

@@ -34,12 +34,14 @@ class Objective(str):
 
     - `batch`: the loss of the batch that training uses at the step.
     - `train:K`: the mean loss of the batches of steps 0 to K - 1, each with the noise of its own step.
+    - `eval`: the loss of the batch that training uses at the step, in eval mode: norms use their running statistics,
+      and noise is replaced by its mean. Without such modules, it is `batch`.
     - `test`: the mean loss over the test set, in eval mode.
 
-    The first two include the L2 penalty that training minimises (`weight_decay`).
+    All but the last include the L2 penalty that training minimises (`weight_decay`).
 
     Attributes:
-        kind: "batch", "train" or "test".
+        kind: "batch", "train", "eval" or "test".
         steps: The K of `train:K`; 0 for the others.
 
     Raises:
@@ -55,13 +57,23 @@ class Objective(str):
     def __new__(cls, text: str) -> Objective:
         kind, _, digits = text.partition(":")
         count = int(digits) if re.fullmatch("[0-9]{1,10}", digits) else 0
-        if text not in ("batch", "test") and not (kind == "train" and 1 <= count <= MAX_BATCHES):
+        if text not in ("batch", "eval", "test") and not (kind == "train" and 1 <= count <= MAX_BATCHES):
             raise InputError(
-                f"--objective {text[:40]}: give batch, test, or train:K with a whole number K, as in train:8"
+                f"--objective {text[:40]}: give batch, eval, test, or train:K with a whole number K, as in train:8"
             )
         objective = super().__new__(cls, text)
         objective.kind, objective.steps = kind, count
         return objective
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the network is in eval mode."""
+        return self.kind in ("eval", "test")
+
+    @property
+    def single(self) -> bool:
+        """Whether it is the loss of a single batch, that of the step."""
+        return self.kind in ("batch", "eval")
 
     @property
     def penalised(self) -> bool:
@@ -70,7 +82,7 @@ class Objective(str):
 
     def batches(self, problem: Problem, batch: Batch) -> Iterator[Batch]:
         """The batches whose weighted losses add up to the objective, given the batch of the step itself."""
-        if self.kind == "batch":
+        if self.single:
             yield batch
         elif self.kind == "train":
             for step in range(self.steps):

@@ -63,7 +63,7 @@ class Point(Shown):
         inputs: The inputs $x_t$.
         targets: The targets $y_t$.
         run: The name of the run, which labels the rows of a measurement.
-        objective: The loss to measure: "batch", "train:K" or "test" (`bnsmooth_cli.points.objective`).
+        objective: The loss to measure: "batch", "train:K", "eval" or "test" (`bnsmooth_cli.points.objective`).
     """
 
     problem: Problem
@@ -267,7 +267,7 @@ class Point(Shown):
         """The point with another objective.
 
         Args:
-            objective: "batch", "train:K" or "test"; None keeps the point's own.
+            objective: "batch", "train:K", "eval" or "test"; None keeps the point's own.
 
         Raises:
             InputError: If the problem does not have the objective.
@@ -301,7 +301,7 @@ class Point(Shown):
             modules, parameters = stateful(model), trainable(model)
         device, types = next(iter(parameters.values())).device, {p.dtype for p in parameters.values()}
         dtype = types.pop() if len(types) == 1 else None
-        with evaluating(model) if self.objective.kind == "test" else nullcontext():
+        with self._mode(model):
             own = Batch(self.inputs, self.targets, self.step)
             for inputs, targets, step, share in self.objective.batches(self.problem, own):
                 x, y = (_cast(values, device, dtype) for values in (inputs, targets))
@@ -310,10 +310,15 @@ class Point(Shown):
         if self._weight_decay:
             yield 1.0, self.penalty(None if model is self.model else model)
 
+    def _mode(self, model: nn.Module) -> AbstractContextManager[None]:
+        """The context in which the network computes the objective."""
+        return evaluating(model) if self.objective.evaluated else nullcontext()
+
     @property
     def fast_path(self) -> FastPath | None:
         """The problem's fast path to losses and gradients at many parameter vectors; None if it has none."""
-        if self.objective != "batch":
+        unlike = self.norms if self.objective == "eval" else self.objective != "batch"
+        if unlike:  # it computes the loss of the step in train mode
             return None
         parameter = next(iter(self.parameters.values()))
         return self.problem.fast_path(parameter.dtype, parameter.device)
@@ -409,11 +414,12 @@ class Point(Shown):
             return curvature if names is None else restricted(curvature, positions(self.parameters, names))
         leaves = [self.parameters[name] for name in (self.parameters if names is None else names)]
         # The graph of one batch serves all products. The graphs of many batches would not fit into memory.
-        keep_graph = self.objective == "batch"
+        keep_graph = self.objective.single
         gradient, product = double_backward(functools.partial(self._terms, self.model), leaves, keep_graph=keep_graph)
 
         def prepared_product(v: Tensor) -> Tensor:
-            with prepared(self.norms, self.config.seed, self.step):  # the pass back may run parts of the network again
+            # The pass back may run parts of the network again.
+            with self._mode(self.model), prepared(self.norms, self.config.seed, self.step):
                 return product(v)
 
         return gradient, prepared_product if keep_graph else product

@@ -213,7 +213,7 @@ def load_point(
         device: "auto", "cpu", "cuda" or "mps".
         data: The folder of the images or the file of the text, if it has moved since training.
         dtype: The precision to convert the point to. Training up to the point uses the run's own precision.
-        objective: The loss to measure: "batch", "train:K" or "test" (see `Point`).
+        objective: The loss to measure: "batch", "train:K", "eval" or "test" (see `Point`).
         code: The custom norm, problem and optimiser of the run, as "module:name" or the objects themselves. They must
             be given because code that only a file names is never run.
 
@@ -258,7 +258,7 @@ def load_weights(
         seed: The seed of the data order and the noise.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: The precision to convert the point to.
-        objective: The loss to measure: "batch", "train:K" or "test" (see `Point`).
+        objective: The loss to measure: "batch", "train:K", "eval" or "test" (see `Point`).
         **settings: Further settings, as `train` takes them.
 
     Returns:

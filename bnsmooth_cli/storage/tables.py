@@ -98,8 +98,9 @@ def write_table(
 def kind_of(frame: pd.DataFrame) -> str:
     """The kind of table that has these columns. Raises InputError if none has."""
     names = set(frame.columns)
+    directions = {*frame["direction"]} if "direction" in names else {""}
     for kind in kinds.KINDS:
-        if names.issuperset(_written(kind)) and names <= set(kind.columns):
+        if directions <= {kind.direction} and names.issuperset(_written(kind)) and names <= set(kind.columns):
             return kind.name
     raise InputError(f"no kind of table has the columns {', '.join(map(str, frame.columns))[:200]}")
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from bnsmooth_cli.config import FIELDS, KNOWN_LATER, Config, check_threads, check_types, resolve
 from bnsmooth_cli.data import NAMES, TEXTS
 from bnsmooth_cli.errors import InputError, unknown
-from bnsmooth_cli.measures.wanted import PROBED, Wanted
+from bnsmooth_cli.measures.wanted import OPTIONS, Wanted, takes
 from bnsmooth_cli.storage.files import read_text, unicode
 
 if sys.version_info >= (3, 11):
@@ -49,6 +49,7 @@ class Grid:
         every: The interval of the measured steps; None measures at the checkpoints.
         at: The steps to measure instead.
         probe: Whether `activations` measures the probe batch and the floor too.
+        batches: The number of batches of `smoothness`'s batch sharpness; 0 leaves it out.
         threads: CPU threads of each run. They are part of the study, because the last bits of a result depend on them.
         file: The study file that the grid was read from, which errors then name.
 
@@ -65,6 +66,7 @@ class Grid:
     every: int | None = None
     at: tuple[int, ...] | None = None
     probe: bool = False
+    batches: int = 0
     threads: int = 1
     file: Path | None = field(default=None, compare=False)
 
@@ -93,7 +95,7 @@ class Grid:
     @property
     def wanted(self) -> Wanted:
         """What is measured of each run."""
-        return Wanted(self.measure, self.every, self.at, self.probe)
+        return Wanted(self.measure, self.every, self.at, self.probe, self.batches)
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
@@ -108,7 +110,7 @@ class Grid:
     def request(self) -> dict[str, Any]:
         """The grid as plain values, without those left at their defaults."""
         values = {"norms": self.norms, "lrs": self.lrs, "seeds": self.seeds, **self.settings, "measure": self.measure,
-                  "every": self.every, "at": self.at, "probe": self.probe or None, "threads": self.threads}  # fmt: skip
+                  "every": self.every, "at": self.at, **self.wanted.asked, "threads": self.threads}  # fmt: skip
         chosen = {name: value for name, value in values.items() if value is not None and value != ()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
@@ -143,7 +145,7 @@ def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
 
 def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
     """The values in Grid's types. Errors put `source` before the name."""
-    known = (*_LISTS, "every", "probe", "threads", *_SETTINGS)
+    known = (*_LISTS, "every", "probe", "batches", "threads", *_SETTINGS)
     checked: dict[str, Any] = {}
     for key, value in values.items():
         name, where = key.replace("-", "_"), f"{source}{key}"
@@ -156,6 +158,9 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
         elif name in ("every", "threads"):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{where} {value}: give a whole number of at least 1")
+        elif name == "batches":
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"{where} {value}: give a whole number of at least 0")
         elif name == "probe":
             if not isinstance(value, bool):
                 raise InputError(f"{where} {value}: give true or false")
@@ -213,8 +218,9 @@ def command(request: Mapping[str, Any], folder: Path, runs: Sequence[Path] = ())
     'bnsmooth compare runs/a --norms none --seeds 0-2 --problem dln -o study'
     """
     words, values = ["bnsmooth", "compare", *map(str, runs)], {**request}
-    if PROBED not in values.get("measure", ()):
-        values.pop("probe", None)
+    for option in OPTIONS:
+        if not any(takes(kind, option) for kind in values.get("measure", ())):
+            values.pop(option, None)
     for name, value in values.items():
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")

@@ -79,6 +79,7 @@ def study(
     every: int | None = None,
     at: Iterable[int] | str | None = None,
     probe: bool = False,
+    batches: int = 0,
     problem: str | Builder | None = None,
     output: Path | str = "study",
     threads: int = 1,
@@ -109,6 +110,7 @@ def study(
         at: The steps to measure instead.
         probe: Whether `activations` measures the batch of step 0 at every step too, and how much the moments change at
             fixed weights.
+        batches: The number of random batches on which `smoothness` measures batch sharpness; 0 leaves it out.
         problem: The problem, by name or as a function; by default `vgg`.
         output: The folder of the study.
         threads: CPU threads of each run. The last bits of the results depend on them.
@@ -144,8 +146,8 @@ def study(
         settings["data"] = canonical(settings["data"])
     names = norms.split(",") if isinstance(norms, str) else norms
     options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm) for norm in names], "lrs": lrs,
-               "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "threads": threads,
-               "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
+               "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "batches": batches,
+               "threads": threads, "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
     grid = read_grid({name: value for name, value in options.items() if value is not None})
     exports = Exports(tensorboard, wandb)
     exports.check()

@@ -171,6 +171,11 @@ class Optimiser(ABC):
         """
         return None
 
+    @property
+    def preconditions(self) -> bool:
+        """Whether its threshold is that of a preconditioned sharpness: it has a P from the first step on."""
+        return False
+
     @abstractmethod
     def threshold(self, step: int) -> float:
         r"""The largest sharpness at which the step is stable: that of $P^{-1/2} H P^{-1/2}$ if there is a P.
@@ -341,6 +346,11 @@ class _Torch(Optimiser):
             return None
         divisor = _DIVISORS[rule.preconditioner]
         return flatten(divisor(state, options[id(p)]) for p, state in zip(self._moving, states, strict=True))
+
+    @property
+    def preconditions(self) -> bool:
+        rule = _rule_of(self.optimizer)
+        return rule is not None and bool(rule.preconditioner)
 
     def threshold(self, step: int) -> float:
         rule, group = _rule_of(self.optimizer), _shared(self.optimizer)

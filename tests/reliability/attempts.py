@@ -29,7 +29,8 @@ RECIPE = f"{ADAMW} --schedule cosine --warmup 10 --clip 1 --weight-decay 0.1"
 KINDS = kinds.measured(studied=True)
 _OPTIONS = {
     "surface": "--points 3", "smoothness-by-layer": "--by-layer",
-    "landscape-random": "--direction random", "smoothness-random": "--direction random",
+    **{f"{command}-{name}": f"--direction {name}"
+       for command in ("landscape", "smoothness") for name in kinds.DIRECTIONS},
 }  # fmt: skip
 #: Kind -> the command that measures it, without the run.
 MEASURE = {name: f"{kinds.get(name).command} {_OPTIONS.get(name, '')}".strip() for name in kinds.measured()}

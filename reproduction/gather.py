@@ -281,10 +281,10 @@ def _drawn(picture: Picture, run: Run | Earlier) -> pd.DataFrame:
     """
     if isinstance(run, Run):
         return _fewer(picture, run, measured_rows(run, picture.kind))
-    rows = run.rows(picture.name)
-    if rows.empty or source(picture.study, picture.norms, run.page.norms()) != run.study:
+    rows = run.rows(picture.name)  # none if the run was not measured so
+    if source(picture.study, picture.norms, run.page.norms()) != run.study:
         raise InputError(f"--add: the earlier page has no rows of {run.name} for {picture.name}; run its study again")
-    return _fewer(picture, run, rows)
+    return rows
 
 
 def _measured(picture: Picture, runs: Sequence[Run | Earlier]) -> int:
@@ -297,14 +297,14 @@ def _measured(picture: Picture, runs: Sequence[Run | Earlier]) -> int:
     )
 
 
-def _fewer(picture: Picture, run: Run | Earlier, rows: pd.DataFrame) -> pd.DataFrame:
+def _fewer(picture: Picture, run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     """Keep the picture's layers, and fewer steps."""
     kind = picture.kind
     if picture.layers:
         rows = rows[rows["layer"].isin(picture.layers)]
     if picture.figure == "moments":  # which are small; it draws every step
         return rows.assign(quantiles=None)
-    if kind == "train" and run.config.eval_every is not None and isinstance(run, Run):
+    if kind == "train" and run.config.eval_every is not None:
         return averaged(rows, run.config.eval_every)
     return rows[rows["step"].isin(_spaced(rows["step"], _STEPS[kind]))] if kind in _STEPS else rows
 

@@ -26,7 +26,8 @@ def afterwards(path: Path, problem: str, norm: str, kinds_: list[str] = STUDIED,
 def both(folder: Path, problem: str, norm: str, kinds_: list[str], **settings: object) -> None:
     """Measure a run in one pass, and another one afterwards; compare all files."""
     afterwards(folder / "afterwards/run", problem, norm, kinds_, **settings)
-    bns.train(problem, norm, measure=kinds_, every=3, probe=True, output=folder / "pass/run", **SETTINGS[problem])
+    bns.train(problem, norm, measure=kinds_, every=3, probe="activations" in kinds_, output=folder / "pass/run",
+              **SETTINGS[problem])  # fmt: skip
     assert contents(folder / "pass") == contents(folder / "afterwards")
 
 
@@ -41,7 +42,9 @@ def test_one_pass_writes_what_measuring_afterwards_writes(tmp_path, problem, nor
     [(problem, norm) for problem in SETTINGS for norm in norms.examples() if (problem, norm) != ("dln", "instance")],
 )
 def test_one_pass_of_every_norm(tmp_path, problem, norm):
-    both(tmp_path, problem, norm, QUICK if problem == "vgg" and norm != "l1" else STUDIED)
+    chosen = QUICK if problem == "vgg" and norm != "l1" else STUDIED
+    # Dynamic Tanh has no normalised input whose distribution could be measured.
+    both(tmp_path, problem, norm, [kind for kind in chosen if norm != "dyt" or kind not in ("activations", "theory")])
 
 
 @pytest.mark.parametrize("problem", ["dln", "vgg"])

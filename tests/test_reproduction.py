@@ -383,7 +383,7 @@ def test_the_published_accuracies_are_those_of_the_runs():
         for (lr, norm), found in runs.groupby(["lr", "norm"]):
             median = float(pd.Series(found["final_test_accuracy"]).median())
             row = next(row for row in rows if row[1:3] == [f"`{study}`", f"{lr:g}"] and row[3].startswith(f"`{norm}`"))
-            assert row[6] == f"{100 * (0.0 if found['diverged_at'].notna().all() else median):.1f}%"
+            assert row[6].split(" ")[0] == f"{100 * (0.0 if found['diverged_at'].notna().all() else median):.1f}%"
 
 
 def test_the_linear_network_ends_near_the_saddles_that_the_page_of_differences_names():
@@ -481,9 +481,9 @@ def test_the_page_of_differences_quotes_the_tables():
     )
     quoted += [f"the mean changes by {part(early, frozen):.0%} of the change between measured steps"]
     vgg = bns.read_table(PUBLISHED / "tables/vgg-early.parquet").set_index("norm")
-    ends = bns.read_table(PUBLISHED / "tables/vgg.parquet").set_index("norm")["final_test_accuracy"]
+    ends = bns.read_table(PUBLISHED / "tables/vgg.parquet").groupby("norm")["final_test_accuracy"].median()
     line = bns.read_table(PUBLISHED / "tables/figure-4.parquet")
-    largest = line.groupby(["norm", "step"])[["grad_distance_summed", "grad_distance"]].max().reset_index()
+    largest = line.groupby(["norm", "seed", "step"])[["grad_distance_summed", "grad_distance"]].max().reset_index()
     times = pd.cut(largest["step"], [-1, 999, 4999, 15_000])
     medians = largest.groupby(["norm", times], observed=True)[["grad_distance_summed", "grad_distance"]].median()
     sizes = {(norm, column): [f"{value:.3g}" for value in medians.loc[norm, column]]

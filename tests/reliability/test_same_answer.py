@@ -17,6 +17,7 @@ import torch
 from attempts import DLN, KINDS, MEASURE, VGG, contents, done, run
 from helpers import SCHEMAS
 
+from bnsmooth_cli import kinds
 from bnsmooth_cli.kinds import METRICS
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import crc
@@ -35,8 +36,11 @@ MADE_BY = (
     "smoothness vgg/checkpoints/000002.pt -o vgg/smoothness.parquet",
     "smoothness vgg/checkpoints/000002.pt --by-layer --points 2 --layers conv1,fc3 -o vgg/smoothness-by-layer.parquet",
     "surface vgg/checkpoints/000002.pt --points 3 -o vgg/surface.parquet",
-    f"{MEASURE['landscape-random']} {_RUNS} --at 0,2",
-    f"{MEASURE['smoothness-random']} {_RUNS} --at 0,2",
+    *(
+        f"{MEASURE[f'{name}-{direction}']} {_RUNS} --at 0,2"
+        for direction in kinds.DIRECTIONS
+        for name in ("landscape", "smoothness")
+    ),
 )
 #: The columns of a comparison that early versions computed in another way.
 QUOTIENTS = {f"ratio_{metric.name}" for metric in METRICS if metric.has_ratio and metric.kind != "train"}
@@ -148,8 +152,8 @@ def test_samples_are_what_is_written_today(tmp_path):
 
 @pytest.mark.slow
 def test_samples_are_read_plotted_reported_compared_and_resumed(samples):
-    kinds = {path.name: path for path in samples.rglob("*.parquet")}  # one of each kind
-    for path in kinds.values():
+    newest = {path.name: path for path in samples.rglob("*.parquet")}  # one of each kind
+    for path in newest.values():
         done(f"show {path}", samples)
         done(f"plot {path} -o {path.stem}.png", samples) if not path.stem.startswith("compare.") else None
     done("report study -o report.html", samples)

@@ -348,7 +348,7 @@ class TestWeights:
         table = bns.read_table(tmp_path / "model.landscape.parquet")
         point = bns.load_point(small_run("vgg", "batch"), step=6)
         inputs, targets = point.problem.batch(0)
-        there = bns.Point(point.problem, point.model, [], 0, inputs, targets, "model")
+        there = bns.Point(point.problem, point.model, point.optimiser, 0, inputs, targets, "model")
         assert table["loss"].to_numpy() == pytest.approx(bns.landscape(there)["loss"].to_numpy(), rel=1e-5)
         assert (set(table["run"]), set(table["step"])) == ({"model"}, {0})
         for kind, more in (("ics", "--at 0,2"), ("theory", "--units 0"), ("surface", "--points 1")):

@@ -18,7 +18,7 @@ from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.tables import METADATA_KEY, read_table, write_table
 
 DESIGN = {
-    "train": "run problem norm lr seed settings step loss penalty accuracy grad_norm test_loss test_accuracy",
+    "train": "run problem norm lr seed settings step loss penalty accuracy grad_norm step_lr test_loss test_accuracy",
     "landscape": "run problem norm lr seed settings step alpha step_size distance loss grad_norm grad_distance "
     "grad_cosine grad_distance_summed",
     "smoothness": "run problem norm lr seed settings step step_lr loss penalty weight_norm grad_norm loss_min loss_max "

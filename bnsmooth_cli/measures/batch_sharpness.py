@@ -41,12 +41,12 @@ def batch_sharpness(point: Point, batches: int) -> tuple[float, float]:
     >>> mean > 0, error  # the batch is the whole training set, and there is no noise
     (True, 0.0)
     """
-    values = np.array([_along_gradient(_on_batch(point, k)) for k in range(batches)])
+    values = np.array([_along_gradient(on_batch(point, k)) for k in range(batches)])
     error = float(values.std(ddof=1)) / math.sqrt(batches) if batches > 1 else math.nan
     return float(values.mean()), error
 
 
-def _on_batch(point: Point, place: int) -> Point:
+def on_batch(point: Point, place: int) -> Point:
     """The point with the batch and the noise of a random training step."""
     random = generator(point.config.seed, "batches", point.step, place)
     step = int(torch.randint(_STEPS, (), generator=random))

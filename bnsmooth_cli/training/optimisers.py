@@ -580,9 +580,13 @@ def _copied(optimizer: torch.optim.Optimizer, parameters: Tensors, places: Tenso
     own = {name: value for name, value in vars(optimizer).items() if name not in hooks and not (
         callable(value) and hasattr(type(optimizer), name))}  # fmt: skip
     memo: dict[int, Any] = {id(parameter): place for parameter, place in zip(parameters, places, strict=True)}
+    torchs = type(optimizer).__module__.startswith("torch.optim")
+    if torchs:  # whose tensors share no memory; a deep copy of each takes ten times as long
+        kept = [v for state in optimizer.state.values() for v in state.values() if type(v) is Tensor]
+        memo |= {id(value): value.clone() for value in kept}
     twin = object.__new__(type(optimizer))
     vars(twin).update(copy.deepcopy(own, memo), **hooks)
-    if type(optimizer).__module__.startswith("torch.optim"):  # their averages have the types of the parameters
+    if torchs:  # their averages have the types of the parameters
         for place in places:
             state = twin.state.get(place, {})
             state.update({name: v.to(place) for name, v in state.items() if isinstance(v, Tensor) and v.dim()})

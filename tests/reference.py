@@ -58,7 +58,7 @@ def line(point: Point, alphas: Sequence[float], direction: str = "gradient") -> 
     d = g if direction == "gradient" else random_direction(point, g)
     rows = []
     for alpha in [0.0, *alphas]:
-        eta = alpha * point.config.lr
+        eta = alpha * point.config.lr_at(point.step)
         model = double_copy(point)
         with torch.no_grad():
             for p, part in zip(model.parameters(), d, strict=True):

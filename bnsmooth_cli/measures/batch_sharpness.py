@@ -38,7 +38,7 @@ def batch_sharpness(point: Point, batches: int) -> tuple[float, float]:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = bns.train("dln", "batch", steps=5, samples=20, output=f"{folder}/run")
     ...     mean, error = batch_sharpness(bns.load_point(run), 2)
-    >>> mean > 0, error  # the batch is the whole training set, and there is no noise
+    >>> math.isfinite(mean), error  # the batch is the whole training set, and there is no noise
     (True, 0.0)
     """
     values = np.array([_along_gradient(on_batch(point, k)) for k in range(batches)])

@@ -286,8 +286,8 @@ _SMOOTHNESS: Final = {
     "threshold": _double("largest stable value of `preconditioned`, or of `sharpness` if the optimiser has no P; null "
                          "if unknown", added=True),
     "critical_alpha": _double("smallest probed alpha with a loss above the point's; null if none"),
-    "critical_lr": _double("smallest step_size with a loss above the point's, to 1%; 0 if the loss rises at once, null "
-                           "if it never does or rounding hides it", added=True),
+    "critical_lr": _double("smallest step_size with a loss above the point's, to 1%, sought in steps that double; 0 if "
+                           "the loss rises at once, null if it never does or rounding hides it", added=True),
     "batch_sharpness": _double("mean of g'Hg / g'g, each of one batch's loss, over random batches (`--batches`); null "
                                "without them", added=True),
     "batch_sharpness_error": _double("its standard error; null for one batch", added=True),

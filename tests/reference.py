@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -148,16 +148,20 @@ def loss_on_line(point: Point, d: Sequence[Tensor], eta: float) -> float:
     return point.loss(model).item()
 
 
+def rising_on_line(point: Point, direction: str = "gradient") -> Callable[[float], bool]:
+    g = gradient(point, double_copy(point))
+    d = g if direction == "gradient" else random_direction(point, g)
+    start = loss_on_line(point, d, 0.0)
+    return lambda eta: not loss_on_line(point, d, eta) <= start
+
+
 def critical_lr(point: Point, direction: str = "gradient", shortest: float = 1e-9, longest: float = 1e4) -> float:
     """The first rise of the loss on the line, by a walk along it and a dense search where the walk meets the rise."""
     g = gradient(point, double_copy(point))
     d = g if direction == "gradient" else random_direction(point, g)
     if dot(g, d) <= 0:
         return 0.0 if dot(g, d) < 0 else math.nan
-
-    def rises(eta: float) -> bool:
-        return not loss_on_line(point, d, eta) <= loss_on_line(point, d, 0.0)
-
+    rises = rising_on_line(point, direction)
     etas = list(point.config.lr * np.geomspace(shortest, longest, 200))
     place = next((i for i, eta in enumerate(etas) if rises(eta)), None)
     if place is None:

@@ -99,6 +99,20 @@ def test_along_a_direction_that_ascends_it_is_zero():
     assert 4 < sum(value == 0 for value in found) < 20
 
 
+@pytest.mark.parametrize("alphas", [(1.0, 80.0), (1.0, 10.0, 80.0), (0.1, 1.0, 2.0, 10.0), (0.3, 11.0)])
+def test_a_loss_that_rises_and_falls_between_distant_probes_is_seen(alphas):
+    """Of a slope with a bump, which no probed step meets."""
+
+    def loss(w):
+        return (3 * torch.exp(-(((w - 0.4) / 0.1) ** 2)) - w).sum()
+
+    point = on_line(loss, start=(0.0,))
+    etas = torch.linspace(0.01, 1, 10_000, dtype=torch.float64)  # the gradient is -1
+    expected = next(eta for eta in etas if loss(eta) > 0)
+    assert critical(point, alphas) == pytest.approx(float(expected), rel=0.011)
+    assert math.isnan(bns.smoothness(point, alphas)["critical_alpha"][0])
+
+
 def test_a_saturated_point_has_one_far_beyond_the_steps_that_lose_the_gradient():
     """A fitted loss, which vanishes within the shortest step and rises again after 300 learning rates."""
 

@@ -15,6 +15,7 @@ ACCURACY: Final = 0.01
 #: How often the longest probed step is doubled, and the shortest one halved, in search of a bracket.
 MAX_DOUBLINGS: Final = 10
 MAX_HALVINGS: Final = 20
+_DOUBLE: Final = 2 * (1 + 1e-9)  # to rounding
 #: A slope that is shorter than so many roundings of its factors has no sign.
 _ROUNDINGS: Final = 10
 #: The steps of `_is_resolved`: the first one, as a share of the critical learning rate, and how many there are; and the
@@ -32,12 +33,12 @@ def critical_lr(point: Point, line: Line) -> float:
     For a quadratic loss and d = g it is $2 / (g^T H g / g^T g)$, so training raises the loss of its own batch if
     its learning rate is above $\eta_c$.
 
-    The probed steps bracket it: it is between the first one that raises the loss and the one before. If all of them
-    raise the loss, the shortest one is halved, at most MAX_HALVINGS times; if none does, the longest one is doubled, at
-    most MAX_DOUBLINGS times. Then the bracket is bisected on a logarithmic scale. The result raises the loss, and a
-    step that is shorter by the factor 1 + ACCURACY does not. Each trial is a forward pass: between probed steps that
-    double from one to the next, there are 7 trials. A loss that rises and falls again between two probed steps goes
-    unnoticed, so the minimum is that of the probed steps.
+    The probed steps bracket it: it is between the first one that raises the loss and the one before. Where they more
+    than double, steps between them are tried as well. If all of them raise the loss, the shortest one is halved, at
+    most MAX_HALVINGS times; if none does, the longest one is doubled, at most MAX_DOUBLINGS times. Then the bracket is
+    bisected on a logarithmic scale. The result raises the loss, and a step that is shorter by the factor 1 + ACCURACY
+    does not. Each trial is a forward pass: between probed steps that double from one to the next, there are 7 trials.
+    A loss that rises and falls again while the step doubles goes unnoticed.
 
     Rounding could raise the loss as well. One more pass therefore confirms that the loss resolves the line: a step of
     $\eta_c / 32$ changes the loss by $-\eta_c g^T d / 32$, to a third. Then rounding moves $\eta_c$ by a hundredth at
@@ -75,11 +76,11 @@ def critical_lr(point: Point, line: Line) -> float:
         return not loss(eta) <= start  # an overflow rises
 
     falling, rising = 0.0, math.inf
-    for eta, there in zip(after["step_size"], after["loss"], strict=True):
-        if not there <= start:
-            rising = float(eta)
-            break
-        falling = float(eta)
+    for probed, there in zip(map(float, after["step_size"]), after["loss"], strict=True):
+        while falling and rising == math.inf and probed > _DOUBLE * falling:
+            falling, rising = (falling, 2 * falling) if rises(2 * falling) else (2 * falling, rising)
+        if rising == math.inf:
+            falling, rising = (probed, rising) if there <= start else (falling, probed)
     for _ in range(MAX_DOUBLINGS):
         if rising < math.inf:
             break

@@ -44,7 +44,7 @@ def growth() -> Iterator[Result]:
         for path in paths:
             rows = int(path.stem)
             frame = pd.DataFrame({name: np.zeros(rows) for name in kinds.get("train").columns})
-            frame = frame.assign(run="run", problem="dln", norm="batch", seed=0, step=np.arange(rows))
+            frame = frame.assign(run="run", problem="dln", norm="batch", settings="", seed=0, step=np.arange(rows))
             tables.write_table(path, "train", [frame], {})
         ours_s, half = medians(*(lambda path=path: bns.read_table(path) for path in paths), repeats=7)
         yield within("growth", "reading 1,000,000 rows", "500,000 rows", ours_s, half, SLACK)

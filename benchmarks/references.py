@@ -62,16 +62,25 @@ def gradient(model: nn.Module, loss: Loss) -> Tensor:
     return flatten(torch.autograd.grad(loss(), list(model.parameters())))
 
 
-def line(model: nn.Module, loss: Loss, alphas: Sequence[float], lr: float) -> list[Tensor]:
-    """The loss and the distance between gradients at each step length. The parameters are moved and moved back."""
+def line(
+    model: nn.Module, loss: Loss, alphas: Sequence[float], lr: float, direction: Tensor | None = None
+) -> list[Tensor]:
+    """The loss and the distance between gradients at each step length. The parameters are moved and moved back.
+
+    The direction is the gradient unless one is given.
+    """
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     first = torch.autograd.grad(loss(), parameters)
+    moves: Sequence[Tensor] = first
+    if direction is not None:
+        pieces = direction.split([p.numel() for p in parameters])
+        moves = [piece.view_as(p) for piece, p in zip(pieces, parameters, strict=True)]
     results = []
     for alpha in alphas:
         with torch.no_grad():
-            for p, s, g in zip(parameters, start, first, strict=True):
-                p.copy_(s - alpha * lr * g)
+            for p, s, d in zip(parameters, start, moves, strict=True):
+                p.copy_(s - alpha * lr * d)
         value = loss()
         there = torch.autograd.grad(value, parameters)
         distance = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(there, first, strict=True)))

@@ -128,7 +128,14 @@ def measures() -> Iterator[Result]:
     ours_s, reference_s = medians(
         lambda: bns.landscape(point), lambda: [references.gradient(model, loss) for _ in range(gradients)], repeats=7
     )
-    yield within("vgg-measure", "line of 8 and its start", "nine bare forward-backwards", ours_s, reference_s, 1.05)
+    yield within(
+        "vgg-measure",
+        f"line of {len(alphas)} and its start",
+        f"{gradients} bare forward-backwards",
+        ours_s,
+        reference_s,
+        1.05,
+    )
     groups = [len(names) for _, names in point.layers]
     agree(torch.tensor(bns.ics(point)["ics"].to_numpy()), torch.stack(references.ics(model, loss, groups, 0.1)), 2e-2)
     ours_s, reference_s = medians(lambda: bns.ics(point), lambda: references.ics(model, loss, groups, 0.1), repeats=5)

@@ -582,8 +582,8 @@ def _copied(optimizer: torch.optim.Optimizer, parameters: Tensors, places: Tenso
     memo: dict[int, Any] = {id(parameter): place for parameter, place in zip(parameters, places, strict=True)}
     torchs = type(optimizer).__module__.startswith("torch.optim")
     if torchs:  # whose tensors share no memory; a deep copy of each takes ten times as long
-        kept = [v for state in optimizer.state.values() for v in state.values() if type(v) is Tensor]
-        memo |= {id(value): value.clone() for value in kept}
+        values = [v for state in optimizer.state.values() for v in state.values() if type(v) is Tensor]
+        memo |= {id(value): value.clone() for value in values}
     twin = object.__new__(type(optimizer))
     vars(twin).update(copy.deepcopy(own, memo), **hooks)
     if torchs:  # their averages have the types of the parameters

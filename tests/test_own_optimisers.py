@@ -194,6 +194,51 @@ def test_the_command_line_runs_a_users_optimiser_if_it_is_named(tmp_path):
     assert "--lr 0.1: the optimizer own_optimisers:noisy has its own; set it in your function" in fixed.stderr
 
 
+def test_an_optimiser_whose_code_has_changed_gives_no_points(tmp_path, monkeypatch):
+    run = bns.train("dln", "none", optimizer=own_optimisers.noisy, output=tmp_path / "run", **SMALL)
+    step = own_optimisers.Noisy.step
+
+    def other(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.mul_(100).add_(1)
+        step(self)
+
+    monkeypatch.setattr(own_optimisers.Noisy, "step", other)
+    assert bns.load_point(run, step=3).step == 3
+    with pytest.raises(InputError, match=r"at step 5 the loss is .* but training recorded"):
+        bns.load_point(run, step=5)
+
+
+def test_a_study_compares_norms_under_a_users_optimiser(tmp_path):
+    arguments = {"norms": ["none", "batch"], "problem": "dln", "optimizer": own_optimisers.noisy, "schedule": "linear",
+                 "output": tmp_path / "study", "measure": ["ics"], "device": "cpu", **SMALL}  # fmt: skip
+    study = bns.study(**arguments)
+    assert not study.failed
+    assert {*study.comparison["lr"]} == {0.01}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    assert len(bns.study(**arguments).comparison) == 2
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "SGD"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_tiny_update_of_a_loop_is_not_rounded_away(kind, decay):
+    """At a learning rate of 1e-9, theta - (theta - update) in float32 is 0 for nearly all weights."""
+    loop = Loop(kind, lr=1e-9, weight_decay=decay)
+    double = copy.deepcopy(loop.model).double()
+    optimizer = getattr(torch.optim, kind)(double.parameters(), lr=1e-9, weight_decay=decay)
+    before = torch.cat([p.detach().flatten() for p in double.parameters()]).clone()
+    point = bns.Point.of(loop.model, loop.loss, optimizer=loop.optimizer)
+    gradient = point.gradients_at(point.theta[None])[1][0]
+    for p, piece in zip(double.parameters(), gradient.split([p.numel() for p in double.parameters()]), strict=True):
+        p.grad = piece.view_as(p).double()
+    optimizer.step()
+    taken = before - torch.cat([p.detach().flatten() for p in double.parameters()])
+    if kind == "AdamW" or not decay:  # elsewhere, the decay is a part of the gradient and depends on theta
+        torch.testing.assert_close(point.optimiser.update(gradient, 0).double(), taken, rtol=1e-4, atol=1e-15)
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [

@@ -99,7 +99,8 @@ class Point(Shown):
             lr: The learning rate: the unit of step length of the line probes, and the length of ICS's SGD step. It may
                 be left out if there is an optimizer.
             optimizer: The optimiser of the loop, if ICS and probes are to take its step instead of SGD's. Its learning
-                rate and state are read, and left as they are.
+                rate and state are read, and left as they are. What the loop does to gradients before the optimiser's
+                step, such as clipping, is not seen.
             step: The training step.
             run: The name of the run in the rows of a measurement.
             norm: The name of the norm in those rows.

@@ -22,7 +22,7 @@ from bnsmooth_cli.storage.stretches import described, history, recorded
 from bnsmooth_cli.training.devices import choose_device, machine
 from bnsmooth_cli.training.optimisers import optimiser_of
 from bnsmooth_cli.training.trajectory import Trajectory
-from bnsmooth_cli.user_code import digest, name_of
+from bnsmooth_cli.user_code import digest, is_code, name_of
 
 #: The largest relative difference between recomputed and recorded values on the machine that recorded them, and on
 #: others, which round differently.
@@ -85,6 +85,8 @@ def visit(
             trajectory.advance()
         if stopping.told():
             return
+        if is_code(source.config.optimizer):  # the network is the run's, but its steps may not be
+            _check_record(source, trajectory)
         yield point_of(trajectory, source.name)
 
 
@@ -97,7 +99,7 @@ def point_of(trajectory: Trajectory, run: str) -> Point:
 def _check_record(source: CheckpointSource, trajectory: Trajectory) -> None:
     """Raise InputError if the user's code or data no longer gives the loss and the gradient that training recorded."""
     problem, path = trajectory.problem, source.path / "train.parquet"
-    if not problem.has_users_code or not path.is_file():
+    if not (problem.has_users_code or is_code(problem.config.optimizer)) or not path.is_file():
         return
     rows = tables.read_table(path, "train", ["step", "loss", "grad_norm"])
     row = rows[rows["step"] == trajectory.step]

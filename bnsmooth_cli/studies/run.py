@@ -144,6 +144,8 @@ def study(
         raise InputError("a worker process imports this script again: call bns.study under if __name__ == '__main__'")
     if isinstance(settings.get("data"), str):
         settings["data"] = canonical(settings["data"])
+    if "optimizer" in settings:
+        settings["optimizer"] = name_of(settings["optimizer"])  # workers import it
     names = norms.split(",") if isinstance(norms, str) else norms
     options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm) for norm in names], "lrs": lrs,
                "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "batches": batches,

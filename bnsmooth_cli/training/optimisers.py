@@ -322,10 +322,28 @@ class _Torch(Optimiser):
 
     @torch.no_grad()
     def moved(self, gradient: Theta, step: int) -> Theta:
-        return self._stepped([p.detach().clone() for p in self._moving], gradient, step)
+        places = [p.detach().clone() for p in self._moving]
+        self._step_copy(places, gradient, step)
+        return flatten(places).to(gradient)
 
-    def _stepped(self, places: list[Tensor], gradient: Theta, step: int) -> Theta:
-        """Let a copy of the optimiser take the step from other places, which it changes. Returns them as a vector."""
+    @torch.no_grad()
+    def update(self, gradient: Theta, step: int) -> Theta:
+        if not _forgets_places(self.optimizer):
+            return super().update(gradient, step)
+        # From the origin, where nothing is rounded: a small step is lost in the difference of two large thetas.
+        places = [torch.zeros_like(p, requires_grad=False) for p in self._moving]
+        twin = self._step_copy(places, gradient, step)
+        decay = {
+            id(p): float(g["lr"]) * float(g.get("weight_decay", 0)) for g in twin.param_groups for p in g["params"]
+        }
+        taken = [place.neg() for place in places]
+        for step_taken, place, parameter in zip(taken, places, self._moving, strict=True):
+            if decay[id(place)]:
+                step_taken.add_(parameter.detach(), alpha=decay[id(place)])
+        return flatten(taken).to(gradient)
+
+    def _step_copy(self, places: list[Tensor], gradient: Theta, step: int) -> torch.optim.Optimizer:
+        """Let a copy of the optimiser take the step from other places, which it changes. Returns the copy."""
         name = f"the optimizer {type(self.optimizer).__name__}"
         with explaining(f"{name} cannot be copied, which its update is measured by"):
             twin = _copied(self.optimizer, self._moving, places)
@@ -334,7 +352,7 @@ class _Torch(Optimiser):
         self._set_lr(twin, step)
         with explaining(f"{name} fails in its step"), self._drawing(step), _no_hooks():
             type(twin).step(twin)  # not a step that a scheduler of learning rates has put into the original
-        return flatten(place.detach() for place in places).to(gradient)
+        return twin
 
     def preconditioner(self, step: int) -> Theta | None:
         rule = _rule_of(self.optimizer)
@@ -413,16 +431,6 @@ class BuiltIn(_Torch):
     def _set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.lr(step)
-
-    @torch.no_grad()
-    def update(self, gradient: Theta, step: int) -> Theta:
-        # From the origin, where nothing is rounded: a small step is lost in the difference of two large thetas.
-        origin = [torch.zeros_like(p, requires_grad=False) for p in self._moving]
-        taken = self._stepped(origin, gradient, step).neg()
-        if any(self._decayed):
-            shrunk = [p.detach() * d for p, d in zip(self.parameters, self._decayed, strict=True)]
-            taken.add_(flatten(shrunk).to(gradient), alpha=self.lr(step) * self._config.decay)
-        return taken
 
     @functools.cached_property
     def _outline(self) -> dict[str, Tensor]:
@@ -657,6 +665,15 @@ def _shared(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     known = not any(group.get(name) for group in optimizer.param_groups for name in _OTHER_FORMS)
     alike = all(group.get(name) == first.get(name) for group in others for name in _DECISIVE)
     return first if known and alike else None
+
+
+def _forgets_places(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the update depends on where the parameters are only by decoupled weight decay, as far as is known."""
+    rule = _rule_of(optimizer)
+    return rule is not None and all(
+        rule.decoupled or group.get("decoupled_weight_decay") or not group.get("weight_decay")
+        for group in optimizer.param_groups
+    )
 
 
 def _adam_divisor(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:

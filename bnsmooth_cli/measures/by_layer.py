@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.measures.landscape import line_alphas
+from bnsmooth_cli.measures.landscape import finer, line_alphas, resolves
 from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import plan_layers
@@ -59,12 +59,17 @@ def smoothness_by_layer(
     chosen = chosen_layers(point.structure, layers)
     lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
     etas = [alpha * point.lr for alpha in lengths]
-    gradients, rows = point.gradients_at(point.theta[None])[1][0], []
-    for number, (name, names) in enumerate(chosen, 1):
-        gradient = gradients[positions(point.parameters, names)]
+    places = [positions(point.parameters, names) for _, names in chosen]
+    theta, gradients, rows = point.theta, point.gradients_at(point.theta[None])[1][0], []
+    resolved = not etas or all(resolves(theta[where], gradients[where], min(etas)) for where in places)
+    if not resolved and (double := finer(point)) is not None:
+        point, resolved = double, True
+        gradients = point.gradients_at(point.theta[None])[1][0]
+    for number, (where, (name, names)) in enumerate(zip(places, chosen, strict=True), 1):
+        gradient = gradients[where]
         second = second_order(point, names, number)
         norm, beta = torch.linalg.vector_norm(gradient), math.nan
-        if etas and norm > 0:
+        if etas and norm > 0 and resolved:
             line = point.along(gradient, etas, names)
             moved = torch.cat([torch.linalg.vector_norm(gradients - gradient, dim=1) for _, gradients in line])
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()

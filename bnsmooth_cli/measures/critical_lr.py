@@ -8,24 +8,24 @@ from typing import Final
 import torch
 
 from bnsmooth_cli.measures.landscape import Line
-from bnsmooth_cli.points.point import Point
 
 #: The relative accuracy of the critical learning rate.
 ACCURACY: Final = 0.01
-#: How often the longest probed step is doubled, and the shortest one halved, in search of a bracket.
-MAX_DOUBLINGS: Final = 10
+#: How often the longest probed step is doubled, and the shortest one halved, in search of a bracket. At the end of a
+#: schedule, a learning rate may be millions of times shorter than the critical one.
+MAX_DOUBLINGS: Final = 30
 MAX_HALVINGS: Final = 20
 _DOUBLE: Final = 2 * (1 + 1e-9)  # to rounding
 #: A slope that is shorter than so many roundings of its factors has no sign.
 _ROUNDINGS: Final = 10
-#: The steps of `_is_resolved`: the first one, as a share of the critical learning rate, and how many there are; and the
-#: largest relative difference from the slope.
+#: The steps that confirm the slope: the first one, as a share of the critical learning rate, and how many there are;
+#: and the largest relative difference from the slope.
 _FIRST: Final = 1 / 32
 _TRIES: Final = 10
 _AGREEMENT: Final = 1 / 3
 
 
-def critical_lr(point: Point, line: Line) -> float:
+def critical_lr(line: Line) -> float:
     r"""Measure the critical learning rate: Kalra et al. (2026, arXiv 2601.16979).
 
     It is the smallest step length after which the loss is higher than before,
@@ -45,8 +45,7 @@ def critical_lr(point: Point, line: Line) -> float:
     most. On a line that bends on this scale, shorter steps confirm it.
 
     Args:
-        point: The point, at the objective of the line.
-        line: The line probe there.
+        line: The line probe at a point.
 
     Returns:
         The critical learning rate. 0 if d is no descent direction ($g^T d < 0$): then the shortest steps raise the
@@ -57,10 +56,10 @@ def critical_lr(point: Point, line: Line) -> float:
     >>> from bnsmooth_cli.measures.landscape import probe
     >>> model = torch.nn.Linear(1, 1, bias=False)
     >>> own = bns.Point.of(model, lambda: 25 * model.weight.square().sum(), lr=0.01)
-    >>> round(critical_lr(own, probe(own, [0.5, 1.0, 2.0])), 2)
+    >>> round(critical_lr(probe(own, [0.5, 1.0, 2.0])), 2)
     0.04
     """
-    at, after = line.rows.iloc[0], line.rows.iloc[1:].sort_values("step_size")
+    point, at, after = line.point, line.rows.iloc[0], line.rows.iloc[1:].sort_values("step_size")
     start, sizes = float(at["loss"]), float(at["grad_norm"]) * line.length
     eps = torch.finfo(line.vector.dtype).eps
     if not (math.isfinite(start) and math.isfinite(line.slope) and abs(line.slope) > _ROUNDINGS * eps * sizes):

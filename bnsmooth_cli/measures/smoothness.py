@@ -92,6 +92,7 @@ def smoothness(
         does not have before its first step); `threshold` (null where it is unknown); `critical_alpha`, the smallest
         step length with a loss above that of the point (null if there is none); `critical_lr`; `batch_sharpness` and
         its standard error `batch_sharpness_error` (null without `batches`).
+        If rounding swallows its steps (`landscape`), what comes from its gradients is null.
         If the line overflows, its maxima are inf, and `beta_alpha` and `saturated` are null. If the gradient is 0 or
         not finite, all that comes from second derivatives is null. Without weights, `weight_norm` is null. For another
         direction than the gradient, there is also the column `direction`.
@@ -113,7 +114,7 @@ def smoothness(
     if batches and isinstance(point.problem, ExternalLoop):
         raise InputError("--batches: a point of your own loop has no batches of other steps; leave it out")
     probed = probe(point, alphas, direction)
-    line, critical = probed.rows, critical_lr(point, probed)
+    line, critical, resolved = probed.rows, critical_lr(probed), probed.resolved
     del probed  # and with it the memory of the direction
     start, moved = line.iloc[0], line.iloc[1:]
     losses, distances = moved["loss"].fillna(np.inf), moved["grad_distance"].fillna(np.inf)
@@ -127,10 +128,10 @@ def smoothness(
         "grad_norm": start["grad_norm"],
         "loss_min": losses.min(),
         "loss_max": losses.max(),
-        "predictiveness_min": distances.min(),
-        "predictiveness_max": distances.max(),
+        "predictiveness_min": distances.min() if resolved else np.nan,
+        "predictiveness_max": distances.max() if resolved else np.nan,
         "lipschitz": line["grad_norm"].fillna(np.inf).max(),
-        **_effective_beta(start, moved),
+        **_effective_beta(start, moved if resolved else moved.iloc[:0]),
         "curvature": second.curvature,
         "sharpness": second.sharpness,
         "preconditioned": second.preconditioned,

@@ -327,3 +327,24 @@ def fail() -> None:
 def test_an_exception_that_cannot_leave_its_worker_keeps_its_message():
     with executors.local(2) as workers, pytest.raises(RuntimeError, match="OwnError: conv1 has 3 units"):
         workers.submit(fail).result()
+
+
+class WordlessError(Exception):
+    """An exception of the user's that cannot be written down."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+    def __reduce__(self) -> str:
+        raise TypeError("and no pickle")
+
+
+def fail_wordlessly() -> None:
+    raise WordlessError
+
+
+def test_an_exception_without_a_text_does_not_end_its_worker():
+    with executors.local(2) as workers:
+        with pytest.raises(RuntimeError, match=r"WordlessError: its text cannot be made \(ValueError\)"):
+            workers.submit(fail_wordlessly).result()
+        assert workers.submit(os.getpid).result() != os.getpid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -71,11 +72,11 @@ class Card:
         return f'{_STYLE}<div class="bnsmooth-card"><div>{title}</div>{table}</div>'
 
 
-class Shown:
+class Shown(ABC):
     """An object that a prompt and a notebook show by its card."""
 
-    def _card(self) -> Card:
-        raise NotImplementedError
+    @abstractmethod
+    def _card(self) -> Card: ...
 
     def __repr__(self) -> str:
         return self._card().text()

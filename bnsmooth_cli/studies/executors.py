@@ -184,8 +184,16 @@ def _serve(pipe: Connection, gpu: str | None) -> None:
             content = pickle.dumps((raised, result))
             pickle.loads(content)
         except Exception:  # a user's exception may hold anything, and its constructor may take other arguments
-            content = pickle.dumps((True, RuntimeError(f"{type(result).__name__}: {result}")))
+            content = pickle.dumps((True, RuntimeError(f"{type(result).__name__}: {_text(result)}")))
         pipe.send_bytes(content)
+
+
+def _text(result: object) -> str:
+    """What a result says of itself. A user's class may fail at that too."""
+    try:
+        return str(result)
+    except Exception as error:
+        return f"its text cannot be made ({type(error).__name__})"
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import re
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged_runs import (
     KINDS,
-    LRS,
     NOISY,
     PLAIN,
     RIGHT,
@@ -34,21 +32,16 @@ from judged_runs import (
 )
 from scipy import stats
 
-from bnsmooth_cli import paper
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies import verdicts
 from bnsmooth_cli.studies.claims import CLAIMS, EVERY, EXISTS, IDENTITY, Claim, Part, trains
-from bnsmooth_cli.studies.evidence import Case, Record, published
-from bnsmooth_cli.studies.folder import Study
-from bnsmooth_cli.studies.grid import Grid
+from bnsmooth_cli.studies.evidence import Case, Record
 from bnsmooth_cli.studies.metrics import non_gaussian
 from bnsmooth_cli.studies.outcome import conclude
 from bnsmooth_cli.studies.planning import plan
 from bnsmooth_cli.studies.statistics import (
     LEVEL,
-    mean_over_steps,
     median,
-    over_steps,
     seeds_for,
 )
 from bnsmooth_cli.studies.verdicts import (
@@ -517,53 +510,7 @@ def test_a_part_leaves_out_seeds_that_lack_one_of_its_norms(missing):
     assert part_of(rows, 8, "l1 less batch")["seeds"] == (6 if missing == "none" else 5)
 
 
-# What is missing, and the paper's figures.
-
-
-def test_what_is_not_measured_names_the_command_that_measures_it(tmp_path):
-    outcome = conclude(world(tmp_path, "dln", RIGHT, norms=("none", "batch", "l1"), kinds=("smoothness",)))
-    found = verdicts_of(outcome.claims)
-    assert found[1] == found[5] == found[6] == found[7] == REPRODUCED
-    assert {found[number] for number in (2, 4, 8, *range(10, 16))} == {NOT_MEASURED}
-    lines = outcome.claims.set_index("claim")["command"]
-    assert "--norms none,batch,l1 " in lines[4].iloc[0]  # all that the study would have
-    assert "--measure smoothness,ics " in lines[4].iloc[0]
-    assert "--measure smoothness,theory " in lines[12]
-    assert "--lrs 1e-05" in lines[2].iloc[-1]
-    merged, further = outcome.next
-    assert "--norms none,batch,l1,l2,linf " in merged
-    assert set(re.search(r"--measure (\S+)", merged)[1].split(",")) == {
-        "smoothness", "ics", "theory", "landscape-random"
-    }  # fmt: skip
-    assert further == lines[2].iloc[-1]
-
-
-@pytest.mark.parametrize(("seeds", "wanted"), [((0,), "0-4"), ((9,), "0-3,9"), ((0, 1, 7), "0-3,7"), (range(6), "0-5")])
-def test_the_commands_have_as_many_seeds_as_a_verdict_takes(tmp_path, seeds, wanted):
-    runs = [write_run(tmp_path, "dln", norm, 1e-6, seed, RIGHT, ("smoothness",)) for norm in ("none", "batch")
-            for seed in seeds]  # fmt: skip
-    lines = conclude(runs).next
-    assert lines
-    assert all(f"--seeds {wanted} " in line for line in lines)
-
-
-def test_the_commands_have_every_seed_and_lr_of_the_study_and_the_steps_last_measured(tmp_path):
-    study = Study(tmp_path)
-    shared = {"norms": ("none",), "settings": {"problem": "dln", "steps": STEPS}}
-    study.record(Grid(**shared, seeds=(0, 1), lrs=(1e-6,), measure=("smoothness",), every=5))
-    runs = world(tmp_path / "runs", "dln", RIGHT, 5, ("none", "batch"), (1e-6, 2e-6), kinds=("smoothness",))
-    study.record(Grid(**shared, seeds=(2, 3, 4), lrs=(2e-6,)))
-    merged, _ = conclude(runs, study).next
-    for words in ("--lrs 1e-06,2e-06", "--seeds 0-4", "--every 5", f"--steps {STEPS}", f"-o {tmp_path}"):
-        assert f"{words} " in f"{merged} "
-
-
-def test_the_commands_for_runs_of_two_problems_have_the_settings_of_each(tmp_path):
-    runs = world(tmp_path, "vgg", RIGHT, 2, ("none",), kinds=()) + world(tmp_path, "dln", RIGHT, 2, ("l1",), kinds=())
-    lines = sorted(line for line in conclude(runs).next if "--lrs" not in line)
-    for problem, line in zip(("dln", "vgg"), lines, strict=True):
-        assert f"--problem {problem} --steps {STEPS} " in line
-        assert line.endswith(f"-o study-{problem}")  # a study is of one problem
+# Several problems, and runs that are told apart by nothing.
 
 
 def test_a_part_that_is_refuted_outweighs_those_not_measured():
@@ -586,143 +533,6 @@ def test_runs_of_one_norm_lr_and_seed_have_no_statistics(tmp_path):
     assert len(outcome.comparison) == 2
     assert outcome.summary.empty
     assert outcome.claims.empty
-
-
-def shown_parts():
-    """Every part with a rule, with the learning rates at which the paper's figures have its statistic."""
-    for problem in ("vgg", "dln"):
-        for lr in sorted({shown.lr for shown in published(problem)}):
-            for claim, part in ((about, part) for about in CLAIMS for part in about.parts):
-                if part.rule is None or not (part.applies(problem, problem == "vgg") and part.at(lr)):
-                    continue
-                value = verdicts.shown(part, problem, lr)
-                if not math.isnan(value):
-                    yield problem, lr, claim.number, part, value
-
-
-def test_the_papers_figures_obey_each_rule_that_decides_and_part_from_each_that_does_not():
-    shown = list(shown_parts())
-    assert {number for _, _, number, _, _ in shown} == {1, 2, 3, 4, 5, 6, 7, 8, 16}
-    for problem, lr, number, part, value in shown:
-        side, bound = part.rule
-        obeys = value > bound if side == ">" else value < bound
-        if part.judged == EXISTS:
-            assert obeys == (problem == "vgg" and lr == 0.5)
-        else:
-            assert obeys == part.decides(problem, lr), (problem, lr, number, part.text, value)
-    every = {(number, part.text, problem, at) for problem, lr, number, part, _ in shown for name, at in part.parted
-             if name == problem and at in (None, lr)}  # fmt: skip
-    assert every == {(claim.number, part.text, name, at)
-                     for claim in CLAIMS for part in claim.parts for name, at in part.parted}  # fmt: skip
-
-
-@pytest.mark.parametrize("problem", ["vgg", "dln"])
-def test_the_papers_own_runs_refute_nothing_however_often_they_are_repeated(problem):
-    runs = [dataclasses.replace(run, seed=seed) for run in published(problem) for seed in range(10)]
-    rows = judge(runs)
-    assert NOT_REPRODUCED not in set(rows["part_verdict"][rows["decides"].eq(True)])
-    main = verdicts_of(judge([run for run in runs if run.lr == LRS[problem]], 1, 4, 5, 6))
-    assert {number for number, verdict in main.items() if verdict == REPRODUCED} >= {1, 4, 5, 6}
-    single = verdicts_of(judge([run for run in runs if run.seed == 0]))
-    assert set(single.values()) <= {INCONCLUSIVE, NOT_MEASURED, NOT_APPLICABLE}
-
-
-def test_the_papers_own_figures_stand_beside_the_answers():
-    rows = judge(grid("vgg", RIGHT, 2, lrs=(0.1, 0.2), kinds=("smoothness", "activations", "theory")))
-    assert part_of(rows, 7, "at all steps", 0.1)["paper"] == pytest.approx(0.997, abs=5e-3)
-    found = parts_of(rows, 3, "mean between measured steps, noisy-batch / none", 0.1)["paper"]
-    assert found.iloc[0] == pytest.approx(10.29, rel=0.3)
-    assert part_of(rows, 3, "noisy-none", 0.1).isna()["paper"]  # no figure has noise without BatchNorm
-    assert rows[rows["claim"].isin([10, 15])]["paper"].isna().all()
-    assert rows[np.isclose(rows["lr"], 0.2)]["paper"].isna().all()  # no figure shows this learning rate
-    assert published("my:problem") == ()
-
-
-def test_the_statistics_of_the_papers_curves_are_those_that_it_was_read_to_have():
-    """The expected numbers were read from the curves by other code."""
-    upper = {norm: paper.rows("smoothness", "vgg", norm, 0.1) for norm in ("none", "batch")}
-    for first, last, expected in ((0, 999, (52.6, 29.1)), (1_000, 5_000, (72.6, 25.1)), (5_001, 15_000, (32.3, 17.3))):
-        for norm, value in zip(("none", "batch"), expected, strict=True):
-            rows = upper[norm][upper[norm]["step"].between(first, last)]
-            assert over_steps(rows["step"], rows["predictiveness_max"]) == pytest.approx(value, abs=0.06)
-    for norm, share in (("batch", 0.91), ("none", 0.69)):
-        late = upper[norm][upper[norm]["step"] > 5_000]
-        near = (late["beta"] - 20).abs() <= 0.02 * 20
-        assert mean_over_steps(late["step"], near) == pytest.approx(share, abs=0.01)
-    moments = {
-        2: {"none": 0.032, "batch": 0.0017, "noisy-batch": 0.27},
-        9: {"none": 0.065, "batch": 0.0005, "noisy-batch": 0.27},
-        13: {"none": 0.013, "batch": 0.00003, "noisy-batch": 0.35},
-    }
-    for layer, norms in moments.items():
-        for norm, value in norms.items():
-            rows = paper.rows("activations", "vgg", norm, 0.1)
-            rows = rows[rows["layer"] == layer]
-            assert over_steps(rows["step"], rows["mean_change"]) == pytest.approx(value, rel=0.1), (layer, norm)
-    ends = {("none", 1e-6): 1661, ("batch", 1e-6): 479, ("l1", 1e-6): 97, ("l2", 1e-6): 481, ("linf", 1e-6): 986,
-            ("none", 1e-7): 3970, ("batch", 1e-7): 710}  # fmt: skip
-    last = {(run.norm, run.lr): run.training["final_loss"] for run in published("dln") if "train" in run.kinds}
-    for run, loss in ends.items():
-        assert last[run] == pytest.approx(loss, abs=0.5), run
-    best = {(run.norm, run.lr): run.training["best_test_accuracy"] for run in published("vgg")}
-    assert best[("none", 0.5)] == 0.1
-    assert best[("batch", 0.1)] >= 0.8287
-
-
-def test_the_terminal_and_the_report_show_the_papers_statistic(cli, tmp_path):
-    world(tmp_path / "study/runs", "dln", RIGHT, seeds=2, norms=("none", "batch"), kinds=("smoothness",))
-    Study(tmp_path / "study").record(Grid(("none", "batch"), seeds=(0, 1), settings={"problem": "dln", "steps": STEPS}))
-    folders = " ".join(map(str, sorted((tmp_path / "study/runs").iterdir())))
-    code, out, err = cli(f"compare {folders} -o study/compare.parquet")
-    assert (code, err) == (0, "")
-    shown = verdicts.shown(CLAIMS[6].parts[0], "dln", 1e-6)
-    line = next(line for line in out.splitlines() if "effective beta where neither probe is saturated, batch" in line)
-    assert line.split()[-2] == f"{shown:.2g}"
-    assert cli("report study --format md -o report.md")[0] == 0
-    row = next(
-        line
-        for line in (tmp_path / "report.md").read_text().splitlines()
-        if "neither probe is saturated, batch" in line
-    )
-    assert f"{shown:.3g}" in row
-
-
-# The summary.
-
-
-def test_the_summary_has_medians_and_ratios_paired_by_seed(tmp_path):
-    outcome = conclude(world(tmp_path, "vgg", RIGHT, 5, ("none", "l1"), kinds=("smoothness",), spread=0.1))
-    rows = outcome.summary.set_index(["norm", "figure"])
-    beta = outcome.comparison[outcome.comparison["norm"] == "l1"].sort_values("seed")["beta"].to_numpy()
-    plain = outcome.comparison[outcome.comparison["norm"] == "none"].sort_values("seed")["beta"].to_numpy()
-    row = rows.loc[("l1", "beta")]
-    assert (row["seeds"], row["median"]) == (5, np.median(beta))
-    assert (row["low"], row["high"], row["confidence"]) == (beta.min(), beta.max(), 0.9375)
-    assert row["ratio_confidence"] == 0.9375
-    assert rows.loc[("none", "beta"), "ratio"] == 1.0
-    assert row["ratio"] == pytest.approx(np.median(beta / plain), rel=0.2)
-    assert rows.loc[("none", "final_loss"), "ratio"] == 1.0
-
-
-def test_a_median_counts_diverged_runs_at_the_level_of_chance(tmp_path):
-    runs = world(tmp_path, "vgg", RIGHT, 2, ("none",), kinds=())
-    runs += [write_run(tmp_path, "vgg", "none", 0.1, seed, RIGHT, kinds=(), diverged=20) for seed in (2, 3, 4)]
-    row = conclude(runs).summary.set_index("figure")
-    assert row.loc["final_loss", "median"] == np.inf
-    assert row.loc["final_test_accuracy", "median"] == 0.1
-    assert row.loc["final_loss", "diverged"] == 3
-
-
-def test_a_diverged_run_has_no_accuracy_where_its_problem_has_none(tmp_path):
-    runs = world(tmp_path, "vgg", RIGHT, 1, ("none",), kinds=())
-    runs += world(tmp_path, "dln", RIGHT, 2, ("none",), kinds=(), diverged=20)
-    outcome = conclude(runs)
-    figures = outcome.summary.groupby("problem")["figure"].agg(set)
-    assert "final_test_accuracy" in figures["vgg"]
-    assert "final_test_accuracy" not in figures["dln"]
-    targets = outcome.comparison.set_index("problem")["target_loss"]
-    assert targets["dln"].isna().all()  # what has diverged ends nowhere
-    assert np.isfinite(targets["vgg"])
 
 
 # What cannot change a verdict, and what must.

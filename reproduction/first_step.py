@@ -21,9 +21,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bnsmooth_cli import norms, paper
-from bnsmooth_cli.config import PROBLEMS
 from bnsmooth_cli.data.images import Images, load
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.presets import PROBLEMS
 from bnsmooth_cli.problems.vgg import CHANNELS, STAGES
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import atomic

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from bnsmooth_cli import InputError
-from bnsmooth_cli.config import FIELDS, PROBLEMS, Config, from_dict, help_of, resolve
+from bnsmooth_cli.config import FIELDS, Config, from_dict, help_of, resolve
+from bnsmooth_cli.presets import PROBLEMS
 
 COMMON = ["problem", "norm", "lr", "steps", "batch_size", "momentum", "seed", "save_every"]
 #: The keys of format 1 in their order, which the bytes of checkpoints depend on.

@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision.models import resnet18
 
 import bnsmooth_cli as bns
-from bnsmooth_cli import config
+from bnsmooth_cli import config, presets
 from bnsmooth_cli.cli import reference
 from bnsmooth_cli.data import texts
 from bnsmooth_cli.norms.batch import BatchNorm
@@ -95,9 +95,9 @@ def small(monkeypatch):
     def shrunk(entry, values):
         return dataclasses.replace(entry, presets={name: {**of, **values} for name, of in entry.presets.items()})
 
-    for name, entry in config.PROBLEMS.items():
-        monkeypatch.setitem(config.PROBLEMS, name, shrunk(entry, SMALL_PRESETS[name]))
-    monkeypatch.setattr(config, "CUSTOM", shrunk(config.CUSTOM, SMALL_PRESETS["own"]))
+    for name, entry in presets.PROBLEMS.items():
+        monkeypatch.setitem(presets.PROBLEMS, name, shrunk(entry, SMALL_PRESETS[name]))
+    monkeypatch.setattr(presets, "CUSTOM", shrunk(presets.CUSTOM, SMALL_PRESETS["own"]))
 
 
 def smaller(line):
@@ -327,7 +327,7 @@ def test_the_bounds_of_the_reliability_page_are_the_bounds():
         **dict.fromkeys(("norms", "lrs", "seeds", "at"), grid.MAX_VALUES),
     }
     rest = {what: float(most) for what, most in rows if "--" not in what}
-    assert list(rest.values()) == [config.MAX_NUMBERS, config.MAX_NUMBERS, texts.MAX_BYTES, tables.MAX_VALUES]
+    assert list(rest.values()) == [presets.MAX_NUMBERS, presets.MAX_NUMBERS, texts.MAX_BYTES, tables.MAX_VALUES]
 
 
 def test_make_torture_does_what_the_reliability_page_says():

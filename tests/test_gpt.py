@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, kinds, norms, problems
-from bnsmooth_cli.config import PROBLEMS, resolve
+from bnsmooth_cli.config import resolve
 from bnsmooth_cli.measures.theory import TOLERANCE
 from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import visit
+from bnsmooth_cli.presets import PROBLEMS
 from bnsmooth_cli.problems.gpt import TEST_WINDOWS
 from bnsmooth_cli.storage.runs import read_checkpoint
 from bnsmooth_cli.training.trajectory import Trajectory

@@ -16,10 +16,11 @@ from helpers import NORMS, SMALL
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, problems
-from bnsmooth_cli.config import INPUTS, from_dict, resolve
+from bnsmooth_cli.config import from_dict, resolve
 from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.norms.state import prepare
 from bnsmooth_cli.points.reaching import open_problem, structure_of, visit
+from bnsmooth_cli.presets import INPUTS
 from bnsmooth_cli.problems.custom import CustomProblem
 from bnsmooth_cli.problems.linear import DeepLinear
 from bnsmooth_cli.problems.vgg import Vgg, crop_and_flip

@@ -17,11 +17,12 @@ import typer
 import bnsmooth_cli
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import log, terminal
-from bnsmooth_cli.config import CODE, FIELDS, PROBLEMS, Config, check_threads, choices_of, help_of, resolve, type_of
+from bnsmooth_cli.config import CODE, FIELDS, Config, check_threads, choices_of, help_of, resolve, type_of
 from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.norms import examples
+from bnsmooth_cli.presets import PROBLEMS
 from bnsmooth_cli.settings import flag
 from bnsmooth_cli.user_code import allow, is_code
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.layout import cell
 from bnsmooth_cli.cli.outline import Cell, Section
-from bnsmooth_cli.config import in_paper
+from bnsmooth_cli.presets import in_paper
 
 if TYPE_CHECKING:
     import pandas as pd

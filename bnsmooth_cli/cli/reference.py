@@ -11,10 +11,10 @@ from typer.utils import get_params_from_function
 
 from bnsmooth_cli import norms
 from bnsmooth_cli.cli.commands import app
-from bnsmooth_cli.config import PROBLEMS
 from bnsmooth_cli.data import NAMES, TEXTS
 from bnsmooth_cli.data.texts import MAX_BYTES
 from bnsmooth_cli.kinds import KINDS, METRICS, RUN, Column
+from bnsmooth_cli.presets import PROBLEMS
 from bnsmooth_cli.problems.gpt import TEST_WINDOWS
 from bnsmooth_cli.settings import flag
 

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.config import PROBLEMS, defining, resolve
+from bnsmooth_cli.config import defining, resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures.style import APART, lr_text, lrs_of
 from bnsmooth_cli.identity import alike, differing, read_settings
+from bnsmooth_cli.presets import PROBLEMS
 from bnsmooth_cli.settings import words
 
 #: The largest number of groups of settings of a problem that a figure draws apart.

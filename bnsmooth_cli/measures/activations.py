@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from bnsmooth_cli.config import Config, find_problem
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, select
 from bnsmooth_cli.measures.selection import plan as plan_units
 from bnsmooth_cli.networks.hooks import captured
 from bnsmooth_cli.points.point import Point
+from bnsmooth_cli.presets import find_problem
 from bnsmooth_cli.problems.loop import ExternalLoop
 from bnsmooth_cli.randomness import generator
 
@@ -58,7 +59,7 @@ def activations(
 
     Args:
         point: Where to measure.
-        layers: Layers by name or number. By default, those that the paper shows (`config.PROBLEMS` has them), or
+        layers: Layers by name or number. By default, those that the paper shows (`presets.PROBLEMS` has them), or
             LAYERS layers spread over the depth of a network that lacks some of them.
         units: Units of each layer; by default UNITS units, sampled by the run's seed.
         probe: Whether to measure the probe batch and the floor too. This takes two more forward passes.

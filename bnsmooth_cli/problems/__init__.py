@@ -1,4 +1,4 @@
-"""The problems, built from configurations. A new problem is a module here and an entry in `config.PROBLEMS`."""
+"""The problems, built from configurations. A new problem is a module here and an entry in `presets.PROBLEMS`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from bnsmooth_cli import optimisers
-from bnsmooth_cli.config import Config, find_problem
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.parameters import penalised, trainable
+from bnsmooth_cli.presets import find_problem
 from bnsmooth_cli.problems import checks
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import seeded

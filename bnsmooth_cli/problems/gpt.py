@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bnsmooth_cli import norms
-from bnsmooth_cli.config import MAX_NUMBERS, Config, GptSettings
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.data.texts import TEST_SHARE, load
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.transformer import Transformer
+from bnsmooth_cli.presets import MAX_NUMBERS, GptSettings
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import generator
 
 #: Windows of the test set at most. With a context of 64, an evaluation then takes as long as about three training steps
-#: of the preset, and the sampling error of an accuracy is below 0.004, as its 16,384 characters are not independent
-#: but nearly so.
+#: of the preset. If its 16,384 characters were independent, the standard error of an accuracy would be below 0.004.
 TEST_WINDOWS: Final = 256
 EVALUATION_BATCH: Final = 32  # windows
 

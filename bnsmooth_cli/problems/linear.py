@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli import norms
-from bnsmooth_cli.config import Config, LinearSettings
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
+from bnsmooth_cli.presets import LinearSettings
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import squared_deviations
 from bnsmooth_cli.randomness import generator

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bnsmooth_cli.config import Config, CustomSettings
+from bnsmooth_cli.config import Config
+from bnsmooth_cli.presets import CustomSettings
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnsmooth_cli import norms
-from bnsmooth_cli.config import Config, VggSettings
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.data.images import load
 from bnsmooth_cli.data.pictures import SIZE
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain, Layer
+from bnsmooth_cli.presets import VggSettings
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import generator
 

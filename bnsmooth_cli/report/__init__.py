@@ -15,10 +15,10 @@ import jinja2
 import pandas as pd
 
 from bnsmooth_cli import figures, kinds
-from bnsmooth_cli.config import in_paper
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.kinds import Section
+from bnsmooth_cli.presets import in_paper
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic, check_writable
 from bnsmooth_cli.storage.runs import Run, open_run

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.config import in_paper
+from bnsmooth_cli.presets import in_paper
 from bnsmooth_cli.studies.evidence import Case
 from bnsmooth_cli.studies.statistics import mean_over_steps, over_steps
 

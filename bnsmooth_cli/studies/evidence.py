@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds, paper
-from bnsmooth_cli.config import find_problem, resolve
+from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.presets import find_problem
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.metrics import (
     bare,

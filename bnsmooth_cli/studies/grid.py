@@ -145,7 +145,7 @@ def read_grid(options: Mapping[str, object], file: Path | None = None) -> Grid:
 
 def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
     """The values in Grid's types. Errors put `source` before the name."""
-    known = (*_LISTS, "every", "probe", "batches", "threads", *_SETTINGS)
+    known = (*_LISTS, "every", *OPTIONS, "threads", *_SETTINGS)
     checked: dict[str, Any] = {}
     for key, value in values.items():
         name, where = key.replace("-", "_"), f"{source}{key}"

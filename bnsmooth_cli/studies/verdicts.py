@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.config import in_paper
+from bnsmooth_cli.presets import in_paper
 from bnsmooth_cli.studies.claims import CLAIMS, EVERY, EXISTS, IDENTITY, MEDIAN, Claim, Part, learns, trains
 from bnsmooth_cli.studies.evidence import Case, Record, cases, published
 from bnsmooth_cli.studies.statistics import LEVEL, SEEDS, holm, interval, median, power, sign_test

@@ -131,7 +131,7 @@ runs/%/theory.parquet: runs/%/train.parquet
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# Every test. About 16 minutes.
+# Every test. About half an hour.
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -197,8 +197,8 @@ _DLN: Final = {"norm": "batch", "depth": 25, "dimension": 10, "samples": 1_000, 
 #: paper gives neither the depth of its "VGG-like" network nor its classifier, inputs, last norm or penalty, and the
 #: losses of its linear network are not those of the matrix that it states. docs/paper.md has the experiments that the
 #: preset's values are inferred from. The preset `quick` trains a quarter-width VGG-11 on the built-in images in half a
-#: minute on a laptop, and a transformer of four blocks in as much. The learning rate of `gpt` is, of 0.001, 0.003, 0.01,
-#: 0.03 and 0.1, the one at which `layer` ended with the lowest test loss.
+#: minute on a laptop, and a transformer of four blocks in as much. Of the learning rates 0.001, 0.003, 0.01, 0.03 and
+#: 0.1, that of `gpt` is the one at which `layer` ended with the lowest test loss.
 PROBLEMS: Final = {
     entry.name: entry
     for entry in (

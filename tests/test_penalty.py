@@ -46,7 +46,7 @@ def by_hand(point):
         data = point.problem.objective(model(point.inputs), point.targets)
         return data + point.config.weight_decay / 2 * sum((w**2).sum() for w in weights(model))
 
-    names = ("model", "config", "velocity", "layers")
+    names = ("model", "config", "step", "velocity", "layers")
     return SimpleNamespace(**{name: getattr(point, name) for name in names}, loss=loss)
 
 

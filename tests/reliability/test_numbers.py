@@ -63,7 +63,10 @@ def test_weights_that_are_not_finite(tmp_path, norm, value):
     torch.save(content, path)
     for kind in KINDS:
         ended = run(f"{MEASURE[kind]} {path} -o {kind}.parquet", tmp_path)
-        assert (ended.code, ended.err) == (0, ""), kind
+        # Along a random direction, the huge weight swallows its part of the step.
+        swallows = value == 1e30 and kind in ("landscape-random", "smoothness-random")
+        note = "bnsmooth: note: no beta: the rounding of float64 swallows the steps of the line\n" if swallows else ""
+        assert (ended.code, ended.err) == (0, note), kind
         rows = tables.read_table(tmp_path / f"{kind}.parquet", kind)
         if kind == "landscape" and np.isnan(value):
             assert not np.isfinite(rows["loss"]).any()

@@ -74,13 +74,19 @@ def test_a_norm_with_an_activation_is_none(group, name):
                 assert not is_norm(Made(group, inside=ACTIVATIONS[name]), torch.ones(shape)), shape
 
 
-@pytest.mark.parametrize("name", norms.examples())
+@pytest.mark.parametrize("name", [name for name in norms.examples() if name != "dyt"])
 @pytest.mark.parametrize("training", [True, False])
 def test_every_built_in_norm_is_known_and_passes_the_test(name, training):
     module = norms.build(name, UNITS).train(training)
     assert is_known(module)
     if not (training and "noisy" in name):  # noise is known, and passes no test
         assert is_norm(module, torch.ones(4, UNITS, 5, 5))
+
+
+def test_dynamic_tanh_is_no_norm():
+    module = norms.build("dyt", UNITS)
+    assert not is_known(module)
+    assert not is_norm(module, torch.ones(4, UNITS, 5, 5))
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,8 @@ class Optimiser(ABC):
 
     def _arranged(self, gradients: Tensors) -> Tensors:
         """Clip the gradients of a step, and arrange them as the tensors that it updates."""
-        together = self._joined is not None
-        if not self._config.clip and (not together or len(self._moving) == 1):
+        together, pieces = self._joined is not None, self._moving is self.parameters
+        if not self._config.clip and not (together and pieces):
             return gradients
         return self._clipped(unflatten(gradients[0], self.parameters) if together else gradients)
 

@@ -353,3 +353,13 @@ def test_a_thing_that_is_no_code_is_refused_in_a_line(tmp_path):
             call()
         assert "\n" not in str(error.value)
     assert not output.exists()
+
+
+def test_an_optimiser_may_have_frozen_parameters_too():
+    loop = Loop(lr=0.01)
+    loop.model[0].requires_grad_(False)
+    loop.step()
+    point = bns.Point.of(loop.model, loop.loss, optimizer=loop.optimizer)
+    line = bns.landscape(point, alphas=[1.0], direction="update")
+    loop.step()
+    assert line["loss"].iloc[1] == pytest.approx(loop.loss().item(), rel=1e-5)

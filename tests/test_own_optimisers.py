@@ -363,3 +363,11 @@ def test_an_optimiser_may_have_frozen_parameters_too():
     line = bns.landscape(point, alphas=[1.0], direction="update")
     loop.step()
     assert line["loss"].iloc[1] == pytest.approx(loop.loss().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("lr", [None, "a"])
+def test_a_learning_rate_that_is_no_number_is_refused(lr):
+    loop = Loop()
+    loop.optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(InputError, match=r"optimizer: AdamW has the learning rate '(None|a)'; give a number"):
+        bns.Point.of(loop.model, loop.loss, optimizer=loop.optimizer)

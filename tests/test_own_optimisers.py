@@ -21,7 +21,7 @@ from bnsmooth_cli.config import resolve
 from bnsmooth_cli.networks.parameters import penalised, trainable
 from bnsmooth_cli.problems import build
 from bnsmooth_cli.storage.runs import read_checkpoint
-from bnsmooth_cli.training.optimisers import optimiser_of
+from bnsmooth_cli.training.optimisers import _copied, optimiser_of
 from bnsmooth_cli.training.trajectory import Trajectory, _join
 
 SMALL = {"depth": 3, "dimension": 4, "samples": 20, "steps": 8, "save_every": 3}
@@ -371,3 +371,20 @@ def test_a_learning_rate_that_is_no_number_is_refused(lr):
     loop.optimizer.param_groups[0]["lr"] = lr
     with pytest.raises(InputError, match=r"optimizer: AdamW has the learning rate '(None|a)'; give a number"):
         bns.Point.of(loop.model, loop.loss, optimizer=loop.optimizer)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.NAdam])
+def test_the_state_of_a_parameter_of_one_number_is_converted(kind):
+    """Only its count of steps stays as it is."""
+    parameter = nn.Parameter(torch.tensor(0.5))
+    optimizer = kind([parameter], lr=0.1)
+    parameter.grad = torch.tensor(1.0)
+    optimizer.step()
+    place = parameter.detach().double()
+    twin = _copied(optimizer, [parameter], [place])
+    place.grad = torch.tensor(2.0, dtype=torch.float64)
+    parameter.grad = torch.tensor(2.0)
+    twin.step()
+    optimizer.step()
+    assert place.item() == pytest.approx(parameter.item(), rel=1e-5)
+    assert twin.state[place]["step"].dtype == torch.float32

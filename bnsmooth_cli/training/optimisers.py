@@ -597,7 +597,10 @@ def _copied(optimizer: torch.optim.Optimizer, parameters: Tensors, places: Tenso
     if torchs:  # their averages have the types of the parameters
         for place in places:
             state = twin.state.get(place, {})
-            state.update({name: v.to(place) for name, v in state.items() if isinstance(v, Tensor) and v.dim()})
+            state.update({
+                name: v.to(place) for name, v in state.items()
+                if isinstance(v, Tensor) and (v.dim() or (not place.dim() and name != "step"))
+            })  # fmt: skip
     return twin
 
 

@@ -183,13 +183,21 @@ def check_users(optimizer: object, parameters: Iterable[Any], option: str) -> No
     step = inspect.signature(type(optimizer).step).parameters.values()
     if any(p.name == "closure" and p.default is p.empty for p in step):
         raise InputError(f"{option}: {kind} evaluates the loss several times in a step; give one that needs no closure")
-    updated, trained = [id(p) for g in optimizer.param_groups for p in g["params"]], {id(p) for p in parameters}
+    # One without a gradient stays as it is: people freeze layers and give the optimiser all parameters.
+    updated = [id(p) for g in optimizer.param_groups for p in g["params"] if p.requires_grad or p.grad is not None]
+    trained = {id(p) for p in parameters}
     if {*updated} != trained or len(updated) != len(trained):
         raise InputError(
             f"{option}: {kind} updates {len(updated)} parameters, {len(trained.intersection(updated))} of them among "
             f"the {len(trained)} that are trained; give it all of these"
         )
-    first = float(optimizer.param_groups[0]["lr"]) if "lr" in optimizer.param_groups[0] else 0.0
+    first = optimizer.param_groups[0].get("lr", 0.0)
+    try:
+        first = float(first)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{option}: {kind} has the learning rate {str(first)[:40]!r}; give a number above 0"
+        ) from error
     if not 0 < first < float("inf"):
         raise InputError(f"{option}: {kind} has the learning rate {first:g}; give one above 0")
 

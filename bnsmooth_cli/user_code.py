@@ -1,4 +1,4 @@
-"""The user's own norms and problems, named `module:attribute`. They are imported only if the user names them.
+"""The user's own norms, problems and optimisers, named `module:attribute`. Only what the user names is imported.
 
 A configuration file may come from anybody, so a name in a file imports nothing. This module does not import torch.
 """
@@ -28,7 +28,7 @@ _session: dict[str, Any] = {}
 
 
 def is_code(name: str) -> bool:
-    """Whether the name of a norm or a problem refers to the user's code.
+    """Whether the name of a norm, a problem or an optimiser refers to the user's code.
 
     >>> is_code("mymodule:MyNorm"), is_code("lp:3"), is_code("batch")
     (True, False, False)
@@ -47,39 +47,42 @@ def allow(*names: object, folder: Path | None = None) -> None:
     _allowed.update(dict.fromkeys(code, str(Path.cwd() if folder is None else folder)))
 
 
-def name_of(thing: object, *, session: bool = False) -> str:
+def name_of(thing: object, option: str, *, session: bool = False) -> str:
     """The name of a class or function, which is thereby allowed. A string is allowed and returned unchanged.
 
     Args:
         thing: The class or function.
+        option: The option or argument that has it: `norm`, `problem`, `optimizer` or `code`.
         session: Whether it may be one that only this process has, like a lambda. Its name then stands for it as long as
             no other one gets the same name.
 
     Raises:
-        InputError: If the class or function cannot be imported by its own name, like a lambda.
+        InputError: If it is neither, or cannot be imported by its own name, like a lambda.
 
     >>> from torch import nn
-    >>> name_of(nn.Softsign), name_of("batch")
+    >>> name_of(nn.Softsign, "norm"), name_of("batch", "norm")
     ('torch.nn.modules.activation:Softsign', 'batch')
     """
     if isinstance(thing, str):
         allow(thing)
         return thing
+    if not callable(thing):
+        raise InputError(f"{option}: is of the type {type(thing).__name__}; give a name, or a class or function")
     name = f"{thing.__module__}:{getattr(thing, '__qualname__', thing)}"
     if is_code(name):
         _allowed[name] = ""
-    if session and callable(thing) and not _importable(name, thing):
+    if session and not _importable(name, thing, option):
         return _named_in_session(thing)
-    if not is_code(name) or load(name, "norm") is not thing:
+    if not is_code(name) or load(name, option) is not thing:
         raise InputError(f"{name}: give a class or function that can be imported by this name")
     return name
 
 
-def _importable(name: str, thing: object) -> bool:
+def _importable(name: str, thing: object, option: str) -> bool:
     if not is_code(name):
         return False
     with suppress(InputError):
-        return load(name, "norm") is thing
+        return load(name, option) is thing
     return False
 
 
@@ -97,7 +100,7 @@ def load(name: str, option: str) -> Any:
 
     Args:
         name: As `module:attribute`.
-        option: The option that names it: `norm` or `problem`.
+        option: The option that names it: `norm`, `problem` or `optimizer`.
 
     Raises:
         InputError: If the user has not named this code, or it cannot be imported.

@@ -21,7 +21,7 @@ from bnsmooth_cli.config import resolve
 from bnsmooth_cli.networks.parameters import penalised, trainable
 from bnsmooth_cli.problems import build
 from bnsmooth_cli.storage.runs import read_checkpoint
-from bnsmooth_cli.training.optimisers import optimiser_of
+from bnsmooth_cli.training.optimisers import _copied, optimiser_of
 from bnsmooth_cli.training.trajectory import Trajectory, _join
 
 SMALL = {"depth": 3, "dimension": 4, "samples": 20, "steps": 8, "save_every": 3}
@@ -134,7 +134,7 @@ def test_a_users_optimiser_resumes_and_is_visited_with_its_bits(tmp_path, proble
 
 
 def test_the_update_of_a_users_optimiser_draws_the_noise_of_the_step():
-    chosen = resolve("dln", optimizer=user_code.name_of(own_optimisers.noisy), **SMALL)
+    chosen = resolve("dln", optimizer=user_code.name_of(own_optimisers.noisy, "optimizer"), **SMALL)
     trajectory = Trajectory(build(chosen))
     for step in range(3):
         flat = trajectory.gradients(update_statistics=False)[1][0]
@@ -327,3 +327,64 @@ def test_groups_of_other_learning_rates_have_no_common_threshold():
     assert point.optimiser.threshold(0) != point.optimiser.threshold(0)
     amsgrad = bns.Point.of(loop.model, loop.loss, optimizer=torch.optim.Adam(parameters, lr=0.2, amsgrad=True))
     assert amsgrad.optimiser.preconditioner(0) is None
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": own_optimisers.noisy},
+                                      {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.01}])  # fmt: skip
+def test_a_network_of_one_matrix_is_trained(tmp_path, settings):
+    """Its gradient arrives as a vector, and an optimiser of single parameters updates the matrix."""
+    run = bns.train("dln", "none", output=tmp_path / "run", **{**SMALL, "depth": 1}, **settings)
+    point = bns.load_point(run, step=3)
+    assert bns.landscape(point, alphas=[1.0], direction="update")["loss"].iloc[1] == pytest.approx(
+        bns.read_table(run.train_path)["loss"][4], rel=1e-5
+    )
+
+
+def test_a_thing_that_is_no_code_is_refused_in_a_line(tmp_path):
+    made, output = torch.optim.Adam([nn.Parameter(torch.ones(1))]), tmp_path / "out"
+    refused = {
+        "optimizer: is of the type Adam; give a name": lambda: bns.study("none", optimizer=made, output=output),
+        "optimizer: is of the type int": lambda: bns.load_weights(output, "dln", optimizer=3),
+        "problem: is of the type int": lambda: bns.load_weights(output, 3),
+        "norm: is of the type int": lambda: bns.load_weights(output, "dln", 3),
+    }
+    for said, call in refused.items():
+        with pytest.raises(InputError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not output.exists()
+
+
+def test_an_optimiser_may_have_frozen_parameters_too():
+    loop = Loop(lr=0.01)
+    loop.model[0].requires_grad_(False)
+    loop.step()
+    point = bns.Point.of(loop.model, loop.loss, optimizer=loop.optimizer)
+    line = bns.landscape(point, alphas=[1.0], direction="update")
+    loop.step()
+    assert line["loss"].iloc[1] == pytest.approx(loop.loss().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("lr", [None, "a"])
+def test_a_learning_rate_that_is_no_number_is_refused(lr):
+    loop = Loop()
+    loop.optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(InputError, match=r"optimizer: AdamW has the learning rate '(None|a)'; give a number"):
+        bns.Point.of(loop.model, loop.loss, optimizer=loop.optimizer)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.NAdam])
+def test_the_state_of_a_parameter_of_one_number_is_converted(kind):
+    """Only its count of steps stays as it is."""
+    parameter = nn.Parameter(torch.tensor(0.5))
+    optimizer = kind([parameter], lr=0.1)
+    parameter.grad = torch.tensor(1.0)
+    optimizer.step()
+    place = parameter.detach().double()
+    twin = _copied(optimizer, [parameter], [place])
+    place.grad = torch.tensor(2.0, dtype=torch.float64)
+    parameter.grad = torch.tensor(2.0)
+    twin.step()
+    optimizer.step()
+    assert place.item() == pytest.approx(parameter.item(), rel=1e-5)
+    assert twin.state[place]["step"].dtype == torch.float32

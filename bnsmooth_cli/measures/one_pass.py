@@ -94,8 +94,9 @@ def train(
     [0, 5, 10]
     """
     if optimizer is not None:
-        settings["optimizer"] = name_of(optimizer, session=True)
-    config = resolve(name_of(problem), preset, None if norm is None else name_of(norm), seed, **settings)
+        settings["optimizer"] = name_of(optimizer, "optimizer", session=True)
+    own_norm = None if norm is None else name_of(norm, "norm")
+    config = resolve(name_of(problem, "problem"), preset, own_norm, seed, **settings)
     wanted = Wanted(
         (measure,) if isinstance(measure, str) else tuple(measure),
         None if every is None else index(every),  # numpy's integers are no JSON

@@ -233,7 +233,7 @@ def load_point(
     torch.Size([])
     """
     for thing in code:
-        name_of(thing, session=True)
+        name_of(thing, "code", session=True)
     source = path.source() if isinstance(path, runs.Run) else runs.open_source(path)
     wanted = max(source.checkpoints, default=0) if step is None else step
     return _single_point(source.with_data(data), wanted, device, dtype, objective)
@@ -279,9 +279,10 @@ def load_weights(
     >>> torch.equal(point.theta, trained.theta)
     True
     """
-    if "optimizer" in settings:
-        settings["optimizer"] = name_of(settings["optimizer"], session=True)
-    config = resolve(name_of(problem), norm=None if norm is None else name_of(norm), seed=seed, **settings)
+    if settings.get("optimizer") is not None:
+        settings["optimizer"] = name_of(settings["optimizer"], "optimizer", session=True)
+    own_norm = None if norm is None else name_of(norm, "norm")
+    config = resolve(name_of(problem, "problem"), norm=own_norm, seed=seed, **settings)
     return _single_point(runs.open_weights(Path(path), config), 0, device, dtype, objective)
 
 

@@ -144,12 +144,14 @@ def study(
         raise InputError("a worker process imports this script again: call bns.study under if __name__ == '__main__'")
     if isinstance(settings.get("data"), str):
         settings["data"] = canonical(settings["data"])
-    if "optimizer" in settings:
-        settings["optimizer"] = name_of(settings["optimizer"])  # workers import it
+    if settings.get("optimizer") is not None:
+        settings["optimizer"] = name_of(settings["optimizer"], "optimizer")  # workers import it
     names = norms.split(",") if isinstance(norms, str) else norms
-    options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm) for norm in names], "lrs": lrs,
+    own_problem = None if problem is None else name_of(problem, "problem")
+    options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm, "norm") for norm in names],
+               "lrs": lrs,
                "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "batches": batches,
-               "threads": threads, "problem": None if problem is None else name_of(problem), **settings}  # fmt: skip
+               "threads": threads, "problem": own_problem, **settings}  # fmt: skip
     grid = read_grid({name: value for name, value in options.items() if value is not None})
     exports = Exports(tensorboard, wandb)
     exports.check()

@@ -206,8 +206,8 @@ class Optimiser(ABC):
 
     def _arranged(self, gradients: Tensors) -> Tensors:
         """Clip the gradients of a step, and arrange them as the tensors that it updates."""
-        together = self._joined is not None
-        if not self._config.clip and (not together or len(self._moving) == 1):
+        together, pieces = self._joined is not None, self._moving is self.parameters
+        if not self._config.clip and not (together and pieces):
             return gradients
         return self._clipped(unflatten(gradients[0], self.parameters) if together else gradients)
 
@@ -597,7 +597,10 @@ def _copied(optimizer: torch.optim.Optimizer, parameters: Tensors, places: Tenso
     if torchs:  # their averages have the types of the parameters
         for place in places:
             state = twin.state.get(place, {})
-            state.update({name: v.to(place) for name, v in state.items() if isinstance(v, Tensor) and v.dim()})
+            state.update({
+                name: v.to(place) for name, v in state.items()
+                if isinstance(v, Tensor) and (v.dim() or (not place.dim() and name != "step"))
+            })  # fmt: skip
     return twin
 
 

@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test test-all torture check bench clean norms norms-gpt paper
+.PHONY: setup demo test test-all torture check bench clean norms norms-gpt sharpness paper
 
 setup: $(VENV)/.installed
 
@@ -83,13 +83,30 @@ norms: setup norms-gpt
 	$(call published,cifar)
 norms-gpt: setup
 	OMP_NUM_THREADS=1 $(BNSMOOTH) compare --problem gpt --norms none,layer,rms,batch,dyt --seeds 0-4 --measure smoothness \
-		--at 0,150,300,450 -o norms/gpt
+		--every 50 --jobs 2 -o norms/gpt
+	OMP_NUM_THREADS=1 $(BNSMOOTH) compare --problem gpt --norms none,layer --lrs 0.001,0.003,0.01,0.03,0.1 --seeds 0-2 --jobs 2 \
+		-o norms/gpt-lrs
 	$(call published,gpt)
-# Copy the tables of a study in norms/ to docs/norms/ and draw them.
-published = mkdir -p docs/norms && \
+	$(call saved,gpt-lrs)
+# Copy the tables of a study in norms/ to docs/norms/; draw them.
+saved = mkdir -p docs/norms && \
 	$(BIN)/python -c "import bnsmooth_cli as bns; [bns.save_table(bns.read_table(f'norms/$(1)/compare.{a}parquet'), \
-		f'docs/norms/$(1).{a}parquet') for a in ('', 'summary.')]" && \
-	$(BNSMOOTH) plot docs/norms/$(1).parquet -o docs/images/norms-$(1).png --force
+		f'docs/norms/$(1).{a}parquet') for a in ('', 'summary.')]"
+published = $(saved) && $(BNSMOOTH) plot docs/norms/$(1).parquet -o docs/images/norms-$(1).png --force
+
+# docs/sharpness.md: VGG in train and eval mode, and the transformer's preconditioned sharpness, on the built-in data. Half an
+# hour on two cores. Where `make paper SCALE=quarter` has trained VGG on CIFAR-10, it is measured again.
+MODES := sharpness/vgg/runs/* --at 0,100,200,300
+CIFAR := $(wildcard $(foreach norm,none batch,paper/quarter/vgg/runs/vgg-$(norm)-lr0.1-paper-w0.25-seed*))
+sharpness: norms-gpt
+	OMP_NUM_THREADS=1 $(BNSMOOTH) compare --norms none,batch --seeds 0-4 --measure smoothness --every 100 --batches 16 --jobs 2 \
+		-o sharpness/vgg
+	OMP_NUM_THREADS=1 $(BNSMOOTH) smoothness $(MODES) --objective eval -o sharpness/vgg-eval.parquet
+	OMP_NUM_THREADS=1 $(BNSMOOTH) smoothness $(MODES) --objective train:8 -o sharpness/vgg-train-8.parquet
+	$(if $(CIFAR),OMP_NUM_THREADS=1 $(BNSMOOTH) smoothness $(CIFAR) --at 1000,2000,5000,10000,15000 --batches 16 \
+		-o sharpness/cifar.parquet)
+	$(BIN)/python -m reproduction.sharpness --gather norms/gpt sharpness
+	$(BNSMOOTH) plot docs/sharpness/gpt.parquet -o docs/images/sharpness-gpt.png --force
 
 # docs/reproduction/: the paper's figures and claims. After an interruption, the same command resumes.
 #   SCALE=quick    minutes, on the built-in images; the page is written to docs/reproduction/quick/
@@ -151,4 +168,4 @@ bench: setup
 	$(BIN)/python -m benchmarks -o docs/speed.json
 
 clean:
-	rm -rf demo norms runs torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo norms runs sharpness torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

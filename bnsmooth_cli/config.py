@@ -157,6 +157,11 @@ class Config:
         """
         return self.lr * self.lr_factor(step)
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether a schedule or a warm-up sets the learning rate of each step."""
+        return self.schedule != "constant" or self.warmup > 0
+
     def lr_factor(self, step: int) -> float:
         """The scheduled learning rate as a multiple of `lr`."""
         at = min(step, self.steps - 1)

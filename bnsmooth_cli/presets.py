@@ -198,7 +198,7 @@ _DLN: Final = {"norm": "batch", "depth": 25, "dimension": 10, "samples": 1_000, 
 #: losses of its linear network are not those of the matrix that it states. docs/paper.md has the experiments that the
 #: preset's values are inferred from. The preset `quick` trains a quarter-width VGG-11 on the built-in images in half a
 #: minute on a laptop, and a transformer of four blocks in as much. Of the learning rates 0.001, 0.003, 0.01, 0.03 and
-#: 0.1, that of `gpt` is the one at which `layer` ended with the lowest test loss.
+#: 0.1, that of `gpt` is the one at which `layer` ends with the lowest training loss (docs/norms.md).
 PROBLEMS: Final = {
     entry.name: entry
     for entry in (

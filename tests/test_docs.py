@@ -201,12 +201,26 @@ def norm_table(summary):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("data", ["shapes", "cifar"])
+@pytest.mark.parametrize("data", ["shapes", "cifar", "gpt"])
 def test_the_page_of_norms_says_what_its_tables_say(data):
     table = norm_table(tables.read_table(ROOT / f"docs/norms/{data}.summary.parquet", "compare-summary"))
     assert table in (ROOT / "docs/norms.md").read_text()
     rows = tables.read_table(ROOT / f"docs/norms/{data}.parquet", "compare")
     assert set(rows["norm"]) == set(re.findall(r"`(\S+)` \|", table))
+
+
+def test_the_page_of_norms_has_the_learning_rates_of_the_transformer():
+    summary = tables.read_table(ROOT / "docs/norms/gpt-lrs.summary.parquet", "compare-summary")
+    found = summary.set_index(["norm", "lr", "figure"])
+    lines = []
+    for norm in ("layer", "none"):
+        for lr in (0.001, 0.003, 0.01, 0.03, 0.1):
+            rows = [found.loc[(norm, lr, figure)] for figure in ("final_loss", "final_test_accuracy")]
+            cells = [f"{row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
+            lines.append(f"| `{norm}` | {lr:g} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in (ROOT / "docs/norms.md").read_text()
+    of_layer = summary[(summary["norm"] == "layer") & (summary["figure"] == "final_loss")]
+    assert of_layer.loc[of_layer["median"].idxmin(), "lr"] == config.resolve("gpt").lr
 
 
 def test_every_option_that_the_readme_names_exists(done):

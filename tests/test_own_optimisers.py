@@ -133,6 +133,18 @@ def test_a_users_optimiser_resumes_and_is_visited_with_its_bits(tmp_path, proble
         assert seen.loc[seen["step"] == step, "ics"].tolist() == visited["ics"].tolist()
 
 
+def test_tables_have_the_learning_rates_that_a_users_optimiser_sets_itself(tmp_path):
+    settings = {**SMALL, "optimizer": own_optimisers.halving, "device": "cpu"}
+    with pytest.raises(ZeroDivisionError):
+        bns.train("dln", output=tmp_path / "run", **settings, progress=lambda step, loss: 1 // (6 - step))
+    run = bns.train("dln", output=tmp_path / "run", measure=["smoothness"], at=[4, 8], **settings)
+    expected = [1e-4 / 2**step for step in range(9)]
+    assert bns.read_table(run.train_path)["step_lr"].tolist() == expected
+    measured = bns.read_table(run.path / "smoothness.parquet")
+    assert measured["step_lr"].tolist() == [expected[4], expected[8]]
+    assert bns.list_runs(tmp_path)["step_lr"].isna().all()
+
+
 def test_the_update_of_a_users_optimiser_draws_the_noise_of_the_step():
     chosen = resolve("dln", optimizer=user_code.name_of(own_optimisers.noisy, "optimizer"), **SMALL)
     trajectory = Trajectory(build(chosen))

@@ -66,7 +66,8 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
         - `settings`: its other settings, as in the tables' column of this name.
         - `state`: `finished`, `diverged at step 12`, `step 137 of 300`, or `damaged: ` and the reason.
         - `step`, `steps`: the step that training can resume from, or has ended at, and the length of the run.
-        - `step_lr`: the learning rate at this step, which is not `lr` after a schedule or during a warm-up.
+        - `step_lr`: the learning rate at this step, which is not `lr` after a schedule or during a warm-up;
+          null with an optimiser of your own that has no `schedule`, since it may change its learning rate itself.
         - `diverged_at`: the step whose loss is not finite.
         - `tables`: the number of measured steps of each table, by the table's name; without `train`.
         - `kept`: the number of measured steps of each table that is unfinished.
@@ -125,7 +126,8 @@ def row_of(path: Path) -> dict[str, Any]:
         row |= {name: getattr(config, name) for name in (*IDENTIFYING, "steps")} | {"settings": config.settings_text}
         row["tables"], row["kept"] = _points(run)
         progress = _progress(run)
-        return row | progress | {"step_lr": config.lr_at(progress["step"])}
+        known = config.scheduled or config.optimizer_digest is None  # the user's own optimiser may change it itself
+        return row | progress | ({"step_lr": config.lr_at(progress["step"])} if known else {})
     except (InputError, OSError) as error:
         reason = InputError(str(error).removeprefix(f"{path}").lstrip("/: "))  # before a long path has it cut
         return {**row, "state": f"{DAMAGED}: {first_line(reason)}"}

@@ -501,15 +501,11 @@ class Users(_Torch):
         """The largest learning rate of each group of parameters."""
         return [float(group["lr"]) for group in self._make().param_groups]
 
-    @property
-    def _scheduled(self) -> bool:
-        return self._config.schedule != "constant" or self._config.warmup > 0
-
     def lr(self, step: int) -> float:
-        return super().lr(step) if self._scheduled else float(self.optimizer.param_groups[0]["lr"])
+        return super().lr(step) if self._config.scheduled else float(self.optimizer.param_groups[0]["lr"])
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        if not self._scheduled:  # the optimiser may have a schedule of its own
+        if not self._config.scheduled:  # the optimiser may have a schedule of its own
             return
         for group, full in zip(optimizer.param_groups, self._full, strict=True):
             lr = full * self._config.lr_factor(step)

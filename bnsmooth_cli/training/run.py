@@ -143,7 +143,7 @@ def _train(
     with Saver(run) as saver:
         first = trajectory.step
         for step in range(first, config.steps + 1):
-            last = step == config.steps
+            last, lr = step == config.steps, trajectory.optimiser.lr(step)
             saving, looking = last or step % config.save_every == 0, step in observer.steps
             if step == first or saving or looking or log.count == READ_EVERY:
                 diverged = log.read()
@@ -164,10 +164,10 @@ def _train(
                 if evaluated is not None:
                     evaluated(step, *log.tests[step])
             if not last:
-                log.add(trajectory.advance())
+                log.add(trajectory.advance(), lr)
                 if stopping.told():
                     _stop(run, log, trajectory, observer, saver)
-        log.add(trajectory.gradients(update_statistics=False)[0])
+        log.add(trajectory.gradients(update_statistics=False)[0], lr)
         problem.check_data()
         saver.table(*log.written(diverged_at=log.read(), last_step=config.steps))
 
@@ -226,11 +226,13 @@ class _Log:
         self.machine, self._begun = machine(device), len(rows)
         self.about: dict[str, Any] = {}
         self._run, self._hear = run, hear
-        self._lrs: list[float] = []
+        lrs = enumerate(rows["step_lr"])  # which earlier versions lack
+        self._lrs = [run.config.lr_at(step) if math.isnan(lr) else float(lr) for step, lr in lrs]
 
-    def add(self, record: Tensor) -> None:
-        """Add the columns of RECORD of a step, a tensor (4,) on the device."""
+    def add(self, record: Tensor, lr: float) -> None:
+        """Add the columns of RECORD of a step, a tensor (4,) on the device, and the step's learning rate."""
         self._pending[self.count] = record
+        self._lrs.append(lr)
         self.count += 1
 
     def read(self) -> int | None:
@@ -268,7 +270,6 @@ class _Log:
         run, config = self._run, self._run.config
         frame = pd.DataFrame(np.concatenate(self._records)[first:], columns=list(RECORD))
         frame.insert(0, "step", np.arange(first, first + len(frame)))
-        self._lrs += map(config.lr_at, range(len(self._lrs), first + len(frame)))
         frame["step_lr"] = self._lrs[first : first + len(frame)]
         tests = pd.DataFrame.from_dict(
             self.tests, orient="index", columns=["test_loss", "test_accuracy"], dtype="float64"

@@ -147,8 +147,9 @@ def test_ctrl_c_ends_it_and_the_same_command_resumes(tmp_path):
     line = [sys.executable, "-m", "reproduction", "quick", "--steps", "900", "--jobs", "1", "--work", tmp_path]
     study = tmp_path / "quick-900/dln"
     with subprocess.Popen(
-        [*line, "-o", tmp_path / "page"], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
-    ) as process:
+        [*line, "-o", tmp_path / "page"], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # inherited as ignored in the background
+    ) as process:  # fmt: skip
         deadline = time.monotonic() + 120
         while not [*study.glob("runs/*/train.parquet")] and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -94,8 +94,8 @@ saved = mkdir -p docs/norms && \
 		f'docs/norms/$(1).{a}parquet') for a in ('', 'summary.')]"
 published = $(saved) && $(BNSMOOTH) plot docs/norms/$(1).parquet -o docs/images/norms-$(1).png --force
 
-# docs/sharpness.md: VGG in train and eval mode, and the transformer's preconditioned sharpness, on the built-in data. Half an
-# hour on two cores. Where `make paper SCALE=quarter` has trained VGG on CIFAR-10, it is measured again.
+# docs/sharpness.md: VGG in train and eval mode, and the transformer's preconditioned sharpness, on the built-in data. Under
+# an hour on two cores. Where `make paper SCALE=quarter` has trained VGG on CIFAR-10, it is measured again.
 MODES := sharpness/vgg/runs/* --at 0,100,200,300
 CIFAR := $(wildcard $(foreach norm,none batch,paper/quarter/vgg/runs/vgg-$(norm)-lr0.1-paper-w0.25-seed*))
 sharpness: norms-gpt

@@ -21,7 +21,8 @@ from bnsmooth_cli.config import resolve
 from bnsmooth_cli.networks.parameters import penalised, trainable
 from bnsmooth_cli.problems import build
 from bnsmooth_cli.storage.runs import read_checkpoint
-from bnsmooth_cli.training.optimisers import _copied, optimiser_of
+from bnsmooth_cli.training.optimiser_copies import copied
+from bnsmooth_cli.training.optimisers import optimiser_of
 from bnsmooth_cli.training.trajectory import Trajectory, _join
 
 SMALL = {"depth": 3, "dimension": 4, "samples": 20, "steps": 8, "save_every": 3}
@@ -233,8 +234,10 @@ def test_a_study_compares_norms_under_a_users_optimiser(tmp_path):
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
 
 
-@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "SGD"])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("kind", "decay"),  # elsewhere, the decay is a part of the gradient and depends on theta
+    [("Adam", 0.0), ("AdamW", 0.0), ("AdamW", 0.1), ("RMSprop", 0.0), ("SGD", 0.0)],
+)
 def test_a_tiny_update_of_a_loop_is_not_rounded_away(kind, decay):
     """At a learning rate of 1e-9, theta - (theta - update) in float32 is 0 for nearly all weights."""
     loop = Loop(kind, lr=1e-9, weight_decay=decay)
@@ -247,8 +250,7 @@ def test_a_tiny_update_of_a_loop_is_not_rounded_away(kind, decay):
         p.grad = piece.view_as(p).double()
     optimizer.step()
     taken = before - torch.cat([p.detach().flatten() for p in double.parameters()])
-    if kind == "AdamW" or not decay:  # elsewhere, the decay is a part of the gradient and depends on theta
-        torch.testing.assert_close(point.optimiser.update(gradient, 0).double(), taken, rtol=1e-4, atol=1e-15)
+    torch.testing.assert_close(point.optimiser.update(gradient, 0).double(), taken, rtol=1e-4, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -393,7 +395,7 @@ def test_the_state_of_a_parameter_of_one_number_is_converted(kind):
     parameter.grad = torch.tensor(1.0)
     optimizer.step()
     place = parameter.detach().double()
-    twin = _copied(optimizer, [parameter], [place])
+    twin = copied(optimizer, [parameter], [place])
     place.grad = torch.tensor(2.0, dtype=torch.float64)
     parameter.grad = torch.tensor(2.0)
     twin.step()

@@ -5,23 +5,22 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import pkgutil
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from bnsmooth_cli import optimisers
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.networks.parameters import flatten, penalised, trainable, unflatten
 from bnsmooth_cli.randomness import generator, kept, seeded
+from bnsmooth_cli.training.optimiser_copies import copied, equal_states, keep_types, no_hooks, strange_type
+from bnsmooth_cli.training.preconditioners import DIVISORS, forgets_places, rule_of, shared_options
 from bnsmooth_cli.training.restoring import copy_into, numbered
 from bnsmooth_cli.user_code import explaining
 
@@ -328,7 +327,7 @@ class _Torch(Optimiser):
 
     @torch.no_grad()
     def update(self, gradient: Theta, step: int) -> Theta:
-        if not _forgets_places(self.optimizer):
+        if not forgets_places(self.optimizer):
             return super().update(gradient, step)
         # From the origin, where nothing is rounded: a small step is lost in the difference of two large thetas.
         places = [torch.zeros_like(p, requires_grad=False) for p in self._moving]
@@ -346,32 +345,32 @@ class _Torch(Optimiser):
         """Let a copy of the optimiser take the step from other places, which it changes. Returns the copy."""
         name = f"the optimizer {type(self.optimizer).__name__}"
         with explaining(f"{name} cannot be copied, which its update is measured by"):
-            twin = _copied(self.optimizer, self._moving, places)
+            twin = copied(self.optimizer, self._moving, places)
         for place, piece in zip(places, self._clipped(unflatten(gradient, self.parameters)), strict=True):
             place.grad = piece.to(place.dtype, copy=True)  # an optimiser may change it
         self._set_lr(twin, step)
-        with explaining(f"{name} fails in its step"), self._drawing(step), _no_hooks():
+        with explaining(f"{name} fails in its step"), self._drawing(step), no_hooks():
             type(twin).step(twin)  # not a step that a scheduler of learning rates has put into the original
         return twin
 
     def preconditioner(self, step: int) -> Theta | None:
-        rule = _rule_of(self.optimizer)
-        if rule is None or not rule.preconditioner or _shared(self.optimizer) is None:
+        rule = rule_of(self.optimizer)
+        if rule is None or not rule.preconditioner or shared_options(self.optimizer) is None:
             return None
         options = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         states = [self.optimizer.state.get(p) or {} for p in self._moving]
         if not all(states):  # before the first step
             return None
-        divisor = _DIVISORS[rule.preconditioner]
+        divisor = DIVISORS[rule.preconditioner]
         return flatten(divisor(state, options[id(p)]) for p, state in zip(self._moving, states, strict=True))
 
     @property
     def preconditions(self) -> bool:
-        rule = _rule_of(self.optimizer)
+        rule = rule_of(self.optimizer)
         return rule is not None and bool(rule.preconditioner)
 
     def threshold(self, step: int) -> float:
-        rule, group = _rule_of(self.optimizer), _shared(self.optimizer)
+        rule, group = rule_of(self.optimizer), shared_options(self.optimizer)
         if rule is None or group is None:
             return math.nan
         if rule.preconditioner == "adam":
@@ -386,7 +385,7 @@ class _Torch(Optimiser):
         other = copy.copy(self)
         other.parameters, other._joined = [*parameters], None
         with explaining(f"the optimizer {type(self.optimizer).__name__} cannot be copied"):
-            other.optimizer = _copied(self.optimizer, self.parameters, other.parameters)
+            other.optimizer = copied(self.optimizer, self.parameters, other.parameters)
         return other
 
 
@@ -521,7 +520,7 @@ class Users(_Torch):
 
     def state(self) -> dict[str, Any]:
         state = self.optimizer.state_dict()
-        if strange := _strange(state):
+        if strange := strange_type(state):
             raise InputError(
                 f"--optimizer {self._config.optimizer}: its state holds a {strange}; checkpoints hold tensors and "
                 "plain values only"
@@ -536,8 +535,8 @@ class Users(_Torch):
         self.optimizer = self._make()  # without what the last one has kept outside of its state
         with explaining(f"{option}: does not take back its state; restore the code of the run, or train it again"):
             self.optimizer.load_state_dict(saved)
-            _keep_types(self.optimizer, saved)
-            same = _same(self.optimizer.state_dict(), saved)
+            keep_types(self.optimizer, saved)
+            same = equal_states(self.optimizer.state_dict(), saved)
         if not same:
             raise InputError(f"{option}: does not take back its state as it was; restore the code of the run, or "
                              "train it again")  # fmt: skip
@@ -575,117 +574,3 @@ class External(_Torch):
     def load(self, content: Mapping[str, Any], step: int) -> None:
         """Raises InputError: the loop keeps its state itself."""
         raise InputError("a point of your own loop is not loaded from a checkpoint")
-
-
-def _copied(optimizer: torch.optim.Optimizer, parameters: Tensors, places: Tensors) -> torch.optim.Optimizer:
-    """A copy of an optimiser with its state that updates other tensors, without hooks."""
-    hooks = {name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")}  # type: ignore[var-annotated]
-    # An attribute that hides a method of the class belongs to the original, such as a step that counts.
-    own = {name: value for name, value in vars(optimizer).items() if name not in hooks and not (
-        callable(value) and hasattr(type(optimizer), name))}  # fmt: skip
-    memo: dict[int, Any] = {id(parameter): place for parameter, place in zip(parameters, places, strict=True)}
-    torchs = type(optimizer).__module__.startswith("torch.optim")
-    if torchs:  # whose tensors share no memory; a deep copy of each takes ten times as long
-        values = [v for state in optimizer.state.values() for v in state.values() if type(v) is Tensor]
-        memo |= {id(value): value.clone() for value in values}
-    twin = object.__new__(type(optimizer))
-    vars(twin).update(copy.deepcopy(own, memo), **hooks)
-    if torchs:  # their averages have the types of the parameters
-        for place in places:
-            state = twin.state.get(place, {})
-            state.update({
-                name: v.to(place) for name, v in state.items()
-                if isinstance(v, Tensor) and (v.dim() or (not place.dim() and name != "step"))
-            })  # fmt: skip
-    return twin
-
-
-@contextmanager
-def _no_hooks() -> Iterator[None]:
-    """Leave out the hooks that are registered for the steps of all optimisers."""
-    registries: list[Any] = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
-    hooks = [dict(registry) for registry in registries]
-    for registry in registries:
-        registry.clear()
-    try:
-        yield
-    finally:
-        for registry, before in zip(registries, hooks, strict=True):
-            registry.update(before)
-
-
-def _strange(value: Any) -> str:
-    """The type of a value that checkpoints cannot hold, if there is one."""
-    if isinstance(value, dict):
-        keys = [type(key).__name__ for key in value if not isinstance(key, str | int)]
-        return next(filter(None, [*keys, *map(_strange, value.values())]), "")
-    if type(value) in (list, tuple):
-        return next(filter(None, map(_strange, value)), "")
-    plain = value is None or isinstance(value, bool | int | float | str) or type(value) in (Tensor, nn.Parameter)
-    return "" if plain else type(value).__name__
-
-
-def _keep_types(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Give tensors of the state the types that they were saved with: torch converts them to those of the parameters."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for place, state in saved["state"].items():
-        loaded = optimizer.state[parameters[place]]
-        for name, value in state.items():
-            if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
-                loaded[name] = value.to(loaded[name].device)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two states are equal to the last bit."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        same_kind = one.dtype == other.dtype and one.shape == other.shape
-        return same_kind and torch.allclose(one.cpu(), other.cpu(), 0, 0, equal_nan=True)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return type(one) is type(other) and bool(one == other or one != one)
-
-
-def _rule_of(optimizer: torch.optim.Optimizer) -> optimisers.Rule | None:
-    """The entry of torch's own class of an optimiser, in the form that the registry knows."""
-    return next((r for r in optimisers.RULES if type(optimizer) is pkgutil.resolve_name(r.builder)), None)
-
-
-#: Options that give a rule another form.
-_OTHER_FORMS: Final = ("amsgrad", "centered", "maximize")
-#: Options that a threshold depends on.
-_DECISIVE: Final = ("lr", "betas", "momentum", "dampening", "nesterov")
-
-
-def _shared(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """The options that all parameters share, as far as stability depends on them; None if they share none."""
-    first, *others = optimizer.param_groups
-    known = not any(group.get(name) for group in optimizer.param_groups for name in _OTHER_FORMS)
-    alike = all(group.get(name) == first.get(name) for group in others for name in _DECISIVE)
-    return first if known and alike else None
-
-
-def _forgets_places(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the update depends on where the parameters are only by decoupled weight decay, as far as is known."""
-    rule = _rule_of(optimizer)
-    return rule is not None and all(
-        rule.decoupled or group.get("decoupled_weight_decay") or not group.get("weight_decay")
-        for group in optimizer.param_groups
-    )
-
-
-def _adam_divisor(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    steps, (first, second) = int(state["step"]), map(float, group["betas"])
-    return ((_wide(state["exp_avg_sq"]) / (1 - second**steps)).sqrt() + group["eps"]) * (1 - first**steps)
-
-
-def _rmsprop_divisor(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    return _wide(state["square_avg"]).sqrt() + group["eps"]
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-_DIVISORS: Final = {"adam": _adam_divisor, "rmsprop": _rmsprop_divisor}

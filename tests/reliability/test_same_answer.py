@@ -18,7 +18,9 @@ from attempts import DLN, KINDS, MEASURE, VGG, contents, done, run
 from helpers import SCHEMAS
 
 from bnsmooth_cli import kinds
+from bnsmooth_cli.derivatives.lanczos import SHARPNESS_TOLERANCE
 from bnsmooth_cli.kinds import METRICS
+from bnsmooth_cli.measures.critical_lr import ACCURACY
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import crc
 
@@ -49,7 +51,7 @@ THREADS = 1e-3
 #: The same for another machine, whose processor adds in another order.
 MACHINES = 5e-3
 #: The relative accuracy to which iterations that end by it compute these columns.
-ITERATED = {"critical_lr": 0.01, "sharpness": 0.005, "preconditioned": 0.005}
+ITERATED = {"critical_lr": ACCURACY, **dict.fromkeys(("sharpness", "preconditioned"), SHARPNESS_TOLERANCE)}
 
 
 def close(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None:

@@ -101,7 +101,7 @@ def _embedding_bag(
 
 def _without_cudnn(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.backends.cudnn.flags(enabled=False):
+        with torch.backends.cudnn.flags(enabled=False, allow_tf32=False):
             return function(*args, **kwargs)
 
     return run

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.networks.precision import full_precision
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Record gradients, even if the caller has switched them off, and give the same bits each time.
+    """Record gradients, even if the caller has switched them off, in full precision and with the same bits each time.
 
     cuDNN's usual gradients of convolutions differ from one call to the next: after 100 steps of VGG, two runs on one
     GPU (H200) are no longer the same. A point that is visited again must be the one that training passed.
@@ -45,7 +46,7 @@ def recording() -> Iterator[None]:
     before = library.deterministic, library.benchmark
     library.deterministic, library.benchmark = True, False
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), full_precision():
             yield
     finally:
         library.deterministic, library.benchmark = before

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.hooks import evaluating
+from bnsmooth_cli.networks.precision import full_precision
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.batches import Values, mapped, size
 from bnsmooth_cli.randomness import generator, seeded
@@ -177,7 +178,7 @@ class Problem(ABC):
         Nothing is recorded, unless the user's code runs: a network may compute forces as the derivative of an energy,
         and a loss may penalise a gradient. Detach what is kept.
         """
-        with torch.inference_mode(False), torch.set_grad_enabled(self.has_users_code):
+        with torch.inference_mode(False), torch.set_grad_enabled(self.has_users_code), full_precision():
             yield
 
     def evaluate(self, model: nn.Module) -> tuple[float, float]:

@@ -1,0 +1,55 @@
+"""The precision of products and convolutions: float32 is float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import torch
+
+#: What has a precision of its own, from PyTorch 2.9 on.
+_OPERATIONS: Final[list[Any]] = [
+    operation
+    for library, name in (
+        ("cudnn", "conv"), ("cudnn", "rnn"), ("cuda", "matmul"),
+        ("mkldnn", "conv"), ("mkldnn", "rnn"), ("mkldnn", "matmul"),
+    )
+    if hasattr(operation := getattr(getattr(torch.backends, library), name, None), "fp32_precision")
+]  # fmt: skip
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """A context in which float32 is not rounded to TF32 or bfloat16.
+
+    On GPUs from Ampere on, PyTorch rounds the inputs of convolutions to TF32, which has the 10 bits of a half-precision
+    number. Differences of losses and gradients along a short line are then rounding error.
+
+    >>> torch.set_float32_matmul_precision("high")
+    >>> with full_precision():
+    ...     print(torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    highest False
+    >>> torch.get_float32_matmul_precision()
+    'high'
+    >>> torch.set_float32_matmul_precision("highest")
+    """
+    convolutions = products = None
+    with suppress(RuntimeError):  # PyTorch reads neither if the newer settings below say something else
+        convolutions = torch.backends.cudnn.allow_tf32
+    with suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
+    newer = [operation.fp32_precision for operation in _OPERATIONS]
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    for operation in _OPERATIONS:
+        operation.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        for operation, precision in zip(_OPERATIONS, newer, strict=True):
+            operation.fp32_precision = precision

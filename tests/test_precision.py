@@ -1,0 +1,100 @@
+"""float32 is float32: nothing is rounded to TF32 or bfloat16 while a network trains or is measured."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnsmooth_cli as bns
+from bnsmooth_cli.networks.precision import full_precision
+
+CUDNN, CUDA = torch.backends.cudnn, torch.backends.cuda
+
+
+def _settings() -> dict[str, object]:
+    """What PyTorch says of its precision, by both of its ways; without what it refuses to say as the two disagree."""
+    ways = {"products": torch.get_float32_matmul_precision, "convolutions": lambda: CUDNN.allow_tf32}
+    if hasattr(CUDNN, "conv"):
+        ways |= {"conv": lambda: CUDNN.conv.fp32_precision, "matmul": lambda: CUDA.matmul.fp32_precision}
+    found: dict[str, object] = {}
+    for name, read in ways.items():
+        with suppress(RuntimeError):
+            found[name] = read()
+    return found
+
+
+def _legacy() -> None:
+    CUDNN.allow_tf32 = True
+    torch.set_float32_matmul_precision("medium")
+
+
+def _newer() -> None:
+    for library in (CUDNN, CUDA, torch.backends.mkldnn):
+        for name in {"conv", "rnn", "matmul"} & {*dir(library)}:
+            getattr(library, name).fp32_precision = "tf32"
+
+
+@pytest.fixture(params=[_legacy, _newer], ids=["legacy", "newer"])
+def reduced(request):
+    if request.param is _newer and not hasattr(CUDNN, "conv"):
+        pytest.skip("PyTorch 2.9 and newer")
+    before = _settings()
+    request.param()
+    yield _settings()
+    torch.set_float32_matmul_precision(before["products"])
+    if hasattr(CUDNN, "conv"):
+        for name in ("conv", "rnn"):
+            getattr(CUDNN, name).fp32_precision = before["conv"]
+    CUDNN.allow_tf32 = before["convolutions"]
+
+
+def _is_full(settings: dict[str, object]) -> bool:
+    newer = {settings.get("conv", "ieee"), settings.get("matmul", "ieee")}
+    return (settings.get("products"), settings.get("convolutions"), newer) == ("highest", False, {"ieee"})
+
+
+def test_a_measurement_is_in_full_precision_and_leaves_the_settings_of_the_user(reduced):
+    torch.manual_seed(0)
+    model, seen = nn.Linear(4, 3), []
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+
+    def loss() -> torch.Tensor:
+        seen.append(_settings())
+        return F.cross_entropy(model(x), y)
+
+    point = bns.Point.of(model, loss, lr=0.1)
+    seen.clear()
+    bns.smoothness(point)
+    assert seen
+    assert all(map(_is_full, seen)), seen[0]
+    assert _settings().items() >= reduced.items()
+
+
+def test_training_and_evaluation_are_in_full_precision(reduced, tmp_path, monkeypatch):
+    seen = []
+    call = nn.Conv2d.forward
+
+    def forward(module, *args):
+        if len(args[0]) > 3:  # the memory of a step is estimated from two and three samples
+            seen.append((module.training, _is_full(_settings())))
+        return call(module, *args)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    bns.train(preset="quick", problem="vgg", norm="batch", steps=2, eval_every=1, output=tmp_path / "run")
+    assert {*seen} == {(True, True), (False, True)}
+    assert _settings().items() >= reduced.items()
+
+
+def test_settings_come_back_after_an_error(reduced):
+    def refuse() -> None:
+        with full_precision():
+            raise KeyError(_settings())
+
+    with pytest.raises(KeyError) as error:
+        refuse()
+    assert _is_full(error.value.args[0])
+    assert _settings().items() >= reduced.items()

@@ -7,6 +7,7 @@ bns.train("dln", measure=["ics"], every=100)    # measured as it trains, which s
 point = bns.load_point(run, step=137)           # the network at a step, and the batch of that step
 bns.landscape(point), bns.smoothness(point), bns.ics(point)     # each returns a pandas.DataFrame, as do
 bns.activations(point), bns.theory(point), bns.surface(point), bns.smoothness_by_layer(point)
+bns.spectrum(point), bns.spectral_density(point), bns.spectrum_by_layer(point)
 bns.plot(bns.read_table(run.train_path))        # a matplotlib Figure; with paper="1a", over the paper's own curves
 bns.study(norms=["none", "batch"], seeds=range(5), measure=["smoothness"], problem="dln")
 bns.list_runs("runs"), bns.compare("study")     # what there is, and the comparison of runs or of a study
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from bnsmooth_cli.measures.landscape import landscape as landscape
     from bnsmooth_cli.measures.one_pass import train as train
     from bnsmooth_cli.measures.smoothness import smoothness as smoothness
+    from bnsmooth_cli.measures.spectrum import spectral_density as spectral_density
+    from bnsmooth_cli.measures.spectrum import spectrum as spectrum
+    from bnsmooth_cli.measures.spectrum import spectrum_by_layer as spectrum_by_layer
     from bnsmooth_cli.measures.surface import surface as surface
     from bnsmooth_cli.measures.theory import theory as theory
     from bnsmooth_cli.points.point import Point as Point
@@ -71,6 +75,9 @@ _HOMES: Final = {
     "save_table": "storage.tables",
     "smoothness": "measures.smoothness",
     "smoothness_by_layer": "measures.by_layer",
+    "spectral_density": "measures.spectrum",
+    "spectrum": "measures.spectrum",
+    "spectrum_by_layer": "measures.spectrum",
     "study": "studies.run",
     "surface": "measures.surface",
     "theory": "measures.theory",

@@ -175,6 +175,11 @@ METRICS: Final = (
     Metric("saturated", "share of the run in which points are saturated", "smoothness", has_ratio=False, added=True),
     Metric("curvature", "median over the run", "smoothness"),
     Metric("sharpness", "median over the run", "smoothness", "Sharpness"),
+    Metric("largest_eigenvalue", "`largest`, median over the run", "spectrum", "Largest eigenvalue", added=True),
+    Metric("smallest_eigenvalue", "`smallest`, median over the run", "spectrum", "Smallest eigenvalue", added=True),
+    Metric("trace", "median over the run", "spectrum", "Trace", added=True),
+    Metric("top_share", "median over the run", "spectrum", "Share of the trace in the largest eigenvalues", added=True),
+    Metric("effective_rank", "median over the run", "spectrum", "Effective rank", added=True),
     Metric("random_loss_range", "`loss_range` along a random direction", "landscape-random",
            "Range of the loss", added=True),
     Metric("random_predictiveness", "`predictiveness` along a random direction", "landscape-random",
@@ -304,6 +309,37 @@ _UPDATE: Final = _direction("update", "the optimiser's update in learning rates,
 _RANDOM: Final = _direction("random", "a random d as long as the gradient")
 
 
+_EIGENVALUES: Final = {
+    "parameters": Column("int64", "number n of parameters", nullable=False),
+    "largest": _double("largest eigenvalue"),
+    "smallest": _double("smallest eigenvalue"),
+    "eigenvalues": Column("list", "the K largest eigenvalues (`--top`), in descending order"),
+    "residuals": Column("list", "||Hu - lambda u|| of these and, last, of the smallest: an eigenvalue is that near"),
+    "trace": _double("trace"),
+    "trace_error": _double("its standard error"),
+    "top_share": _double("sum of the K largest eigenvalues / trace; null unless the trace is positive"),
+    "effective_rank": _double("trace / largest eigenvalue; null unless the trace is positive"),
+    "products": Column("string", "how products with vectors are computed: complex step, double backward, or difference "
+                       "(of gradients)"),
+    "product_error": _double("relative error of a product by difference, measured on one vector; null for the others"),
+    "product_count": Column("int64", "number of products", nullable=False),
+}  # fmt: skip
+_SPECTRUM: Final = {
+    **_STEP,
+    "step_lr": _double("learning rate of the step, as scheduled"),
+    "threshold": _double("largest stable eigenvalue, 2 / lr for gradient descent; null if unknown, and for optimisers "
+                         "that divide their step by a diagonal"),
+    **_EIGENVALUES,
+}  # fmt: skip
+_DENSITY: Final = {
+    **_STEP,
+    "vector": Column("int64", "the random vector's number, from 0", nullable=False),
+    "rank": Column("int64", "the node's number in ascending order, from 0", nullable=False),
+    "node": _double("node of the quadrature: where eigenvalues are"),
+    "weight": _double("weight of the node: their share; the weights of a vector add up to 1"),
+}
+
+
 #: The statements of the theory (section 4, appendix C) that are proved. All of them are equalities.
 PROVED: Final = ("fact C.1", "fact C.2", "4.1", "4.2", "4.3", "4.4", "4.5")
 #: Those that are not proved, or only under a condition. All of them are inequalities.
@@ -379,6 +415,25 @@ KINDS: Final = (
             "sharpness": _double("eigenvalue of the layer's block of the Hessian that is largest in magnitude"),
         },
         measurement="by_layer:MEASUREMENT", figures=(Drawing("layers", "smoothness:by_layer"),), tensorboard=True),
+    Kind("spectrum", "spectrum", "a measured step", _SPECTRUM,
+        measurement="spectrum:MEASUREMENT", figures=(Drawing("eigenvalues", "spectrum:panels"),), studied=True,
+        tensorboard=True,
+        section=Section("Spectrum of the Hessian", "Eigenvalues of the Hessian, beside the largest one at which the "
+                        "step of training is stable.", ("largest_eigenvalue", "trace", "effective_rank"), ())),
+    Kind("spectrum-ggn", "spectrum", "a measured step, of the Gauss-Newton matrix", {
+            **_SPECTRUM,
+            "beside": _double("eigenvalue of H - G that is largest in magnitude, G the Gauss-Newton matrix"),
+        },
+        measurement="spectrum:GGN", figures=(Drawing("eigenvalues", "spectrum:panels"),), studied=True,
+        tensorboard=True),
+    Kind("spectrum-by-layer", "spectrum", "a layer at a measured step, all other layers held fixed",
+         {**_STEP, **_LAYER, **_EIGENVALUES},
+        measurement="spectrum:BY_LAYER", figures=(Drawing("layers", "spectrum:by_layer"),), tensorboard=True),
+    Kind("spectrum-density", "spectrum", "a node of the quadrature at a measured step", _DENSITY,
+        measurement="spectrum:DENSITY", figures=(Drawing("density", "spectrum:density"),), studied=True),
+    Kind("spectrum-ggn-density", "spectrum", "a node of the quadrature at a measured step, of the Gauss-Newton matrix",
+         _DENSITY,
+        measurement="spectrum:GGN_DENSITY", figures=(Drawing("density", "spectrum:density"),), studied=True),
     Kind("ics", "ics", "a layer at a measured step", {
             **_STEP, **_LAYER,
             "grad_norm": _double("||G_i||", nullable=False),

@@ -23,6 +23,8 @@ _STREAMS: Final = (
     "jacobian",
     "optimiser",
     "batches",
+    "spectrum",
+    "density",
 )
 
 

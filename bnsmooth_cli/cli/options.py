@@ -352,6 +352,19 @@ class BatchOptions(MeasureOptions):
 
 
 @dataclass(frozen=True)
+class SpectrumOptions(MeasureOptions):
+    """Which matrix is measured, and whether its eigenvalues or their density."""
+
+    curvature: str = option(
+        "hessian (default), or ggn (the Gauss-Newton matrix).", default="hessian", choices=("hessian", "ggn")
+    )
+    top: int | None = option("The number of the largest eigenvalues (default: 10).", metavar="K")
+    density: bool = option("Measure the density of all eigenvalues instead.", default=False)
+    nodes: int | None = option("Nodes of the density for each random vector (default: 80).")
+    vectors: int | None = option("Random vectors of the density (default: 4).")
+
+
+@dataclass(frozen=True)
 class ObjectiveOptions(MeasureOptions):
     """Which loss is measured."""
 

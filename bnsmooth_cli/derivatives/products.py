@@ -186,6 +186,30 @@ def _double_backward(
     return gradient, product
 
 
+def difference(gradient_at: Callable[[Tensor], Tensor], theta: Float[Tensor, " n"], scale: float = 1.0) -> Product:
+    r"""The Hessian product as a central difference of gradients, for losses that PyTorch differentiates once.
+
+    With the unit vector u along v,
+    $$H v \approx \|v\| \frac{g(\theta + h u) - g(\theta - h u)}{2 h}, \quad
+    h = \varepsilon^{1/3} \|\theta\| \cdot \text{scale},$$
+    which balances the truncation, of order $h^2$, with the rounding, of order $\varepsilon / h$ (Nocedal & Wright 2006,
+    section 8.1).
+
+    Args:
+        gradient_at: Computes the gradient at a parameter vector (n,).
+        theta: The parameters.
+        scale: A factor of the step length; the difference of two products with different ones tells their error.
+    """
+    step = float(torch.linalg.vector_norm(theta)) * torch.finfo(theta.dtype).eps ** (1 / 3) * scale
+
+    def product(v: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+        along = v.to(theta) * (step / size.to(theta))
+        return (gradient_at(theta + along) - gradient_at(theta - along)).mul_(size.to(theta) / (2 * step)).to(v)
+
+    return product
+
+
 def restricted(curvature: Curvature, where: Int[Tensor, " m"]) -> Curvature:
     """The gradient and the Hessian product of the loss as a function of some elements of theta alone.
 

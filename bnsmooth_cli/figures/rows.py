@@ -20,7 +20,7 @@ from bnsmooth_cli.settings import words
 #: The largest number of groups of settings of a problem that a figure draws apart.
 MAX_APART: Final = 6
 #: What identifies a row of a run, as far as its kind has these columns.
-_KEYS: Final = ("step", "alpha", "layer", "unit", "statement", "affine", "x", "y", "path_step")
+_KEYS: Final = ("step", "alpha", "layer", "unit", "statement", "affine", "x", "y", "path_step", "vector", "rank")
 _TOLERANCE: Final = 1e-3  # of a value that was computed twice, as on machines with other numbers of threads
 #: The settings that titles always have.
 _TITLED: Final = ("data", "width", "steps")

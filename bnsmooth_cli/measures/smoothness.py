@@ -11,8 +11,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.lanczos import MAX_PRODUCTS, SYMMETRY, NotSymmetricError, largest_eigenvalue
@@ -23,6 +21,7 @@ from bnsmooth_cli.measures.critical_lr import critical_lr
 from bnsmooth_cli.measures.landscape import direction_vector, probe, with_direction
 from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, measured
+from bnsmooth_cli.measures.operators import is_confirmed, start_vector
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
@@ -32,9 +31,6 @@ from bnsmooth_cli.storage.files import first_line
 #: A beta within this share of 1 / (alpha_min lr), at a step that leaves at most LEFT of the gradient, is saturated.
 NEAR: Final = 0.02
 LEFT: Final = 0.1
-#: The steps of `_is_confirmed`, relative to the length of theta, and the largest relative difference.
-_STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
-_CONFIRMED: Final = {torch.float32: 0.01, torch.float64: 0.001}
 
 
 @measured
@@ -135,7 +131,7 @@ def smoothness(
         "curvature": second.curvature,
         "sharpness": second.sharpness,
         "preconditioned": second.preconditioned,
-        "threshold": _threshold(point),
+        "threshold": threshold(point),
         "critical_alpha": rising.min() if len(rising) else np.nan,
         "critical_lr": critical,
         "batch_sharpness": second.batch_sharpness,
@@ -144,7 +140,7 @@ def smoothness(
     return with_direction(pd.DataFrame([row]), direction)
 
 
-def _threshold(point: Point) -> float:
+def threshold(point: Point) -> float:
     """The threshold of the column `preconditioned`, or of `sharpness`; NaN if it is unknown, or there is no P yet."""
     optimiser = point.optimiser
     if optimiser.preconditions and optimiser.preconditioner(point.step) is None:
@@ -243,15 +239,11 @@ def _of_hessian(point: Point, names: Sequence[str] | None, place: int, direction
         return SecondOrder()
     along = direction_vector(point, gradient, direction)
     curvature = torch.dot(along, product(along)) / torch.dot(along, along)
-    random = generator(point.config.seed, "lanczos", point.step, place)
-    start = torch.randn(len(gradient), generator=random).to(gradient)
-    # The gradient lies mostly in the sharp directions, which saves products. The random part covers the others.
-    start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
-    start.add_(gradient / squared.sqrt())
+    start = start_vector(point, gradient, place)
     sharpness = largest_eigenvalue(product, start, SYMMETRY if point.problem.has_users_code else math.inf)
     if math.isnan(sharpness) and torch.isfinite(curvature):
         warnings.warn(f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=3)
-    if point.own_functions and not _is_confirmed(point, names, start, product(start)):
+    if point.own_functions and not is_confirmed(point, names, start, product(start)):
         return None
     preconditioned, divisor = math.nan, None if names is not None else point.optimiser.preconditioner(point.step)
     if divisor is not None:
@@ -263,24 +255,6 @@ def _of_hessian(point: Point, names: Sequence[str] | None, place: int, direction
             said = f"no preconditioned sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice"
             warnings.warn(said, Remark, stacklevel=3)
     return SecondOrder(curvature.item(), sharpness, preconditioned)
-
-
-def _is_confirmed(
-    point: Point, names: Sequence[str] | None, vector: Float[Tensor, " n"], product: Float[Tensor, " n"]
-) -> bool:
-    """Whether a product with the Hessian is the difference of two gradients, for some step length.
-
-    A user's own backward pass may treat as constant what is not. Its Hessian can be symmetric nevertheless.
-    """
-    unit, size = vector / torch.linalg.vector_norm(vector), torch.linalg.vector_norm(point.theta)
-    expected = product / torch.linalg.vector_norm(vector)
-    for step in (float(size) * h for h in _STEPS):
-        ahead, behind = torch.cat([gradients.clone() for _, gradients in point.along(unit, [-step, step], names)])
-        difference = (ahead - behind) / (2 * step)
-        largest = torch.maximum(torch.linalg.vector_norm(difference), torch.linalg.vector_norm(expected))
-        if torch.linalg.vector_norm(difference - expected) <= _CONFIRMED[vector.dtype] * largest:
-            return True
-    return False
 
 
 def _asymmetric_layers(point: Point) -> Iterator[str]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
-from bnsmooth_cli.derivatives.products import Curvature, complex_step, double_backward, restricted
+from bnsmooth_cli.derivatives.gauss_newton import Pass, gauss_newton
+from bnsmooth_cli.derivatives.products import Curvature, Product, complex_step, double_backward, restricted
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.graphs import own_functions
@@ -297,6 +299,13 @@ class Point(Shown):
 
     def _terms(self, model: nn.Module) -> Iterator[tuple[float, Tensor]]:
         """The shares and losses that add up to the objective."""
+        for share, outputs, loss in self._passes(model):
+            yield share, loss(outputs)
+        if self._weight_decay:
+            yield 1.0, self.penalty(None if model is self.model else model)
+
+    def _passes(self, model: nn.Module) -> Iterator[tuple[float, Any, Callable[[Any], Tensor]]]:
+        """The share, the outputs and the loss as a function of outputs of each batch of the objective."""
         modules, parameters = self.norms, self.parameters
         if model is not self.model:
             modules, parameters = stateful(model), trainable(model)
@@ -307,9 +316,7 @@ class Point(Shown):
             for inputs, targets, step, share in self.objective.batches(self.problem, own):
                 x, y = (_cast(values, device, dtype) for values in (inputs, targets))
                 with prepared(modules, self.config.seed, step):
-                    yield share, self.problem.objective(self.problem.call(model, x), y)
-        if self._weight_decay:
-            yield 1.0, self.penalty(None if model is self.model else model)
+                    yield share, self.problem.call(model, x), functools.partial(self.problem.objective, targets=y)
 
     def _mode(self, model: nn.Module) -> AbstractContextManager[None]:
         """The context in which the network computes the objective."""
@@ -424,6 +431,39 @@ class Point(Shown):
                 return product(v)
 
         return gradient, prepared_product if keep_graph else product
+
+    def gauss_newton(self) -> Product:
+        """The function that multiplies a vector (n,) by the Gauss-Newton matrix, that of the penalty included.
+
+        Raises:
+            InputError: If the outputs of the network are not known apart from the loss, or are not one tensor.
+        """
+        if isinstance(self.problem, ExternalLoop):
+            raise InputError(
+                "curvature ggn: needs a network's outputs, and a point of your own loop has its loss alone"
+            )
+        leaves = [*self.parameters.values()]
+
+        def passes() -> Iterator[Pass]:
+            for share, outputs, loss in self._passes(self.model):
+                if not isinstance(outputs, Tensor):
+                    raise InputError(
+                        f"--curvature ggn: needs outputs that are one tensor, and those of {self.problem.option} are a "
+                        f"{type(outputs).__name__}; measure the Hessian"
+                    )
+                yield share, outputs, loss
+
+        product = gauss_newton(passes, leaves, keep_graph=self.objective.single)
+        decayed = positions(self.parameters, self._penalised) if self._weight_decay else None
+
+        def whole(v: Tensor) -> Tensor:
+            with self._mode(self.model), prepared(self.norms, self.config.seed, self.step):
+                total = product(v)
+            if decayed is not None:
+                total[decayed] += self._weight_decay * v[decayed]
+            return total
+
+        return whole
 
 
 def _lr_of(model: nn.Module, lr: float | None, optimizer: torch.optim.Optimizer | None) -> float:

@@ -49,6 +49,10 @@ def _of_random_line(rows: pd.DataFrame) -> pd.DataFrame:
     return extremes.assign(random_loss_range=extremes["largest"] - extremes["least"])
 
 
+def _of_spectrum(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.rename(columns={"largest": "largest_eigenvalue", "smallest": "smallest_eigenvalue"})
+
+
 def _of_shift(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["layer"] > 1]  # nothing moves before the first layer
     return rows.assign(relative_ics=rows["ics"] / rows["grad_norm"], cosine_size=rows["cosine"].abs())
@@ -90,6 +94,7 @@ _MOMENTS: Final = tuple(f"{which}{name}_change" for which in ("", "probe_", "flo
 _COLUMNS: Final[dict[str, tuple[Sequence[str] | None, Callable[[pd.DataFrame], pd.DataFrame]]]] = {
     "smoothness": (None, _of_line),
     "landscape-random": (("step", "alpha", "loss", "grad_distance"), _of_random_line),
+    "spectrum": (("step", "largest", "smallest", "trace", "top_share", "effective_rank"), _of_spectrum),
     "ics": (("step", "layer", "grad_norm", "ics", "cosine"), _of_shift),
     "activations": (("step", "layer", "unit", "std", "wasserstein", *_MOMENTS, "kurtosis", "values"), _of_inputs),
     "theory": (

@@ -55,6 +55,7 @@ _PEAKS: Final = {
     "train": _Peak(20e6, 2.15, 1.4, 1),
     "landscape": _Peak(50e6, 1.5, 7.5, 6),
     "smoothness": _Peak(110e6, 5.65, 11, 7),
+    "spectrum": _Peak(110e6, 5.65, 46, 45),
     "ics": _Peak(40e6, 1.5, 8, 1),
     "activations": _Peak(85e6, 1.4, 0.7),
     "theory": _Peak(90e6, 45, 3),

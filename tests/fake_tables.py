@@ -113,6 +113,34 @@ def surface_line(rough: float, noise: np.random.Generator, steps: Sequence[int] 
     return frame.assign(x_share=np.nan, y_share=np.nan)
 
 
+def spectrum(rough: float, noise: np.random.Generator, count: int = 10) -> pd.DataFrame:
+    """A bulk and a few large eigenvalues, which grow."""
+    step = np.arange(0, 310, 30)
+    level = rough * np.linspace(0.5, 1, len(step)) * noise.uniform(0.9, 1.1, len(step))
+    values = [[10 * size / (place + 1) for place in range(count)] for size in level]
+    residuals = [[1e-3 * size] * (count + 1) for size in level]
+    frame = pd.DataFrame({"step": step, "step_lr": 0.1, "threshold": 20.0, "parameters": 1000, "largest": 10 * level})
+    frame = frame.assign(smallest=-level, eigenvalues=values, residuals=residuals, trace=40 * level, trace_error=level)
+    frame = frame.assign(top_share=0.7, effective_rank=4 * noise.uniform(0.9, 1.1, len(step)))
+    return frame.assign(products="double backward", product_error=np.nan, product_count=60)
+
+
+def spectrum_by_layer(rough: float, noise: np.random.Generator, layers: int = 8) -> pd.DataFrame:
+    frames = []
+    for layer in range(1, layers + 1):
+        frame = spectrum(rough / layer, noise, count=2).drop(columns=["step_lr", "threshold"])
+        frames.append(frame[frame["step"].isin([0, 300])].assign(layer=layer, layer_name=f"conv{layer}"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def spectral_density(rough: float, noise: np.random.Generator) -> pd.DataFrame:
+    step, vector, rank = (grid.ravel() for grid in np.meshgrid((0, 150, 300), range(2), range(40), indexing="ij"))
+    node = rough * np.sinh((rank - 15) / 6) * (1 + step / 600) + 1e-3 * noise.random(len(step))
+    weight = np.exp(-((rank - 15.0) ** 2) / 8)
+    frame = pd.DataFrame({"step": step, "vector": vector, "rank": rank, "node": node})
+    return frame.assign(weight=weight / weight.sum() * 6)
+
+
 def ics(rough: float, noise: np.random.Generator, layers: int = 25) -> pd.DataFrame:
     step, layer = (grid.ravel() for grid in np.meshgrid(range(0, 310, 10), range(1, layers + 1), indexing="ij"))
     shift = np.where(layer == 1, 0.0, np.exp(-step / 30) * layer / rough)
@@ -173,6 +201,11 @@ ROWS = {
     "smoothness-random": lambda rough, noise: smoothness(rough, noise).assign(direction="random"),
     "surface": surface,
     "smoothness-by-layer": smoothness_by_layer,
+    "spectrum": spectrum,
+    "spectrum-ggn": lambda rough, noise: spectrum(rough, noise).assign(smallest=0.0, beside=-rough),
+    "spectrum-by-layer": spectrum_by_layer,
+    "spectrum-density": spectral_density,
+    "spectrum-ggn-density": spectral_density,
     "ics": ics,
     "activations": activations,
     "theory": theory,

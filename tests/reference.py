@@ -116,6 +116,25 @@ def hessian(point: Point) -> tuple[Tensor, Tensor]:
     return flat.detach(), torch.cat(rows)
 
 
+def gauss_newton(point: Point) -> Tensor:
+    """J' (Hessian of the loss in the outputs) J (n, n), each output differentiated by itself, with the penalty's c."""
+    model = double_copy(point)
+    parameters = list(model.parameters())
+    total = 0
+    for share, outputs, loss in point._passes(model):
+        jacobian = torch.stack([
+            flatten(torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True))
+            for entry in outputs.flatten()
+        ])  # fmt: skip
+        fixed = outputs.detach()
+        curved = torch.autograd.functional.hessian(
+            lambda z, loss=loss, like=fixed: loss(z.view_as(like)), fixed.flatten()
+        )
+        total = total + share * jacobian.T @ curved @ jacobian
+    decayed = torch.cat([torch.full((p.numel(),), float(n in point._penalised)) for n, p in model.named_parameters()])
+    return total + torch.diag(point._weight_decay * decayed.double())
+
+
 _grads = functools.partial(torch.autograd.grad, retain_graph=True)
 
 

@@ -101,8 +101,10 @@ def test_the_legend_names_each_norm_once_in_the_papers_order(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_norm_has_the_same_colour_in_every_figure(kind: str) -> None:
-    alone = line_colours(render(kind, make(LINES[kind], norms=("my:Norm",))).axes[-1])
-    both = line_colours(render(kind, make(LINES[kind], norms=("none", "batch", "my:Norm"))).axes[-1])
+    figures = [render(kind, make(LINES[kind], norms=norms)) for norms in (("my:Norm",), ("none", "batch", "my:Norm"))]
+    # A figure draws all norms in its last panel, or each in a panel of its own.
+    drawn = [figure.axes if kind.endswith("density") else figure.axes[-1:] for figure in figures]
+    alone, both = (set().union(*map(line_colours, axes)) for axes in drawn)
     assert both == {"#000000", "#0072B2", *alone}
     mine = line_colours(render("train", make(vgg_training, norms=("my:Norm",))).axes[0])
     assert alone - {"#C00000"} == mine  # the colour of thresholds

@@ -410,12 +410,15 @@ class SurfaceOptions(MeasureOptions):
     """The grid of a surface."""
 
     directions: str | None = option(
-        "random (default: filter-normalised), or pca (the principal directions of the run's path).", choices=DIRECTIONS
+        "random (default: filter-normalised), pca (the principal directions of the run's path), or top (the "
+        "eigenvectors of the Hessian's largest eigenvalues).",
+        choices=DIRECTIONS,
     )
     dimensions: int | None = option("1 for a line, 2 (default) for a plane.")
     points: int | None = option("Points per axis (default: 21).")
     extent: float | None = option(
-        "Reach of the grid (default: 1), in norms of the weights (random) or widths of the path (pca)."
+        "Reach of the grid (default: 1), in norms of the weights (random), widths of the path (pca), or lengths in "
+        "which a quadratic loss rises by 1 (top)."
     )
 
 

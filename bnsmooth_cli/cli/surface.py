@@ -15,7 +15,8 @@ def surface(rows: Rows) -> None:
     noise of that step.
 
     With --directions pca, it takes the plane that captures most of the run's path, and records the path too. This needs
-    three checkpoints besides the point's own.
+    three checkpoints besides the point's own. With --directions top, it takes the plane of the Hessian's two largest
+    eigenvalues.
 
     [bold]Examples[/]
 
@@ -24,6 +25,8 @@ def surface(rows: Rows) -> None:
       bnsmooth surface runs/vgg-batch-lr0.1-seed0 --objective test --points 31
 
       bnsmooth surface runs/vgg-batch-lr0.1-seed0 --directions pca -o path.parquet
+
+      bnsmooth surface runs/vgg-batch-lr0.1-seed0 --directions top -o top.parquet
 
       bnsmooth plot runs/*/surface.parquet -o surface.png
     """

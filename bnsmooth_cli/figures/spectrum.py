@@ -85,34 +85,40 @@ class Density:
 
     Attributes:
         title: The panel's title.
-        colour: The colour of the norm.
+        look: The look of the norm.
         rows: The nodes and weights of all runs.
     """
 
     title: str
-    colour: str
+    look: style.Look
     rows: pd.DataFrame
     ylabel: str = "density"
     width: float = 2.2
     height: float = 1.9
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
+        entries = {self.look.label: Line2D([], [], color=self.look.colour, linewidth=style.scaled(1.6))}
         rows = self.rows[np.isfinite(self.rows["node"].astype("float64"))]
         if rows.empty:
             say_empty(axes)
-            return {}
+            return entries
         low, high = float(rows["node"].min()), float(rows["node"].max())
         width = _WIDTH * (high - low) or 1.0
         xs = np.linspace(low - 4 * width, high + 4 * width, _POINTS)
         values = _smoothed(rows, xs, width)
         top = values.max()
-        axes.fill_between(xs, top / _DEPTH, np.maximum(values, top / _DEPTH), color=self.colour, alpha=0.3, linewidth=0)
-        axes.plot(xs, np.maximum(values, top / _DEPTH), color=self.colour, linewidth=style.scaled(1.1))
+        axes.fill_between(
+            xs, top / _DEPTH, np.maximum(values, top / _DEPTH), color=self.look.colour, alpha=0.3, linewidth=0
+        )
+        axes.plot(xs, np.maximum(values, top / _DEPTH), color=self.look.colour, linewidth=style.scaled(1.1))
+        ends = np.array([low, high])  # a single eigenvalue may be too little to see
+        heights = np.maximum(_smoothed(rows, ends, width), top / _DEPTH)
+        axes.plot(ends, heights, "o", color=self.look.colour, markersize=style.scaled(3))
         axes.set_yscale("log")
         axes.set(xlim=(xs[0], xs[-1]), ylim=(top / _DEPTH, 3 * top))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel("eigenvalue")
-        return {}
+        return entries
 
 
 def density(table: pd.DataFrame) -> list[Band]:
@@ -124,9 +130,7 @@ def density(table: pd.DataFrame) -> list[Band]:
     for look, rows in style.groups(table):
         steps = np.unique(rows["step"])
         chosen = steps[np.unique(np.linspace(0, len(steps) - 1, _STEPS).round().astype(int))]
-        columns.append(
-            [Density(f"{look.label}, step {step:,}", look.colour, rows[rows["step"] == step]) for step in chosen]
-        )
+        columns.append([Density(f"{look.label}, step {step:,}", look, rows[rows["step"] == step]) for step in chosen])
     return [Band([columns], most=4)]
 
 

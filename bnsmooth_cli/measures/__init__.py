@@ -5,7 +5,7 @@ from typing import Final
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError, unknown
 
-DIRECTIONS: Final = ("random", "pca")  # of a loss surface
+DIRECTIONS: Final = ("random", "pca", "top")  # of a loss surface
 LINE_DIRECTIONS: Final = ("gradient", *kinds.DIRECTIONS)  # of the line probe
 MAX_BATCHES: Final = 100_000  # of batch sharpness
 

@@ -14,10 +14,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from bnsmooth_cli.config import Config
+from bnsmooth_cli.derivatives.eigenpairs import Eigenpairs, extreme_eigenpairs
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.measures import DIRECTIONS
 from bnsmooth_cli.measures.landscape import plan_objective
 from bnsmooth_cli.measures.measurement import Measurement, measured
+from bnsmooth_cli.measures.operators import Operator, with_operator
 from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import visit
@@ -53,6 +55,10 @@ def surface(
     the authors' code. Principal directions (section 7.2) have unit length. They are the principal components of the
     differences $\theta_i - \theta$ between the steps of the training path and the point.
 
+    The top directions are the eigenvectors of the Hessian's two largest eigenvalues (`spectrum`), of unit length. The
+    grid reaches as far as a quadratic loss with these eigenvalues rises by the square of `extent`: along the first one,
+    from $-\sqrt{2 / \lambda_1}$ to $\sqrt{2 / \lambda_1}$ by default.
+
     The network's buffers, such as the running statistics that are used in eval mode, are those of the point on the
     whole grid. Each step of the path has its own, so its loss is the one that a measurement at that step finds.
 
@@ -62,9 +68,9 @@ def surface(
         point: The centre.
         points: The number of grid points per axis.
         extent: The reach of the grid. For random directions, it goes from -extent to extent; for principal ones, it
-            covers `extent` times MARGIN the width of the path's projection.
+            covers `extent` times MARGIN the width of the path's projection; for top ones, see above.
         dimensions: 1 for a line, which has no y, or 2 for a plane.
-        directions: "random", or "pca" for the principal directions of the path.
+        directions: "random", "pca" for the principal directions of the path, or "top".
         objective: The loss L: "batch", "train:K", "eval" or "test"; the point's own by default.
         path: The network at several steps of the run, for principal directions: its state dicts by step. The vectors
             theta are enough unless the objective is "eval" or "test" and the network has buffers.
@@ -77,7 +83,8 @@ def surface(
 
     Raises:
         InputError: If the grid is impossible, the path has fewer than three steps besides the point's, is straight, is
-            not finite or lacks the buffers, or the problem does not have the objective.
+            not finite or lacks the buffers, the top eigenvalues are not positive, or the problem does not have the
+            objective.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -104,8 +111,11 @@ def surface(
         axes, projection, shares = principal(theta, apart, [step != point.step for step in steps])
         ranges = [_range(projection[:, i], extent) for i in range(2)]
     else:
-        axes = random_directions(point, dimensions)
-        ranges, shares = [(-extent, extent)] * dimensions, (math.nan, math.nan)
+        if directions == "top":
+            axes, reaches = top_directions(point, dimensions)
+        else:
+            axes, reaches = random_directions(point, dimensions), [1.0] * dimensions
+        ranges, shares = [(-extent * reach, extent * reach) for reach in reaches], (math.nan, math.nan)
     values = [np.linspace(low, high, points) for low, high in ranges]
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*values, indexing="ij")], 1)
     losses = point.losses_at(_walk(theta, axes, grid)).cpu().double().numpy()
@@ -194,6 +204,29 @@ def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
         flatten(_like(p.detach(), torch.randn(p.shape, generator=random).to(p)) for p in point.parameters.values())
         for _ in range(count)
     ]
+
+
+def top_directions(point: Point, count: int) -> tuple[list[Float[Tensor, " n"]], list[float]]:
+    """The eigenvectors of the largest eigenvalues of the Hessian, and how far a quadratic loss rises by 1.
+
+    Raises:
+        InputError: If an eigenvalue is not positive, or is not found.
+    """
+
+    def find(operator: Operator) -> Eigenpairs:
+        random = generator(point.config.seed, "spectrum", point.step)
+        return extreme_eigenpairs(operator.product, operator.start, count, random, operator.symmetry)
+
+    found = with_operator(point, "hessian", find)
+    values, vectors = found.values[:count], found.vectors[:count].to(point.theta)
+    if not (found.accurate[:count].all() and (values > 0).all()):
+        said = ", ".join(f"{value:.3g}" for value in values)
+        raise InputError(
+            f"--directions top: needs positive eigenvalues of the Hessian, and they are {said}; take random"
+        )
+    # The sign of an eigenvector is arbitrary. Here the largest element is positive.
+    signs = [torch.sign(vector[vector.abs().argmax()]) for vector in vectors]
+    return [vector * sign for vector, sign in zip(vectors, signs, strict=True)], np.sqrt(2 / values).tolist()
 
 
 def _like(weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

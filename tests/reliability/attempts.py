@@ -28,7 +28,9 @@ RECIPE = f"{ADAMW} --schedule cosine --warmup 10 --clip 1 --weight-decay 0.1"
 #: The kinds of tables that a study takes.
 KINDS = kinds.measured(studied=True)
 _OPTIONS = {
-    "surface": "--points 3", "smoothness-by-layer": "--by-layer",
+    "surface": "--points 3", "smoothness-by-layer": "--by-layer", "spectrum-by-layer": "--by-layer --top 2",
+    "spectrum-ggn": "--curvature ggn", "spectrum-density": "--density --nodes 5",
+    "spectrum-ggn-density": "--curvature ggn --density --nodes 5",
     **{f"{command}-{name}": f"--direction {name}"
        for command in ("landscape", "smoothness") for name in kinds.DIRECTIONS},
 }  # fmt: skip

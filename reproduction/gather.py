@@ -39,7 +39,15 @@ _MOST: Final = 1000  # rows of a run of minibatches in a figure's table
 #: The kinds of tables that numbers and verdicts are computed from.
 EVIDENCE: Final = (*dict.fromkeys(metric.kind for metric in kinds.METRICS), "theory")
 #: The most steps of a run that are kept of them.
-_KEPT: Final = {"train": 302, "smoothness": 151, "landscape-random": 51, "ics": 151, "activations": 16, "theory": 4}
+_KEPT: Final = {
+    "train": 302,
+    "smoothness": 151,
+    "spectrum": 151,
+    "landscape-random": 51,
+    "ics": 151,
+    "activations": 16,
+    "theory": 4,
+}
 _LINEAR_ICS: Final = 51  # of the linear network, which has twice the layers
 #: The kinds that claims and numbers need of the plain network and BatchNorm alone.
 _OF_PLAIN: Final = ("landscape-random", "ics", "theory")
@@ -200,7 +208,18 @@ def _about(run: Run | Earlier) -> dict[str, Any]:
         return run.about
     provenance = read_provenance(run.train_path)
     return {"norm": run.config.norm, "lr": run.config.lr, "seed": run.config.seed,
-            "diverged_at": provenance.get("diverged_at"), "baseline": provenance.get("baseline", {})}  # fmt: skip
+            "diverged_at": provenance.get("diverged_at"), "baseline": provenance.get("baseline", {}),
+            "gpus": _gpus(provenance["stretches"], run.config.steps)}  # fmt: skip
+
+
+def _gpus(stretches: Sequence[Mapping[str, Any]], steps: int) -> list[str]:
+    """The GPUs that computed a run, each with its version of PyTorch, and up to which step if not to its end."""
+    return [
+        f"{stretch['device']}, torch {stretch['torch']}"
+        + (f" (to step {stretch['last']:,})" if stretch["last"] < steps - 1 else "")
+        for stretch in stretches
+        if not stretch["device"].startswith("cpu")
+    ]
 
 
 def _evidence(study: str, runs: Sequence[Run | Earlier]) -> Iterator[tuple[str, pd.DataFrame]]:

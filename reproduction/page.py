@@ -64,7 +64,12 @@ def page(folder: Path) -> str:
     near = claims.parent in folder.resolve().parents
     rules = f"[claims.md]({os.path.relpath(claims, folder.resolve())})" if near else "docs/claims.md"
     differences = (folder / "differences.md").is_file()
-    more = {"command": _command(results.facts), "differences": differences, "rules": rules}
+    gpus: dict[str, list[str]] = {}
+    for study in results.facts["studies"].values():
+        for name, run in study["runs"].items():
+            for gpu in run.get("gpus", ()):  # pages of earlier versions do not say
+                gpus.setdefault(gpu, []).append(name)
+    more = {"gpus": gpus, "command": _command(results.facts), "differences": differences, "rules": rules}
     return environment.get_template("page.md").render(results=results, **results.facts, **more)
 
 

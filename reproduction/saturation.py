@@ -41,11 +41,16 @@ _TOLERANCE: Final = 0.1
 def probe(runs: Sequence[Run], table: Path) -> None:
     """Measure the lines of `none` and `batch`, at the paper's learning rate, unless the table has them.
 
+    Runs whose checkpoints are gone are left out.
+
     Args:
         runs: The runs of a study, all of the same problem.
         table: The file, of kind `landscape`.
     """
-    chosen = [run for run in runs if run.config.norm in PLAIN and run.config.lr == paper_lr(run.config.problem)]
+    chosen = [
+        run for run in runs
+        if run.config.norm in PLAIN and run.config.lr == paper_lr(run.config.problem) and run.checkpoints()
+    ]  # fmt: skip
     measured = [set(measured_rows(run, "smoothness", ["step"])["step"]) for run in chosen]
     common = sorted(set.intersection(*measured)) if measured else []
     if not common:

@@ -135,7 +135,7 @@ def _noise(**settings: Any) -> list[Plan]:
 
 def _wide(**settings: Any) -> Plan:
     """The first steps at full width."""
-    grid = Grid(PLAIN, (0.1,), (0,), {**settings, "steps": 4000}, _MEASURE, every=100, probe=True)
+    grid = Grid(PLAIN, (0.1,), (0,), {**settings, "save_every": 1000, "steps": 6500}, _MEASURE, every=100, probe=True)
     return Plan("vgg-full", "the paper's widths, the first steps", (grid,))
 
 

@@ -10,6 +10,7 @@ from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import Rows, measuring
 from bnsmooth_cli.cli.options import LayerOptions, ObjectiveOptions, SpectrumOptions, option
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures import check_curvature
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class SpectrumByLayerOptions(SpectrumOptions, LayerOptions):
         """The keyword arguments of the measurement's `plan`, and the kind's `variant`."""
         values = super().given()
         density, by_layer, curvature = values.pop("density"), values.pop("by_layer"), values.pop("curvature")
-        for name in ("nodes", "vectors") if not density else ("top",):
-            if name in values:
-                other = "leave out --density" if density else "needs --density"
+        check_curvature(curvature)
+        for name in ("nodes", "vectors", "top"):
+            if name in values and density == (name == "top"):
+                other = "not with --density; leave one of them out" if density else "needs --density"
                 raise InputError(f"--{name} {values[name]}: {other}")
         if by_layer and (density or curvature != "hessian"):
             other = "--density" if density else f"--curvature {curvature}"

@@ -7,6 +7,7 @@ from bnsmooth_cli.errors import InputError, unknown
 
 DIRECTIONS: Final = ("random", "pca", "top")  # of a loss surface
 LINE_DIRECTIONS: Final = ("gradient", *kinds.DIRECTIONS)  # of the line probe
+CURVATURES: Final = ("hessian", "ggn")  # the matrices of a spectrum
 MAX_BATCHES: Final = 100_000  # of batch sharpness
 
 
@@ -14,6 +15,12 @@ def check_direction(direction: str) -> None:
     """Raise InputError if the line probe does not have this direction."""
     if direction not in LINE_DIRECTIONS:
         raise unknown("direction", direction, LINE_DIRECTIONS)
+
+
+def check_curvature(curvature: str) -> None:
+    """Raise InputError if a spectrum cannot be measured of this matrix."""
+    if curvature not in CURVATURES:
+        raise unknown("curvature", curvature, CURVATURES)
 
 
 def check_batches(batches: int) -> None:

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import SYMMETRY, NotSymmetricError
 from bnsmooth_cli.derivatives.products import Product, difference
-from bnsmooth_cli.errors import InputError, Remark, unknown
+from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.measures import check_curvature
 from bnsmooth_cli.networks.parameters import positions
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
 from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import first_line
 
-CURVATURES: Final = ("hessian", "ggn")
 Found = TypeVar("Found")
 #: The steps of `is_confirmed`, relative to the length of theta, and the largest relative difference.
 _STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -90,12 +90,6 @@ def with_operator(
 
 class _HiddenError(ArithmeticError):
     """A product with the Hessian is not the difference of two gradients."""
-
-
-def check_curvature(curvature: str) -> None:
-    """Raise InputError if there is no such matrix."""
-    if curvature not in CURVATURES:
-        raise unknown("curvature", curvature, CURVATURES)
 
 
 def _exact(point: Point, curvature: str, names: Sequence[str] | None, place: int) -> Operator:

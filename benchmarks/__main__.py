@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import command_line, growth, linear, long_work, memory, norms, optimisers, vgg
+from benchmarks import command_line, growth, linear, long_work, memory, norms, optimisers, spectrum, vgg
 from benchmarks.harness import CHOICES, ROWS, Result, duration, machine, write
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.memory import keep_freed_memory
@@ -24,6 +24,7 @@ __all__ = [
     "memory",
     "norms",
     "optimisers",
+    "spectrum",
     "vgg",
 ]  # importing a module registers its rows
 

@@ -65,10 +65,10 @@ def row(name: str, threads: int | None = None) -> Callable[[Rows], Rows]:
     return register
 
 
-def medians(*works: Work, repeats: int = 9) -> list[float]:
+def medians(*works: Work, repeats: int = 9, warm_up: bool = True) -> list[float]:
     """The median seconds of each piece of work, after a warm-up; in turns, so that other load slows all of them."""
     times: list[list[float]] = [[] for _ in works]
-    for round_ in range(repeats + 1):
+    for round_ in range(0 if warm_up else 1, repeats + 1):
         for work, spent in zip(works, times, strict=True):
             start = time.perf_counter()
             work()

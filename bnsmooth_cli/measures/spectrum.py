@@ -136,9 +136,9 @@ def spectral_density(
 ) -> pd.DataFrame:
     r"""Measure the density of the eigenvalues of the Hessian: Ghorbani et al. (2019, arXiv 1901.10159).
 
-    The density $\phi(x) = \frac{1}{n} \of_topi \delta(x - \lambda_i)$ is approximated by nodes $x_{jk}$ with weights
+    The density $\phi(x) = \frac{1}{n} \sum_i \delta(x - \lambda_i)$ is approximated by nodes $x_{jk}$ with weights
     $w_{jk}$ from random vectors $v_j$ (stochastic Lanczos quadrature, `derivatives.quadrature`):
-    $$\frac{1}{n} \operatorname{tr} f(H) \approx \frac{1}{J} \of_topj \of_topk w_{jk} f(x_{jk}).$$
+    $$\frac{1}{n} \operatorname{tr} f(H) \approx \frac{1}{J} \sum_j \sum_k w_{jk} f(x_{jk}).$$
     The vectors depend only on the run's seed and the step. Beside the memory of training, it takes four vectors as long
     as the parameters.
 

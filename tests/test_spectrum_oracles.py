@@ -27,6 +27,8 @@ from bnsmooth_cli.derivatives.lanczos import SMALL
 from bnsmooth_cli.derivatives.quadrature import quadrature
 from bnsmooth_cli.randomness import generator
 
+pytestmark = pytest.mark.slow
+
 TOP = 5
 #: Products of the same matrix in float64: rounding, which a few hundred operations in a row add up to.
 ROUNDING = 1e-11

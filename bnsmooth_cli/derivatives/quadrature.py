@@ -15,7 +15,7 @@ from torch import Tensor
 FEWEST: Final = 8
 MOST: Final = 60
 #: The standard error, relative to the trace, at which no more vectors are drawn.
-TRACE_ACCURACY: Final = 0.03
+TRACE_ACCURACY: Final = 0.05
 #: The vectors have reached an invariant subspace if the next one is shorter than this, relative to the largest node.
 _EXHAUSTED: Final = 1e-5
 

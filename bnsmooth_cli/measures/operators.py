@@ -93,10 +93,11 @@ class _HiddenError(ArithmeticError):
 
 
 def _exact(point: Point, curvature: str, names: Sequence[str] | None, place: int) -> Operator:
+    if curvature == "ggn":
+        gradient = point.gradient_in([*point.parameters])
+        return Operator(point.gauss_newton(), start_vector(point, gradient, place), "double backward")
     gradient, product = point.hessian(names)
     start = start_vector(point, gradient, place)
-    if curvature == "ggn":
-        return Operator(point.gauss_newton(), start, "double backward")
     if point.own_functions and not is_confirmed(point, names, start, product(start)):
         raise _HiddenError
     by = "double backward" if point.fast_path is None or point.theta.device.type == "mps" else "complex step"

@@ -43,6 +43,8 @@ MADE_BY = (
         for direction in kinds.DIRECTIONS
         for name in ("landscape", "smoothness")
     ),
+    *(f"{MEASURE[name]} {_RUNS} --at 0,2" for name in KINDS if name.startswith("spectrum")),
+    "spectrum vgg/checkpoints/000002.pt --by-layer --top 2 --layers conv1,fc3 -o vgg/spectrum-by-layer.parquet",
 )
 #: The columns of a comparison that early versions computed in another way.
 QUOTIENTS = {f"ratio_{metric.name}" for metric in METRICS if metric.has_ratio and metric.kind != "train"}
@@ -51,7 +53,9 @@ THREADS = 1e-3
 #: The same for another machine, whose processor adds in another order.
 MACHINES = 5e-3
 #: The relative accuracy to which iterations that end by it compute these columns.
-ITERATED = {"critical_lr": ACCURACY, **dict.fromkeys(("sharpness", "preconditioned"), SHARPNESS_TOLERANCE)}
+ITERATED = {"critical_lr": ACCURACY, **dict.fromkeys(("sharpness", "preconditioned", "beside"), SHARPNESS_TOLERANCE)}
+#: Lists that are not compared: details, and rounding alone.
+NOT_COMPARED = ("quantiles", "residuals")
 
 
 def close(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None:
@@ -61,7 +65,10 @@ def close(found: pd.DataFrame, expected: pd.DataFrame, tolerance: float) -> None
             largest = np.nan_to_num(np.abs(expected[name])).max()
             allowed = max(tolerance, ITERATED.get(name, 0.0)) * largest
             np.testing.assert_allclose(found[name], expected[name], atol=allowed, rtol=0, err_msg=name)
-        elif name != "quantiles":
+        elif name == "eigenvalues":
+            lists, others = (np.stack(table[name].tolist()) for table in (found, expected))
+            np.testing.assert_allclose(lists, others, atol=tolerance * np.abs(others).max(), rtol=0, err_msg=name)
+        elif name not in NOT_COMPARED:
             texts = [table[name].astype("string").fillna("").tolist() for table in (found, expected)]
             assert texts[0] == texts[1], name
 

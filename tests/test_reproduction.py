@@ -424,6 +424,20 @@ def test_a_floor_is_the_least_loss_of_its_rank(small):
         assert loss().item() == pytest.approx(least, rel=1e-5, abs=1e-5)
 
 
+def _halfway():
+    """The mean test accuracies at steps 5,000 and 6,000, of BatchNorm and without, as the page words them."""
+    tables = [bns.read_table(PUBLISHED / f"tables/{name}.train.parquet") for name in ("vgg", "vgg-full")]
+    words = (
+        "{} with BatchNorm and {} without at a quarter of the widths",
+        "{} and {} at the paper's widths (one seed)",
+        "and {} and {}",
+    )
+    for table, text in zip([*tables, paper.read("1b")], words, strict=True):
+        rows = table[table["step"].isin([5000, 6000]) & (table["lr"] == 0.1)]
+        medians = rows.groupby(["norm", "run"])["test_accuracy"].mean().groupby("norm").median()
+        yield text.format(*(f"{medians[norm]:.1%}" for norm in ("batch", "none")))
+
+
 def test_the_page_of_differences_quotes_the_tables():
     text = " ".join((PUBLISHED / "differences.md").read_text().split())
     runs = bns.read_table(PUBLISHED / "tables/dln.parquet")
@@ -518,6 +532,7 @@ def test_the_page_of_differences_quotes_the_tables():
         f"BatchNorm {vgg.loc['batch', 'final_test_accuracy']:.1%}.",
         f"is {vgg.loc['none', 'mean_change']:.3g} at the median over the first 1,000 steps, noisy BatchNorm's "
         f"{vgg.loc['noisy-batch', 'mean_change']:.3g} and BatchNorm's {vgg.loc['batch', 'mean_change']:.3g}.",
+        f"accuracies is {', '.join(_halfway())} in the paper's figure.",
         f"falls from {apart['predictiveness']:.3g} to {apart['predictiveness, summed']:.3g} decades",
     ]
     assert not [phrase for phrase in quoted if phrase not in text]

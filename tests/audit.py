@@ -362,7 +362,10 @@ class Page:
             assert cover >= 0.95 > kept
             facts = self.facts
             shorter = [f"no run longer than {facts['steps']} steps"] if facts["steps"] else []
-            return [*shorter, facts["machine"], facts["data"] or "the built-in images",
+            runs = [run for study in facts["studies"].values() for run in study["runs"].values()]
+            gpus = {gpu for run in runs for gpu in run.get("gpus", ())}  # the longest first: one may begin another
+            return [*shorter, *sorted(gpus, key=len, reverse=True),
+                    facts["machine"], facts["data"] or "the built-in images",
                     f"{facts['versions']}; {facts['jobs']} worker processes",
                     f"the median with a probability of {kept:.1%}; from six seeds on it is at least 95%."]  # fmt: skip
         if self.section == "The claims":

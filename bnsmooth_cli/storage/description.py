@@ -20,7 +20,7 @@ from bnsmooth_cli.storage.tables import read_table
 #: How many rows a description has from each end of the table.
 ENDS: Final = 4
 #: The most characters of a fact and of a cell: a file may contain any text.
-MAX_FACT: Final = 1_000
+MAX_FACT: Final = 2_000
 MAX_CELL: Final = 32
 _MAX_LISTED: Final = 8  # values that are listed in full
 _MAX_TEXTS: Final = 46  # characters of a column's texts: with the column's name and counts, a line of 80

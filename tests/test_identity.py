@@ -106,7 +106,7 @@ def test_settings_of_a_newer_version_are_told_apart():
     assert [*differing("vgg", texts).values()] == ["", "unheard_of adam"]
 
 
-#: The samples from before the column `settings`. Tables along an update are newer.
+#: The samples from before the column `settings`. Tables along an update and those of a spectrum are newer.
 WITHOUT_SETTINGS = [
     path for path in sorted(SAMPLES.rglob("*.parquet"))
     if not (path.stem.endswith("-update") or path.stem.startswith("spectrum"))

@@ -102,6 +102,19 @@ def test_a_block_of_a_layer_is_that_of_the_dense_matrix(point_of):
     assert begin == len(found) > 3
 
 
+def test_all_eigenvalues_of_a_small_network():
+    model, x = nn.Linear(2, 1).double(), torch.randn(9, 2).double()
+    point = bns.Point.of(model, lambda: (model(x) ** 2).mean(), lr=0.1)
+    row = bns.spectrum(point).iloc[0]
+    ones = torch.cat([x, torch.ones(9, 1)], 1).double()
+    values = torch.linalg.eigvalsh(2 * ones.T @ ones / 9).numpy()
+    np.testing.assert_allclose(row["eigenvalues"], values[::-1], rtol=1e-9)
+    assert (row["smallest"], row["trace"]) == pytest.approx((values[0], values.sum()), rel=1e-9)
+    assert (row["top_share"], row["trace_error"]) == (pytest.approx(1), 0)
+    with pytest.raises(InputError, match="--top 4: there are 3 parameters"):
+        bns.spectrum(point, top=4)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_one_other_vectors(point_of):
     point = point_of("residual", "batch")
     once, again = (bns.spectral_density(point, nodes=5, vectors=2) for _ in range(2))
@@ -238,7 +251,7 @@ def test_a_hidden_second_derivative_is_replaced_by_differences_of_gradients(how)
     [
         ({"top": 0}, "--top 0: give a whole number from 1"),
         ({"top": True}, "--top True: give a whole number"),
-        ({"top": 999}, "--top 999: there are .* parameters"),
+        ({"top": 999}, "--top 999: there are .* parameters and as many eigenvalues"),
         ({"curvature": "fisher"}, "fisher"),
     ],
 )

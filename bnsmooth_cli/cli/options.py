@@ -358,7 +358,9 @@ class SpectrumOptions(MeasureOptions):
     curvature: str = option(
         "hessian (default), or ggn (the Gauss-Newton matrix).", default="hessian", choices=CURVATURES
     )
-    top: int | None = option("The number of the largest eigenvalues (default: 10).", metavar="K")
+    top: int | None = option(
+        "The number of the largest eigenvalues (default: 10, or all if there are fewer).", metavar="K"
+    )
     density: bool = option("Measure the density of all eigenvalues instead.", default=False)
     nodes: int | None = option("Nodes of the density for each random vector (default: 80).")
     vectors: int | None = option("Random vectors of the density (default: 4).")

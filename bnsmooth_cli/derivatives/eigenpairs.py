@@ -68,7 +68,7 @@ def extreme_eigenpairs(
     Args:
         product: Multiplies a vector (n,) by the operator. The vector may be used again after the call.
         start: The first vector. An eigenvector that is orthogonal to it is found only through rounding.
-        count: The number K of the largest eigenvalues, at least 1 and at most n.
+        count: The number K of the largest eigenvalues, from 1 to n. The smallest one is among them if it is n.
         random: Draws the vector to go on with where the basis spans an invariant subspace, as when the operator has a
             low rank.
         symmetry: The largest asymmetry, relative to the largest magnitude; inf for a product that is known to be right.

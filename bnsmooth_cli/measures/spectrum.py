@@ -35,7 +35,9 @@ MAX_VECTORS: Final = 10_000
 
 
 @measured
-def spectrum(point: Point, top: int = TOP, objective: str | None = None, curvature: str = "hessian") -> pd.DataFrame:
+def spectrum(
+    point: Point, top: int | None = None, objective: str | None = None, curvature: str = "hessian"
+) -> pd.DataFrame:
     r"""Measure the largest eigenvalues of the Hessian, the smallest one and its trace.
 
     Sagun et al. (2017, arXiv 1706.04454) describe the spectrum of a network's Hessian: a bulk near zero, and a few
@@ -52,7 +54,7 @@ def spectrum(point: Point, top: int = TOP, objective: str | None = None, curvatu
 
     Args:
         point: Where to measure.
-        top: The number K of the largest eigenvalues.
+        top: The number K of the largest eigenvalues; TOP by default, or all if there are fewer.
         objective: The loss L: "batch", "train:K", "eval" or "test"; the point's own by default.
         curvature: "hessian" or "ggn", the Gauss-Newton matrix.
 
@@ -69,7 +71,7 @@ def spectrum(point: Point, top: int = TOP, objective: str | None = None, curvatu
         What is not found within 300 + 60 K products is null. If a product is not finite, everything is.
 
     Raises:
-        InputError: If there are not more parameters than eigenvalues, the problem does not have the objective, or the
+        InputError: If there are fewer parameters than eigenvalues, the problem does not have the objective, or the
             outputs of the network are unknown, which the Gauss-Newton matrix needs.
 
     >>> import tempfile, bnsmooth_cli as bns
@@ -88,20 +90,19 @@ def spectrum(point: Point, top: int = TOP, objective: str | None = None, curvatu
     return pd.DataFrame([{"step_lr": point.lr, "threshold": edge, **row}])
 
 
-def _extremes(point: Point, top: int, operator: Operator, place: int = 0) -> dict[str, Any]:
+def _extremes(point: Point, top: int | None, operator: Operator, place: int = 0) -> dict[str, Any]:
     """The columns of eigenvalues and of the trace."""
     n, random = len(operator.start), generator(point.config.seed, "spectrum", point.step, place)
-    if top >= n:
-        raise InputError(f"--top {top}: there are {n} parameters, and the smallest eigenvalue is one more; give less")
-    found = extreme_eigenpairs(operator.product, operator.start, top, random, operator.symmetry)
+    count = min(TOP, n) if top is None else top
+    if count > n:
+        raise InputError(f"--top {top}: there are {n} parameters and as many eigenvalues; give at most {n}")
+    found = extreme_eigenpairs(operator.product, operator.start, count, random, operator.symmetry)
     whole, error, drawn = math.nan, math.nan, 0
     values = np.where(found.accurate, found.values, np.nan)
     if np.isfinite(found.values).all():
         whole, error, drawn = trace(operator.product, found.values, found.vectors, random)
         if lost := int(np.isnan(values).sum()):
-            said = (
-                f"{lost} of {top + 1} eigenvalues were not found within {found.products} products; give a smaller --top"
-            )
+            said = f"{lost} of {count + 1} eigenvalues not found within {found.products} products; give a smaller --top"
             warnings.warn(said, Remark, stacklevel=3)
     largest, smallest, of_top = values[0], values[-1], values[:-1].sum()
     return {
@@ -182,13 +183,13 @@ def _density(point: Point, nodes: int, vectors: int, operator: Operator) -> pd.D
 
 @measured
 def spectrum_by_layer(
-    point: Point, top: int = TOP, objective: str | None = None, layers: Sequence[str] | None = None
+    point: Point, top: int | None = None, objective: str | None = None, layers: Sequence[str] | None = None
 ) -> pd.DataFrame:
     r"""Measure the spectrum of each layer's diagonal block of the Hessian, all other layers held fixed.
 
     Args:
         point: Where to measure.
-        top: The number K of the largest eigenvalues of each block.
+        top: The number K of the largest eigenvalues of each block; TOP by default, or all if there are fewer.
         objective: The loss L: "batch", "train:K", "eval" or "test"; the point's own by default.
         layers: Layers by name or number, or other modules of the network; all layers by default.
 
@@ -196,7 +197,7 @@ def spectrum_by_layer(
         One row per layer. Columns: `layer`, `layer_name`, and those of `spectrum` from `parameters` on.
 
     Raises:
-        InputError: If the network does not have a layer, a layer has no more parameters than K, or the problem does not
+        InputError: If the network does not have a layer, a layer has fewer parameters than K, or the problem does not
             have the objective.
 
     >>> import tempfile, bnsmooth_cli as bns
@@ -213,9 +214,9 @@ def spectrum_by_layer(
     return pd.DataFrame(rows)
 
 
-def check_top(top: int) -> None:
+def check_top(top: int | None) -> None:
     """Raise InputError if there cannot be this number of largest eigenvalues."""
-    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP:
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= MAX_TOP):
         raise InputError(f"--top {top}: give a whole number from 1 to {MAX_TOP:,}")
 
 
@@ -226,10 +227,10 @@ def check_density(nodes: int, vectors: int) -> None:
             raise InputError(f"--{name} {value}: give a whole number from {least} to {most:,}")
 
 
-def plan(config: Config, objective: str = "batch", top: int = TOP) -> dict[str, Any]:
+def plan(config: Config, objective: str = "batch", top: int | None = None) -> dict[str, Any]:
     """The keyword arguments of `spectrum`."""
     check_top(top)
-    return {"top": top, **plan_objective(config, objective)}
+    return {**({} if top is None else {"top": top}), **plan_objective(config, objective)}
 
 
 def plan_density(

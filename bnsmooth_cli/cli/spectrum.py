@@ -44,7 +44,8 @@ def spectrum(rows: Rows) -> None:
 
     The table has one row per measured step, with the K largest eigenvalues, the residual of each, which bounds its
     error, the smallest eigenvalue, the trace with its standard error, and the effective rank. Batch statistics are
-    those of the batch, as in training; with --objective eval they are the running ones.
+    those of the batch, as in training; with --objective eval they are the running ones. The L2 penalty of training
+    counts: it adds its factor times the number of weights to the trace.
 
     With --curvature ggn, it is the Gauss-Newton matrix, the part of the Hessian that a network linear in its parameters
     would have, and spectrum-ggn.parquet also says how large the rest is. With --density, spectrum-density.parquet has

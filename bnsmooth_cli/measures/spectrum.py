@@ -44,8 +44,8 @@ def spectrum(
     large eigenvalues. The eigenvalues are found by Lanczos' iteration with all vectors kept orthogonal and thick
     restarts (`derivatives.eigenpairs`), the trace by Hutch++ (`derivatives.quadrature`). The effective rank is
     $\operatorname{tr} H / \lambda_1$ (Vershynin 2018, section 7.6, for a positive semidefinite matrix), the number of
-    equal eigenvalues $\lambda_1$ that would have this trace. A penalty with the factor c (`weight_decay`) adds c times the
-    number of penalised weights to the trace, which may be most of it; the objective "test" leaves it out.
+    equal eigenvalues $\lambda_1$ that would have this trace. A penalty with the factor c (`weight_decay`) adds c times
+    the number of penalised weights to the trace, which may be most of it; the objective "test" leaves it out.
 
     The Gauss-Newton matrix $G = J^T \nabla^2 \ell \, J$, with the network's Jacobian J and the Hessian of its loss in
     its outputs, is the part of the Hessian that a network linear in its parameters would have (`gauss_newton`). The

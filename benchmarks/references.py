@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -143,3 +144,32 @@ def plain_loss(point: Point) -> tuple[nn.Module, Loss]:
     """A plain network at the point, channels_last, and its loss on the point's batch."""
     model = plain_network(point.model).train().to(memory_format=torch.channels_last)
     return model, lambda: point.problem.objective(model(point.inputs), point.targets)
+
+
+class Rows(nn.Module):
+    """A transformer whose outputs are one row for each position, as nn.CrossEntropyLoss takes them."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.inner(tokens).flatten(0, 1)
+
+
+@contextmanager
+def torch_eig() -> Iterator[None]:
+    """PyHessian calls torch.eig, which PyTorch has no longer. Here it is what it was, for a symmetric matrix."""
+
+    def eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        return torch.stack((values, torch.zeros_like(values)), 1), vectors
+
+    before = getattr(torch, "eig", None)
+    torch.eig = eig
+    try:
+        yield
+    finally:
+        del torch.eig
+        if before is not None:
+            torch.eig = before

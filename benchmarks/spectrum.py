@@ -14,7 +14,6 @@ import importlib.util
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -230,7 +229,7 @@ def _density(case: Case) -> Iterator[Result]:
 
         def by_pyhessian() -> Tensor:
             torch.manual_seed(0)
-            with _eig():
+            with references.torch_eig():
                 return _ends(np.array(case.pyhessian().density(iter=NODES, n_v=1)[0][0]))
 
         works["PyHessian, torch.eig given back"] = by_pyhessian
@@ -239,24 +238,6 @@ def _density(case: Case) -> Iterator[Result]:
 
 def _ends(nodes: np.ndarray) -> Tensor:
     return torch.tensor([nodes.min(), nodes.max()]).double()
-
-
-@contextmanager
-def _eig() -> Iterator[None]:
-    """PyHessian calls torch.eig, which PyTorch has no longer. Here it is what it was, for a symmetric matrix."""
-
-    def eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(matrix)
-        return torch.stack((values, torch.zeros_like(values)), 1), vectors
-
-    before = getattr(torch, "eig", None)
-    torch.eig = eig
-    try:
-        yield
-    finally:
-        del torch.eig
-        if before is not None:
-            torch.eig = before
 
 
 def _timed(case: Case, what: str, works: Works, check: Callable[[Any, Any], None]) -> Iterator[Result]:
@@ -293,22 +274,11 @@ def vgg() -> Iterator[Result]:
     yield from _rows(Case("spectrum-vgg", "VGG-16", point, model, point.inputs, point.targets, 1e-3))
 
 
-class _Flat(nn.Module):
-    """The transformer with one row of outputs for each position, as nn.CrossEntropyLoss takes them."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.inner(tokens).flatten(0, 1)
-
-
 @row("spectrum-gpt")
 def gpt() -> Iterator[Result]:
     """The transformer of the problem `gpt`, on a batch of 8. Curvlinops needs a derivative that PyTorch lacks."""
     point = _trained("gpt", norm="layer", batch_size=8, warmup=5)
-    model = _Flat(copy.deepcopy(point.model))
+    model = references.Rows(copy.deepcopy(point.model))
     yield from _rows(
         Case("spectrum-gpt", "gpt", point, model, point.inputs, point.targets.flatten(), 1e-2, forwards=False)
     )

@@ -209,7 +209,7 @@ def _about(run: Run | Earlier) -> dict[str, Any]:
     provenance = read_provenance(run.train_path)
     return {"norm": run.config.norm, "lr": run.config.lr, "seed": run.config.seed,
             "diverged_at": provenance.get("diverged_at"), "baseline": provenance.get("baseline", {}),
-            "gpus": _gpus(provenance["stretches"], run.config.steps)}  # fmt: skip
+            "gpus": _gpus(provenance.get("stretches", ()), run.config.steps)}  # fmt: skip
 
 
 def _gpus(stretches: Sequence[Mapping[str, Any]], steps: int) -> list[str]:

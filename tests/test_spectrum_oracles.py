@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import bnsmooth_cli as bns
+from benchmarks.references import Rows, torch_eig
 from bnsmooth_cli.derivatives.eigenpairs import ACCURACY
 from bnsmooth_cli.derivatives.lanczos import SMALL
 from bnsmooth_cli.derivatives.quadrature import quadrature
@@ -47,17 +48,6 @@ hessians = pytest.mark.parametrize("name", [case for case, _ in HESSIANS])
 matrices = pytest.mark.parametrize(("name", "curvature"), HESSIANS + GAUSS_NEWTONS)
 #: Curvlinops differentiates a backward pass forwards, which PyTorch cannot for that of the transformer's norm.
 matrices_of_curvlinops = pytest.mark.parametrize(("name", "curvature"), HESSIANS[:-1] + GAUSS_NEWTONS)
-
-
-class Rows(nn.Module):
-    """A transformer whose outputs are one row for each position, as nn.CrossEntropyLoss takes them."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.inner(tokens).flatten(0, 1)
 
 
 @dataclass
@@ -316,20 +306,13 @@ def test_the_density_is_that_of_eigenthings(case_of, name, curvature):
 
 
 @hessians
-def test_the_density_is_that_of_pyhessian(case_of, name, monkeypatch):
-    """It calls torch.eig, which PyTorch has no longer; here it is what it was, for a symmetric matrix. Moments, because
-    its vectors are kept orthogonal and ours are not."""
-
-    def eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(matrix)
-        return torch.stack((values, torch.zeros_like(values)), 1), vectors
-
-    monkeypatch.setattr(torch, "eig", eig, raising=False)
+def test_the_density_is_that_of_pyhessian(case_of, name):
+    """Moments, because its vectors are kept orthogonal and ours are not."""
     case = case_of(name)
     torch.manual_seed(0)
     signs = [2.0 * torch.randint_like(p, high=2).reshape(-1) - 1 for p in case.model.parameters()]
     torch.manual_seed(0)
-    with double_by_default():
+    with double_by_default(), torch_eig():
         (nodes,), (weights,) = case.pyhessian().density(iter=40, n_v=1)
     own = quadrature(case.product("hessian"), torch.cat(signs), 40)
     # It divides by the length of a vector and 1e-6, so that its vectors are shorter than they should be.

@@ -20,7 +20,7 @@ from bnsmooth_cli.cli import log, terminal
 from bnsmooth_cli.config import CODE, FIELDS, Config, check_threads, choices_of, help_of, resolve, type_of
 from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import IncompleteError, InputError
-from bnsmooth_cli.measures import CURVATURES, DIRECTIONS, LINE_DIRECTIONS, check_direction
+from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.norms import examples
 from bnsmooth_cli.presets import PROBLEMS
 from bnsmooth_cli.settings import flag
@@ -349,21 +349,6 @@ class BatchOptions(MeasureOptions):
     batches: int | None = option(
         "Measure batch sharpness too, on K random batches of the training set (default: not).", metavar="K"
     )
-
-
-@dataclass(frozen=True)
-class SpectrumOptions(MeasureOptions):
-    """Which matrix is measured, and whether its eigenvalues or their density."""
-
-    curvature: str = option(
-        "hessian (default), or ggn (the Gauss-Newton matrix).", default="hessian", choices=CURVATURES
-    )
-    top: int | None = option(
-        "The number of the largest eigenvalues (default: 10, or all if there are fewer).", metavar="K"
-    )
-    density: bool = option("Measure the density of all eigenvalues instead.", default=False)
-    nodes: int | None = option("Nodes of the density for each random vector (default: 80).")
-    vectors: int | None = option("Random vectors of the density (default: 4).")
 
 
 @dataclass(frozen=True)

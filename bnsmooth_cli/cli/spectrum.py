@@ -8,15 +8,24 @@ from typing import Any
 
 from bnsmooth_cli.cli import terminal
 from bnsmooth_cli.cli.measuring import Rows, measuring
-from bnsmooth_cli.cli.options import LayerOptions, ObjectiveOptions, SpectrumOptions, option
+from bnsmooth_cli.cli.options import LayerOptions, ObjectiveOptions, option
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.measures import check_curvature
+from bnsmooth_cli.measures import CURVATURES, check_curvature
 
 
 @dataclass(frozen=True)
-class SpectrumByLayerOptions(SpectrumOptions, LayerOptions):
-    """Which matrix is measured, what of it, and whether layer by layer."""
+class SpectrumOptions(LayerOptions):
+    """Which matrix is measured, whether its eigenvalues or their density, and whether layer by layer."""
 
+    curvature: str = option(
+        "hessian (default), or ggn (the Gauss-Newton matrix).", default="hessian", choices=CURVATURES
+    )
+    top: int | None = option(
+        "The number of the largest eigenvalues (default: 10, or all if there are fewer).", metavar="K"
+    )
+    density: bool = option("Measure the density of all eigenvalues instead.", default=False)
+    nodes: int | None = option("Nodes of the density for each random vector (default: 80).")
+    vectors: int | None = option("Random vectors of the density (default: 4).")
     by_layer: bool = option("Measure each layer's block of the Hessian, all other layers held fixed.", default=False)
 
     def given(self) -> dict[str, Any]:
@@ -38,7 +47,7 @@ class SpectrumByLayerOptions(SpectrumOptions, LayerOptions):
         return {**values, "variant": variant} if variant else values
 
 
-@measuring(ObjectiveOptions, SpectrumByLayerOptions)
+@measuring(ObjectiveOptions, SpectrumOptions)
 def spectrum(rows: Rows) -> None:
     """Measure the eigenvalues of the Hessian: the largest ones and the smallest, the trace, or the whole density.
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from bnsmooth_cli.derivatives.lanczos import SETTLED, SMALL, SYMMETRY, NotSymmetricError
+from bnsmooth_cli.derivatives.lanczos import EXHAUSTED, SETTLED, SMALL, SYMMETRY, NotSymmetricError
 
 #: An eigenvalue is accurate if its residual, and its change over the last SETTLED products, are at most this share of
 #: it, or of SMALL times the largest magnitude.
@@ -21,8 +21,6 @@ _PER_VALUE: Final = 2
 _MORE: Final = 14
 #: The products for each wanted eigenvalue after which the iteration gives up, and so many more.
 _GIVE_UP: Final = (60, 300)
-#: The basis spans an invariant subspace if the next vector is shorter than this, relative to the largest magnitude.
-_EXHAUSTED: Final = 1e-5
 #: Up to this size, all products with unit vectors are the matrix itself.
 _DENSE: Final = 64
 #: Elements of the vectors of the basis that are combined at once.
@@ -108,7 +106,7 @@ def extreme_eigenpairs(
             if i >= count and (accurate.all() or products >= limit):
                 vectors = _combined(basis[: i + 1], inner[:, wanted])
                 return Eigenpairs(values[wanted], accurate, residuals, vectors, products)
-            if coupling <= _EXHAUSTED * magnitude:  # nothing more is reached from here
+            if coupling <= EXHAUSTED * magnitude:  # nothing more is reached from here
                 following = torch.randn(len(start), generator=random).to(start)
                 _orthogonalise(following, basis[: i + 1])
                 coupling = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -19,13 +19,37 @@ SMALL: Final = 0.01
 MAX_PRODUCTS: Final = 200
 #: The iteration has reached all eigenvectors in the start if the next vector is shorter than this, relative to the
 #: eigenvalue.
-_EXHAUSTED: Final = 1e-5
+EXHAUSTED: Final = 1e-5
 #: The largest difference between u'Hv and v'Hu of two vectors of the iteration, relative to the largest eigenvalue.
 SYMMETRY: Final = 5e-3
 
 
 class NotSymmetricError(ArithmeticError):
     """The operator is not symmetric, so it is not a Hessian: a second derivative is wrong."""
+
+
+def steps(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"]) -> Iterator[tuple[float, float, float]]:
+    """The steps of Lanczos' iteration, which keeps three vectors (Golub & Van Loan 2013, algorithm 10.1.1).
+
+    Args:
+        product: Multiplies a vector (n,) by the operator.
+        start: The first vector.
+
+    Yields:
+        The entries of the next row of the tridiagonal matrix, on the diagonal and beside it, and the difference of the
+        latter from what the transposed operator would give: only rounding, if the operator is symmetric.
+    """
+    vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
+    while True:
+        following = product(vector)
+        back = torch.dot(following, previous)  # the coupling, if the operator is symmetric
+        following.sub_(previous, alpha=coupling)
+        along = torch.dot(following, vector)
+        following.sub_(along * vector)
+        numbers = torch.stack((along, torch.linalg.vector_norm(following), back - coupling)).tolist()
+        diagonal, coupling, asymmetry = numbers
+        yield diagonal, coupling, asymmetry
+        vector, previous = following.div_(coupling), vector
 
 
 def largest_eigenvalue(
@@ -64,17 +88,10 @@ def largest_eigenvalue(
     >>> abs(largest_eigenvalue(lambda v: v * torch.arange(-40.0, 2.0), torch.ones(42), signed=True) - 1) < 1e-3
     True
     """
-    vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
     tridiagonal = np.zeros((MAX_PRODUCTS + 1, MAX_PRODUCTS + 1))
     found = [-np.inf if signed else 0.0] * SETTLED
-    for k in range(MAX_PRODUCTS):
-        following = product(vector)
-        back = torch.dot(following, previous)  # the coupling, if the operator is symmetric
-        following.sub_(previous, alpha=coupling)
-        along = torch.dot(following, vector)
-        following.sub_(along * vector)
-        numbers = torch.stack((along, torch.linalg.vector_norm(following), back - coupling)).tolist()
-        tridiagonal[k, k], coupling, asymmetry = numbers
+    for k, (diagonal, coupling, asymmetry) in zip(range(MAX_PRODUCTS), steps(product, start), strict=False):
+        tridiagonal[k, k] = diagonal
         if not np.isfinite(tridiagonal[k, k]):
             break
         values, vectors = np.linalg.eigh(tridiagonal[: k + 1, : k + 1])
@@ -91,8 +108,7 @@ def largest_eigenvalue(
             found.append(magnitude)
             accurate = np.all(ends + residuals <= (1 + RESIDUAL) * size)
         settled = found[-1] - found[-1 - SETTLED] <= RESIDUAL * size
-        if coupling <= _EXHAUSTED * magnitude or (settled and accurate):
+        if coupling <= EXHAUSTED * magnitude or (settled and accurate):
             return float(values[k] if signed or ends[0] <= ends[1] else values[0])
         tridiagonal[k + 1, k] = tridiagonal[k, k + 1] = coupling
-        vector, previous = following.div_(coupling), vector
     return float("nan")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -11,19 +10,18 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from bnsmooth_cli.derivatives.lanczos import EXHAUSTED, SYMMETRY, NotSymmetricError, steps
+from bnsmooth_cli.derivatives.products import Product
+
 #: The vectors that estimate a trace: the fewest, and the most.
 FEWEST: Final = 8
 MOST: Final = 60
 #: The standard error, relative to the trace, at which no more vectors are drawn.
 TRACE_ACCURACY: Final = 0.05
-#: The vectors have reached an invariant subspace if the next one is shorter than this, relative to the largest node.
-_EXHAUSTED: Final = 1e-5
-
-Product = Callable[[Tensor], Tensor]
 
 
 def quadrature(
-    product: Product, start: Float[Tensor, " n"], nodes: int
+    product: Product, start: Float[Tensor, " n"], nodes: int, symmetry: float = SYMMETRY
 ) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
     r"""Nodes and weights with $v^T f(A) v / v^T v \approx \sum_i w_i f(x_i)$, by Lanczos' iteration.
 
@@ -37,30 +35,30 @@ def quadrature(
         product: Multiplies a vector (n,) by the operator A.
         start: The vector v.
         nodes: The number m of nodes; fewer are returned if products with v span a smaller space.
+        symmetry: The largest asymmetry, relative to the largest node; inf for a product that is known to be right.
 
     Returns:
         The nodes x in ascending order, and their weights w, which add up to 1. NaN if a product is not finite.
+
+    Raises:
+        NotSymmetricError: If the operator is not symmetric to `symmetry`.
 
     >>> nodes, weights = quadrature(lambda v: v * torch.tensor([1.0, 2.0, 3.0]), torch.ones(3), 3)
     >>> nodes.round(3).tolist(), weights.round(3).tolist()
     ([1.0, 2.0, 3.0], [0.333, 0.333, 0.333])
     """
-    vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
     diagonal, beside = np.zeros(nodes), np.zeros(nodes)
-    for k in range(nodes):
-        following = product(vector)
-        following.sub_(previous, alpha=coupling)
-        along = torch.dot(following, vector)
-        following.sub_(along * vector)
-        diagonal[k], coupling = torch.stack((along, torch.linalg.vector_norm(following))).tolist()
-        if not math.isfinite(diagonal[k]):
+    for k, (entry, coupling, asymmetry) in zip(range(nodes), steps(product, start), strict=False):
+        diagonal[k] = entry
+        if not math.isfinite(entry):
             return np.full(nodes, np.nan), np.full(nodes, np.nan)
         largest = np.abs(diagonal[: k + 1]).max() + beside[:k].max(initial=0.0)
-        if coupling <= _EXHAUSTED * largest:
+        if abs(asymmetry) > symmetry * largest:
+            raise NotSymmetricError
+        if coupling <= EXHAUSTED * largest:
             diagonal = diagonal[: k + 1]
             break
         beside[k] = coupling
-        vector, previous = following.div_(coupling), vector
     sides = beside[: len(diagonal) - 1]
     values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(sides, 1) + np.diag(sides, -1))
     return values, vectors[0] ** 2
@@ -71,16 +69,17 @@ def trace(
 ) -> tuple[float, float, int]:
     r"""The trace of an operator, and its standard error: Hutch++ (Meyer et al. 2021, algorithm 1).
 
-    With eigenvectors U and P the projection on the other directions,
+    Approximate eigenvectors take the place of the algorithm's sketch. With $\lambda_i = u_i^T A u_i$ for these vectors,
+    and P the projection on the other directions,
     $$\operatorname{tr} A = \sum_i \lambda_i + E[(Pv)^T A (Pv)]$$
-    over vectors v of random signs. Most of the variance of Hutchinson's estimator comes from the largest eigenvalues,
-    which are exact here. Vectors are drawn until the standard error is at most TRACE_ACCURACY of the trace, FEWEST at
-    least and MOST at most. Where few other directions are left, their part of the trace is computed exactly.
+    over vectors v of random signs. Most of the variance of Hutchinson's estimator comes from the largest eigenvalues.
+    Vectors are drawn until the standard error is at most TRACE_ACCURACY of the trace, FEWEST at least and MOST at most.
+    Where few other directions are left, the whole trace is computed exactly.
 
     Args:
         product: Multiplies a vector (n,) by the operator A.
-        values: Eigenvalues.
-        vectors: Their eigenvectors, orthonormal.
+        values: The numbers u'Au of the vectors u.
+        vectors: The vectors u, orthonormal.
         random: Draws the vectors v.
 
     Returns:

@@ -213,6 +213,23 @@ class Curves:
         return marks
 
 
+def over_layers(table: pd.DataFrame, metrics: Mapping[str, tuple[str, str]]) -> list[Curves]:
+    """A panel over the layers for each metric: the median over the measured steps.
+
+    Args:
+        table: Rows of layers.
+        metrics: The columns, each with its name and its formula.
+    """
+    steps = table["step"].unique()
+    of_steps = f"step {steps[0]:,}" if len(steps) == 1 else f"median over {len(steps)} measured steps"
+    by = [*style.identity(table), "layer"]
+    medians = table.groupby(by, as_index=False, sort=False, observed=True)[list(metrics)].median()
+    return [
+        Curves(f"{title}\n{of_steps}", formula, series(medians, column, x="layer"), height=2.7)
+        for column, (title, formula) in metrics.items()
+    ]
+
+
 def shared(row: Sequence[Curves], headroom: float = scales.HEADROOM) -> list[Curves]:
     """Panels of one quantity on one scale, so that they can be compared by eye."""
     drawn = [curves.values.to_numpy() for panel in row for curves in (*panel.series, *panel.papers)]

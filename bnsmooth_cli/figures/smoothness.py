@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.page import Band, in_row, mark_handle
-from bnsmooth_cli.figures.panels import SATURATED, Curves, Series, along, papers, series
+from bnsmooth_cli.figures.panels import SATURATED, Curves, Series, along, over_layers, papers, series
 
 #: Column -> its name and its formula.
 _METRICS: Final = {
@@ -27,6 +27,8 @@ _MEASURED: Final = {
     "batch_sharpness": ("batch sharpness", "mean of gᵀHg / gᵀg"),
     "critical_lr": ("critical learning rate", "η at which L(θ − ηg) rises"),
 }
+#: The columns that have an edge of stability.
+_STABLE: Final = ("sharpness", *_MEASURED)
 #: The legend's label of the lines that separate stable from unstable values.
 EDGE: Final = "edge of stability"
 #: Column -> its formula for layer i.
@@ -81,7 +83,10 @@ def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]
     bounds = _edges(table)
     more = {column: words for column, words in _MEASURED.items() if column in table and table[column].notna().any()}
     for column, (title, ylabel) in (_METRICS | more).items():
-        drawn, theirs = series(table, column), papers(paper, table, column) + _lines(bounds, column)
+        drawn, theirs = (
+            series(table, column),
+            papers(paper, table, column) + (edge(bounds, column) if column in _STABLE else []),
+        )
         if column == "beta":
             curves.append(Beta(*along(table, title, ylabel), drawn, theirs, saturated=saturated))
         else:
@@ -113,11 +118,16 @@ def _edges(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**edges)
 
 
-def _lines(bounds: pd.DataFrame, column: str) -> list[Series]:
-    """The edge of stability of a column, as one line if it is the same for all runs."""
-    if column not in (*_MEASURED, "sharpness") or not bounds[column].notna().any():
-        return []
+def edge(bounds: pd.DataFrame, column: str) -> list[Series]:
+    """The edge of stability of a column, as one line if it is the same for all runs; nothing if it is unknown.
+
+    Args:
+        bounds: The rows with the edge in the place of the column's values.
+        column: The column.
+    """
     known = bounds[bounds[column].notna()]
+    if known.empty:
+        return []
     dash = (0, (5, 1.5, 1, 1.5))
     if (known.groupby("step")[column].agg(np.ptp) <= 1e-9 * known.groupby("step")[column].max()).all():
         values = known.groupby("step")[[column]].first()
@@ -130,13 +140,5 @@ def _lines(bounds: pd.DataFrame, column: str) -> list[Series]:
 
 def by_layer(table: pd.DataFrame) -> list[Band]:
     """A panel for each metric over the layers: medians over the measured steps."""
-    steps = table["step"].unique()
-    of_steps = f"step {steps[0]:,}" if len(steps) == 1 else f"median over {len(steps)} measured steps"
     table = table.assign(sharpness=table["sharpness"].abs())
-    by = [*style.identity(table), "layer"]
-    medians = table.groupby(by, as_index=False, sort=False, observed=True)[list(_BY_LAYER)].median()
-    drawn: list[Curves] = []
-    for name, formula in _BY_LAYER.items():
-        title = f"{_METRICS[name][0]}\n{of_steps}"
-        drawn.append(Curves(title, formula, series(medians, name, x="layer"), height=2.7))
-    return [in_row(*drawn)]
+    return [in_row(*over_layers(table, {name: (_METRICS[name][0], formula) for name, formula in _BY_LAYER.items()}))]

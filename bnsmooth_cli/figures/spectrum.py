@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.page import Band, in_row, say_empty
-from bnsmooth_cli.figures.panels import Curves, Series, series
-from bnsmooth_cli.figures.smoothness import EDGE
+from bnsmooth_cli.figures.panels import Curves, over_layers, series
+from bnsmooth_cli.figures.smoothness import edge
 
 #: Column -> its name and its formula.
 _METRICS: Final = {
@@ -37,46 +37,27 @@ def panels(table: pd.DataFrame) -> list[Band]:
     effective rank."""
     ranked = table[[*style.identity(table), "step", "eigenvalues"]].explode("eigenvalues")
     ranked["rank"] = ranked.groupby(["run", "step"]).cumcount()
+    stable = edge(table.assign(largest=table["threshold"]), "largest")
     count = int(ranked["rank"].max()) + 1
     bands = [] if count == 1 else [
         Curves(f"the {count} largest eigenvalues", f"λ₁ to λ{count:d}".translate(_SUBSCRIPTS),
-               series(ranked, "eigenvalues", spread="rank"), _edges(table), band=True)
+               series(ranked, "eigenvalues", spread="rank"), stable, band=True)
     ]  # fmt: skip
     drawn = _METRICS | (_BESIDE if "beside" in table else {})
     if bands:  # the top of the band is the largest eigenvalue
         drawn.pop("largest")
     for column, (title, formula) in drawn.items():
         values = table.assign(beside=table["beside"].abs()) if column == "beside" else table
-        bands.append(Curves(title, formula, series(values, column), _edges(table) if column == "largest" else ()))
+        bands.append(Curves(title, formula, series(values, column), stable if column == "largest" else ()))
     return [in_row(*bands, most=3)]
 
 
 _SUBSCRIPTS: Final = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-def _edges(table: pd.DataFrame) -> list[Series]:
-    """The largest stable eigenvalue of each learning rate."""
-    known = table[table["threshold"].notna()]
-    colour, dash = style.ink("#C00000"), (0, (5, 1.5, 1, 1.5))
-    lines = []
-    for lr, rows in known.groupby("lr"):
-        label = EDGE if known["lr"].nunique() == 1 else f"{EDGE}, lr {style.lr_text(float(str(lr)))}"
-        lines.append(Series(style.Look(label, colour, dash, ""), rows.groupby("step")[["threshold"]].median()))
-    return lines
-
-
 def by_layer(table: pd.DataFrame) -> list[Band]:
     """A panel for each metric over the layers: medians over the measured steps."""
-    steps = table["step"].unique()
-    of_steps = f"step {steps[0]:,}" if len(steps) == 1 else f"median over {len(steps)} measured steps"
-    medians = table.groupby([*style.identity(table), "layer"], as_index=False, sort=False, observed=True)[
-        list(_METRICS)
-    ].median()
-    drawn = [
-        Curves(f"{title}\n{of_steps}", formula, series(medians, column, x="layer"), height=2.7)
-        for column, (title, formula) in _METRICS.items()
-    ]
-    return [in_row(*drawn, most=2)]
+    return [in_row(*over_layers(table, _METRICS), most=2)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,13 +69,13 @@ def with_operator(
         place: A number that distinguishes several matrices at one point, such as those of its layers.
 
     Raises:
-        InputError: If the matrix is unknown, or the Gauss-Newton matrix of this point is.
+        InputError: If there is no such matrix, or the products with the Gauss-Newton matrix fail.
     """
     check_curvature(curvature)
     try:
         return find(_exact(point, curvature, names, place))
     except NotSymmetricError:
-        reason = "a second derivative is wrong: the Hessian is not symmetric"
+        reason = "a second derivative is wrong: the matrix is not symmetric"
     except _HiddenError:
         reason = "a backward pass has another derivative than autograd says"
     except torch.OutOfMemoryError:
@@ -93,15 +93,16 @@ class _HiddenError(ArithmeticError):
 
 
 def _exact(point: Point, curvature: str, names: Sequence[str] | None, place: int) -> Operator:
+    symmetry = SYMMETRY if point.problem.has_users_code else math.inf
     if curvature == "ggn":
-        gradient = point.gradient_in([*point.parameters])
-        return Operator(point.gauss_newton(), start_vector(point, gradient, place), "double backward")
+        start = start_vector(point, point.gradient_in([*point.parameters]), place)
+        return Operator(point.gauss_newton(), start, "double backward", symmetry=symmetry)
     gradient, product = point.hessian(names)
     start = start_vector(point, gradient, place)
     if point.own_functions and not is_confirmed(point, names, start, product(start)):
         raise _HiddenError
     by = "double backward" if point.fast_path is None or point.theta.device.type == "mps" else "complex step"
-    return Operator(product, start, by, symmetry=SYMMETRY if point.problem.has_users_code else math.inf)
+    return Operator(product, start, by, symmetry=symmetry)
 
 
 def _by_differences(point: Point, names: Sequence[str] | None, place: int) -> Operator:

@@ -125,7 +125,7 @@ def _extremes(point: Point, top: int | None, operator: Operator, place: int = 0)
 def _beside(point: Point, operator: Operator) -> float:
     """The eigenvalue of H - G of largest magnitude."""
     gauss_newton = point.gauss_newton()
-    return largest_eigenvalue(lambda v: operator.product(v) - gauss_newton(v), operator.start.clone(), math.inf)
+    return largest_eigenvalue(lambda v: operator.product(v) - gauss_newton(v), operator.start, operator.symmetry)
 
 
 @measured
@@ -177,7 +177,7 @@ def _density(point: Point, nodes: int, vectors: int, operator: Operator) -> pd.D
     for number in range(vectors):
         random = generator(point.config.seed, "density", point.step, number)
         start = torch.randn(len(operator.start), generator=random).to(operator.start)
-        values, weights = quadrature(operator.product, start, min(nodes, len(start)))
+        values, weights = quadrature(operator.product, start, min(nodes, len(start)), operator.symmetry)
         frames.append(pd.DataFrame({"vector": number, "rank": range(len(values)), "node": values, "weight": weights}))
     return pd.concat(frames, ignore_index=True)
 

@@ -217,6 +217,8 @@ def top_directions(point: Point, count: int) -> tuple[list[Float[Tensor, " n"]],
         random = generator(point.config.seed, "spectrum", point.step)
         return extreme_eigenpairs(operator.product, operator.start, count, random, operator.symmetry)
 
+    if count > len(point.theta):
+        raise InputError(f"--directions top: {count} directions of one parameter; give --dimensions 1")
     found = with_operator(point, "hessian", find)
     values, vectors = found.values[:count], found.vectors[:count].to(point.theta)
     if not (found.accurate[:count].all() and (values > 0).all()):

@@ -105,14 +105,14 @@ def test_callbacks_take_the_place_of_bars(stderr, tmp_path):
 
 
 def test_a_study_has_one_bar(stderr, tmp_path, monkeypatch):
-    stream = stderr(True)
+    stream, longer = stderr(True), {**SMALL, "steps": 600}  # long enough to be seen while it trains
     monkeypatch.setattr("bnsmooth_cli.studies.progress.INTERVAL", 0.001)
-    bns.study(["none", "l1"], problem="dln", output=tmp_path / "study", measure="ics", **SMALL)
+    bns.study(["none", "l1"], problem="dln", output=tmp_path / "study", measure="ics", **longer)
     (line,) = stream.lines()
     assert line.startswith("study: 2 of 2 runs: 100%|")
     assert ": train " in stream.getvalue()
     stream = stderr(True)
-    bns.study(["none", "l1"], problem="dln", output=tmp_path / "study", measure="ics", **SMALL)
+    bns.study(["none", "l1"], problem="dln", output=tmp_path / "study", measure="ics", **longer)
     assert stream.getvalue() == ""
 
 

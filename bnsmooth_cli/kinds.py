@@ -407,6 +407,8 @@ KINDS: Final = (
             "path_step": _double("step of the path; null on the grid"),
             "x_share": _double("share of the path's variance along x; null for random directions"),
             "y_share": _double("share of the path's variance along y"),
+            "x_eigenvalue": _double("eigenvalue of the Hessian along x; null unless directions are top", added=True),
+            "y_eigenvalue": _double("eigenvalue of the Hessian along y", added=True),
         },
         measurement="surface:MEASUREMENT", figures=(Drawing("surface", "surface:panels"),)),
     Kind("smoothness-by-layer", "smoothness", "a layer at a measured step, all other layers held fixed", {

@@ -287,6 +287,8 @@ def test_the_plane_of_the_top_eigenvectors_curves_as_they_say(point_of):
     rows = bns.surface(point, points=3, extent=1e-3, directions="top")
     grid = rows.pivot(index="x", columns="y", values="loss").to_numpy()
     x, y = rows["x"].max(), rows["y"].max()
+    found = [rows[f"{axis}_eigenvalue"].unique().item() for axis in ("x", "y")]
+    assert found == pytest.approx([float(values[-1]), float(values[-2])], rel=ACCURACY)
     along = [(grid[2, 1] - 2 * grid[1, 1] + grid[0, 1]) / x**2, (grid[1, 2] - 2 * grid[1, 1] + grid[1, 0]) / y**2]
     assert along == pytest.approx([float(values[-1]), float(values[-2])], rel=0.01)
     assert (x, y) == pytest.approx([1e-3 * math.sqrt(2 / float(value)) for value in (values[-1], values[-2])], rel=0.01)

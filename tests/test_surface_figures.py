@@ -202,3 +202,14 @@ def test_an_unfinished_grid_is_drawn_as_far_as_it_goes(rows: int) -> None:
         warnings.simplefilter("error")
         figure.savefig(BytesIO(), format="png", dpi=40)
     assert_finite(figure)
+
+
+def test_the_axes_of_top_directions_say_their_eigenvalues() -> None:
+    planes = make(
+        lambda rough, noise: surface(rough, noise, path=False).assign(x_eigenvalue=31.2834, y_eigenvalue=25.0)
+    )
+    axes = render("surface", planes).axes[0]
+    assert axes.get_xlabel() == "top eigenvector 1 (eigenvalue 31.3)"
+    assert axes.get_ylabel() == "top eigenvector 2 (eigenvalue 25)"
+    lines = make(lambda rough, noise: surface_line(rough, noise).assign(x_eigenvalue=31.3, y_eigenvalue=np.nan))
+    assert render("surface", lines).axes[0].get_xlabel() == "position along the top eigenvector"

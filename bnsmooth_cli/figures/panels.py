@@ -28,6 +28,7 @@ _XLABELS: Final = {
     "step": "training step",
     "alpha": "step length η (multiples of the learning rate)",
     "x": "position along a filter-normalised direction",
+    "eigenvector": "position along the top eigenvector",
     "layer": "layer",
     "data_loss": "training loss without the penalty",
 }

@@ -228,7 +228,9 @@ def _curves(grid: pd.DataFrame) -> list[Curves]:
     for _, rows in grid.groupby("turn"):
         steps = rows["step"].unique()
         at = f", step {steps[0]:,}" if len(steps) == 1 else ""
-        curves.append(Curves(f"loss along a line{at}", "L(θ + x d)", series(rows, "loss", "x"), scale=scale))
+        x = "eigenvector" if _is_top(rows) else "x"
+        drawn = series(rows.rename(columns={"x": x}), "loss", x)
+        curves.append(Curves(f"loss along a line{at}", "L(θ + x d)", drawn, scale=scale))
     return curves or [Curves("loss along a line", "", [])]
 
 
@@ -263,11 +265,18 @@ def _surface(title: str, points: pd.DataFrame) -> Surface:
     whole = grid[grid.groupby("y")["x"].transform("size") == grid["x"].nunique()]
     losses = whole.pivot(index="y", columns="x", values="loss")
     path = points.dropna(subset=["path_step"]).drop_duplicates("path_step", keep="last").sort_values("path_step")
-    return Surface(title, (_label(points["x_share"], 1), _label(points["y_share"], 2)), losses, path[["x", "y"]])
+    return Surface(title, (_label(points, "x", 1), _label(points, "y", 2)), losses, path[["x", "y"]])
 
 
-def _label(shares: pd.Series[float], number: int) -> str:
-    shares = shares[np.isfinite(shares)]
-    if shares.empty:
-        return f"random direction {number}"
-    return f"PCA direction {number} ({100 * shares.iloc[0]:.0f}% of the path)"
+def _label(points: pd.DataFrame, axis: str, number: int) -> str:
+    shares = points[f"{axis}_share"].dropna()
+    if len(shares):
+        return f"PCA direction {number} ({100 * shares.iloc[0]:.0f}% of the path)"
+    if _is_top(points):
+        return f"top eigenvector {number} (eigenvalue {points[f'{axis}_eigenvalue'].dropna().iloc[0]:.3g})"
+    return f"random direction {number}"
+
+
+def _is_top(points: pd.DataFrame) -> bool:
+    """Whether the directions are eigenvectors; tables of earlier versions lack the columns."""
+    return "x_eigenvalue" in points and bool(points["x_eigenvalue"].notna().any())

@@ -78,8 +78,8 @@ def surface(
     Returns:
         One row per grid point, then one per step of the path. Columns: the coordinates `x` and `y`, `loss`,
         `path_step` (null on the grid; for a step of the path, x and y are its projection and `loss` is the loss with
-        its own parameters and buffers), and `x_share` and `y_share`, the share of the path's variance along each
-        principal direction.
+        its own parameters and buffers), `x_share` and `y_share`, the share of the path's variance along each
+        principal direction, and `x_eigenvalue` and `y_eigenvalue`, the eigenvalue along each top direction.
 
     Raises:
         InputError: If the grid is impossible, the path has fewer than three steps besides the point's, is straight, is
@@ -95,7 +95,7 @@ def surface(
     """
     check(points, extent, dimensions, directions)
     point, path = point.at(objective), path or {}
-    theta = point.theta
+    theta, shares, eigenvalues = point.theta, (math.nan, math.nan), [math.nan, math.nan]
     if directions == "pca":
         if point.objective.evaluated and _has_buffers(point) and any(isinstance(s, Tensor) for s in path.values()):
             raise InputError(
@@ -110,12 +110,11 @@ def surface(
         apart = torch.stack([_theta(point, path[step]) - theta for step in steps])
         axes, projection, shares = principal(theta, apart, [step != point.step for step in steps])
         ranges = [_range(projection[:, i], extent) for i in range(2)]
+    elif directions == "top":
+        axes, eigenvalues = top_directions(point, dimensions)
+        ranges = [(-extent * math.sqrt(2 / value), extent * math.sqrt(2 / value)) for value in eigenvalues]
     else:
-        if directions == "top":
-            axes, reaches = top_directions(point, dimensions)
-        else:
-            axes, reaches = random_directions(point, dimensions), [1.0] * dimensions
-        ranges, shares = [(-extent * reach, extent * reach) for reach in reaches], (math.nan, math.nan)
+        axes, ranges = random_directions(point, dimensions), [(-extent, extent)] * dimensions
     values = [np.linspace(low, high, points) for low, high in ranges]
     grid = np.stack([axis.ravel() for axis in np.meshgrid(*values, indexing="ij")], 1)
     losses = point.losses_at(_walk(theta, axes, grid)).cpu().double().numpy()
@@ -125,7 +124,8 @@ def surface(
         losses = torch.cat([_loss_of(point, path[step]) for step in steps]).cpu().double().numpy()
         columns = {"x": projection[:, 0], "y": projection[:, 1], "loss": losses, "path_step": np.array(steps, float)}
         frame = pd.concat([frame, pd.DataFrame(columns)], ignore_index=True)
-    return frame.assign(x_share=shares[0], y_share=shares[1])
+    along = {"x_eigenvalue": eigenvalues[0], "y_eigenvalue": eigenvalues[-1] if dimensions == 2 else math.nan}
+    return frame.assign(x_share=shares[0], y_share=shares[1], **along)
 
 
 def check(points: int, extent: float, dimensions: int, directions: str) -> None:
@@ -207,7 +207,7 @@ def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
 
 
 def top_directions(point: Point, count: int) -> tuple[list[Float[Tensor, " n"]], list[float]]:
-    """The eigenvectors of the largest eigenvalues of the Hessian, and how far a quadratic loss rises by 1.
+    """The eigenvectors of the largest eigenvalues of the Hessian, and the eigenvalues.
 
     Raises:
         InputError: If an eigenvalue is not positive, or is not found.
@@ -228,7 +228,7 @@ def top_directions(point: Point, count: int) -> tuple[list[Float[Tensor, " n"]],
         )
     # The sign of an eigenvector is arbitrary. Here the largest element is positive.
     signs = [torch.sign(vector[vector.abs().argmax()]) for vector in vectors]
-    return [vector * sign for vector, sign in zip(vectors, signs, strict=True)], np.sqrt(2 / values).tolist()
+    return [vector * sign for vector, sign in zip(vectors, signs, strict=True)], values.tolist()
 
 
 def _like(weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

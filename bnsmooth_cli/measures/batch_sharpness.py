@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import torch
 
+from bnsmooth_cli.measures.operators import Operator, exact
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 
 _STEPS: Final = 2**31  # the training steps whose batches are drawn
 
 
-def batch_sharpness(point: Point, batches: int) -> tuple[float, float]:
+def batch_sharpness(point: Point, batches: int, hessian: Callable[[Point], Operator] = exact) -> tuple[float, float]:
     r"""Measure batch sharpness: Andreyev & Beneventano (2024, arXiv 2412.20553).
 
     It is the expected curvature of a minibatch's loss along its own gradient, at fixed parameters:
@@ -29,6 +31,7 @@ def batch_sharpness(point: Point, batches: int) -> tuple[float, float]:
     Args:
         point: The point; its objective says whether the network is in eval mode.
         batches: The number K of batches, at least 1.
+        hessian: Makes the Hessian of a batch.
 
     Returns:
         The mean, and its standard error $\sqrt{\sum_k (b_k - \bar b)^2 / (K (K - 1))}$, which is NaN for one batch.
@@ -41,7 +44,7 @@ def batch_sharpness(point: Point, batches: int) -> tuple[float, float]:
     >>> math.isfinite(mean), error  # the batch is the whole training set, and there is no noise
     (True, 0.0)
     """
-    values = np.array([_along_gradient(on_batch(point, k)) for k in range(batches)])
+    values = np.array([_along_gradient(hessian(on_batch(point, k))) for k in range(batches)])
     error = float(values.std(ddof=1)) / math.sqrt(batches) if batches > 1 else math.nan
     return float(values.mean()), error
 
@@ -55,11 +58,10 @@ def on_batch(point: Point, place: int) -> Point:
     return dataclasses.replace(point, inputs=inputs, targets=targets, step=step).at(objective)
 
 
-def _along_gradient(point: Point) -> float:
+def _along_gradient(hessian: Operator) -> float:
     """The curvature along the gradient; NaN if the gradient is 0 or not finite."""
-    gradient, product = point.hessian()
-    norm = torch.linalg.vector_norm(gradient)
+    norm = torch.linalg.vector_norm(hessian.gradient)
     if not (torch.isfinite(norm) and norm > 0):
         return math.nan
-    unit = gradient / norm
-    return float(torch.dot(unit, product(unit)))
+    unit = hessian.gradient / norm
+    return float(torch.dot(unit, hessian.product(unit)))

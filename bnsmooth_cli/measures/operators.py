@@ -24,8 +24,10 @@ from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import first_line
 
 Found = TypeVar("Found")
-#: The steps of `is_confirmed`, relative to the length of theta, and the largest relative difference.
+#: The steps of `_is_confirmed`, relative to the length of theta, and the largest relative difference.
 _STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
+#: The largest asymmetry of differences of gradients, relative to their error on one vector.
+_UNEVEN: Final = 3
 _CONFIRMED: Final = {torch.float32: 0.01, torch.float64: 0.001}
 
 
@@ -34,13 +36,15 @@ class Operator:
     """A symmetric matrix, known by its products with vectors.
 
     Attributes:
-        product: Multiplies a vector (n,) by it.
+        gradient: The gradient of the loss.
+        product: Multiplies a vector (n,) by the matrix.
         start: A vector to start iterations with: the gradient, mostly in the sharp directions, and a random one.
         products: How products are computed: "complex step", "double backward" or "difference".
         error: The relative error of a product, measured on `start`; NaN if there is rounding alone.
         symmetry: The largest asymmetry that an iteration accepts, relative to the largest eigenvalue.
     """
 
+    gradient: Float[Tensor, " n"]
     product: Product
     start: Float[Tensor, " n"]
     products: str
@@ -69,43 +73,60 @@ def with_operator(
         place: A number that distinguishes several matrices at one point, such as those of its layers.
 
     Raises:
-        InputError: If there is no such matrix, or the products with the Gauss-Newton matrix fail.
+        NoHessianError: If differences of gradients are not symmetric either.
+        InputError: If the outputs of the network are unknown, or products with the Gauss-Newton matrix fail.
     """
     check_curvature(curvature)
     try:
-        return find(_exact(point, curvature, names, place))
+        operator = exact(point, curvature, names, place)
+        if curvature == "hessian" and point.own_functions and not _is_confirmed(point, names, operator):
+            raise _HiddenError
+        return find(operator)
     except NotSymmetricError:
         reason = "a second derivative is wrong: the matrix is not symmetric"
     except _HiddenError:
-        reason = "a backward pass has another derivative than autograd says"
+        reason = f"the backward pass of {', '.join(point.own_functions)} has another derivative than autograd says"
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # PyTorch's error for operations that it differentiates once
-        reason = f"an operation has no second derivative: {first_line(error)}"
+        own = f"; see the backward pass of {', '.join(point.own_functions)}" if point.own_functions else ""
+        reason = f"an operation has no second derivative: {first_line(error)}{own}"
     if curvature != "hessian":
         raise InputError(f"--curvature {curvature}: {reason}; measure the Hessian, whose products can be differences")
-    warnings.warn(f"products with the Hessian are differences of gradients: {reason}", Remark, stacklevel=3)
-    return find(_by_differences(point, names, place))
+    operator = by_differences(point, names, place)
+    try:
+        found = find(operator)
+    except NotSymmetricError:
+        raise NoHessianError(
+            f"{reason}; differences of gradients are not symmetric either, so these are not the gradients of a "
+            "function: is there a detach() or no_grad() in the forward pass or the loss?"
+        ) from None
+    said = f"products with the Hessian are differences of gradients, to {operator.error:.1g}: {reason}"
+    warnings.warn(said, Remark, stacklevel=3)
+    return found
+
+
+class NoHessianError(InputError):
+    """Differences of gradients are not symmetric either, so that autograd's gradients are not those of a function."""
 
 
 class _HiddenError(ArithmeticError):
     """A product with the Hessian is not the difference of two gradients."""
 
 
-def _exact(point: Point, curvature: str, names: Sequence[str] | None, place: int) -> Operator:
+def exact(point: Point, curvature: str = "hessian", names: Sequence[str] | None = None, place: int = 0) -> Operator:
+    """The matrix by PyTorch's derivatives, or those of a fast path. Takes the arguments of `with_operator`."""
     symmetry = SYMMETRY if point.problem.has_users_code else math.inf
     if curvature == "ggn":
-        start = start_vector(point, point.gradient_in([*point.parameters]), place)
-        return Operator(point.gauss_newton(), start, "double backward", symmetry=symmetry)
-    gradient, product = point.hessian(names)
-    start = start_vector(point, gradient, place)
-    if point.own_functions and not is_confirmed(point, names, start, product(start)):
-        raise _HiddenError
-    by = "double backward" if point.fast_path is None or point.theta.device.type == "mps" else "complex step"
-    return Operator(product, start, by, symmetry=symmetry)
+        gradient, product, by = point.gradient_in([*point.parameters]), point.gauss_newton(), "double backward"
+    else:
+        gradient, product = point.hessian(names)
+        by = "double backward" if point.fast_path is None or point.theta.device.type == "mps" else "complex step"
+    return Operator(gradient, product, start_vector(point, gradient, place), by, symmetry=symmetry)
 
 
-def _by_differences(point: Point, names: Sequence[str] | None, place: int) -> Operator:
+def by_differences(point: Point, names: Sequence[str] | None = None, place: int = 0) -> Operator:
+    """The Hessian by differences of gradients, in float64 if possible. Takes the arguments of `with_operator`."""
     if not isinstance(point.problem, ExternalLoop):
         with contextlib.suppress(InputError):  # the user's code does not take float64
             point = point.to(torch.float64)
@@ -117,11 +138,12 @@ def _by_differences(point: Point, names: Sequence[str] | None, place: int) -> Op
         theta[where] = part
         return point.gradients_at(theta[None])[1][0][where]
 
-    start = start_vector(point, gradient_at(whole[where]), place)
+    gradient = gradient_at(whole[where])
+    start = start_vector(point, gradient, place)
     product, wider = (difference(gradient_at, whole[where], scale) for scale in (1.0, 2.0))
     once, twice = product(start), wider(start)
     error = float(torch.linalg.vector_norm(once - twice) / torch.linalg.vector_norm(once))
-    return Operator(product, start, "difference", error)
+    return Operator(gradient, product, start, "difference", error, max(SYMMETRY, _UNEVEN * error))
 
 
 def start_vector(point: Point, gradient: Float[Tensor, " n"], place: int) -> Float[Tensor, " n"]:
@@ -136,19 +158,17 @@ def start_vector(point: Point, gradient: Float[Tensor, " n"], place: int) -> Flo
     return start.add_(gradient / length)
 
 
-def is_confirmed(
-    point: Point, names: Sequence[str] | None, vector: Float[Tensor, " n"], product: Float[Tensor, " n"]
-) -> bool:
+def _is_confirmed(point: Point, names: Sequence[str] | None, operator: Operator) -> bool:
     """Whether a product with the Hessian is the difference of two gradients, for some step length.
 
     A user's own backward pass may treat as constant what is not. Its Hessian can be symmetric nevertheless.
     """
-    unit, size = vector / torch.linalg.vector_norm(vector), torch.linalg.vector_norm(point.theta)
-    expected = product / torch.linalg.vector_norm(vector)
+    length, size = torch.linalg.vector_norm(operator.start), torch.linalg.vector_norm(point.theta)
+    unit, expected = operator.start / length, operator.product(operator.start) / length
     for step in (float(size) * h for h in _STEPS):
         ahead, behind = torch.cat([gradients.clone() for _, gradients in point.along(unit, [-step, step], names)])
-        difference = (ahead - behind) / (2 * step)
-        largest = torch.maximum(torch.linalg.vector_norm(difference), torch.linalg.vector_norm(expected))
-        if torch.linalg.vector_norm(difference - expected) <= _CONFIRMED[vector.dtype] * largest:
+        slope = (ahead - behind) / (2 * step)
+        largest = torch.maximum(torch.linalg.vector_norm(slope), torch.linalg.vector_norm(expected))
+        if torch.linalg.vector_norm(slope - expected) <= _CONFIRMED[unit.dtype] * largest:
             return True
     return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.derivatives.lanczos import MAX_PRODUCTS, SYMMETRY, NotSymmetricError, largest_eigenvalue
+from bnsmooth_cli.derivatives.lanczos import MAX_PRODUCTS, largest_eigenvalue
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.measures import check_batches, check_direction
 from bnsmooth_cli.measures.batch_sharpness import batch_sharpness
@@ -21,16 +21,16 @@ from bnsmooth_cli.measures.critical_lr import critical_lr
 from bnsmooth_cli.measures.landscape import direction_vector, probe, with_direction
 from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, measured
-from bnsmooth_cli.measures.operators import is_confirmed, start_vector
+from bnsmooth_cli.measures.operators import NoHessianError, Operator, by_differences, exact, with_operator
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
-from bnsmooth_cli.randomness import generator
-from bnsmooth_cli.storage.files import first_line
 
 #: A beta within this share of 1 / (alpha_min lr), at a step that leaves at most LEFT of the gradient, is saturated.
 NEAR: Final = 0.02
 LEFT: Final = 0.1
+#: The largest relative error of a product with the Hessian. Lanczos' iteration adds less than it, 0.005.
+MAX_ERROR: Final = 0.01
 
 
 @measured
@@ -194,9 +194,6 @@ def second_order(
 ) -> SecondOrder:
     """The curvature along the line, sharpness and preconditioned sharpness, and batch sharpness.
 
-    PyTorch has no second derivative of some operations, and a wrong one of others. The products of such a Hessian fail,
-    or are not symmetric.
-
     Args:
         point: The point.
         names: The parameters of which the loss is a function; all of them by default. Only then, the optimiser's
@@ -206,67 +203,49 @@ def second_order(
         batches: The number of batches of batch sharpness; 0 leaves it out.
 
     Returns:
-        The numbers; NaN if the gradient is not finite, or 0. NaN with a `Remark` if the Hessian is missing or wrong.
+        The numbers; NaN if the gradient is not finite, or 0. NaN with a `Remark` if there is no Hessian, or its
+        products are differences of gradients whose relative error is above MAX_ERROR.
     """
+    find = functools.partial(_of_hessian, point, names is None, direction)
     try:
-        found = _of_hessian(point, names, place, direction)
-        if found is not None and batches and not math.isnan(found.curvature):
-            mean, error = batch_sharpness(point, batches)
-            return found._replace(batch_sharpness=mean, batch_sharpness_error=error)
-        if found is not None:
-            return found
-        reason = "a backward pass has another derivative than autograd says"
-    except NotSymmetricError:
-        layers = ", ".join(_asymmetric_layers(point)) if names is None else ""
-        reason = f"the Hessian is not symmetric{layers and f' in {layers}'}: a second derivative is wrong"
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # PyTorch's error for operations that it differentiates once
-        reason = f"an operation has no second derivative: {first_line(error)}"
-    own = f"; see the backward pass of {', '.join(point.own_functions)}" if point.own_functions else ""
-    warnings.warn(f"no curvature and no sharpness: {reason}{own}", Remark, stacklevel=2)
-    return SecondOrder()
+        found, make = with_operator(point, "hessian", find, names, place)
+    except NoHessianError as reason:
+        warnings.warn(f"no curvature and no sharpness: {reason}", Remark, stacklevel=2)
+        return SecondOrder()
+    # The graph of the point's Hessian is gone.
+    if batches and not math.isnan(found.curvature):
+        mean, error = batch_sharpness(point, batches, make)
+        return found._replace(batch_sharpness=mean, batch_sharpness_error=error)
+    return found
 
 
-def _of_hessian(point: Point, names: Sequence[str] | None, place: int, direction: str) -> SecondOrder | None:
-    """The numbers of the Hessian at the point; None if the Hessian is not the derivative of the gradient.
-
-    Its graph is gone when this function returns.
-    """
-    gradient, product = point.hessian(names)
+def _of_hessian(
+    point: Point, whole: bool, direction: str, hessian: Operator
+) -> tuple[SecondOrder, Callable[[Point], Operator]]:
+    """The numbers of the Hessian of all parameters (`whole`) or of some, and what makes such a Hessian elsewhere."""
+    make = by_differences if hessian.products == "difference" else exact
+    gradient, product = hessian.gradient, hessian.product
     squared = torch.dot(gradient, gradient)
     if not (torch.isfinite(squared) and squared > 0):
-        return SecondOrder()
-    along = direction_vector(point, gradient, direction)
-    curvature = torch.dot(along, product(along)) / torch.dot(along, along)
-    start = start_vector(point, gradient, place)
-    sharpness = largest_eigenvalue(product, start, SYMMETRY if point.problem.has_users_code else math.inf)
-    if math.isnan(sharpness) and torch.isfinite(curvature):
-        warnings.warn(f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=3)
-    if point.own_functions and not is_confirmed(point, names, start, product(start)):
-        return None
-    preconditioned, divisor = math.nan, None if names is not None else point.optimiser.preconditioner(point.step)
+        return SecondOrder(), make
+    if hessian.error > MAX_ERROR:
+        warnings.warn("no curvature and no sharpness: the differences are too inaccurate", Remark, stacklevel=4)
+        return SecondOrder(), make
+    along = direction_vector(point, gradient, direction).to(gradient)
+    curvature = (torch.dot(along, product(along)) / torch.dot(along, along)).item()
+    sharpness = largest_eigenvalue(product, hessian.start, hessian.symmetry)
+    if math.isnan(sharpness) and math.isfinite(curvature):
+        warnings.warn(f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=4)
+    preconditioned, divisor = math.nan, point.optimiser.preconditioner(point.step) if whole else None
     if divisor is not None:
         scale = divisor.to(gradient).rsqrt()
         preconditioned = largest_eigenvalue(
-            lambda v: product(scale * v).mul_(scale), start.mul_(scale), math.inf, signed=True
+            lambda v: product(scale * v).mul_(scale), hessian.start.mul_(scale), math.inf, signed=True
         )
         if math.isnan(preconditioned) and math.isfinite(sharpness) and torch.isfinite(scale).all():
             said = f"no preconditioned sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice"
-            warnings.warn(said, Remark, stacklevel=3)
-    return SecondOrder(curvature.item(), sharpness, preconditioned)
-
-
-def _asymmetric_layers(point: Point) -> Iterator[str]:
-    """The names of the layers whose own block of the Hessian is not symmetric."""
-    for number, (name, names) in enumerate(point.layers):
-        gradient, product = point.hessian(names)
-        random = generator(point.config.seed, "lanczos", point.step, number)
-        u, v = torch.randn(2, len(gradient), generator=random).to(gradient)
-        forth, back = product(v), product(u)
-        size = torch.linalg.vector_norm(u) * torch.linalg.vector_norm(forth)
-        if (torch.dot(u, forth) - torch.dot(v, back)).abs() > SYMMETRY * size:
-            yield name
+            warnings.warn(said, Remark, stacklevel=4)
+    return SecondOrder(curvature, sharpness, preconditioned), make
 
 
 MEASUREMENT: Final = Measurement(smoothness, plan, additions=frozenset({"batches"}))

@@ -148,7 +148,8 @@ def judge(recipe: Recipe, folder: Path) -> str:
     """Measure the network of a recipe.
 
     Returns:
-        "refused", "measured", "no second derivative", "asymmetric" or "impossible": it does not run by itself.
+        "refused", "measured", "by differences" (of gradients, where PyTorch has no second derivative), "asymmetric" or
+        "impossible": it does not run by itself.
 
     Raises:
         Fault: If a number is wrong, a refusal has no cause, or something of the user's has changed.
@@ -278,6 +279,8 @@ def compare(recipe: Recipe, point: bns.Point, tables: dict[str, Any], remarks: l
                 raise Fault(f"smoothness: curvature {row['curvature']}, sharpness {row['sharpness']} without a remark")
             outcome = "no second derivative"
         else:
+            if any("differences of gradients, to" in str(w.message) for w in remarks):
+                outcome = "by differences"
             bends(close, "smoothness", row, g, hessian)
     layers(plain, point, tables, close, g, hessian if compared else None, bool(missing))
     units(plain, point, tables, close)

@@ -7,7 +7,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from bnsmooth_cli.training.trajectory import Trajectory
 
 _Value = TypeVar("_Value")
 _Argument = TypeVar("_Argument")
+_TOP = 10
 
 
 def _afresh(function: Callable[[_Argument], _Value], argument: _Argument) -> _Value:
@@ -48,23 +49,53 @@ def allocator() -> Iterator[Result]:
     yield faster("allocator", "VGG step, width 1", "freed memory handed back", ours_s, reference_s, 1.05)
 
 
-def _peaks(folder: str) -> tuple[float, float, int]:
-    """The peak memory of the process in bytes after training and after a line probe, and the parameters' size."""
+Work = Callable[[bns.Point], object]
+
+
+def _one_product(point: bns.Point) -> None:
+    gradient, product = point.hessian()
+    product(gradient)
+
+
+def _eigenvalues(point: bns.Point) -> None:
+    bns.spectrum(point, top=_TOP)
+
+
+def _density(point: bns.Point) -> None:
+    bns.spectral_density(point, nodes=10, vectors=1)
+
+
+def _peaks(works: Sequence[Work]) -> list[int]:
+    """The peak memory of the process in bytes, after training and after each work; and the parameters' size."""
     keep_freed_memory()
-    run = bns.train("vgg", "batch", width=1.0, steps=3, save_every=3, output=f"{folder}/run", device="cpu")
-    (point,) = visit(run.source(), [3], "cpu")
-    sizes = []
-    for work in (lambda: None, lambda: bns.landscape(point)):
-        work()
-        sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0)
-    return sizes[0], sizes[1], sum(p.nbytes for p in point.model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        run = bns.train("vgg", "batch", width=1.0, steps=3, save_every=3, output=f"{folder}/run", device="cpu")
+        (point,) = visit(run.source(), [3], "cpu")
+    peaks = []
+    for work in (lambda point: None, *works):
+        work(point)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return [*peaks, sum(p.nbytes for p in point.model.parameters())]
+
+
+def _beyond(name: str, before: str, start: int, peak: int, parameters: int, most: int) -> Result:
+    """The memory beyond a start, in copies of the parameters."""
+    copies = (peak - start) / parameters
+    case = f"{(peak - start) / 2**20:.0f} MiB more than {before} {start / 2**20:.0f}"
+    return Result(name, case, "the parameters", None, None, copies, f"at most {most}x", copies <= most)
 
 
 @row("line-memory")
 def line() -> Iterator[Result]:
     """The memory of the line probe at full width beyond that of training, in copies of the parameters."""
-    with tempfile.TemporaryDirectory() as folder:
-        trained, probed, parameters = _afresh(_peaks, folder)
-    copies = (probed - trained) / parameters
-    case = f"{(probed - trained) / 2**20:.0f} MiB more than training's {trained / 2**20:.0f}"
-    yield Result("line-memory", case, "the parameters", None, None, copies, "at most 3x", copies <= 3)
+    trained, probed, parameters = _afresh(_peaks, [bns.landscape])
+    yield _beyond("line-memory", "training's", trained, probed, parameters, 3)
+
+
+@row("spectrum-memory")
+def spectrum() -> Iterator[Result]:
+    """The memory of eigenvalues and of a density at full width beyond a product's, in copies of the parameters."""
+    _, product, largest, parameters = _afresh(_peaks, [_one_product, _eigenvalues])
+    yield _beyond("spectrum-memory", "a product's", product, largest, parameters, 2 * _TOP + 15)
+    _, product, density, parameters = _afresh(_peaks, [_one_product, _density])
+    yield _beyond("spectrum-memory", "a product's", product, density, parameters, 4)

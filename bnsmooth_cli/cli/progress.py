@@ -84,20 +84,18 @@ class Reports:
                        table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         )  # fmt: skip
         self._as_bars = terminal.err.is_terminal and not terminal.is_quiet()
-        self._bars = Progress(*columns, console=terminal.err, transient=True, expand=True)
+        self._bars = Progress(*columns, console=terminal.err, transient=True, expand=True, disable=not self._as_bars)
         self._stages: dict[str, _Stage] = {}
 
     def __enter__(self) -> Reports:
-        if self._as_bars:
-            self._bars.start()
+        self._bars.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             for work in [*self._stages]:
                 self.finish(work)
-        if self._as_bars:
-            self._bars.stop()
+        self._bars.stop()
 
     def count(self, label: str, total: int, note: str) -> Callable[[], None]:
         """Add a bar that counts pieces of work, and return the function that counts one more."""

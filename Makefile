@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test test-all torture check bench clean norms norms-gpt sharpness paper
+.PHONY: setup demo test test-all torture check bench dist clean norms norms-gpt sharpness paper
 
 setup: $(VENV)/.installed
 
@@ -167,5 +167,11 @@ bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks -o docs/speed.json
 
+# The source distribution and the wheel in dist/, checked as PyPI does.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf demo norms runs sharpness torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo dist norms runs sharpness torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

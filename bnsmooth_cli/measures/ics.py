@@ -127,7 +127,7 @@ def _of_chain(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterat
             yield flatten(torch.autograd.grad(loss, list(modules[place + 1].parameters())))
 
 
-def _compare(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, 4]:
+def _compare(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, " 4"]:
     """Both norms, the distance and the inner product."""
     norm = torch.linalg.vector_norm
     return torch.stack((norm(before), norm(after), norm(before - after), torch.dot(before, after)))

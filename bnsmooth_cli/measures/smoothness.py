@@ -127,7 +127,7 @@ def smoothness(
         "predictiveness_min": distances.min() if resolved else np.nan,
         "predictiveness_max": distances.max() if resolved else np.nan,
         "lipschitz": line["grad_norm"].fillna(np.inf).max(),
-        **_effective_beta(start, moved if resolved else moved.iloc[:0]),
+        **_effective_beta(start["grad_norm"], moved if resolved else moved.iloc[:0]),
         "curvature": second.curvature,
         "sharpness": second.sharpness,
         "preconditioned": second.preconditioned,
@@ -161,17 +161,17 @@ def _check_batches(batches: int, objective: Objective) -> None:
         raise InputError("--batches: are batches of the training set; leave it out, or --objective test")
 
 
-def _effective_beta(start: pd.Series[float], moved: pd.DataFrame) -> dict[str, object]:
-    """The columns `beta`, `beta_alpha` and `saturated`, from the rows of the line probe."""
-    if not start["grad_norm"] > 0 or moved.empty:
+def _effective_beta(grad_norm: float, moved: pd.DataFrame) -> dict[str, object]:
+    """The columns `beta`, `beta_alpha` and `saturated`, from the line probe and the gradient at its start."""
+    if not grad_norm > 0 or moved.empty:
         return {"beta": np.nan, "beta_alpha": np.nan, "saturated": None}
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.nan_to_num((moved["grad_distance"] / moved["distance"]).to_numpy(), nan=np.inf, posinf=np.inf)
     beta, shortest = ratios.max(), moved.iloc[moved["alpha"].to_numpy().argmin()]
     if np.isinf(beta):
         return {"beta": beta, "beta_alpha": np.nan, "saturated": None}
-    lost = shortest["grad_norm"] <= LEFT * start["grad_norm"]
-    near = abs(beta * shortest["distance"] / start["grad_norm"] - 1) <= NEAR
+    lost = shortest["grad_norm"] <= LEFT * grad_norm
+    near = abs(beta * shortest["distance"] / grad_norm - 1) <= NEAR
     return {"beta": beta, "beta_alpha": moved["alpha"].iloc[ratios.argmax()], "saturated": bool(lost and near)}
 
 

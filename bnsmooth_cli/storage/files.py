@@ -18,7 +18,7 @@ from bnsmooth_cli.stopping import undone
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open for writing cannot be removed anyway
+except ImportError:  # Windows, where a file that is open cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
 
 #: The largest JSON or TOML file that is read, in bytes.
@@ -46,21 +46,23 @@ def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written ({error.strerror}); choose another folder") from error
+    held = os.fdopen(handle, "r+b")
     try:
         with undone(lambda: temporary.unlink(missing_ok=True)):
             _lock(handle)
             _remove_abandoned(path, temporary)
             yield temporary
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            os.fsync(handle)
             if path.is_dir():
                 raise InputError(f"{path}: is a folder; choose another file name")
+            if fcntl is None:
+                held.close()  # Windows renames no open file
             temporary.replace(path)
             _sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: not written ({error.strerror or error}); the old file is unchanged") from error
     finally:
-        os.close(handle)
+        held.close()
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 

@@ -29,7 +29,7 @@ def _card(study: Study, name: str) -> Card:
     folder = study.path / "runs"
     runs: list[Any] = list_runs(folder).to_dict("records") if folder.is_dir() else []
     states = _counts(str(run["state"]).split()[0].rstrip(":").replace("step", "unfinished") for run in runs)
-    whole = [run for run in runs if run["norm"] == run["norm"]]  # without those that cannot be read
+    whole = [run for run in runs if pd.notna(run["norm"])]  # without those that cannot be read
     lines = {
         "trains": config.problem,
         "grid": f"norms {_listed(whole, 'norm')}; lr {_listed(whole, 'lr')}; seeds {_listed(whole, 'seed')}"

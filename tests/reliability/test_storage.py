@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from attempts import contents, done, judge, run, start, wait_for
 from complaints import complaints
 from helpers import holder
 
-from bnsmooth_cli.storage import tables
+from bnsmooth_cli.storage import files, tables
 
 TRAIN = f"train {DLN} --norm batch --steps 40 --save-every 10 -o run"
 STUDY = f"compare --norms none,batch {DLN} --steps 20 --save-every 10 -o study"
@@ -225,3 +226,19 @@ def test_a_folder_where_a_file_was(tmp_path, path, line):
     assert ended.code == 2
     assert judge(ended, path) == ""
     assert {name: contents(tmp_path).get(name) for name in before} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the open files")
+def test_a_file_is_closed_before_it_is_renamed_where_locks_are_missing(tmp_path, monkeypatch):
+    """On Windows, which has no fcntl, an open file cannot be renamed."""
+    held = []
+
+    def replace(temporary, target):
+        held.extend(link for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link) == str(temporary))
+        os.replace(temporary, target)
+
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(Path, "replace", replace)
+    files.save_json(tmp_path / "a.json", {"format": 1})
+    assert files.load_json(tmp_path / "a.json", "test folder", 1, ()) == {"format": 1}
+    assert held == []

@@ -90,7 +90,11 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
     except OSError as error:  # which a walk would take for a folder without runs
         raise InputError(f"{folder}: cannot be read ({error.strerror}); give a folder that you may read") from error
     rows = [row_of(path) for path in _run_folders(folder)]
-    return RunList(pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    typed = table.astype(COLUMNS)
+    texts = [name for name, type_ in COLUMNS.items() if type_ == "str"]
+    typed[texts] = typed[texts].where(table[texts].notna())  # pandas 2 makes the text "None" of a null
+    return RunList(typed)
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,6 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element
 
 import griffe
 from latex2mathml.converter import convert
@@ -36,13 +35,13 @@ _DOCTEST = re.compile(r"^>>> .*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 class Formulas(Extension):
     """`$...$` and `$$...$$` as MathML, which browsers draw by themselves."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802  the name is Markdown's
+    def extendMarkdown(self, md: Markdown) -> None:
         # Before backslashes are taken for escapes.
         md.inlinePatterns.register(_Formula(r"(?<![\\$\w])(\$\$?)(?!\s)([^$]+?)(?<!\s)\1(?!\w)", md), "formula", 185)
 
 
 class _Formula(InlineProcessor):
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]  # noqa: N802
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
         display = "block" if m[1] == "$$" else "inline"
         return self.md.htmlStash.store(convert(" ".join(m[2].split()), display=display)), m.start(0), m.end(0)
 

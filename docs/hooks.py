@@ -42,8 +42,10 @@ class Formulas(Extension):
 
 class _Formula(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
-        display = "block" if m[1] == "$$" else "inline"
-        return self.md.htmlStash.store(convert(" ".join(m[2].split()), display=display)), m.start(0), m.end(0)
+        block = m[1] == "$$"
+        formula = convert(" ".join(m[2].split()), display="block" if block else "inline")
+        html = f'<span class="formula">{formula}</span>' if block else formula
+        return self.md.htmlStash.store(html), m.start(0), m.end(0)
 
 
 class Doctests(griffe.Extension):

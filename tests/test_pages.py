@@ -1,27 +1,24 @@
 """The pages that a user follows: every command and every snippet runs, and prints what its page shows.
 
-`python tests/test_pages.py` runs the commands whose output the README and the tutorial show, at full size and in a
-terminal of 80 columns, and writes what they print into these pages and what they draw into docs/images/. It takes about
-ten minutes on two idle cores.
+`python tests/test_pages.py FOLDER` runs the commands whose output the README and the tutorial show: at full size, in
+this folder, in a terminal of 80 columns. It writes what they print into the pages, and what they draw into docs/images/.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import commands
+from helpers import ENVIRONMENT, commands
 from PIL import Image
 from torchvision.models import resnet18
 
@@ -42,7 +39,7 @@ PAGES = {
 }
 #: The pages with output that the commands of this file write.
 SHOWN = ("README.md", "docs/tutorial.md")
-BLOCK = re.compile(r'^```(\w+)(?: title="(.*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"\n]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:    |\$ )(bnsmooth .*)$", re.MULTILINE)
 OPTION = re.compile(r"--[a-z][a-z-]+")
 
@@ -249,30 +246,28 @@ def excerpt(parts: list[str], output: str) -> str:
         at = next(i for i in range(at, len(lines)) if skeleton(lines[i]) == skeleton(part[0]))
         shown.append("\n".join(lines[at : at + len(part)]))
         at += len(part)
-    return "\n...\n".join([*shown, ""])  # it does not show the end
+    return "\n...\n".join([*shown, ""])
 
 
-def rewrite(name: str) -> None:
-    """Run the sessions of a page, and write what they print and draw."""
+def rewrite(name: str, folder: Path) -> None:
+    """Run the sessions of a page in a folder, and write what they print and draw."""
     page = PAGES[name]
-    shell = {**os.environ, "FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as folder:
-        for line, parts in [*sessions(page)]:
-            command = line.replace("bnsmooth", f"{sys.executable} -m bnsmooth_cli", 1)
-            done = subprocess.run(
-                command, shell=True, cwd=folder, env=shell, stdout=subprocess.PIPE, text=True, check=True
-            )
-            printed = "\n".join(line.rstrip() for line in excerpt(parts, done.stdout).splitlines())
-            before = re.search(rf"^\$ {re.escape(line)}\n(.*?)(?=^\$ |^```)", page, re.MULTILINE | re.DOTALL)
-            assert before
-            ended = "\n\n" if before[1] == "\n" or before[1].endswith("\n\n") else "\n"
-            page = page[: before.start(1)] + printed + ended + page[before.end(1) :]
-        for picture in re.findall(r"images/(\S+\.png)\)", page):
-            if (drawn := Path(folder, picture)).exists():
-                shutil.copy(drawn, DOCS / "images" / picture)
+    shell = {**ENVIRONMENT, "FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    for line, parts in [*sessions(page)]:
+        command = line.replace("bnsmooth", f"{sys.executable} -m bnsmooth_cli", 1)
+        done = subprocess.run(command, shell=True, cwd=folder, env=shell, stdout=subprocess.PIPE, text=True, check=True)
+        printed = "".join(f"{line.rstrip()}\n" for line in excerpt(parts, done.stdout).splitlines())
+        before = re.search(rf"^\$ {re.escape(line)}\n(.*?)(?=^\$ |^```)", page, re.MULTILINE | re.DOTALL)
+        assert before
+        end = "\n" if before[1] == "\n" or before[1].endswith("\n\n") else ""
+        page = page[: before.start(1)] + printed + end + page[before.end(1) :]
+    for picture in re.findall(r"images/(\S+\.png)\)", page):
+        shutil.copy(folder / picture, DOCS / "images" / picture)
     (ROOT / name).write_text(page)
 
 
 if __name__ == "__main__":
+    work = Path(sys.argv[1])
+    work.mkdir(parents=True, exist_ok=True)
     for shown in SHOWN:
-        rewrite(shown)
+        rewrite(shown, work)

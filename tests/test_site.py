@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from helpers import ENVIRONMENT
-from test_report import browser
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +51,7 @@ def test_the_api_page_has_formulas_examples_and_signatures(site):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1400])
-def test_no_page_is_wider_than_its_window(site, browser, width):  # noqa: F811
+def test_no_page_is_wider_than_its_window(site, browser, width):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
     handler.log_message = lambda *_: None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

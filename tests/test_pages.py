@@ -1,7 +1,8 @@
 """The pages that a user follows: every command and every snippet runs, and prints what its page shows.
 
 `python tests/test_pages.py FOLDER` runs the commands whose output the README and the tutorial show: at full size, in
-this folder, in a terminal of 80 columns. It writes what they print into the pages, and what they draw into docs/images/.
+this folder, in a terminal of 80 columns. It writes what they print into the pages, and what they draw into
+docs/images/.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ SHORTER = {
     " --steps 100 --lr 0.05": " --lr 0.05",
 }
 SHORTER_PYTHON = {'seeds=range(5), problem="dln"': 'seeds=range(1), problem="dln", steps=20'}
+#: Options of TensorBoard and SLURM.
+OTHERS = {"--logdir", "--signal", "--gres"}
 #: What the Python of a page prints, and how often.
 PRINTED = {"docs/how-to/study.md": ("-seed0: ", 3)}
 #: The workers of a cluster; tests/test_docs.py has one.
@@ -186,7 +189,7 @@ def test_the_pages_show_every_command_and_only_options_that_there_are(cli):
         for line in COMMAND.findall(page):
             assert {*OPTION.findall(line)} <= options[line.split()[1]], (name, line)
             used.setdefault(line.split()[1], name)
-        known = set().union(*options.values(), {"--logdir"} if "tensorboard --logdir" in page else ())
+        known = set().union(*options.values(), OTHERS)
         text = re.sub(r"^    (?!bnsmooth).*$", "", BLOCK.sub("", page), flags=re.MULTILINE)  # not of other programs
         assert {*OPTION.findall(text)} <= known, name
     assert {*used} == {*commands()}

@@ -41,7 +41,7 @@ class Formulas(Extension):
 
 
 class _Formula(InlineProcessor):
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:
         block = m[1] == "$$"
         formula = convert(" ".join(m[2].split()), display="block" if block else "inline")
         html = f'<span class="formula">{formula}</span>' if block else formula
@@ -58,7 +58,7 @@ class Doctests(griffe.Extension):
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the formulas, and a link to the sources: the setting `repo_url` would ask GitHub for the number of stars."""
-    config.markdown_extensions.append(Formulas())  # type: ignore[arg-type]
+    config.markdown_extensions.append(Formulas())
     config.extra["social"] = [{"icon": "fontawesome/brands/github", "link": SOURCES}]
     return config
 

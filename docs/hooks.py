@@ -26,7 +26,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-SOURCES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
 _LINK = re.compile(r"(?<=\]\()(?!https?:)([^)#\s]+)")
 _NESTED = re.compile(r"^( +)(?=- )", re.MULTILINE)
 _DOCTEST = re.compile(r"^>>> .*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -57,9 +57,10 @@ class Doctests(griffe.Extension):
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the formulas, and a link to the sources: the setting `repo_url` would ask GitHub for the number of stars."""
+    """Add the formulas and the addresses. The setting `repo_url` would ask GitHub for the number of stars."""
     config.markdown_extensions.append(Formulas())
-    config.extra["social"] = [{"icon": "fontawesome/brands/github", "link": SOURCES}]
+    config.extra["social"] = [{"icon": "fontawesome/brands/github", "link": URLS["Repository"]}]
+    config.site_url = URLS["Documentation"]
     return config
 
 
@@ -79,7 +80,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if path == "README.md":
             path = "docs/index.md"
         elif (ROOT / path).is_dir() or not path.startswith("docs/"):
-            return f"{SOURCES}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
+            return f"{URLS['Repository']}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
         return posixpath.relpath(path, here)
 
     return _LINK.sub(link, _NESTED.sub(r"\1\1", markdown))

@@ -11,7 +11,7 @@ THEORY ?=
 SURFACE ?=
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: setup demo test test-all torture check bench dist clean norms norms-gpt sharpness paper
+.PHONY: setup demo docs docs-serve test test-all torture check bench dist clean norms norms-gpt sharpness paper
 
 setup: $(VENV)/.installed
 
@@ -66,7 +66,7 @@ demo/%.png:
 demo/compare.parquet: demo/.vgg-smoothness
 	$(BNSMOOTH) compare $(VGG) -o $@ --force
 
-# The picture in docs/notebook.md.
+# The picture in docs/how-to/figure.md.
 docs/images/surface.png: demo/surface.png
 	cp $< $@
 
@@ -167,6 +167,14 @@ bench: setup
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks -o docs/speed.json
 
+# The documentation as a site in site/; docs-serve shows it at http://127.0.0.1:8000 while pages are edited. Links between
+# pages are checked.
+docs docs-serve: export NO_MKDOCS_2_WARNING := 1
+docs: setup
+	$(BIN)/mkdocs build --strict
+docs-serve: setup
+	$(BIN)/mkdocs serve --strict
+
 # The source distribution and the wheel in dist/, checked as PyPI does.
 dist: setup
 	rm -rf dist
@@ -174,4 +182,4 @@ dist: setup
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf demo dist norms runs sharpness torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo dist site norms runs sharpness torture build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -23,6 +24,9 @@ import bnsmooth_cli as bns  # noqa: E402
 from bnsmooth_cli.cli import main  # noqa: E402
 
 torch.set_num_threads(1)
+
+#: The browsers that tests look for.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,3 +81,18 @@ def cli(
         return int(stop.value.code or 0), streams.out, complaints(streams.err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    """A headless browser that is installed on this machine."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+               "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=path, args=options)
+        yield opened
+        opened.close()

@@ -1,71 +1,30 @@
-"""The documentation is true: its commands run, and its options and columns exist."""
+"""The generated pages and the pages of results are true, and so are links, pictures and bounds."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from helpers import commands
-from PIL import Image
-from torchvision.models import resnet18
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import config, presets
 from bnsmooth_cli.cli import reference
 from bnsmooth_cli.data import texts
-from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.studies import grid
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^(?:    |\$ )(bnsmooth .*)$", README, re.MULTILINE)
 TORTURE = ROOT / "tests/reliability/torture.py"
-STUDIES = (ROOT / "docs/studies.md").read_text()
-#: The presets of the tests, as the examples use them. The names of runs are those of the documentation.
-SMALL_PRESETS = {
-    "vgg": {"width": 0.0625, "batch_size": 16, "steps": 40, "save_every": 10},
-    "dln": {"dimension": 4, "samples": 40, "steps": 20, "save_every": 10},
-    "gpt": {
-        "depth": 1,
-        "embedding": 8,
-        "heads": 2,
-        "context": 8,
-        "batch_size": 4,
-        "warmup": 2,
-        "steps": 20,
-        "save_every": 10,
-    },
-    "own": {"batch_size": 16, "steps": 4, "save_every": 2},
-}
-SHORTER = {
-    "--steps 3000 --save-every 150 --eval-every 150": "--steps 60 --save-every 30 --eval-every 30",
-    "--every 100": "--every 10",
-    "--every 250": "--every 10",
-    "0,150,300": "0,10,30",
-    "0,300": "0,30",
-    "000050.pt": "000030.pt",
-    "--points 31": "--points 3",
-    "--points 13": "--points 3",
-    "none,batch,l1,l2,linf,layer,group:4,instance,weight,rms": "none,group:4",
-    "--seeds 0-2": "--seeds 0",
-    " --steps 100 --lr 0.05 --at 0,100": " --lr 0.05 --at 0,4",
-    " --steps 100 --lr 0.05": " --lr 0.05",
-}
-OWN = (ROOT / "docs/own.md").read_text()
-NOTEBOOK = (ROOT / "docs/notebook.md").read_text()
+CLUSTER = (ROOT / "docs/how-to/cluster.md").read_text()
 
 
 @pytest.fixture
@@ -78,112 +37,6 @@ def done(cli):
         return out
 
     return call
-
-
-@pytest.fixture
-def own_files(tmp_path):
-    """The files of a user's folder: the examples of a norm and of problems, and weights."""
-    for path in (ROOT / "docs/examples").glob("*.py"):
-        shutil.copy(path, tmp_path)
-    torch.save(resnet18(num_classes=10, norm_layer=BatchNorm).state_dict(), tmp_path / "model.pt")
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Presets of fewer steps and narrower networks, under their usual names."""
-
-    def shrunk(entry, values):
-        return dataclasses.replace(entry, presets={name: {**of, **values} for name, of in entry.presets.items()})
-
-    for name, entry in presets.PROBLEMS.items():
-        monkeypatch.setitem(presets.PROBLEMS, name, shrunk(entry, SMALL_PRESETS[name]))
-    monkeypatch.setattr(presets, "CUSTOM", shrunk(presets.CUSTOM, SMALL_PRESETS["own"]))
-
-
-def smaller(line):
-    """A line of the documentation in small: with shorter lists of steps and norms."""
-    command = line.removeprefix("bnsmooth ")
-    for shown, shorter in SHORTER.items():
-        command = command.replace(shown, shorter)
-    return command
-
-
-def skeleton(text):
-    """What a command prints, without its numbers and its spacing."""
-    return re.sub(r"-?\d[\d.e+-]*", "0", " ".join(text.split()))
-
-
-def demonstrated(folder):
-    """The commands of `make demo`, in an order in which one job runs them."""
-    shutil.copy(ROOT / "Makefile", folder)
-    (folder / ".venv").mkdir()
-    for name in ("pyproject.toml", ".venv/.installed"):
-        (folder / name).touch()
-    shown = subprocess.run(["make", "-n", "BNSMOOTH=bnsmooth", "demo"], cwd=folder, capture_output=True, text=True)
-    return [line for line in shown.stdout.splitlines() if line.startswith("bnsmooth ")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("before", ["make setup", "make demo"])
-def test_every_command_of_the_readme_runs_in_its_order_and_prints_what_it_shows(
-    done, small, own_files, tmp_path, before
-):
-    """After either command for the whole project; in small, with a small folder of images where CIFAR-10 would be."""
-    for split in ("train", "test"):
-        for label, number in itertools.product("ab", range(20)):
-            (tmp_path / "path/to/cifar10" / split / label).mkdir(parents=True, exist_ok=True)
-            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "path/to/cifar10" / split / label / f"{number}.png")
-    file = "\n".join(re.findall(r"^    (.*)$", README.split("# study.toml")[1].split("bnsmooth")[0], re.MULTILINE))
-    for shown, shorter in {'"cifar10"': '"path/to/cifar10"', "0.1, 0.5": "0.1", r'"batch".*"': '"batch"'}.items():
-        file = re.sub(shown, shorter, file)
-    (tmp_path / "study.toml").write_text(file)
-    if before == "make demo":
-        for line in demonstrated(tmp_path):
-            done(smaller(line))
-    printed = dict(part.split("\n", 1) for part in README.split("```")[1].split("$ ")[1:])
-    ran = set()
-    for line in COMMANDS:
-        command = smaller(line)
-        for pattern in re.findall(r"\S+\*\S+", command):  # as a shell expands it
-            command = command.replace(pattern, " ".join(map(str, sorted(tmp_path.glob(pattern)))))
-        out, shown = done(command), printed.pop(line, None)
-        if shown is not None and before == "make setup":  # the demo has measured more steps
-            assert skeleton(shown) == skeleton(out)
-        ran.add(command.split()[0])
-    assert not printed
-    assert ran == set(commands())
-
-
-@pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path):
-    block = README.split("## From Python")[1].split("\n\n")[1:3]
-    code = "\n".join(line.removeprefix("    ") for part in block for line in part.splitlines())
-    assert "bns.train" in code
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-
-
-@pytest.mark.slow
-def test_every_command_of_the_page_of_own_code_runs(done, small, own_files):
-    lines = re.findall(r"^    (bnsmooth .*)$", OWN, re.MULTILINE)
-    for line in lines:
-        done(smaller(line))
-    assert {line.split()[1] for line in lines} == {"train", "landscape", "smoothness", "ics", "surface", "compare"}
-
-
-def test_the_code_of_the_page_of_own_code_is_that_of_its_examples():
-    blocks = re.findall(r"^```python\n(.*?)^```", OWN, re.MULTILINE | re.DOTALL)
-    norm, problem = ((ROOT / "docs/examples" / name).read_text() for name in ("dyt.py", "digits.py"))
-    assert blocks[0] == norm
-    assert blocks[1] in problem
-
-
-@pytest.mark.slow
-def test_the_python_of_the_notebook_page_runs(tmp_path):
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", NOTEBOOK, re.MULTILINE | re.DOTALL))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert {"landscape.png", "landscape.parquet", "mine.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def norm_table(summary):
@@ -221,15 +74,6 @@ def test_the_page_of_norms_has_the_learning_rates_of_the_transformer():
     assert "\n".join(lines) in (ROOT / "docs/norms.md").read_text()
     of_layer = summary[(summary["norm"] == "layer") & (summary["figure"] == "final_loss")]
     assert of_layer.loc[of_layer["median"].idxmin(), "lr"] == config.resolve("gpt").lr
-
-
-def test_every_option_that_the_readme_names_exists(done):
-    shown = re.compile(r"--[a-z][a-z-]+")
-    options = {command: {*shown.findall(done(f"{command} --help"))} for command in commands()}
-    for line in COMMANDS:
-        assert {*shown.findall(line)} <= options[line.split()[1]], line
-    assert {*re.findall(r"^\| `([a-z]+)` \|", README, re.MULTILINE)} == {*commands()}
-    assert {*shown.findall(README)} - {"--logdir"} <= set().union(*options.values())
 
 
 def test_the_reference_page_is_what_the_registries_say():
@@ -271,13 +115,14 @@ BIN = Path(sys.executable).parent
 SMALL_STUDY = "--problem dln --dimension 4 --samples 30 --steps 20 --save-every 10 --threads 1"
 
 
-def fenced(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+def shown(name):
+    """The content of a file that the page of clusters shows."""
+    return re.findall(rf'^```[a-z]+ title="{name}"\n(.*?)^```', CLUSTER, re.MULTILINE | re.DOTALL)[0]
 
 
 @pytest.mark.slow
-def test_the_makefile_of_the_studies_page_does_a_study(tmp_path):
-    (tmp_path / "study.mk").write_text(fenced(STUDIES, "make"))
+def test_the_makefile_of_the_cluster_page_does_a_study(tmp_path):
+    (tmp_path / "study.mk").write_text(shown("study.mk"))
     line = ["make", "-j2", "-f", "study.mk", "NORMS=none,batch", "SEEDS=0,1", f"TRAIN={SMALL_STUDY}"]
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     for said in ("study/report.html", "nothing to be done"):
@@ -288,7 +133,7 @@ def test_the_makefile_of_the_studies_page_does_a_study(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_cluster_of_the_studies_page_does_a_study(tmp_path):
+def test_the_cluster_of_the_cluster_page_does_a_study(tmp_path):
     """Real jobs of dask-jobqueue, in a queue that starts each at once."""
     sbatch = 'job=$(cat "$1")\nsetsid sh -c "$job" >/dev/null 2>&1 &\necho "Submitted batch job $!"'
     queue = {"sbatch": sbatch, "scancel": 'kill -- "-$1"'}
@@ -299,7 +144,7 @@ def test_the_cluster_of_the_studies_page_does_a_study(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    script = fenced(STUDIES.split("## SLURM")[1], "python").replace("8786", port).replace("jobs=16", "jobs=2")
+    script = shown("cluster.py").replace("8786", port).replace("jobs=16", "jobs=2")
     (tmp_path / "cluster.py").write_text(script)
     process = subprocess.Popen(
         [sys.executable, "cluster.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL,
@@ -319,11 +164,8 @@ def test_the_cluster_of_the_studies_page_does_a_study(tmp_path):
     assert len([*tmp_path.glob("study/runs/*/train.parquet")]) == 2
 
 
-def test_every_option_of_the_studies_page_exists(done):
-    shown = re.compile(r"--[a-z][a-z-]+")
-    lines = re.findall(r"bnsmooth compare .*$", STUDIES, re.MULTILINE)
-    assert {option for line in lines for option in shown.findall(line)} <= set(shown.findall(done("compare --help")))
-    install = re.search(r"pip install '?([a-z-]+)'?\n    python cluster", STUDIES)
+def test_the_cluster_page_installs_what_its_script_imports():
+    install = re.search(r"pip install '?([a-z-]+)'?\n    python cluster", CLUSTER)
     assert install
     assert f'"{install[1]}' in (ROOT / "pyproject.toml").read_text()
 
@@ -357,8 +199,9 @@ def test_make_torture_does_what_the_reliability_page_says():
 
 
 def test_pictures_and_links_of_the_documentation_exist():
-    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    notebooks = (ROOT / "notebooks").glob("*.ipynb")
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *notebooks):
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
 

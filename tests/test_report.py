@@ -234,7 +234,6 @@ def test_bad_input_is_one_line(cli, tmp_path, study, line, said):
 
 # In a browser, at the widths of a telephone, a tablet and a desktop.
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (400, 900, 1400)
 #: The elements that reach out of the window, but for those in a box that scrolls visibly.
 OUTSIDE = """() => [...document.querySelectorAll("body *")].filter(element => {
@@ -242,21 +241,6 @@ OUTSIDE = """() => [...document.querySelectorAll("body *")].filter(element => {
     if (!box.width || element.closest("script, .scroll table")) return false;
     return box.left < -1 || box.right > document.documentElement.clientWidth + 1;
 }).map(element => element.outerHTML.slice(0, 80))"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless browser that is installed on this machine."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-               "--disable-component-update", "--disable-sync"]  # fmt: skip
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=path, args=options)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

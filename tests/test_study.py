@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -186,17 +185,6 @@ def test_arguments_that_do_not_fit_are_refused_before_any_work(tmp_path, changed
     with pytest.raises(bns.InputError, match=message):
         bns.study(**{**ARGUMENTS, **changed}, output=tmp_path / "study")
     assert not (tmp_path / "study").exists()
-
-
-@pytest.mark.slow
-def test_the_script_of_the_studies_page_runs(tmp_path):
-    page = (Path(__file__).parents[1] / "docs/studies.md").read_text()
-    script = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
-    script = script.replace("range(5)", "range(1)").replace('problem="dln"', 'problem="dln", steps=20')
-    (tmp_path / "script.py").write_text(script)
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("-seed0: ") == 3
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def page() -> str:
         "## Norms\n",
         *table("`--norm` | description | statistics over",
                [*((f"`{norm.name}`", norm.text, norm.over) for norm in norms.NORMS),
-                (f"`{norms.USER_NORM}`", "a class of your own ([own.md](own.md#a-norm))", "")]),
+                (f"`{norms.USER_NORM}`", "a class of your own ([my norm](how-to/norm.md))", "")]),
         "## Problems and presets\n",
         "The preset `quick` is the default. The preset `paper` has the learning rate, batch size and number of steps "
         "that the paper states; VGG-A and the scale of the linear network's loss are our choice. The transformer `gpt` "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,11 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import converted, copied, restored
+from bnsmooth_cli.networks.replacing import put
 from bnsmooth_cli.networks.wrappers import on_one_device, unwrapped
 from bnsmooth_cli.norms.state import prepared, stateful
+from bnsmooth_cli.presets import CustomSettings
 from bnsmooth_cli.problems.answers import Answers
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped, squared_deviations
@@ -94,9 +97,9 @@ class CustomProblem(Problem):
     def _call_function(self) -> Workload:
         function, name, requested = user_code.load(self.config.problem, "problem"), self.config.norm, []
 
-        def norm(num_features: int) -> nn.Module:
+        def norm(num_features: int, *, device: Any = None, dtype: torch.dtype | None = None) -> nn.Module:
             requested.append(num_features)
-            return norms.build(name, num_features)
+            return norms.build(name, num_features).to(device, dtype)  # timm gives both to its norms
 
         with seeded(self.config.seed), user_code.explaining(f"{self._option}: called with a norm, it fails"):
             result = function(norm)
@@ -110,8 +113,15 @@ class CustomProblem(Problem):
         parameters = [*model.parameters()]
         if parameters and not any(map(is_lazy, parameters)):  # others come with the first forward pass
             check_parameters(model, self._option)
-        if name != "none" and not requested:
-            raise InputError(f"{self._option}: makes no use of the norm that it is called with; give --norm none")
+        if isinstance(settings := self.config.settings, CustomSettings) and settings.swap_norm:
+            with seeded(self.config.seed), user_code.explaining(f"{self._option}: --swap-norm"):
+                replaced = put(model, name)
+            warnings.warn(f"{self._option}: {replaced}", Remark, stacklevel=2)
+        elif name != "none" and not requested:
+            raise InputError(
+                f"{self._option}: makes no use of the norm that it is called with; give --norm none for the model as "
+                "it is, or --swap-norm to replace its norm modules"
+            )
         return Workload(model, *parts[1:])
 
     def call(self, model: nn.Module, inputs: Values) -> Any:

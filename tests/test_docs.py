@@ -65,6 +65,7 @@ SHORTER = {
     " --steps 100 --lr 0.05": " --lr 0.05",
 }
 OWN = (ROOT / "docs/own.md").read_text()
+FRAMEWORKS = (ROOT / "docs/how-to/frameworks.md").read_text()
 NOTEBOOK = (ROOT / "docs/notebook.md").read_text()
 
 
@@ -176,6 +177,24 @@ def test_the_code_of_the_page_of_own_code_is_that_of_its_examples():
     norm, problem = ((ROOT / "docs/examples" / name).read_text() for name in ("dyt.py", "digits.py"))
     assert blocks[0] == norm
     assert blocks[1] in problem
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_of_frameworks_runs(done, small, own_files):
+    lines = re.findall(r"^    (bnsmooth .*)$", FRAMEWORKS, re.MULTILINE)
+    for line in lines:
+        done(smaller(line))
+    measuring = {"landscape", "smoothness", "spectrum", "ics", "activations"}
+    assert {line.split()[1] for line in lines} == {"train", "compare", *measuring}
+
+
+def test_the_code_of_the_page_of_frameworks_is_that_of_its_example():
+    *blocks, script = re.findall(r"^```python\n(.*?)^```", FRAMEWORKS, re.MULTILINE | re.DOTALL)
+    example = (ROOT / "docs/examples/frameworks.py").read_text()
+    assert len(blocks) == 4
+    assert all(block in example for block in blocks)
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert shown.stdout.strip() == script.rpartition("# ")[2].strip(), shown.stderr
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ class CustomSettings(Settings):
     eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)
     swap_norm: bool = setting(
         "put --norm in the place of the model's own norm modules; none removes them", default=False, tag="swapnorm",
-        words="norms swapped",
+        words="swapped norms",
     )  # fmt: skip
 
 

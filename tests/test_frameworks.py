@@ -6,6 +6,8 @@ import copy
 import itertools
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -397,12 +399,44 @@ def not_wrapped(norm):
 
 
 def test_a_wrapped_network_of_a_problem_trains_as_the_network_itself(tmp_path):
-    """SyncBatchNorm itself takes no tensors of a CPU."""
     runs = [bns.train(f, "none", output=tmp_path / f.__name__, **SETTINGS) for f in (wrapped, not_wrapped)]
     tables = [bns.read_table(run.train_path)[["loss", "test_loss"]] for run in runs]
     assert tables[0].equals(tables[1])
     frames = [bns.activations(bns.load_point(run, 4)).drop(columns="run") for run in runs]
     assert frames[0].drop(columns="problem").equals(frames[1].drop(columns="problem"))
+
+
+ALONE = """
+import sys, torch
+from torch import nn
+from torch.nn import functional as F
+import bnsmooth_cli as bns
+
+rank = int(sys.argv[1])
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+x, y = torch.randn(40, 3), torch.randint(2, (40,))
+model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.parallel.DistributedDataParallel(net))
+if rank == 0:
+    rows = bns.smoothness(bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.1))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    print(rows.equals(bns.smoothness(bns.Point.of(net, lambda: F.cross_entropy(net(x), y), lr=0.1))))
+torch.distributed.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_measures_alone(tmp_path):
+    lines = [[sys.executable, "-c", ALONE, str(rank), str(tmp_path / "group")] for rank in (0, 1)]
+    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for line in lines]
+    try:
+        assert processes[0].communicate(timeout=120)[0].strip() == "True"
+        assert processes[1].wait(timeout=120) == 0
+    finally:
+        for process in processes:
+            process.kill()
 
 
 @pytest.mark.parametrize("how", ["fully_shard", "FullyShardedDataParallel"])
@@ -416,6 +450,22 @@ def test_distributed_parameters_are_refused(process_group, how):
 
 
 # --swap-norm
+
+
+def swapped(norm):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    return model, F.cross_entropy, (torch.randn(24, 3, 4, 4), torch.randint(2, (24,)))
+
+
+@pytest.mark.filterwarnings("ignore::bnsmooth_cli.Remark")
+def test_a_swapped_norm_belongs_to_the_layer_before_it(tmp_path):
+    run = bns.train(swapped, "l2", output=tmp_path / "run", swap_norm=True, **SETTINGS)
+    point = bns.load_point(run, 2)
+    assert [(name, len(parameters)) for name, parameters in point.layers] == [("0", 4), ("4", 2)]
+    rows = bns.activations(point, layers=["0"])
+    assert rows["std"].tolist() == pytest.approx([1.0] * 4, rel=0.2)  # after the norm
+    proved = bns.theory(point, layers=["0"])
+    assert proved[proved["statement"].isin(["4.1", "4.2", "4.4"])]["holds"].all()
 
 
 def test_the_norms_of_a_model_are_swapped(cli, tmp_path):

@@ -189,11 +189,12 @@ def test_what_cannot_be_replaced_is_named():
             "e": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
             "f": Conditioned(),
             "g": nn.Linear(4, 4),
+            "h": torch.jit.script(nn.Sequential(nn.LayerNorm(4))),
         }
     )
     report = bns.replace_norms(model, "rms")
     assert report.counts == {"LayerNorm": 1}
-    assert list(report.left) == ["b", "c", "d"]
+    assert list(report.left) == ["b", "c", "d", "h"]
     assert "b (ConditionedNorm, whose units are in an unknown dimension)" in str(report)
     assert isinstance(model["a"].linear, nn.Linear)
 

@@ -99,7 +99,7 @@ def put(model: nn.Module, name: str) -> Replacement:
     counts, left = Counter[str](), dict[str, str]()
     made: dict[nn.Module, nn.Module] = {}
     places: list[tuple[nn.Module, str, nn.Module]] = []
-    elsewhere = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), torch.empty(0))
+    elsewhere = _tensor(model)
     for parent, key, path, module in _candidates(model, "", set()):
         if module not in made:
             old = _understood(module)
@@ -143,7 +143,7 @@ def _candidates(
 
 
 def _may_be_norm(module: nn.Module) -> bool:
-    if isinstance(module, (*_UNITS_FIRST, *_UNITS_LAST)):
+    if isinstance(module, (*_UNITS_FIRST, *_UNITS_LAST, torch.jit.ScriptModule)):
         return True
     if type(module).__module__.startswith("torch.nn.utils."):  # of a weight, as weight_norm's
         return False
@@ -167,6 +167,8 @@ class _Old:
 
 def _understood(module: nn.Module) -> _Old | str:
     """What is known of a norm, or why it is left in place."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "whose modules torch.jit has compiled"
     units = _number_of_units(module)
     if not units:
         return "whose units are unknown"
@@ -182,7 +184,7 @@ def _understood(module: nn.Module) -> _Old | str:
     like, tail = torch.zeros(shape), tuple(module.children())
     if tail and not _ends_with(module, tail, like):
         return "which does not end with the modules inside"
-    with _without(module):
+    with _without(module), on_one_device():
         if not known and not is_norm(module, like, units_last):
             return "whose output is not an affine function of its normalised input"
     return _Old(module, units, units_last, like, tail)
@@ -208,9 +210,14 @@ def _shapes(units: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
 
 def _takes(module: nn.Module, shape: tuple[int, ...]) -> bool:
     with suppress(Exception):  # a module may refuse a shape in any way
-        tensor = next((t for t in (*module.parameters(), *module.buffers())), torch.empty(0))
-        return bool(module(torch.zeros(shape, dtype=torch.float64, device=tensor.device)).shape == shape)
+        return bool(module(torch.zeros(shape).to(_tensor(module))).shape == shape)
     return False
+
+
+def _tensor(module: nn.Module, otherwise: Tensor | None = None) -> Tensor:
+    """A floating-point tensor of a module, for its type and device."""
+    tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    return next(tensors, torch.empty(0) if otherwise is None else otherwise)
 
 
 @contextmanager
@@ -227,8 +234,7 @@ def _without(module: nn.Module) -> Iterator[None]:
 def _ends_with(module: nn.Module, tail: tuple[nn.Module, ...], like: Tensor) -> bool:
     """Whether a module applies the modules inside, one after another, to what it computes without them."""
     with unaltered(module), on_one_device(), torch.no_grad():
-        x = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).double()
-        x = x.to(next(iter([*module.parameters(), *module.buffers()]), x).device)
+        x = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(_tensor(module))
         with _without(module):
             z = module(x.clone())
         return torch.allclose(nn.Sequential(*tail)(z.clone()), module(x.clone()))
@@ -240,7 +246,7 @@ def _successor(old: _Old, name: str, elsewhere: Tensor) -> nn.Module:
     if type(built) is nn.Identity:
         return nn.Sequential(*old.tail) if old.tail else built
     new = OverUnits(built, old.last)
-    tensor = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), elsewhere)
+    tensor = _tensor(module, elsewhere)
     new.to(tensor.device, tensor.dtype)
     gamma, beta = _parameter(module, _GAMMA, old.units), _parameter(module, _BETA, old.units)
     holder = next((m for m in built.modules() if _parameter(m, _GAMMA, old.units) is not None), None)

@@ -62,13 +62,14 @@ def on_one_device() -> Iterator[None]:
     """Let modules for several devices compute on this process's device alone.
 
     DataParallel and DistributedDataParallel call the network that they wrap: the latter would wait for a `backward`
-    after each forward pass. SyncBatchNorm takes its statistics over the batch of this process, as BatchNorm does, and
-    on any device: it would wait for other processes, which measure nothing.
+    after each forward pass. SyncBatchNorm takes its statistics over the batch of this process, as BatchNorm does: it
+    would wait for other processes, which measure nothing.
 
     >>> import torch
-    >>> with on_one_device():  # SyncBatchNorm itself takes no CPU's tensors
-    ...     nn.SyncBatchNorm(3)(torch.ones(2, 3)).shape
-    torch.Size([2, 3])
+    >>> parallel, x = nn.DataParallel(nn.Linear(3, 1)), torch.ones(2, 3)
+    >>> with on_one_device():
+    ...     torch.equal(parallel(x), parallel.module(x))
+    True
     """
     passes: dict[Any, Any] = {
         DataParallel: _inner,

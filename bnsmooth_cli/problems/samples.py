@@ -329,8 +329,8 @@ def _buffered(data: Iterable[Any], origin: str, collate: Collate | None, needed:
             again = [*islice(data, 2)]
         _check_again(_Items(items[: len(again)], origin, collate), _Items(again, origin, collate), origin)
     warnings.warn(
-        f"{origin}: the first {len(items):,} samples of the stream are kept in memory ({in_words(taken)}), in their "
-        "order", Remark, stacklevel=2,
+        f"{origin}: {'the first' if len(items) == needed else 'all'} {len(items):,} samples of the stream are kept in "
+        f"memory ({in_words(taken)}), in their order", Remark, stacklevel=2,
     )  # fmt: skip
     return found
 

@@ -101,6 +101,19 @@ def test_a_norm_replaced_by_itself_changes_nothing():
     assert [name for name in trained if name.startswith("1.")] == ["1.norm.gamma"]
 
 
+@pytest.mark.parametrize("name", ["noisy-batch", "dyt", "scale", "group:2"])
+def test_gamma_and_beta_are_kept_in_every_norm_that_has_them(name):
+    old = nn.BatchNorm2d(4)
+    nn.init.zeros_(old.weight)  # as timm ends its residual branches
+    nn.init.normal_(old.bias)
+    model = nn.Sequential(old)
+    bns.replace_norms(model, name)
+    kept = [p for p in model.parameters() if p.shape == (4,)]
+    assert len(kept) == 2
+    assert torch.equal(kept[0], old.weight)
+    assert torch.equal(kept[1], old.bias)
+
+
 def test_what_a_norm_has_not_is_not_trained_in_its_place():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False))
     bns.replace_norms(model, "batch")

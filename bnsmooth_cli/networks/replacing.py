@@ -250,13 +250,13 @@ def _successor(old: _Old, name: str, elsewhere: Tensor) -> nn.Module:
     new.to(tensor.device, tensor.dtype)
     gamma, beta = _parameter(module, _GAMMA, old.units), _parameter(module, _BETA, old.units)
     holder = next((m for m in built.modules() if _parameter(m, _GAMMA, old.units) is not None), None)
-    if holder is not None and _is_factor(new, holder, old.like):
+    if holder is not None and _is_factor(OverUnits(holder, old.last), holder, old.like):
         pairs = ((gamma, _parameter(holder, _GAMMA, old.units)), (beta, _parameter(holder, _BETA, old.units)))
         with _without(module):
             plain = gamma is None or _is_factor(module, module, old.like)
         for before, after in pairs:
             if after is not None and before is not None and plain:
-                after.data.copy_(before.data.view_as(after))
+                after.data.copy_(before.data)
                 after.requires_grad_(before.requires_grad)
             elif after is not None and gamma is None and beta is None:
                 after.requires_grad_(False)
@@ -271,14 +271,14 @@ def _successor(old: _Old, name: str, elsewhere: Tensor) -> nn.Module:
 def _parameter(module: nn.Module, names: tuple[str, ...], units: int) -> nn.Parameter | None:
     """The factor or the summand of a norm, with a value for each unit."""
     values = (getattr(module, name, None) for name in names)
-    return next((v for v in values if isinstance(v, nn.Parameter) and v.numel() == units), None)
+    return next((v for v in values if isinstance(v, nn.Parameter) and v.shape == (units,)), None)
 
 
 def _is_factor(module: nn.Module, holder: nn.Module, like: Tensor) -> bool:
     """Whether the output of a norm without its summand is proportional to what it has as its factor."""
     gamma = next(v for name in _GAMMA if isinstance(v := getattr(holder, name, None), nn.Parameter))
     beta = next((v for name in _BETA if isinstance(v := getattr(holder, name, None), nn.Parameter)), None)
-    with unaltered(module), on_one_device(), torch.no_grad():
+    with unaltered(module), on_one_device(), torch.no_grad(), suppress(Exception):  # of a user's norm
         x = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(gamma)
         if beta is not None:
             beta.zero_()
@@ -286,3 +286,4 @@ def _is_factor(module: nn.Module, holder: nn.Module, like: Tensor) -> bool:
         once = module(x.clone())
         gamma.fill_(2.0)
         return torch.allclose(module(x.clone()), 2 * once, rtol=1e-3)
+    return False

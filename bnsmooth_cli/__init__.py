@@ -12,6 +12,7 @@ bns.plot(bns.read_table(run.train_path))        # a matplotlib Figure; with pape
 bns.study(norms=["none", "batch"], seeds=range(5), measure=["smoothness"], problem="dln")
 bns.list_runs("runs"), bns.compare("study")     # what there is, and the comparison of runs or of a study
 bns.Point.of(model, loss, lr=0.1)               # a point of your own training loop
+bns.replace_norms(model, "rms")                 # another norm in the place of each norm of a model
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from bnsmooth_cli.measures.spectrum import spectrum_by_layer as spectrum_by_layer
     from bnsmooth_cli.measures.surface import surface as surface
     from bnsmooth_cli.measures.theory import theory as theory
+    from bnsmooth_cli.networks.replacing import replace_norms as replace_norms
     from bnsmooth_cli.points.point import Point as Point
     from bnsmooth_cli.points.reaching import load_point as load_point
     from bnsmooth_cli.points.reaching import load_weights as load_weights
@@ -72,6 +74,7 @@ _HOMES: Final = {
     "paper": "",
     "plot": "figures",
     "read_table": "storage.tables",
+    "replace_norms": "networks.replacing",
     "save_table": "storage.tables",
     "smoothness": "measures.smoothness",
     "smoothness_by_layer": "measures.by_layer",

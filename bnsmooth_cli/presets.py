@@ -157,6 +157,10 @@ class CustomSettings(Settings):
     """The settings of a custom problem."""
 
     eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)
+    swap_norm: bool = setting(
+        "put --norm in the place of the model's own norm modules; none removes them", default=False, tag="swapnorm",
+        words="swapped norms",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ def test_how_often_a_run_is_saved_and_evaluated_does_not_define_it():
     assert {"problem", "steps", "data", "data_digest", *of_optimizers, *others, *here.incidental()} == {*FIELDS} - {
         *LINEAR,
         *GPT,
+        "swap_norm",
     }
     for name, value in others.items():
         assert len(here.differences(here.changed(**{name: value}))) == 1, name

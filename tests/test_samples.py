@@ -279,15 +279,13 @@ def test_a_batch_of_several_tensors_gives_the_numbers_of_plain_torch(tmp_path, c
 
 WRONG = {
     "three of them": (Items(lambda i: (A[i], B[i], TARGET[i])), "an item is a tuple of 3; several inputs belong"),
-    "too deep": (Items(lambda i: ((A[i], (B[i], B[i])), TARGET[i])), "the input 2 of the kind tuple"),
     "a text": (Items(lambda i: ({"a": A[i], "b": "text"}, TARGET[i])), "the input 'b' of the kind str"),
+    "a text further down": (Items(lambda i: ((A[i], {"b": "text"}), TARGET[i])), "the input 2 'b' of the kind str"),
     "nothing": (Items(lambda i: (A[i], None)), "the target of the kind NoneType"),
     "numbers": (Items(lambda i: ([1.0, 2.0], 3)), "a input that is a list of numbers"),
     "unequal lengths": (((A, B[:4]), TARGET), "20 of input 1, 4 of input 2, 20 of target"),
     "no samples": (((A[:0], B[:0]), TARGET[:0]), "at least one: 0 of input 1"),
     "arrays": (((A.numpy(), B), TARGET), "hold a ndarray; convert them"),
-    "too deep as a whole": (((A, (B, B)), TARGET), "the input 2 of the kind tuple"),
-    "a loader": (torch.utils.data.DataLoader([(A[0], B[0])] * 4), "of a DataLoader, give the data set"),
     "different sizes": (Items(lambda i: (A[i, : i % 3 + 1], TARGET[i])), "do not give pairs .* stack"),
 }
 

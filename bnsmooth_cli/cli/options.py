@@ -22,7 +22,7 @@ from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.norms import examples
-from bnsmooth_cli.presets import PROBLEMS
+from bnsmooth_cli.presets import CUSTOM, PROBLEMS
 from bnsmooth_cli.settings import flag
 from bnsmooth_cli.user_code import allow, is_code
 
@@ -104,9 +104,9 @@ def _defaults(name: str) -> str:
     if name in usual and usual[name].default is not None:
         return f" \\[{_value(usual[name].default)}]"
     texts: dict[str, str] = {}
-    for problem, entry in PROBLEMS.items():
+    for problem, entry in {**PROBLEMS, CUSTOM.name: CUSTOM}.items():
         names = {field.name for kind in (Config, entry.settings) for field in dataclasses.fields(kind)}
-        if name not in names:
+        if name not in names or (entry is CUSTOM and texts):  # most of its defaults are those of a built-in problem
             continue
         default = FIELDS[name].default
         own = {field.name: field.default for field in dataclasses.fields(entry.settings)}

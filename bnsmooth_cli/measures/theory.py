@@ -135,6 +135,7 @@ from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, plan, select
 from bnsmooth_cli.networks.chain import Layer
 from bnsmooth_cli.networks.hooks import captured
+from bnsmooth_cli.networks.structure import unit_weights
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
@@ -224,7 +225,7 @@ def first_weights(point: Point, modules: Sequence[nn.Module]) -> list[Tensor | N
     if isinstance(point.problem, ExternalLoop):
         return [None] * len(modules)
     names, start = {module: name for name, module in point.model.named_modules()}, point.problem.initial
-    return [cast(nn.Linear, start.get_submodule(names[module])).weight.detach() for module in modules]
+    return [unit_weights(start.get_submodule(names[module])).detach() for module in modules]
 
 
 def _rest(point: Point, chosen: Selected) -> tuple[Sequence[nn.Module], Callable[[Tensor], Tensor]]:
@@ -414,7 +415,7 @@ def _nearest_optimum(chosen: Selected, first: Float[Tensor, "units ..."]) -> Row
     """Statement 4.5 for each row of the weights, from the first weights of the run."""
     units = chosen.units.to(first.device)
     with torch.no_grad():
-        start, optimum = (w.flatten(1)[units] for w in (first, chosen.site.linear.weight))
+        start, optimum = (w.flatten(1)[units] for w in (first, unit_weights(chosen.site.linear)))
         # Both sides use W_0 - W*, which keeps digits if W* is near W_0. The nearest point is (1 + t) W* / ||W*||.
         difference, ray = start - optimum, F.normalize(optimum, dim=1, eps=0)
         t = torch.linalg.vecdot(ray, difference).clamp_min(-torch.linalg.vector_norm(optimum, dim=1))
@@ -513,7 +514,7 @@ def _batch_norm(y: Activations, gamma: PerUnit, beta: PerUnit) -> Activations:
     return gamma * c / variance.where(variance > 0, 1.0).sqrt() + beta
 
 
-def _spectral_norms(linear: nn.Linear | nn.Conv2d, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "2 units"]:
+def _spectral_norms(linear: nn.Module, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "2 units"]:
     """The spectral norm, for each unit, of the matrix X (m, d) that multiplies its weights, twice (`_spectral_norm`).
 
     For a convolution, the rows of X are the patches in the unit's group of channels.
@@ -527,7 +528,7 @@ def _spectral_norms(linear: nn.Linear | nn.Conv2d, x: Float[Tensor, "batch ..."]
         patches = F.unfold(x, linear.kernel_size, linear.dilation, padding, linear.stride)
         x = patches.movedim(1, -1)
     norms = [_spectral_norm(part.flatten(0, -2)) for part in x.chunk(groups, -1)]
-    return torch.stack(norms, 1).repeat_interleave(linear.weight.shape[0] // groups, dim=1)
+    return torch.stack(norms, 1).repeat_interleave(len(unit_weights(linear)) // groups, dim=1)
 
 
 def _spectral_norm(x: Float[Tensor, "m d"]) -> Float[Tensor, " 2"]:

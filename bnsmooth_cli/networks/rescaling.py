@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bnsmooth_cli.norms.batch import BatchNorm
 from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.norms.noise import Noise
+from bnsmooth_cli.norms.over_units import OverUnits
 from bnsmooth_cli.norms.per_sample import InstanceNorm, RmsNorm
 from bnsmooth_cli.norms.scale import ScaleNorm
 
@@ -30,6 +31,8 @@ _FORWARDS: Final = {
         nn.LayerNorm, nn.RMSNorm, nn.Identity, BatchNorm, LpNorm, ScaleNorm, InstanceNorm, RmsNorm, Noise,
     )
 }  # fmt: skip
+#: The forward passes of what holds norms.
+_HOLDERS: Final = {nn.Sequential.forward, OverUnits.forward}
 #: The largest distance from an affine function, as a share of the output's range.
 TOLERANCE: Final = 1e-4
 #: The sizes of the parameters of the test, besides the module's own: large ones saturate what follows them.
@@ -45,11 +48,13 @@ Coordinates = Float[Tensor, "batch units positions"]
 def is_known(module: nn.Module) -> bool:
     """Whether a module runs the forward passes of known norms alone: PyTorch's, ours, or of subclasses that keep them.
 
+    They may be in nn.Sequential, or in an `OverUnits`.
+
     >>> is_known(nn.BatchNorm2d(3)), is_known(nn.Sequential(nn.LayerNorm(3), nn.Tanh()))
     (True, False)
     """
     forward = getattr(module.forward, "__func__", None)
-    return forward in _FORWARDS or (forward is nn.Sequential.forward and all(map(is_known, module.children())))
+    return forward in _FORWARDS or (forward in _HOLDERS and all(map(is_known, module.children())))
 
 
 def is_norm(module: nn.Module, output: Float[Tensor, "batch ..."], units_last: bool = False) -> bool:
@@ -84,7 +89,7 @@ def is_norm(module: nn.Module, output: Float[Tensor, "batch ..."], units_last: b
                 raise _DoesNotTake
             return (found.movedim(-1, 1) if units_last else found).detach().reshape(x.shape).cpu().double()
 
-        with _undisturbed(module), warnings.catch_warnings(), torch.enable_grad(), suppress(_DoesNotTake):
+        with unaltered(module), warnings.catch_warnings(), torch.enable_grad(), suppress(_DoesNotTake):
             warnings.simplefilter("ignore")
             return _is_affine(module, run, units, torch.Size(places).numel())
     return False
@@ -179,7 +184,7 @@ def _values(count: int, random: torch.Generator) -> Float[Tensor, " count"]:
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def unaltered(module: nn.Module) -> Iterator[None]:
     """Run a module in float64, and restore its tensors, its attributes and torch's generators afterwards."""
     modules = list(module.modules())
     before = [(held, dict(held)) for inner in modules for held in (vars(inner), inner._parameters, inner._buffers)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,30 @@ from bnsmooth_cli.networks.transformer import Transformer
 Names = list[tuple[str, list[str]]]
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map whose outputs are units."""
+    return isinstance(module, nn.Linear | nn.Conv2d) or _is_transposed(module)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether a module is the Conv1D of Hugging Face's GPT-2: a linear map over positions with its weight transposed.
+
+    If there is one, its library has been imported.
+    """
+    kind = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return kind is not None and isinstance(module, kind)
+
+
+def unit_weights(linear: nn.Module) -> Float[Tensor, "units ..."]:
+    """The weight of a linear map, with a row for each unit.
+
+    >>> unit_weights(nn.Linear(3, 2)).shape
+    torch.Size([2, 3])
+    """
+    weight = cast(Tensor, linear.weight)
+    return weight.T if _is_transposed(linear) else weight
+
+
 @dataclass(frozen=True)
 class Site:
     """A place in a network where norms act or could act: a linear map and the norms applied to its output.
@@ -29,7 +54,7 @@ class Site:
     Attributes:
         number: The number of the layer in the network, from 1.
         name: The name of the layer.
-        linear: The linear map.
+        linear: The linear map: nn.Linear, nn.Conv2d, or the Conv1D of Hugging Face's GPT-2.
         norms: The modules that normalise its output, in order.
         units_last: Whether the last dimension of the output holds the units, as in a linear map over positions;
             otherwise dimension 1 does.
@@ -38,7 +63,7 @@ class Site:
 
     number: int
     name: str
-    linear: nn.Linear | nn.Conv2d
+    linear: nn.Module
     norms: tuple[nn.Module, ...]
     units_last: bool = False
     unfit: str = ""
@@ -46,7 +71,7 @@ class Site:
     @property
     def width(self) -> int:
         """The number of units."""
-        return int(self.linear.weight.shape[0])
+        return len(unit_weights(self.linear))
 
     def by_unit(self, output: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch units ..."]:
         """The output with the units in dimension 1."""
@@ -109,7 +134,7 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
     sites = [
         Site(i, group.name, group.module, tuple(group.norms), group.units_last, group.unfit)
         for i, group in enumerate(groups, 1)
-        if isinstance(group.module, nn.Linear | nn.Conv2d) and group.calls == 1
+        if _is_linear(group.module) and group.calls == 1
     ]
     return Structure(model, [(group.name, group.parameters) for group in groups], sites)
 
@@ -183,7 +208,7 @@ class _Group:
     @property
     def units_last(self) -> bool:
         """Whether the last dimension of the module's output holds the units."""
-        return isinstance(self.module, nn.Linear) and self.rank > 2
+        return not isinstance(self.module, nn.Conv2d) and _is_linear(self.module) and self.rank > 2
 
 
 class _Trace:

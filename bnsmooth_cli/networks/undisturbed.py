@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.networks.precision import full_precision
+from bnsmooth_cli.networks.wrappers import on_one_device, say_eager, uncompiled
 
 
 @contextmanager
@@ -22,7 +23,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """The context in which a network is measured.
 
     Gradients are recorded, even if the caller has switched them off (`no_grad`, `inference_mode`). Compiled modules run
-    eagerly: compiled code has no second derivatives. Parameters of less than 32 bits are converted to float32, and
+    eagerly: compiled code has no second derivatives. What is made for several devices runs on one
+    (`networks.wrappers`). Parameters of less than 32 bits are converted to float32, and
     autocast is off: rounding would move parameters to other points than the measurement asks for, and hide the
     differences of gradients. When the context ends, the parameters, their gradients, and the tensors that hooks keep in
     modules are those from before.
@@ -30,7 +32,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     device = next(model.parameters()).device.type
     with (
         recording(), torch.autocast(device, enabled=False), _no_autocast(),
-        _eager(model), _attributes(model), gradients_kept(model), _wide(model),
+        _eager(model), on_one_device(), _attributes(model), gradients_kept(model), _wide(model),
     ):  # fmt: skip
         yield
 
@@ -52,27 +54,15 @@ def recording() -> Iterator[None]:
         library.deterministic, library.benchmark = before
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
-    """The network itself, if the argument is what `torch.compile` made of it."""
-    if type(model).__name__ != "OptimizedModule":
-        return model
-    _say_eager()
-    return cast(nn.Module, model._orig_mod)
-
-
 @contextmanager
 def _eager(model: nn.Module) -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
         yield
         return
     if any(uncompiled(m) is not m or vars(m).get("_compiled_call_impl") is not None for m in model.modules()):
-        _say_eager()
+        say_eager()
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-def _say_eager() -> None:
-    warnings.warn("compiled modules are measured in eager mode; the last digits may differ", Remark, stacklevel=2)
 
 
 @contextmanager

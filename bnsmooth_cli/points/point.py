@@ -36,7 +36,8 @@ from bnsmooth_cli.networks.parameters import (
     unflatten,
 )
 from bnsmooth_cli.networks.structure import Names, Structure, structure
-from bnsmooth_cli.networks.undisturbed import recording, uncompiled, undisturbed
+from bnsmooth_cli.networks.undisturbed import recording, undisturbed
+from bnsmooth_cli.networks.wrappers import unwrapped
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.optimisers import check_users
 from bnsmooth_cli.points.objective import Batch, Objective
@@ -95,7 +96,8 @@ class Point(Shown):
         The model, its mode, its gradients and the random generators are left as they are.
 
         Args:
-            model: The network that is being trained.
+            model: The network that is being trained. What `torch.compile`, DataParallel or DistributedDataParallel
+                made of it is unwrapped: it is measured on one device.
             loss: A function that computes the scalar loss of the model's current state. It may differentiate, but must
                 call neither `backward` nor an optimiser.
             lr: The learning rate: the unit of step length of the line probes, and the length of ICS's SGD step. It may
@@ -109,10 +111,10 @@ class Point(Shown):
             seed: The seed in those rows, which also seeds the random directions of measurements.
 
         Raises:
-            InputError: If there is neither lr nor optimizer, the optimizer does not update the model's parameters, or
-                the loss cannot be measured: it is not a scalar with a graph, it differs between two calls
-                (the message names the module), it calls `backward`, or it depends on a tensor that was computed from
-                the parameters before.
+            InputError: If there is neither lr nor optimizer, the optimizer does not update the model's parameters, the
+                parameters are distributed over processes (FSDP), or the loss cannot be measured: it is not a scalar
+                with a graph, it differs between two calls (the message names the module), it calls `backward`, or it
+                depends on a tensor that was computed from the parameters before.
 
         >>> import bnsmooth_cli as bns
         >>> model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
@@ -120,7 +122,7 @@ class Point(Shown):
         >>> len(bns.landscape(point, alphas=[0.5, 1.0]))
         3
         """
-        model = uncompiled(model)
+        model = unwrapped(model, "model")
         check_parameters(model, "loss")
         first = next(iter(trainable(model).values()))
         lr = _lr_of(model, lr, optimizer)

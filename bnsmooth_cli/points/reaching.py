@@ -13,7 +13,7 @@ from bnsmooth_cli import problems, stopping
 from bnsmooth_cli.config import CODE, resolve
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.structure import Structure
-from bnsmooth_cli.networks.undisturbed import uncompiled
+from bnsmooth_cli.networks.wrappers import uncompiled
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables

@@ -1,24 +1,25 @@
-"""The inputs or the targets of a batch: a tensor, or several tensors in a tuple or by name."""
+"""The inputs or the targets of a batch: a tensor, or tensors in tuples and dicts, which may hold further ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-Values = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+Values = Tensor | tuple[Any, ...] | dict[str, Any]  # whose entries are values again
 
 
 def mapped(function: Callable[[Tensor], Tensor], values: Values) -> Values:
     """Apply a function to each tensor.
 
     >>> import torch
-    >>> mapped(torch.neg, {"x": torch.ones(2), "y": torch.zeros(1)})
-    {'x': tensor([-1., -1.]), 'y': tensor([-0.])}
+    >>> mapped(torch.neg, {"x": torch.ones(2), "y": (torch.zeros(1), torch.ones(1))})
+    {'x': tensor([-1., -1.]), 'y': (tensor([-0.]), tensor([-1.]))}
     """
     if isinstance(values, dict):
-        return {name: function(value) for name, value in values.items()}
-    return tuple(map(function, values)) if isinstance(values, tuple) else function(values)
+        return {name: mapped(function, value) for name, value in values.items()}
+    return tuple(mapped(function, value) for value in values) if isinstance(values, tuple) else function(values)
 
 
 def named(values: Values, whole: str) -> dict[str, Tensor]:
@@ -29,10 +30,12 @@ def named(values: Values, whole: str) -> dict[str, Tensor]:
     (["input 'ids'"], ['input 1', 'input 2'])
     """
     if isinstance(values, dict):
-        return {f"{whole} '{name}'": value for name, value in values.items()}
-    if isinstance(values, tuple):
-        return {f"{whole} {place}": value for place, value in enumerate(values, 1)}
-    return {whole: values}
+        parts = {f"{whole} '{name}'": value for name, value in values.items()}
+    elif isinstance(values, tuple):
+        parts = {f"{whole} {place}": value for place, value in enumerate(values, 1)}
+    else:
+        return {whole: values}
+    return {name: tensor for part, value in parts.items() for name, tensor in named(value, part).items()}
 
 
 def size(values: Values) -> int:

@@ -257,5 +257,12 @@ def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str)
             part = f"the module '{name or 'model'}' ({type(modules[name]).__name__})" if name in modules else "the loss"
             raise InputError(
                 f"{option}: {part} gives another output each time; the loss has to be a function of the parameters: "
-                "leave out what draws (dropout), or set its probability to 0"
+                f"leave out what draws (dropout), or set its probability to 0{_probabilities(model)}"
             )
+
+
+def _probabilities(model: nn.Module) -> str:
+    """How a Hugging Face model turns its dropout off, for messages: by settings of its config."""
+    settings = getattr(getattr(model, "config", None), "__dict__", {}).items()
+    names = [name for name, value in settings if "drop" in name and isinstance(value, float) and value > 0]
+    return f" (in its config: {', '.join(f'{name}=0' for name in names)})" if names else ""

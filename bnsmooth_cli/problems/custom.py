@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,10 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import converted, copied, restored
+from bnsmooth_cli.networks.replacing import put
+from bnsmooth_cli.networks.wrappers import on_one_device, unwrapped
 from bnsmooth_cli.norms.state import prepared, stateful
+from bnsmooth_cli.presets import CustomSettings
 from bnsmooth_cli.problems.answers import Answers
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped, squared_deviations
@@ -31,13 +35,16 @@ class Workload(NamedTuple):
 
     Attributes:
         model: The network, in the mode in which it is trained. Its outputs must depend only on its parameters and
-            inputs, so it must not use dropout.
+            inputs, so it must not use dropout. What `torch.compile`, DataParallel or DistributedDataParallel made of it
+            is unwrapped.
         loss: Maps outputs and targets to a scalar tensor, as torch.nn.functional.cross_entropy does.
         train: The training data: a pair (inputs, targets) of tensors whose first dimension runs over samples, or a
-            map-style data set of pairs. Several inputs are a tuple, with which the model is called as
-            `model(*inputs)`, or a dict, for `model(**inputs)`; a model whose forward pass does not take them as
-            arguments gets them as a whole. Several targets reach the loss as they are. A dict in place of a pair is the
-            inputs, and its entry "labels" the targets as well.
+            data set of pairs. Several inputs are a tuple, with which the model is called as `model(*inputs)`, or a
+            dict, for `model(**inputs)`; a model whose forward pass does not take them as arguments gets them as a
+            whole. Several targets reach the loss as they are. A dict in place of a pair is the inputs, and its entry
+            "labels" the targets as well. Tuples and dicts may hold further ones. Of a DataLoader, the data set and the
+            `collate_fn` are used. Of a data set without an index (an IterableDataset, a generator), the samples that
+            the run takes are read into memory, and used in their order.
         test: The test data in the same form, if there are any.
 
     >>> from torch.nn import functional as F
@@ -72,11 +79,13 @@ class CustomProblem(Problem):
                 "torch.nn.utils.parametrizations.weight_norm to them, with --norm none"
             )
         self.workload = self._call_function()
-        self._train = samples(self.workload.train, f"{self._option}: its train data")
+        # Those of all steps, of the last point, and of the step after it, on which `activations` has its floor.
+        needed, seed = (config.steps + 2) * config.batch_size, generator(config.seed, "data").initial_seed()
+        self._train = samples(self.workload.train, f"{self._option}: its train data", needed, seed)
         self.num_samples = len(self._train)
         self._test: Samples | None = None
         if self.workload.test is not None:
-            self._test = samples(self.workload.test, f"{self._option}: its test data")
+            self._test = samples(self.workload.test, f"{self._option}: its test data", seed=seed)
             self.test_size = len(self._test)
         self._answers = Answers(self.workload.loss)
         if config.batch_size > self.num_samples:
@@ -88,9 +97,9 @@ class CustomProblem(Problem):
     def _call_function(self) -> Workload:
         function, name, requested = user_code.load(self.config.problem, "problem"), self.config.norm, []
 
-        def norm(num_features: int) -> nn.Module:
+        def norm(num_features: int, *, device: Any = None, dtype: torch.dtype | None = None) -> nn.Module:
             requested.append(num_features)
-            return norms.build(name, num_features)
+            return norms.build(name, num_features).to(device, dtype)  # timm gives both to its norms
 
         with seeded(self.config.seed), user_code.explaining(f"{self._option}: called with a norm, it fails"):
             result = function(norm)
@@ -100,12 +109,25 @@ class CustomProblem(Problem):
                 f"{self._option}: returns a {type(result).__name__}; it has to return "
                 "bnsmooth_cli.Workload(model, loss, train, test)"
             )
-        parameters = [*parts[0].parameters()]
+        model = unwrapped(parts[0], self._option)
+        parameters = [*model.parameters()]
         if parameters and not any(map(is_lazy, parameters)):  # others come with the first forward pass
-            check_parameters(parts[0], self._option)
-        if name != "none" and not requested:
-            raise InputError(f"{self._option}: makes no use of the norm that it is called with; give --norm none")
-        return Workload(*parts)
+            check_parameters(model, self._option)
+        if isinstance(settings := self.config.settings, CustomSettings) and settings.swap_norm:
+            with seeded(self.config.seed), user_code.explaining(f"{self._option}: --swap-norm"):
+                replaced = put(model, name)
+            warnings.warn(f"{self._option}: {replaced}", Remark, stacklevel=2)
+        elif name != "none" and not requested:
+            raise InputError(
+                f"{self._option}: makes no use of the norm that it is called with; give --norm none for the model as "
+                "it is, or --swap-norm to replace its norm modules"
+            )
+        return Workload(model, *parts[1:])
+
+    def call(self, model: nn.Module, inputs: Values) -> Any:
+        """The network's outputs, as in `Problem.call`; what is made for several devices runs on one."""
+        with on_one_device():
+            return super().call(model, inputs)
 
     def network(self) -> nn.Module:
         """A copy of the function's model."""
@@ -118,6 +140,19 @@ class CustomProblem(Problem):
     def batch(self, step: int) -> tuple[Values, Values]:
         """The next samples of the epoch. Random draws of a data set depend only on the seed and the step."""
         return self._samples(self._train, self.indices(step), step)
+
+    def indices(self, step: int) -> Tensor:
+        """The samples of a step's batch: of a stream the next ones, of all other data as in `Problem.indices`."""
+        if not self._train.ordered:
+            return super().indices(step)
+        size = self.config.batch_size
+        if step > self.config.steps + 1 and self.num_samples == (self.config.steps + 2) * size:
+            raise InputError(
+                f"{self._option}: its train data are a stream, of which the batches of {self.config.steps + 2} steps "
+                "are kept; measure fewer batches (--objective train:K), or give more --steps"
+            )
+        first = step % (self.num_samples // size) * size
+        return torch.arange(first, first + size)
 
     def _samples(self, data: Samples, indices: Tensor, step: int = 0) -> tuple[Values, Values]:
         inputs, targets = data.batch(indices, generator(self.config.seed, "augment", step).initial_seed())

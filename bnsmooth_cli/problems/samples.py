@@ -1,21 +1,33 @@
-"""The samples of a custom problem: batches of the tensors or of the map-style data set that a user gives."""
+"""The samples of a custom problem: batches of tensors, of a data set, of a DataLoader's data set, or of a stream."""
 
 from __future__ import annotations
 
 import random
+import sys
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import data as torch_data
 from torch.utils.data import default_collate
 
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.memory import in_words, main_memory
 from bnsmooth_cli.problems.batches import Values, mapped, named, size
 from bnsmooth_cli.randomness import seeded
 from bnsmooth_cli.user_code import explaining
+
+#: The largest share of the available memory that the samples of a stream may take.
+SHARE: Final = 0.5
+#: The bytes that they may take where the available memory is unknown.
+UNKNOWN: Final = 4 * 10**9
+#: Samples of a stream that is read to its end. A longer one may have none.
+MAX_READ: Final = 100_000
 
 
 class Pairs(Protocol):
@@ -26,11 +38,18 @@ class Pairs(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-Data = tuple[Values, Values] | dict[str, Tensor] | Pairs
+Collate = Callable[[list[Any]], Any]
+Data = tuple[Values, Values] | dict[str, Any] | Pairs | Iterable[Any]
 
 
 class Samples(ABC):
-    """The samples of one split of the data, by their indices."""
+    """The samples of one split of the data, by their indices.
+
+    Attributes:
+        ordered: Whether the order of the samples is theirs, as in a stream; otherwise each epoch has a random one.
+    """
+
+    ordered: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -47,15 +66,19 @@ class Samples(ABC):
         """Raise InputError if samples that have been read before are now different."""
 
 
-def samples(data: Any, origin: str) -> Samples:
+def samples(data: Any, origin: str, needed: int | None = None, seed: int = 0) -> Samples:
     """The samples of what a user's function returns as data.
 
     Args:
         data: The data, as `Workload` describes them.
         origin: What messages call the data.
+        needed: The number of samples that are read of a stream, as far as it has them; None reads all of it.
+        seed: Seeds the default generators, from which a stream draws.
 
     Raises:
-        InputError: If they are not data, have no samples, or have numbers of inputs and targets that differ.
+        InputError: If they are not data, have no samples, or have numbers of inputs and targets that differ; if a
+            stream does not fit into memory, or gives other samples when it is read again; if a DataLoader draws
+            samples in a way of its own.
     """
     if isinstance(data, Mapping) or _is_pair(data):
         inputs, targets = _pair(data, origin)
@@ -70,13 +93,17 @@ def samples(data: Any, origin: str) -> Samples:
             listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
             raise InputError(f"{origin} need equally many samples in each tensor, and at least one: {listed}")
         return _Tensors(inputs, targets)
+    collate: Collate | None = None
+    if isinstance(data, torch_data.DataLoader):
+        data, collate = _of_loader(data, origin)
+    if _is_stream(data):
+        return _buffered(data, origin, collate, needed, seed)
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or not len(data):
-        hint = "; of a DataLoader, give the data set" if hasattr(data, "collate_fn") else ""
         raise InputError(
-            f"{origin} are a {type(data).__name__}; give (inputs, targets) as tensors, or a map-style data set that is "
-            f"not empty{hint}"
+            f"{origin} are a {type(data).__name__}; give (inputs, targets) as tensors, a data set that is not empty, "
+            "or a DataLoader"
         )
-    return _Items(data, origin)
+    return _Items(data, origin, collate)
 
 
 def _is_pair(data: Any) -> bool:
@@ -84,6 +111,50 @@ def _is_pair(data: Any) -> bool:
     if isinstance(data, list) and not any(hasattr(part, "shape") for part in data):
         return False
     return isinstance(data, list | tuple) and len(data) == 2
+
+
+def _is_stream(data: Any) -> bool:
+    """Whether samples can only be read one after another."""
+    return isinstance(data, torch_data.IterableDataset) or (
+        isinstance(data, Iterable) and not isinstance(data, str | bytes) and not hasattr(data, "__getitem__")
+    )
+
+
+def _of_loader(loader: torch_data.DataLoader[Any], origin: str) -> tuple[Any, Collate | None]:
+    """The data set of a DataLoader and the function that collates its samples, if it is not PyTorch's.
+
+    Raises:
+        InputError: If some samples would be drawn more often than others, or come in batches of the data set's own.
+    """
+    data, collate = loader.dataset, loader.collate_fn
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise InputError(
+            f"{origin} are a DataLoader with batch_size=None, whose data set makes the batches; let it give samples"
+        )
+    if not isinstance(data, torch_data.IterableDataset):
+        sampler: Any = loader.sampler
+        plain = type(loader.batch_sampler) is torch_data.BatchSampler
+        if not plain or not _takes_each(sampler, data):
+            own = type(sampler if plain else loader.batch_sampler).__name__
+            raise InputError(
+                f"{origin} are a DataLoader with a {own}, but bnsmooth draws every sample once an epoch; give its "
+                "data set (loader.dataset), or a DataLoader without a sampler"
+            )
+        if isinstance(sampler, torch_data.SubsetRandomSampler):
+            data = torch_data.Subset(data, [int(index) for index in sampler.indices])
+        warnings.warn(
+            f"{origin}: of the DataLoader, the data set and collate_fn are used; --batch-size and the seed set the "
+            "batches and their order", Remark, stacklevel=2,
+        )  # fmt: skip
+    return data, None if collate is default_collate else collate
+
+
+def _takes_each(sampler: Any, data: Any) -> bool:
+    """Whether a sampler takes each sample once, or each of a subset."""
+    if isinstance(sampler, torch_data.RandomSampler):
+        return not sampler.replacement and sampler.num_samples == len(data)
+    kinds = (torch_data.SequentialSampler, torch_data.SubsetRandomSampler, torch_data.DistributedSampler)
+    return isinstance(sampler, kinds)
 
 
 def _pair(item: Any, origin: str) -> tuple[Any, Any]:
@@ -101,20 +172,17 @@ def _pair(item: Any, origin: str) -> tuple[Any, Any]:
 
 
 def _values(part: Any, whole: str, origin: str) -> Any:
-    """Check a part of a pair: a value, or values in a tuple or by name, and nothing deeper."""
-    if isinstance(part, Mapping):
-        part = {str(name): value for name, value in part.items()}
-    elif isinstance(part, list | tuple):
-        part = tuple(part)
-    parts = named(part, whole)
-    if not parts or (isinstance(part, tuple) and not any(hasattr(value, "__array__") for value in part)):
-        raise InputError(f"{origin} have a {whole} that is a list of numbers, or is empty; make it a tensor")
-    for name, value in parts.items():
-        if not isinstance(value, Tensor | int | float | complex) and not hasattr(value, "__array__"):
-            raise InputError(
-                f"{origin} have the {name} of the kind {type(value).__name__}; give tensors, one level deep in a tuple "
-                "or a dict"
-            )
+    """Check a part of a pair: a number or an array, or such parts in a tuple or by name."""
+    if isinstance(part, Mapping | list | tuple):
+        if not part or (not isinstance(part, Mapping) and all(isinstance(value, int | float) for value in part)):
+            raise InputError(f"{origin} have a {whole} that is a list of numbers, or is empty; make it a tensor")
+        if isinstance(part, Mapping):
+            return {str(name): _values(value, f"{whole} '{name}'", origin) for name, value in part.items()}
+        return tuple(_values(value, f"{whole} {place}", origin) for place, value in enumerate(part, 1))
+    if not isinstance(part, Tensor | int | float | complex) and not hasattr(part, "__array__"):
+        raise InputError(
+            f"{origin} have the {whole} of the kind {type(part).__name__}; give tensors, in tuples or dicts"
+        )
     return part
 
 
@@ -150,13 +218,19 @@ class _Reading(NamedTuple):
 
 
 class _Items(Samples):
-    """The items of a map-style data set, which may draw random numbers.
+    """The items of a data set, which may draw random numbers.
 
     A batch has to be a function of the indices and the seed. The first one is therefore read twice.
+
+    Args:
+        data: The data set, or the items of a stream.
+        origin: What messages call the data.
+        collate: Makes a batch of items; by default PyTorch's `default_collate`.
+        ordered: As for `Samples`.
     """
 
-    def __init__(self, data: Pairs, origin: str) -> None:
-        self._data, self._origin = data, origin
+    def __init__(self, data: Pairs, origin: str, collate: Collate | None = None, ordered: bool = False) -> None:
+        self._data, self._origin, self._collate, self.ordered = data, origin, collate, ordered
         self._first: tuple[list[int], int, _Reading] | None = None
 
     def __len__(self) -> int:
@@ -172,24 +246,40 @@ class _Items(Samples):
 
     def _read(self, indices: list[int], seed: int) -> _Reading:
         with seeded(seed), explaining(f"{self._origin} do not give pairs (input, target) that make a batch"):
-            inputs, targets = default_collate([_pair(self._data[index], self._origin) for index in indices])
+            inputs, targets = self._collated([self._data[index] for index in indices])
             state = random.random(), float(np.random.rand()), float(torch.rand(()))
-        inputs, targets = (tuple(values) if isinstance(values, list) else values for values in (inputs, targets))
         return _Reading(inputs, targets, state)
+
+    def _collated(self, items: list[Any]) -> tuple[Values, Values]:
+        if self._collate is None:
+            inputs, targets = default_collate([_pair(item, self._origin) for item in items])
+            return _tuples(inputs), _tuples(targets)
+        inputs, targets = _pair(self._collate(items), f"{self._origin}: its collate_fn: batches")
+        for name, tensor in (named(inputs, "input") | named(targets, "target")).items():
+            if not isinstance(tensor, Tensor):
+                raise InputError(
+                    f"{self._origin}: its collate_fn gives a {type(tensor).__name__} as the {name}; give tensors"
+                )
+        first = next(iter(named(inputs, "input").values()))
+        if not first.dim() or size(inputs) != len(items):
+            raise InputError(
+                f"{self._origin}: its collate_fn makes a first tensor of the shape {tuple(first.shape)} from "
+                f"{len(items)} samples; its first dimension has to run over them"
+            )
+        return inputs, targets
 
     def check(self) -> None:
         if self._first is None:
             return
         indices, seed, before = self._first
         after = self._read(indices, seed)
-        again = named(after.inputs, "input") | named(after.targets, "target")
-        for name, old in (named(before.inputs, "input") | named(before.targets, "target")).items():
-            if (place := _first_difference(old, again[name])) is not None:
-                raise InputError(
-                    f"{self._origin} have another {name} of sample {indices[place]} each time it is read: draw from "
-                    "the default generators of torch, numpy.random or random, which are set for each step, or from a "
-                    "generator that __getitem__ seeds with the index"
-                )
+        if (difference := _difference(before, after)) is not None:
+            name, place = difference
+            raise InputError(
+                f"{self._origin} have another {name} of sample {indices[min(place, len(indices) - 1)]} each time it is "
+                "read: draw from the default generators of torch, numpy.random or random, which are set for each step, "
+                "or from a generator that __getitem__ seeds with the index"
+            )
         if before.state != after.state:
             raise InputError(
                 f"{self._origin} draw random numbers when samples are read for the first time (sample {indices[0]}, "
@@ -198,10 +288,86 @@ class _Items(Samples):
             )
 
 
+def _tuples(values: Any) -> Any:
+    """Values with tuples in place of the lists of `default_collate`."""
+    if isinstance(values, dict):
+        return {name: _tuples(value) for name, value in values.items()}
+    return tuple(map(_tuples, values)) if isinstance(values, list) else values
+
+
+def _buffered(data: Iterable[Any], origin: str, collate: Collate | None, needed: int | None, seed: int) -> Samples:
+    """The first samples of a stream, in its order and in memory.
+
+    A stream cannot be visited again at a step, so what a run takes of it is kept. Draws of its iterator depend on the
+    seed alone: it is read under seeded generators, and its beginning is read a second time.
+    """
+    available = main_memory().available
+    limit = UNKNOWN if available is None else SHARE * available
+    most = MAX_READ if needed is None else needed
+    items: list[Any] = []
+    taken = 0
+    with seeded(seed), explaining(f"{origin} cannot be read"):
+        for item in islice(data, most + (needed is None)):
+            items.append(item)
+            taken += _bytes(item)
+            if taken > limit:
+                raise InputError(
+                    f"{origin} are a stream, and {len(items):,} samples of the {most:,} that are needed already take "
+                    f"{in_words(taken)} of memory; use fewer --steps or a smaller --batch-size, or give a data set "
+                    "with an index (__getitem__)"
+                )
+    if needed is None and len(items) > most:
+        raise InputError(
+            f"{origin} are a stream that does not end after {most:,} samples; let it end, as "
+            "itertools.islice(stream, 1000) does"
+        )
+    if not items:
+        raise InputError(f"{origin} are a stream without samples; if it can be read only once, make it in the function")
+    found = _Items(items, origin, collate, ordered=needed is not None)
+    if iter(data) is not data:  # it can be read again
+        with seeded(seed), explaining(f"{origin} cannot be read again"):
+            again = [*islice(data, 2)]
+        _check_again(_Items(items[: len(again)], origin, collate), _Items(again, origin, collate), origin)
+    warnings.warn(
+        f"{origin}: {'the first' if len(items) == needed else 'all'} {len(items):,} samples of the stream are kept in "
+        f"memory ({in_words(taken)}), in their order", Remark, stacklevel=2,
+    )  # fmt: skip
+    return found
+
+
+def _check_again(first: _Items, again: _Items, origin: str) -> None:
+    """Raise InputError if a stream begins with other samples when it is read again."""
+    every = [*range(len(first))]
+    if not len(again) or _difference(first._read(every, 0), again._read(every, 0)) is not None:
+        raise InputError(
+            f"{origin} are a stream that gives other samples each time it is read: draw from the default generators of "
+            "torch, numpy.random or random, which are seeded before it is read"
+        )
+
+
+def _bytes(item: Any) -> int:
+    """The memory of an item of a stream, about."""
+    if isinstance(item, Tensor | np.ndarray):
+        return int(item.nbytes)
+    if isinstance(item, Mapping):
+        item = [*item.values()]
+    return sys.getsizeof(item) + (sum(map(_bytes, item)) if isinstance(item, list | tuple) else 0)
+
+
+def _difference(before: _Reading, after: _Reading) -> tuple[str, int] | None:
+    """The tensor and the row in which two readings of a batch differ first."""
+    again = named(after.inputs, "input") | named(after.targets, "target")
+    for name, old in (named(before.inputs, "input") | named(before.targets, "target")).items():
+        if (place := _first_difference(old, again[name])) is not None:
+            return name, place
+    return None
+
+
 def _first_difference(a: Tensor, b: Tensor) -> int | None:
     """The first row in which two tensors differ."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return 0
+    a, b = torch.atleast_1d(a, b)
     same = (a == b) | (a.isnan() & b.isnan()) if a.is_floating_point() or a.is_complex() else a == b
     rows = same.reshape(len(a), -1).all(1)
     return None if bool(rows.all()) else int(rows.logical_not().nonzero()[0])

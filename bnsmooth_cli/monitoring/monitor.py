@@ -178,7 +178,7 @@ class Monitor(Shown):
         _check_alone(model)
         self.folder = Path(folder) if folder is not None else Path("runs") / (run or "loop")
         self.run = run or unicode(self.folder.resolve().name)
-        self._loss, self._optimizer, self._objective = loss, optimizer, Objective(objective)
+        self._loss, self._optimizer, self._objective = loss, optimizer, Objective(objective).check_loop()
         self._loop = external_loop(model, _no_loss, lr=lr, optimizer=optimizer, norm=norm, seed=seed)
         self._began: float | None = None  # when the first step began
         self._ended: float | None = None  # when the monitor was closed

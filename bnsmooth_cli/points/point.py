@@ -124,17 +124,13 @@ class Point(Shown):
         3
         """
         loop = external_loop(model, loss, lr=lr, optimizer=optimizer, norm=norm, seed=seed)
-        return cls.of_loop(loop, optimizer, int(step), run, Objective(objective))
+        return cls.of_loop(loop, optimizer, int(step), run, Objective(objective).check_loop())
 
     @classmethod
     def of_loop(
         cls, problem: ExternalLoop, optimizer: torch.optim.Optimizer | None, step: int, run: str, objective: Objective
     ) -> Point:
         """The current point of a training loop (`external_loop`). The arguments are those of `of`."""
-        if not objective.single:
-            raise InputError(
-                f"objective {objective}: a training loop of your own has the batch of the step: batch, eval"
-            )
         model = problem.network()
         optimiser = optimiser_of(problem.config, model)
         if optimizer is not None:

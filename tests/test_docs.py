@@ -186,6 +186,16 @@ def test_the_python_of_the_notebook_page_runs(tmp_path):
     assert {"landscape.png", "landscape.parquet", "mine.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
+def test_the_python_of_the_monitor_page_runs(done, tmp_path):
+    page = (ROOT / "docs/how-to/monitor.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    for line in re.findall(r"^    bnsmooth (.*)$", page, re.MULTILINE):
+        done(line)
+
+
 def norm_table(summary):
     """Medians and intervals of the four metrics, one row per norm, the most accurate first."""
     figures = {"final_test_accuracy": "{:.3f}", "beta": "{:.3g}", "predictiveness": "{:.3g}", "sharpness": "{:.3g}"}

@@ -44,7 +44,7 @@ class _Measure:
         last: The last step that its table had when the monitor began; -1 without a table.
         skipped: The steps that were due and would have exceeded the budget.
         failed: The steps at which it failed, by the reason.
-        cost: The seconds that it took the last time; None before it has succeeded once.
+        cost: The most seconds that it has taken at a step; None before it has succeeded once.
         spent: The seconds that it has taken in all.
         waiting: Whether it was skipped when it was last due.
         written: Whether the table says what was skipped and what has failed.
@@ -89,9 +89,9 @@ class Monitor(Shown):
     statistics, modes, attributes of modules, and the default random generators are left as they were.
 
     A due measurement is skipped if it would bring the time of all measurements over `budget` times the time since the
-    first step. Its cost is that of the last one of its kind, and the first one of each kind always runs. If not all
-    kinds fit, each has an equal share of the budget. A `Remark` says when skipping begins, and tables record the steps
-    that were skipped.
+    first step, at the cost of the most expensive one of its kind so far. The first one of each kind always runs. If not
+    all kinds fit, each has an equal share of the budget. A `Remark` says when skipping begins, and tables record the
+    steps that were skipped.
 
     A measurement that fails does not end training: a `Remark` gives the reason, and the table records the step. Until
     a kind has been measured once, its errors are raised, because they are mistakes of the set-up.
@@ -332,7 +332,7 @@ class Monitor(Shown):
                 with self._timed(measure), self._outlived(measure, step):
                     measure.recording.append(point, rows)
                     self._write(measure)
-                measure.cost = measure.spent - before[measure.kind]
+                measure.cost = max(measure.cost or 0.0, measure.spent - before[measure.kind])
 
     @contextmanager
     def _timed(self, measure: _Measure) -> Iterator[None]:

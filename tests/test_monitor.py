@@ -145,6 +145,35 @@ def test_rows_are_those_of_the_measurements_at_the_point(tmp_path):
     assert scheduled["step_lr"].tolist() == pytest.approx([0.05, 0.05 * 0.81, 0.05 * 0.6561])
 
 
+def test_autocast_a_scaler_and_accumulation_make_no_difference(tmp_path):
+    def train(monitored):
+        loop, scaler = Loop(), torch.amp.GradScaler("cpu")
+        monitor = loop.monitor(tmp_path / "mine", measures=["smoothness"], every=1) if monitored else None
+        for _ in range(3):
+            for part in range(2):
+                x, y = loop.batch()
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = loop.loss(x, y) / 2
+                    if monitor is not None and part == 1:
+                        monitor.step(x, y)  # with one gradient accumulated, and the graph of the next one alive
+                scaler.scale(loss).backward()
+            scaler.step(loop.optimizer)
+            scaler.update()
+            loop.optimizer.zero_grad(set_to_none=False)
+        return loop.state(), monitor
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Remark)  # autocast is off in measurements
+        (plain, _), (monitored, monitor) = train(False), train(True)
+    assert_same(plain, monitored)
+    rows = monitor.rows("smoothness")
+    assert rows["step"].tolist() == [0, 1, 2]
+    loop = Loop()
+    _, (x, y) = loop.batch(), loop.batch()
+    expected = bns.smoothness(bns.Point.of(loop.model, lambda: loop.loss(x, y), optimizer=loop.optimizer))
+    assert rows["beta"][0] == expected["beta"][0]
+
+
 def test_options_of_a_measure_are_those_of_its_command(tmp_path):
     loop = Loop()
     with loop.monitor(tmp_path / "mine", measures={"landscape": {"alphas": [1.0]}, "spectrum": {"top": 2}}) as monitor:

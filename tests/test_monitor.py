@@ -249,9 +249,11 @@ def test_measuring_stays_within_its_share_of_the_time(tmp_path, monkeypatch):
 
 def test_a_cheap_measure_runs_where_an_expensive_one_is_skipped_and_does_not_starve_it(tmp_path, monkeypatch):
     measures = {"landscape": {"alphas": [1.0]}, "landscape-random": {"points": 60}}
-    monitor, _, _ = budgeted(monkeypatch, tmp_path / "mine", 80, 60.0, measures)
+    monitor, shares, _ = budgeted(monkeypatch, tmp_path / "mine", 80, 60.0, measures)
     cheap, expensive = (monitor.rows(kind)["step"].nunique() for kind in measures)
     assert cheap > 2 * expensive > 4
+    after = next(step for step, share in enumerate(shares) if share <= 0.1)
+    assert max(shares[after:]) <= 0.1
 
 
 def test_without_a_budget_nothing_is_skipped(tmp_path, monkeypatch):
@@ -265,7 +267,9 @@ def test_without_a_budget_nothing_is_skipped(tmp_path, monkeypatch):
     ("options", "said"),
     [
         ({"every": 0}, "every 0: give a whole number"),
-        ({"budget": 0.0}, "budget 0: give a share"),
+        ({"every": 2.5}, "every 2.5: give a whole number"),
+        ({"budget": "much"}, "budget much: give a share"),
+        ({"budget": 0.0}, "budget 0.0: give a share"),
         ({"budget": 1.5}, "budget 1.5: give a share"),
         ({"start_step": -1}, "start_step -1: give"),
         ({"measures": []}, "measures: name at least one"),

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import pandas as pd
 import torch
@@ -32,6 +32,8 @@ from bnsmooth_cli.storage.files import first_line, unicode
 from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.live import Exports, Live
 from bnsmooth_cli.storage.runs import LoopSource
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -166,13 +168,12 @@ class Monitor(Shown):
         tensorboard: bool = False,
         wandb: str | None = None,
     ) -> None:
-        self.every, self.budget, self.next_step = operator.index(every), budget, operator.index(start_step)
-        if self.every < 1:
-            raise InputError(f"every {self.every}: give a whole number of at least 1")
-        if budget is not None and not 0 < budget <= 1:
-            raise InputError(f"budget {budget:g}: give a share of the time above 0 and at most 1, or None for no limit")
-        if self.next_step < 0:
-            raise InputError(f"start_step {self.next_step}: give the step that training begins with, at least 0")
+        self.every, self.next_step = _whole("every", every, 1), _whole("start_step", start_step, 0)
+        if budget is not None and not (isinstance(budget, float | int) and 0 < budget <= 1):
+            raise InputError(f"budget {budget}: give a share of the time above 0 and at most 1, or None for no limit")
+        self.budget = budget
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model: is a {type(model).__name__}; give the nn.Module that is trained")
         if not callable(loss):
             raise InputError(f"loss: is a {type(loss).__name__}; give a function that computes the loss of a batch")
         _check_alone(model)
@@ -182,9 +183,12 @@ class Monitor(Shown):
         self._loop = external_loop(model, _no_loss, lr=lr, optimizer=optimizer, norm=norm, seed=seed)
         self._began: float | None = None  # when the first step began
         self._ended: float | None = None  # when the monitor was closed
-        self._past = self.next_step - 1  # the last step that was due or not
+        self._past = -1  # the last step that was due
+        self._said: set[str] = set()  # what is said once
         exports = Exports(tensorboard, wandb)
         exports.check()
+        if (self.folder / "config.json").exists():
+            raise InputError(f"{self.folder}: is a run of bnsmooth; give another folder")
         source = LoopSource(self.folder, self.run, self._loop.config, {})
         requests = [self._request(source, kind, chosen) for kind, chosen in _by_kind(measures).items()]
         try:
@@ -209,8 +213,6 @@ class Monitor(Shown):
         request = Request(kind, path, (source,), {self.run: []}, {self.run: arguments}, {}, {})
         if self._objective != "batch":
             request.arguments[self.run] = {**arguments, "objective": self._objective}
-        if (self.folder / "config.json").exists():
-            raise InputError(f"{self.folder}: is a run of bnsmooth; give another folder")
         written = tables.read_provenance(path, kind) if path.exists() else None
         if written is not None and request.differences(written):
             others = " and ".join(request.differences(written))
@@ -223,8 +225,7 @@ class Monitor(Shown):
                 "start_step with which your training continues"
             )
         if steps and steps[-1] >= self.next_step:
-            said = f"{path}: keeps its steps up to {steps[-1]}, and is continued after them"
-            warnings.warn(said, Remark, stacklevel=4)
+            _say(f"{path}: keeps its steps up to {steps[-1]}, and is continued after them")
         request.steps[self.run] = steps
         return request
 
@@ -237,8 +238,8 @@ class Monitor(Shown):
             table,
             {name: value for name, value in request.arguments[self.run].items() if name != "objective"},
             last=steps[-1] if steps else -1,
-            skipped=[*before.get("skipped", ())],
-            failed={**before.get("failed", {})},
+            skipped=[*_if(list, before.get("skipped"))],
+            failed={**_if(dict, before.get("failed"))},
             written={*steps} == tables.steps_in(before, self.run),
         )
 
@@ -284,7 +285,10 @@ class Monitor(Shown):
         if step % self.every or step <= self._past:
             return
         self._past = step
-        chosen = [measure for measure in self._measures if step > measure.last and self._affords(measure, step)]
+        chosen: list[_Measure] = []
+        for measure in self._measures:
+            if step > measure.last and self._affords(measure, step, sum(other.cost or 0.0 for other in chosen)):
+                chosen.append(measure)
         if not chosen:
             return
         self._loop.loss = functools.partial(self._loss, *batch, **named)
@@ -297,18 +301,19 @@ class Monitor(Shown):
         finally:
             self._loop.loss = _no_loss  # the batch is not kept
 
-    def _affords(self, measure: _Measure, step: int) -> bool:
-        """Whether the budget has room for a measurement; otherwise it is skipped."""
+    def _affords(self, measure: _Measure, step: int, planned: float) -> bool:
+        """Whether the budget has room for a measurement after those that are planned; otherwise it is skipped."""
         if self.budget is None or measure.cost is None:
             return True
-        allowed = self.budget * (self.seconds + measure.cost)
-        fits = self.spent + measure.cost <= allowed
+        planned += measure.cost
+        allowed = self.budget * (self.seconds + planned)
+        fits = self.spent + planned <= allowed
         if any(other.waiting for other in self._measures if other is not measure):
             fits = fits and measure.spent + measure.cost <= allowed / len(self._measures)
         measure.waiting = not fits
         if measure.waiting:
-            if not any(other.skipped for other in self._measures):
-                _say(f"{self.folder}: {measure.kind} is skipped at step {step}, and may be at others: {self._time}")
+            said = f"{self.folder}: {measure.kind} is skipped at step {step}, and may be at others: {self._time}"
+            self._say_once("skipped", said)
             measure.skipped.append(step)
             measure.written = False
         return fits
@@ -358,10 +363,15 @@ class Monitor(Shown):
             self._fail(measure, step, named)
 
     def _fail(self, measure: _Measure, step: int, reason: str) -> None:
-        if not measure.failed:
-            _say(f"{measure.path}: step {step} is not measured, and training continues: {reason}")
+        said = f"{measure.path}: step {step} is not measured, and training continues: {reason}"
+        self._say_once(measure.kind, said)
         measure.failed.setdefault(reason, []).append(step)
         measure.written = False
+
+    def _say_once(self, topic: str, text: str) -> None:
+        if topic not in self._said:
+            self._said.add(topic)
+            _say(text)
 
     def _write(self, measure: _Measure) -> bool:
         """Write a table and pass on its new rows. If that fails, a remark says so, and the next step tries again."""
@@ -436,6 +446,22 @@ def _by_kind(measures: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> dict[
     if not names:
         raise InputError("measures: name at least one, such as landscape")
     return {kind: options.get(kind, {}) for kind in names}
+
+
+def _whole(name: str, value: SupportsIndex, least: int) -> int:
+    """A whole number. Raises InputError if it is none, or below the least one."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise InputError(f"{name} {value}: give a whole number of at least {least}")
+    return number
+
+
+def _if(kind: type[_T], value: object) -> _T:
+    """A part of a table's provenance, or an empty one of its type: a file may hold anything."""
+    return value if isinstance(value, kind) else kind()
 
 
 def _check_alone(model: nn.Module) -> None:

@@ -138,6 +138,7 @@ class Point(Shown):
         if not optimiser.lr(step):
             raise InputError("lr: is 0 at this step, and step lengths are its multiples; measure another step")
         first = next(iter(trainable(model).values()))
+        problem.device = first.device  # the model may have been moved
         no_data = torch.empty(0, dtype=first.dtype, device=first.device)
         point = cls(problem, model, optimiser, step, no_data, no_data, run, objective)
         with point.undisturbed(), point._mode(model), prepared(point.norms, problem.config.seed, step):

@@ -1,9 +1,11 @@
-"""Long work: a run that is measured in one pass, and what a checkpoint costs it."""
+"""Long work: a run that is measured in one pass, a loop with a monitor, and what a checkpoint costs."""
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
@@ -14,10 +16,12 @@ import pandas as pd
 import torch
 
 import bnsmooth_cli as bns
-from benchmarks.harness import CHOICES, Result, faster, row, within
+from benchmarks.harness import CHOICES, Result, agree, faster, row, within
+from benchmarks.references import plain_network
 from bnsmooth_cli import kinds, problems
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.measures.request import measurement
+from bnsmooth_cli.networks.parameters import flatten
 from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.storage.runs import Run, write_config
 from bnsmooth_cli.training.saving import Saver
@@ -27,6 +31,8 @@ MEASURED = ("landscape", "smoothness", "ics", "activations")
 #: Ten measured steps to a checkpoint, as in `--every 100 --save-every 1000`.
 PER_CHECKPOINT = 10
 SAVE_EVERY = 500
+#: The share of the time that a monitor may take.
+BUDGET = 0.05
 
 
 def _now() -> float:
@@ -80,6 +86,50 @@ def _visited(run: Run, kind: str, steps: Iterable[int], device: str) -> tuple[fl
         inside += _now() - before
         rows.append(definition.since(rows[-1], current) if rows and definition.since else current)
     return _now() - begun, inside, pd.concat(rows, ignore_index=True)
+
+
+@row("monitor", threads=1)
+def monitor() -> Iterator[Result]:
+    """A plain loop that trains a narrow VGG as torch.nn has it, with `bns.Monitor` at its default budget and without.
+
+    Both train alike, to the last bit. The budget is a share of the time that passes; the whole loops are compared as
+    `_now` counts, so that other load on the machine makes no difference.
+    """
+    problem = problems.build(
+        resolve("vgg", norm="batch", width=0.0625, batch_size=16), "cuda" if torch.cuda.is_available() else "cpu"
+    )
+    steps, batches = CHOICES.steps or 4000, [problem.batch(step) for step in range(20)]
+    ended, spent = list[torch.Tensor](), list[float]()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", bns.Remark)
+        for monitored in (False, True):
+            model = plain_network(problem.build()).to(problem.device)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            loss = functools.partial(_cross_entropy, model)
+            watching = bns.Monitor(
+                model, loss, optimizer=optimizer, every=20, budget=BUDGET, folder=f"{folder}/{monitored}"
+            )
+            begun = _now()
+            for step in range(steps):
+                x, y = batches[step % len(batches)]
+                if monitored:
+                    watching.step(x, y)
+                optimizer.zero_grad()
+                loss(x, y).backward()
+                optimizer.step()
+            spent.append(_now() - begun)
+            watching.close()
+            ended.append(flatten(model.parameters()).detach())
+        points = watching.rows("smoothness")["step"].nunique()
+    agree(ended[1], ended[0], 0.0)
+    case = f"{steps:,} steps, every 20, {points} points of smoothness"
+    allowed = BUDGET * watching.seconds
+    yield within("monitor", case, f"its budget, {BUDGET:.0%} of the time", watching.spent, allowed, 1.0)
+    yield within("monitor", case, "the loop without it", spent[1], spent[0], 1 / (1 - BUDGET) + 0.02)
+
+
+def _cross_entropy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(model(x), y)
 
 
 @row("checkpoints", threads=1)

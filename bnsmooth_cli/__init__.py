@@ -12,6 +12,7 @@ bns.plot(bns.read_table(run.train_path))        # a matplotlib Figure; with pape
 bns.study(norms=["none", "batch"], seeds=range(5), measure=["smoothness"], problem="dln")
 bns.list_runs("runs"), bns.compare("study")     # what there is, and the comparison of runs or of a study
 bns.Point.of(model, loss, lr=0.1)               # a point of your own training loop
+bns.Monitor(model, loss, lr=0.1, budget=0.05)   # measures in your own training loop, in 5% of its time
 bns.replace_norms(model, "rms")                 # another norm in the place of each norm of a model
 """
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from bnsmooth_cli.measures.spectrum import spectrum_by_layer as spectrum_by_layer
     from bnsmooth_cli.measures.surface import surface as surface
     from bnsmooth_cli.measures.theory import theory as theory
+    from bnsmooth_cli.monitoring.hugging_face import TrainerMonitor as TrainerMonitor
+    from bnsmooth_cli.monitoring.lightning import LightningMonitor as LightningMonitor
+    from bnsmooth_cli.monitoring.monitor import Monitor as Monitor
     from bnsmooth_cli.networks.replacing import replace_norms as replace_norms
     from bnsmooth_cli.points.point import Point as Point
     from bnsmooth_cli.points.reaching import load_point as load_point
@@ -57,11 +61,14 @@ if TYPE_CHECKING:
 #: does not need it.
 _HOMES: Final = {
     "InputError": "errors",
+    "LightningMonitor": "monitoring.lightning",
+    "Monitor": "monitoring.monitor",
     "Point": "points.point",
     "Remark": "errors",
     "Run": "storage.runs",
     "Study": "studies.folder",
     "StudyProgress": "studies.progress",
+    "TrainerMonitor": "monitoring.hugging_face",
     "Workload": "problems.custom",
     "activations": "measures.activations",
     "compare": "studies.comparison",

@@ -191,15 +191,29 @@ def check_users(optimizer: object, parameters: Iterable[Any], option: str) -> No
             f"{option}: {kind} updates {len(updated)} parameters, {len(trained.intersection(updated))} of them among "
             f"the {len(trained)} that are trained; give it all of these"
         )
-    first = optimizer.param_groups[0].get("lr", 0.0)
+    given = optimizer.param_groups[0].get("lr", 0.0)
     try:
-        first = float(first)
+        now, first = float(given), unscheduled(optimizer)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{option}: {kind} has the learning rate {str(first)[:40]!r}; give a number above 0"
+            f"{option}: {kind} has the learning rate {str(given)[:40]!r}; give a number above 0"
         ) from error
-    if not 0 < first < float("inf"):
-        raise InputError(f"{option}: {kind} has the learning rate {first:g}; give one above 0")
+    for lr in (now or first, first):  # a schedule may begin and end at 0
+        if not 0 < lr < float("inf"):
+            raise InputError(f"{option}: {kind} has the learning rate {lr:g}; give one above 0")
+
+
+def unscheduled(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of an optimiser's first group, before a scheduler of torch's multiplies it.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.5)
+    >>> _ = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    >>> optimizer.param_groups[0]["lr"], unscheduled(optimizer)
+    (0.0, 0.5)
+    """
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group.get("lr", 0.0)))
 
 
 def digest(optimizer: torch.optim.Optimizer) -> str:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.storage.live import Exports
@@ -131,6 +132,27 @@ def test_python_logs_live_and_a_resumed_run_is_whole(monkeypatch):
     assert (first.id, first.exit_code) == (second.id, 1)
     assert first.steps["train/loss"] == [*range(8)]
     assert second.steps["train/loss"] == [*range(13)]
+
+
+def test_a_monitor_logs_its_points_and_a_resumed_one_logs_them_all(tmp_path):
+    model = torch.nn.Linear(3, 1)
+
+    def watch(steps, **options):
+        with bns.Monitor(
+            model, lambda x: model(x).square().mean(), lr=0.1, every=2, budget=None, folder="mine", wandb="smooth",
+            measures=["smoothness"], **options,
+        ) as monitor:  # fmt: skip
+            for _ in range(steps):
+                monitor.step(torch.ones(4, 3))
+
+    watch(3)
+    watch(3, start_step=3)
+    first, second = logged()
+    assert (first.id, first.name, first.project, first.exit_code) == (second.id, "mine", "smooth", 0)
+    assert first.steps["smoothness/beta"] == [0, 2]
+    assert second.steps["smoothness/beta"] == [0, 2, 4]
+    assert second.config.items() >= {"problem": "loop:Linear", "norm": "own", "lr": 0.1}.items()
+    assert not {"batch_size", "momentum", "steps"} & {*second.config}  # which are unknown
 
 
 def test_a_run_of_ones_own_goes_on(monkeypatch):

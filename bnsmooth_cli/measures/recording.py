@@ -42,7 +42,8 @@ class Recording:
     """
 
     def __init__(self, request: Request, journal: Journal, wanted: dict[str, list[int]]) -> None:
-        self.request, self.wanted, self._journal = request, wanted, journal
+        self.request, self._journal = request, journal
+        self.wanted = {name: [*steps] for name, steps in wanted.items()}
         self._wanted = {name: {*steps} for name, steps in wanted.items()}
         self._completing = {name: self._completed(name) for name in request.steps}
         self._passed = dict.fromkeys(request.steps, 0)  # how many steps `ready` has returned
@@ -90,7 +91,10 @@ class Recording:
         Raises:
             InputError: If the run's folder or the journal is gone, or the disk is full.
         """
-        rows = self.definition.rows(point, **arguments)
+        self.keep(point, self.definition.rows(point, **arguments))
+
+    def keep(self, point: Point, rows: pd.DataFrame) -> None:
+        """Keep the rows of a point. Raises InputError as `take` does."""
         self._check_place()
         by = machine(point.problem.device)
         measured = tables.without_settings(tables.to_arrow(self.request.kind, rows))
@@ -108,15 +112,26 @@ class Recording:
         """Let the points survive a power cut."""
         self._journal.sync()
 
+    def append(self, point: Point, rows: pd.DataFrame) -> None:
+        """Keep the rows of a point that nobody has asked for, after all others. Raises InputError as `take` does."""
+        self.keep(point, rows)
+        self.request.steps[point.run].append(point.step)
+        self.wanted[point.run].append(point.step)
+        self._wanted[point.run].add(point.step)
+
     def finish(self) -> None:
         """Write the table, and remove the points that are in it."""
+        self.write()
+        end_anew(self.request.path)
+        self.tidy()
+
+    def write(self, **more: Any) -> None:
+        """Write the table; `more` are further entries of its provenance."""
         self._check_place()
         request = self.request
         stretches = {name: self._stretches(name) for name in request.steps}
-        provenance = {"version": __version__, "stretches": stretches, **request.provenance()}
+        provenance = {"version": __version__, "stretches": stretches, **request.provenance(), **more}
         tables.write_table(request.path, request.kind, self._frames(), provenance, make_folder=False)
-        end_anew(request.path)
-        self.tidy()
 
     def tidy(self) -> None:
         """Remove the journal, unless it has points that another request has asked for.
@@ -144,7 +159,7 @@ class Recording:
     def _completed(self, name: str) -> Iterator[pd.DataFrame | pa.Table]:
         """The rows of a source, step by step."""
         # Points may have been measured before the run got more steps.
-        (settings,) = (source.config.settings_text for source in self.request.sources if source.name == name)
+        (settings,) = (source.settings for source in self.request.sources if source.name == name)
         before: pd.DataFrame | None = None
         for step in self.request.steps[name]:
             rows = tables.with_settings(self._journal.rows((name, step)), self.request.kind, settings)

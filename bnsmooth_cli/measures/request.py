@@ -72,7 +72,7 @@ class Request:
 
     def provenance(self) -> dict[str, dict[str, Any]]:
         """The entries of a table's provenance that decide whether it answers this request."""
-        runs = {source.name: source.config.as_dict() for source in self.sources}
+        runs = {source.name: source.known for source in self.sources}
         entries: dict[str, dict[str, Any]] = {"runs": runs, "steps": self.steps, "options": self.arguments}
         return entries | {name: value for name in ("code", "weights") if (value := getattr(self, name))}
 

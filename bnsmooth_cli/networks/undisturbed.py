@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -74,6 +76,47 @@ def _attributes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, values in kept:
             vars(module).update(values)
+
+
+#: The largest tensor of which `attributes_kept` makes a copy: the state of a metric, but no data set.
+_SMALL: Final = 2**20
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore what forward passes change in modules besides parameters and buffers: counters, metrics, caches.
+
+    These are the attributes of modules, and what is directly in their lists, dicts and sets. Of tensors that are
+    changed in place, those of at most `_SMALL` numbers are restored.
+
+    >>> model = nn.Linear(1, 1)
+    >>> model.calls, model.seen = 3, torch.zeros(2)
+    >>> with attributes_kept(model):
+    ...     model.calls += 1
+    ...     model.seen += 1
+    >>> model.calls, model.seen.tolist()
+    (3, [0.0, 0.0])
+    """
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
+    held = [value for _, before in attributes for value in before.values()]
+    holders = [(value, copy.copy(value)) for value in held if isinstance(value, list | dict | set | deque)]
+    inside = chain.from_iterable(c.values() if isinstance(c, dict) else c for _, c in holders)
+    own = {*map(id, chain(model.parameters(), model.buffers()))}
+    tensors = [value for value in chain(held, inside) if isinstance(value, Tensor) and id(value) not in own]
+    small = [t for t in tensors if t.layout == torch.strided and t.numel() <= _SMALL]
+    contents = [(tensor, tensor.detach().clone()) for tensor in small]
+    try:
+        yield
+    finally:
+        for present, before in attributes:
+            present.clear()
+            present.update(before)
+        for holder, items in holders:
+            holder.clear()
+            holder.extend(items) if isinstance(holder, list | deque) else holder.update(items)
+        for tensor, content in contents:
+            if not torch.equal(tensor.detach(), content):
+                tensor.data.copy_(content)
 
 
 @contextmanager

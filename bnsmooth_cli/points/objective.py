@@ -75,6 +75,14 @@ class Objective(str):
         """Whether it is the loss of a single batch, that of the step."""
         return self.kind in ("batch", "eval")
 
+    def check_loop(self) -> Objective:
+        """The objective itself. Raises InputError if a training loop of the user's, which has one batch, lacks it."""
+        if not self.single:
+            raise InputError(
+                f"objective {self}: a training loop of your own has the batch of its step; give batch or eval"
+            )
+        return self
+
     @property
     def penalised(self) -> bool:
         """Whether it includes the L2 penalty of the weights."""

@@ -39,7 +39,7 @@ from bnsmooth_cli.networks.structure import Names, Structure, structure
 from bnsmooth_cli.networks.undisturbed import recording, undisturbed
 from bnsmooth_cli.networks.wrappers import unwrapped
 from bnsmooth_cli.norms.state import prepared, stateful
-from bnsmooth_cli.optimisers import check_users
+from bnsmooth_cli.optimisers import check_users, unscheduled
 from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values, mapped, size
@@ -90,6 +90,7 @@ class Point(Shown):
         run: str = "loop",
         norm: str = "own",
         seed: int = 0,
+        objective: str = "batch",
     ) -> Point:
         """The current point of your own training loop.
 
@@ -109,12 +110,14 @@ class Point(Shown):
             run: The name of the run in the rows of a measurement.
             norm: The name of the norm in those rows.
             seed: The seed in those rows, which also seeds the random directions of measurements.
+            objective: "batch" for the loss in the mode that the model is in, or "eval" for that in eval mode, without
+                dropout.
 
         Raises:
-            InputError: If there is neither lr nor optimizer, the optimizer does not update the model's parameters, the
-                parameters are distributed over processes (FSDP), or the loss cannot be measured: it is not a scalar
-                with a graph, it differs between two calls (the message names the module), it calls `backward`, or it
-                depends on a tensor that was computed from the parameters before.
+            InputError: If there is neither lr nor optimizer, the optimizer does not update the model's parameters or
+                has the learning rate 0 at this step, the parameters are distributed over processes (FSDP), or the loss
+                cannot be measured: it is not a scalar with a graph, it differs between two calls (the message names the
+                module), it calls `backward`, or it depends on a tensor that was computed from the parameters before.
 
         >>> import bnsmooth_cli as bns
         >>> model, x, y = nn.Linear(3, 1), torch.randn(8, 3), torch.randn(8, 1)
@@ -122,18 +125,26 @@ class Point(Shown):
         >>> len(bns.landscape(point, alphas=[0.5, 1.0]))
         3
         """
-        model = unwrapped(model, "model")
-        check_parameters(model, "loss")
-        first = next(iter(trainable(model).values()))
-        lr = _lr_of(model, lr, optimizer)
-        problem = ExternalLoop(model, loss, first.device, lr=lr, step=int(step), norm=norm, seed=seed)
+        loop = external_loop(model, loss, lr=lr, optimizer=optimizer, norm=norm, seed=seed)
+        return cls.of_loop(loop, optimizer, int(step), run, Objective(objective).check_loop())
+
+    @classmethod
+    def of_loop(
+        cls, problem: ExternalLoop, optimizer: torch.optim.Optimizer | None, step: int, run: str, objective: Objective
+    ) -> Point:
+        """The current point of a training loop (`external_loop`). The arguments are those of `of`."""
+        model = problem.network()
         optimiser = optimiser_of(problem.config, model)
         if optimizer is not None:
             optimiser = External(optimiser.parameters, problem.config, optimizer)
+        if not optimiser.lr(step):
+            raise InputError("lr: is 0 at this step, and step lengths are its multiples; measure another step")
+        first = next(iter(trainable(model).values()))
+        problem.device = first.device  # the model may have been moved
         no_data = torch.empty(0, dtype=first.dtype, device=first.device)
-        point = cls(problem, model, optimiser, int(step), no_data, no_data, run)
-        with undisturbed(model), prepared(point.norms, seed, step):
-            check_loss(model, loss, "loss")
+        point = cls(problem, model, optimiser, step, no_data, no_data, run, objective)
+        with point.undisturbed(), point._mode(model), prepared(point.norms, problem.config.seed, step):
+            check_loss(model, problem.loss, "loss")
         return point
 
     def _card(self) -> Card:
@@ -187,8 +198,9 @@ class Point(Shown):
     @functools.cached_property
     def structure(self) -> Structure:
         """The layers of the network and the sites where norms act."""
+        own = self if isinstance(self.problem, ExternalLoop) else self.at("batch")
         with self.undisturbed():
-            return structure(self.model, self.at("batch").loss)
+            return structure(self.model, own.loss)
 
     @property
     def chain(self) -> Chain | None:
@@ -278,8 +290,8 @@ class Point(Shown):
             InputError: If the problem does not have the objective.
         """
         chosen = self.objective if objective is None else Objective(objective)
-        if chosen != "batch" and isinstance(self.problem, ExternalLoop):
-            raise InputError(f"--objective {objective}: a point of your own loop always measures its own loss")
+        if chosen != self.objective and isinstance(self.problem, ExternalLoop):
+            raise InputError(f"--objective {chosen}: this point of your own loop has one objective, {self.objective}")
         if chosen == "test" and not self.problem.test_size:
             raise InputError(f"--objective test: the problem {self.config.problem} has no test set")
         return self if chosen == self.objective else dataclasses.replace(self, objective=chosen)
@@ -468,8 +480,23 @@ class Point(Shown):
         return whole
 
 
+def external_loop(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    lr: float | None,
+    optimizer: torch.optim.Optimizer | None,
+    norm: str,
+    seed: int,
+) -> ExternalLoop:
+    """A user's training loop. The arguments are those of `Point.of`, and it raises InputError where that does."""
+    model = unwrapped(model, "model")
+    check_parameters(model, "loss")
+    return ExternalLoop(model, loss, lr=_lr_of(model, lr, optimizer), norm=norm, seed=seed)
+
+
 def _lr_of(model: nn.Module, lr: float | None, optimizer: torch.optim.Optimizer | None) -> float:
-    """The learning rate of a user's loop: that of its optimiser, if it is given."""
+    """The learning rate of a user's loop: that of its optimiser, if it is given; the one before any schedule."""
     if optimizer is None:
         if lr is None:
             raise InputError("lr: give the learning rate of your loop, or its optimizer")
@@ -478,7 +505,7 @@ def _lr_of(model: nn.Module, lr: float | None, optimizer: torch.optim.Optimizer 
     own = float(optimizer.param_groups[0]["lr"])
     if lr not in (None, own):
         raise InputError(f"lr {lr}: the optimizer has the learning rate {own:g}; leave lr out")
-    return own
+    return unscheduled(optimizer)
 
 
 def _sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:

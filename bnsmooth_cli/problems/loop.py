@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config
+from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.presets import CustomSettings
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import Values
@@ -20,24 +21,19 @@ class ExternalLoop(Problem):
     Args:
         model: The user's model, which is not copied.
         loss: Computes the loss, a scalar; it calls the model.
-        device: The model's device.
         lr: The learning rate.
-        step: The step that the loop has reached.
         norm: The name of the norm in tables.
         seed: The seed of the measurements' own randomness.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Callable[[], Tensor], device: torch.device, *, lr: float, step: int, norm: str,
-        seed: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor], *, lr: float, norm: str, seed: int) -> None:
         config = Config(
             problem=f"loop:{re.sub('[^0-9A-Za-z_]', '_', type(model).__name__)}", norm=norm, lr=lr,
-            steps=max(1, step), batch_size=2, seed=seed, momentum=0.0, save_every=1,
+            steps=1, batch_size=2, seed=seed, momentum=0.0, save_every=1,
             settings=CustomSettings(eval_every=1),
         )  # fmt: skip
-        super().__init__(config, device)
-        self._model, self._loss = model, loss
+        super().__init__(config, next(iter(trainable(model).values())).device)
+        self._model, self.loss = model, loss
 
     def network(self) -> nn.Module:
         """The loop's model itself."""
@@ -45,7 +41,7 @@ class ExternalLoop(Problem):
 
     def call(self, model: nn.Module, inputs: Values) -> Tensor:
         """The loss."""
-        return self._loss()
+        return self.loss()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Two empty tensors: the loss function has its own data."""

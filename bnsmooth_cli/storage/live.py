@@ -111,9 +111,8 @@ class Feed:
         self._looked = -INTERVAL
         folder = source.path if source.path.is_dir() else None
         if exports.wandb is not None:
-            config = source.config.as_dict()
-            settings = read_settings(source.config.problem, source.config.settings_text)  # with those at their default
-            self._wandb = WandbRun(exports.wandb, source.name, {**settings, **config}, folder)
+            settings = read_settings(source.config.problem, source.settings)  # with those at their default
+            self._wandb = WandbRun(exports.wandb, source.name, {**settings, **source.known}, folder)
             places[source.name] = self._wandb.place
             for table in sorted(folder.glob("*.parquet")) if folder else ():  # the run is written whole
                 with suppress(InputError):

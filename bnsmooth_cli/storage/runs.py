@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli import __version__, kinds
-from bnsmooth_cli.config import Config, from_dict
+from bnsmooth_cli.config import IDENTIFYING, Config, from_dict
 from bnsmooth_cli.errors import DamagedError, InputError, Remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.cards import Card, Shown, guarded, settings_in_words
@@ -53,14 +53,46 @@ class CheckpointSource:
         """The last step that is measured unless other steps are asked for."""
         return max([0, *self.checkpoints, (self.diverged_at or 0) - 1])
 
+    @property
+    def settings(self) -> str:
+        """The column `settings` of its rows."""
+        return self.config.settings_text
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What is known of its run, for the provenance of tables."""
+        return self.config.as_dict()
+
     def with_data(self, data: str | None) -> CheckpointSource:
         """The same source with its images in another folder; None keeps the folder."""
         return replace(self, config=self.config.changed(data=data))
 
     def table_path(self, kind: str, objective: str = "batch") -> Path:
         """The default path of a table of this kind. An objective other than `batch` is part of the file name."""
-        name = f"{kind}.parquet" if objective == "batch" else f"{kind}.{objective.replace(':', '')}.parquet"
+        name = _table_name(kind, objective)
         return self.path / name if self.path.is_dir() else self.path.with_name(f"{self.path.stem}.{name}")
+
+
+class LoopSource(CheckpointSource):
+    """A user's own training loop: a folder of tables without checkpoints, of a configuration that is mostly unknown."""
+
+    @property
+    def settings(self) -> str:
+        """None: they are unknown."""
+        return ""
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Its problem, norm, learning rate and seed."""
+        return {name: getattr(self.config, name) for name in IDENTIFYING}
+
+    def table_path(self, kind: str, objective: str = "batch") -> Path:
+        """The path of a table, in a folder that need not exist."""
+        return self.path / _table_name(kind, objective)
+
+
+def _table_name(kind: str, objective: str) -> str:
+    return f"{kind}.parquet" if objective == "batch" else f"{kind}.{objective.replace(':', '')}.parquet"
 
 
 @dataclass(frozen=True, repr=False)

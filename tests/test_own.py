@@ -155,11 +155,15 @@ def test_a_table_in_eval_mode_has_a_name_of_its_own(cli, small_run):
     (run.path / "landscape.eval.parquet").unlink()
 
 
-def test_eval_mode_is_refused_in_a_loop_of_ones_own(small_run):
+def test_a_point_of_ones_own_loop_has_the_objective_that_it_was_made_with(small_run):
     point = bns.load_point(small_run("dln", "batch"), step=3)
     loop = bns.Point.of(point.model, point.loss, lr=0.1)
-    with pytest.raises(InputError, match="--objective eval: a point of your own loop always measures its own loss"):
+    with pytest.raises(InputError, match="--objective eval: this point of your own loop has one objective, batch"):
         bns.landscape(loop, objective="eval")
+    evaluated = bns.landscape(bns.Point.of(point.model, point.loss, lr=0.1, objective="eval"), alphas=[1.0])
+    assert evaluated["loss"][0] == pytest.approx(bns.landscape(point, objective="eval")["loss"][0])
+    with pytest.raises(InputError, match="objective test: a training loop of your own has the batch of its step"):
+        bns.Point.of(point.model, point.loss, lr=0.1, objective="test")
 
 
 @pytest.mark.parametrize(

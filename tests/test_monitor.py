@@ -294,9 +294,10 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, option
 
 
 def test_wrapped_models_are_measured_as_the_model_inside(tmp_path):
-    plain, wrapped = Loop(), Loop()
-    wrapped.model = nn.DataParallel(wrapped.model)
-    for name, loop in (("plain", plain), ("wrapped", wrapped)):
+    for name in ("plain", "wrapped"):
+        loop = Loop()
+        if name == "wrapped":
+            loop.model = nn.DataParallel(loop.model)
         with loop.monitor(tmp_path / name, run="mine") as monitor:
             loop.run(3, monitor)
     pd.testing.assert_frame_equal(

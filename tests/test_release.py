@@ -93,7 +93,7 @@ def test_the_distributions_hold_the_package_and_the_licence_and_nothing_else(tmp
     tree, dist = tmp_path / "tree", tmp_path / "dist"
     shutil.copytree(ROOT / "bnsmooth_cli", tree / "bnsmooth_cli", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests", tree / "tests", ignore=shutil.ignore_patterns("__pycache__", "samples"))
-    about = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml")
+    about = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
     for name in about:
         shutil.copy(ROOT / name, tree)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, tree]  # the wheel from the sdist
@@ -106,7 +106,10 @@ def test_the_distributions_hold_the_package_and_the_licence_and_nothing_else(tmp
         info = {f"{name}.dist-info/{file}" for file in (
             "METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")}  # fmt: skip
         assert {*wheel.namelist()} == package | info
-        assert "\nLicense-Expression: MIT\n" in wheel.read(f"{name}.dist-info/METADATA").decode()
+        metadata = wheel.read(f"{name}.dist-info/METADATA").decode()
+        assert "\nLicense-Expression: MIT\n" in metadata
+        assert f"]({PROJECT['urls']['Repository']}/raw/main/docs/images/training.png)" in metadata
+        assert not re.search(r"\]\((?!https:)", metadata)
     with tarfile.open(dist / f"{name}.tar.gz") as source:
         files = {file.name.removeprefix(f"{name}/") for file in source if file.isfile()}
     made = {file for file in files if file.startswith("bnsmooth.egg-info/")} | {"PKG-INFO", "setup.cfg"}

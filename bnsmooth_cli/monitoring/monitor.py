@@ -104,8 +104,8 @@ class Monitor(Shown):
 
     Gradient accumulation: call `step` once per step of the optimiser, with one micro-batch, or with all of them and a
     loss that averages over them. A gradient scaler and autocast make no difference, because the loss is measured
-    unscaled in float32. With several processes, give the `.module` of the wrapped model in one of them. Sharded
-    parameters and synchronised BatchNorm are refused.
+    unscaled in float32. With several processes, make a monitor in one of them: it measures that process's batch, and
+    synchronised BatchNorm has the statistics of that batch. Sharded parameters are refused.
 
     Args:
         model: The network that is being trained.

@@ -88,8 +88,10 @@ PRINTED = {
     "docs/how-to/frameworks.md": ("49 BatchNormAct2d replaced by rms", 1),
     "docs/how-to/study.md": ("-seed0: ", 3),
 }
-#: The workers of a cluster; tests/test_docs.py has one.
-ELSEWHERE = "--dask tcp://"
+#: What a page's Python makes in a folder, which its commands read.
+MADE = "runs/mine/"
+#: Commands that the test of commands leaves out: tests/test_docs.py has the workers of a cluster.
+ELSEWHERE = ("--dask tcp://", MADE)
 
 
 def replaced(text: str, by: dict[str, str]) -> str:
@@ -183,7 +185,7 @@ def test_every_command_of_a_page_runs_in_its_order_and_prints_what_it_shows(
         done(line)
     shown = dict(sessions(PAGES[name]))
     for line in COMMAND.findall(PAGES[name]):
-        if ELSEWHERE not in line:
+        if not any(part in line for part in ELSEWHERE):
             printed = done(line)
             if before == "make setup":  # the demo has measured more steps
                 parts = shown.get(line, [])
@@ -207,7 +209,7 @@ def test_the_pages_show_every_command_and_only_options_that_there_are(cli):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, page in PAGES.items() if "```python\n" in page])
-def test_the_python_of_a_page_runs(name, own_files, tmp_path):
+def test_the_python_of_a_page_runs(name, cli, own_files, tmp_path):
     write_files(PAGES[name], tmp_path)
     code = "\n".join(
         text for language, title, text in BLOCK.findall(PAGES[name]) if (language, title) == ("python", "")
@@ -219,14 +221,17 @@ def test_the_python_of_a_page_runs(name, own_files, tmp_path):
     assert done.stdout.count(text) >= times
     for picture in re.findall(r'savefig\("(.*?)"\)', code):
         assert (tmp_path / picture).is_file()
+    for line in COMMAND.findall(PAGES[name]):
+        if MADE in line:
+            assert cli(line.removeprefix("bnsmooth "))[::2] == (0, ""), line
 
 
 def test_the_files_that_pages_show_are_those_of_the_examples():
-    shown = [(title, text) for page in PAGES.values() for _, title, text in BLOCK.findall(page)]
-    files = {path.name: path.read_text() for path in DOCS.glob("examples/*.py")}
-    assert {*files} <= {title for title, _ in shown}
-    assert all(text in files[title] for title, text in shown if title in files)
-    assert ("dyt.py", files["dyt.py"]) in shown
+    examples = {path.name: path.read_text() for path in DOCS.glob("examples/*.py")}
+    shown = [(title, text) for page in PAGES.values() for _, title, text in BLOCK.findall(page) if title in examples]
+    assert {title for title, _ in shown} == {*examples}
+    assert all(text in examples[title] for title, text in shown)
+    assert ("dyt.py", examples["dyt.py"]) in shown
 
 
 def test_the_front_page_is_a_page():

@@ -118,6 +118,19 @@ def test_batch_norm_of_torch_has_the_same_second_derivatives():
     check(model.double(), x, 1e-10)
 
 
+def test_batch_norm_keeps_its_digits_where_the_mean_is_far_larger_than_the_deviations():
+    """As of the last layers of a ResNet on small images: a rounded mean is off by as much as the deviations."""
+    torch.manual_seed(0)
+    activations = 30000 + torch.randn(33, 5)
+    products = []
+    for dtype in (torch.float32, torch.float64):
+        y, norm = activations.to(dtype).requires_grad_(), build("batch", 5).to(dtype)
+        prepare([norm], 0, 0)
+        _, product = double_backward(lambda y=y, norm=norm: iter([(1.0, objective(norm(y)))]), [y], keep_graph=True)
+        products.append(product(torch.linspace(-1, 1, y.numel(), dtype=dtype)).double())
+    torch.testing.assert_close(*products, rtol=0, atol=1e-5 * float(products[1].abs().max()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_largest_eigenvalue_is_within_its_tolerance(seed, dtype):

@@ -57,7 +57,9 @@ def _batch_norm(
     if not training or running_mean is not None or weight is None or bias is None:
         return F.batch_norm(y, running_mean, running_var, weight, bias, training, momentum, eps)
     dims, unit = (0, *range(2, y.dim())), (-1,) + (1,) * (y.dim() - 2)
-    c = y - y.mean(dims, keepdim=True)
+    # Two passes: where the mean is far larger than the deviations, its rounding would be as large as these.
+    c = y - y.detach().mean(dims, keepdim=True)
+    c = c - c.mean(dims, keepdim=True)
     inverse = (c.square().mean(dims, keepdim=True) + eps).rsqrt()
     return c * (weight.view(unit) * inverse) + bias.view(unit)
 

@@ -83,7 +83,7 @@ def with_operator(
             raise _HiddenError
         return find(operator)
     except NotSymmetricError:
-        reason = "a second derivative is wrong: the matrix is not symmetric"
+        reason = "the matrix is not symmetric, because a second derivative is wrong or lost to rounding"
     except _HiddenError:
         reason = f"the backward pass of {', '.join(point.own_functions)} has another derivative than autograd says"
     except torch.OutOfMemoryError:

@@ -25,6 +25,7 @@ CASES = [(problem, dtype, norm) for problem in ("vgg", "dln") for dtype in ("flo
 
 
 @pytest.mark.parametrize(("problem", "dtype", "norm"), CASES)
+@pytest.mark.fast(8)
 def test_a_row_is_the_distribution_by_its_definitions(small_run, problem, dtype, norm):
     point = bns.load_point(small_run(problem, norm), step=3, dtype=getattr(torch, dtype))
     name = "conv8" if problem == "vgg" else "fc4"
@@ -148,6 +149,7 @@ PROBES = [
 
 
 @pytest.mark.parametrize(("problem", "norm", "settings", "name"), PROBES)
+@pytest.mark.fast(2)
 def test_the_probe_and_the_floor_by_their_definitions(small_run, tmp_path, problem, norm, settings, name):
     """Of plain passes over the batch of step 0 with the step's noise, and over the next step's batch and noise."""
     run, steps = small_run(problem, norm, **settings), [1, 4, 6]

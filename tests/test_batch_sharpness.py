@@ -30,6 +30,7 @@ def numbers(rows):
 @pytest.mark.parametrize(
     ("problem", "norm"), [("vgg", "batch"), ("vgg", "noisy-batch"), ("vgg", "l1"), ("dln", "batch"), ("dln", "none")]
 )
+@pytest.mark.fast(1)
 def test_it_is_that_of_every_second_derivative(small_run, problem, norm):
     run = small_run(problem, norm, weight_decay=0.01, **(TINY if problem == "vgg" else {}))
     point = bns.load_point(run, step=3, dtype=torch.float64)

@@ -138,6 +138,7 @@ def test_an_analysis_plans_once_and_builds_one_network(cli, small_run, monkeypat
     [("ics --layers fc1,fc2", 1), ("activations --units 0", 1), ("theory --units 0 --at 2", 2)],
 )
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(2)
 def test_layers_and_units_are_checked_on_the_network_that_is_measured(
     cli, small_run, monkeypatch, tmp_path, problem, command, count
 ):
@@ -312,6 +313,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "says"), BAD, ids=[line for line, _ in BAD])
+@pytest.mark.fast(28)
 def test_bad_input_is_one_line_and_exit_2_and_touches_nothing(cli, run, tmp_path, line, says):
     class Payload:
         def __reduce__(self):
@@ -388,6 +390,7 @@ def test_version(cli):
         ("compare RUN -o c.parquet", {"torch"}),
     ],
 )
+@pytest.mark.fast(2)
 def test_what_takes_long_to_import_is_imported_on_use(run, tmp_path, line, unused):
     arguments = line.replace("TABLE", str(run.train_path)).replace("RUN", str(run.path)).split()
     code = (

@@ -52,6 +52,7 @@ def here(tmp_path):
         (DLN, "dln-dyt.DyT-lr0.0001-depth3-dim4-samples30-steps4-seed0"),
     ],
 )
+@pytest.mark.slow
 def test_a_users_norm_works_in_every_command_that_takes_it(cli, here, settings, run):
     for kind, more in (
         ("train", ""), ("landscape", "--points 2"), ("smoothness", "--points 2"), ("ics", ""),
@@ -71,6 +72,7 @@ def test_a_users_norm_works_in_every_command_that_takes_it(cli, here, settings, 
     assert "dyt:DyT" in out
 
 
+@pytest.mark.slow
 def test_a_users_norm_works_in_worker_processes(cli, here):
     line = f"compare --norms none,dyt:DyT {DLN.replace('--lr', '--lrs')} --measure smoothness --jobs 2 -o study"
     assert cli(line)[::2] == (0, "")
@@ -83,6 +85,7 @@ def test_a_users_norm_works_in_worker_processes(cli, here):
 
 
 @pytest.mark.parametrize("problem", ["residual", "transformer", "regression"])
+@pytest.mark.fast(1)
 def test_a_users_problem_works_in_every_command(cli, here, problem):
     run = f"own_code.{problem}-none-lr0.05-steps4-bs8-seed0"
     for kind, more in (
@@ -445,6 +448,7 @@ SAMPLEWISE = ("layer", "group:2", "instance", "weight", "rms")
 
 @pytest.mark.parametrize("norm", SAMPLEWISE)
 @pytest.mark.parametrize("problem", [pytest.param("vgg", marks=pytest.mark.slow), "dln"])
+@pytest.mark.fast(1)
 def test_norms_over_samples_or_weights_agree_with_brute_force(small_run, problem, norm):
     if (problem, norm) == ("dln", "instance"):
         with pytest.raises(InputError, match="positions of images"):

@@ -56,6 +56,7 @@ def test_the_loss_rises_there_and_not_a_hundredth_before(small_run):
 @pytest.mark.parametrize("direction", ["gradient", "random"])
 @pytest.mark.parametrize("norm", ["none", "batch", "noisy-batch"])
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(1)
 def test_it_is_that_of_a_dense_search_in_both_precisions(small_run, problem, norm, direction):
     run = small_run(problem, norm, **({"width": 0.01, "batch_size": 8} if problem == "vgg" else {}))
     for step in (0, 6):

@@ -69,6 +69,7 @@ def busy():
 
 
 @pytest.mark.parametrize("how", ["", "--jobs 2", pytest.param("--dask local --jobs 2", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_what_is_remarked_in_a_run_is_told_by_the_study(cli, tmp_path, how, busy):
     line = f"compare --norms none,l1 --seeds 0 {DLN} --lrs 1e-6 --steps 20 -o study"
     names = ["dln-none-lr1e-06-seed0", "dln-l1-lr1e-06-seed0"]

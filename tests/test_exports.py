@@ -38,6 +38,7 @@ def test_rows_of_every_kind_are_made_here():
 
 @pytest.mark.parametrize("norms", [("none",), ("none", "batch")], ids=["a run", "runs"])
 @pytest.mark.parametrize("kind", SCHEMAS)
+@pytest.mark.fast(15)
 def test_show_says_what_a_table_is_and_fits_a_terminal(cli, kind, norms, narrow_terminal):
     table = write(Path("t.parquet"), kind, norms=norms)
     code, out, err = cli("show t.parquet")

@@ -91,6 +91,7 @@ def table_of(kind: str, figure: str) -> pd.DataFrame:
     ids=["column", "page", "talk", "dark slide"],
 )
 @pytest.mark.parametrize(("kind", "figure"), FIGURES)
+@pytest.mark.fast(2)
 def test_nothing_is_cut_or_overlaps(kind: str, figure: str, form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = render(kind, table_of(kind, figure), figure=figure, form=form)
     assert_readable(drawn, monkeypatch)

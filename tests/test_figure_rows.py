@@ -65,6 +65,7 @@ def test_runs_of_different_lengths_are_not_spliced_into_one_curve() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DRAWN if kind != "compare"])
+@pytest.mark.fast(8)
 def test_every_figure_keeps_settings_apart(kind: str) -> None:
     table = make(ROWS[kind], norms=("batch",))
     figure = render(kind, pd.concat([of(table, width=0.25), of(table, width=0.5)]))
@@ -133,6 +134,7 @@ def test_the_title_has_data_width_and_steps_and_what_is_unusual() -> None:
 
 
 @pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.fast(5)
 def test_a_table_that_is_given_twice_is_drawn_once(kind: str) -> None:
     table = of(make(ROWS[kind], norms=("batch",)))
     one, two = (render(kind, rows) for rows in (table, pd.concat([table, table])))
@@ -233,6 +235,7 @@ def test_seeds_that_diverge_are_counted_beside_their_crosses() -> None:
 
 
 @pytest.mark.parametrize("rows", [landscape, smoothness, ics, activations, theory])
+@pytest.mark.fast(2)
 def test_runs_that_end_before_the_others_are_marked_and_counted(rows: Any) -> None:
     table = make(rows, norms=("none", "batch"), seeds=range(3))
     kind = next(name for name, of_kind in ROWS.items() if of_kind is rows)

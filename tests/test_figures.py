@@ -60,18 +60,21 @@ def line_colours(axes: Axes) -> set[str]:
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fast(2)
 def test_every_kind_is_saved_in_every_format(kind: str, suffix: str, opening: bytes) -> None:
     assert saved(render(kind, make(ROWS[kind], norms=("none", "batch"), seeds=(0, 1))), suffix).startswith(opening)
 
 
 @pytest.mark.parametrize("kind", ["landscape", "surface"])
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.fast(2)
 def test_equal_tables_give_equal_files(suffix: str, kind: str) -> None:
     table = make(ROWS[kind], norms=("none", "batch"))
     assert saved(render(kind, table), suffix) == saved(render(kind, table), suffix)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fast(6)
 def test_a_single_row_is_drawn(kind: str) -> None:
     table = make(ROWS[kind], norms=("batch",))
     row = table[table["alpha"] == 1].head(1) if "alpha" in table else table.head(1)
@@ -93,6 +96,7 @@ def test_a_table_without_rows_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "compare"])
+@pytest.mark.fast(5)
 def test_the_legend_names_each_norm_once_in_the_papers_order(kind: str) -> None:
     table = make(LINES[kind], norms=("lp:3", "l1", "none", "batch"), seeds=(0, 1, 2))
     named = [name for name in legend(render(kind, table)) if name != "edge of stability"]
@@ -100,6 +104,7 @@ def test_the_legend_names_each_norm_once_in_the_papers_order(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fast(4)
 def test_a_norm_has_the_same_colour_in_every_figure(kind: str) -> None:
     figures = [render(kind, make(LINES[kind], norms=norms)) for norms in (("my:Norm",), ("none", "batch", "my:Norm"))]
     # A figure draws all norms in its last panel, or each in a panel of its own.

@@ -53,6 +53,7 @@ def built(**settings):
 
 
 @pytest.mark.parametrize("norm", EVERY)
+@pytest.mark.fast(6)
 def test_the_network_is_that_of_elementary_operations(run, norm):
     point = bns.load_point(run(norm), step=3, dtype=torch.float64)
     assert {name for name, _ in point.model.named_children()} == {"tokens", "positions", "block1", "block2", "head"}
@@ -164,11 +165,13 @@ def test_the_line_is_the_brute_force_line(run, norm):
 
 
 @thorough
+@pytest.mark.fast(1)
 def test_smoothness_is_the_brute_force_hessian_and_line(run, norm):
     check_smoothness(bns.load_point(run(norm), step=3, dtype=torch.float64))
 
 
 @thorough
+@pytest.mark.fast(2)
 def test_a_hessian_product_is_that_of_a_plain_double_backward(run, norm):
     """Through attention, of which only the kernel of elementary operations has a second derivative."""
     point = bns.load_point(run(norm), step=3, dtype=torch.float64)
@@ -280,6 +283,7 @@ def test_the_default_activations_are_the_inputs_to_the_non_linearities(small_run
 
 @pytest.mark.parametrize("norm", FEW)
 @pytest.mark.parametrize("name", ["block1.qkv", "block1.fc", "head"])
+@pytest.mark.fast(1)
 def test_both_sides_of_the_statements_agree_with_brute_force(run, norm, name):
     point = bns.load_point(run(norm), step=3)
     found = bns.theory(point, [name], [1]).set_index(["affine", "statement"])
@@ -292,6 +296,7 @@ def test_both_sides_of_the_statements_agree_with_brute_force(run, norm, name):
 
 
 @thorough
+@pytest.mark.fast(1)
 def test_every_proved_statement_holds_in_every_layer(run, norm):
     rows = bns.theory(bns.load_point(run(norm), step=6), units=[0, 2])
     proved = rows[rows["statement"].isin(kinds.PROVED)]
@@ -339,6 +344,7 @@ def test_a_run_stopped_and_resumed_or_visited_has_the_same_bits(run, tmp_path, n
 
 
 @pytest.mark.parametrize("norm", FEW)
+@pytest.mark.fast(2)
 def test_measuring_leaves_the_point_bit_identical(run, norm):
     point = bns.load_point(run(norm), step=3)
     before = {name: value.clone() for name, value in point.model.state_dict().items()}
@@ -365,6 +371,7 @@ def test_dynamic_tanh_is_no_norm_of_a_chain(small_run, problem):
     assert bns.smoothness(point)["sharpness"].notna().all()
 
 
+@pytest.mark.slow
 def test_the_same_commands_work_as_for_images(cli, tmp_path):
     settings = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in SMALL["gpt"].items())
     for norm in ("none", "layer"):

@@ -72,6 +72,7 @@ def check(model, x, tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("norm", [*NORMS, "lp:1.5"])
 @pytest.mark.parametrize("network", [images, vectors])
+@pytest.mark.fast(3)
 def test_products_agree_with_every_second_derivative(network, norm, dtype, tolerance):
     torch.manual_seed(3)
     model, shape = network(norm)

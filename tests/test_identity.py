@@ -33,6 +33,7 @@ def settings(problem, **values):
 
 
 @pytest.mark.parametrize("kind", kinds.measured())
+@pytest.mark.fast(8)
 def test_rows_have_the_settings_of_their_run_in_memory_and_in_files(small_run, tmp_path, kind):
     run = small_run("dln", "batch")
     (path,) = measure(kind, [run.source()], tmp_path / "t.parquet", at=[0], device="cpu")

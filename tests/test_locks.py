@@ -151,6 +151,7 @@ main()
 
 
 @pytest.mark.parametrize("line", [f"train {DLN} --steps 4 -o run", f"compare --norms none,l1 {DLN} --steps 4 -o study"])
+@pytest.mark.slow
 def test_a_command_on_a_file_system_without_locks_says_so_once_and_works(tmp_path, line):
     words = [sys.executable, "-c", WITHOUT, *line.split(), "--threads", "1"]
     for _ in range(2):

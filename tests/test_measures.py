@@ -34,12 +34,14 @@ thorough = pytest.mark.parametrize(
 
 
 @case
+@pytest.mark.fast(11)
 def test_landscape_is_the_brute_force_line(small_run, problem, norm, dtype):
     point = bns.load_point(small_run(problem, norm), step=3, dtype=dtype)
     check_line(point, TOLERANCE[problem, dtype])
 
 
 @thorough
+@pytest.mark.fast(2)
 def test_smoothness_is_the_brute_force_hessian_and_line(small_run, problem, norm):
     small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
     point = bns.load_point(small_run(problem, norm, **small), step=3, dtype=torch.float64)
@@ -49,6 +51,7 @@ def test_smoothness_is_the_brute_force_hessian_and_line(small_run, problem, norm
 @pytest.mark.parametrize(
     ("problem", "norm"), [("dln", "none"), ("dln", "noisy-batch"), ("dln", "l1"), ("vgg", "batch")]
 )
+@pytest.mark.fast(1)
 def test_a_random_line_is_the_brute_force_line(small_run, problem, norm):
     small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
     run = small_run(problem, norm, **small)
@@ -92,6 +95,7 @@ def test_smoothness_in_float32_agrees_with_float64(small_run, norm):
 
 
 @case
+@pytest.mark.fast(9)
 def test_ics_is_definition_2_1(small_run, problem, norm, dtype):
     point = bns.load_point(small_run(problem, norm), step=3, dtype=dtype)
     check_ics(point, TOLERANCE[problem, dtype])
@@ -116,6 +120,7 @@ def test_the_network_of_a_run_can_be_measured_in_a_loop_of_ones_own(small_run):
 
 
 @thorough
+@pytest.mark.fast(1)
 def test_measuring_leaves_the_point_bit_identical(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm, momentum=0.9), step=3)
     before = {name: value.clone() for name, value in point.model.state_dict().items()}

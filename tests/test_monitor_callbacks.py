@@ -42,6 +42,7 @@ def test_the_package_and_the_monitor_import_neither():
     ("module", "name", "extra"),
     [("lightning", "LightningMonitor", "lightning"), ("transformers", "TrainerMonitor", "transformers")],
 )
+@pytest.mark.slow
 def test_without_the_extra_the_error_names_it(module, name, extra):
     code = (
         f"import sys; sys.modules['{module}'] = sys.modules['{module}.pytorch'] = None\n"
@@ -171,6 +172,7 @@ def logged(trainer, *names):
     [{}, {"accumulate": 2}, {"trainer_class": Weighted}, {"dropout": 0.1, "objective": "eval", "warmup": 3}],
     ids=["plain", "accumulated", "own-loss", "dropout-and-warm-up"],
 )
+@pytest.mark.fast(1)
 def test_the_trainer_is_measured_and_trains_and_logs_as_before(tmp_path, how):
     plain = trained(tmp_path / "plain", False, **how)
     random = torch.rand(3)

@@ -86,6 +86,7 @@ print(json.dumps(found))
          ["train", "landscape", "ics"]),
     ],
 )  # fmt: skip
+@pytest.mark.fast(1)
 def test_the_estimated_memory_is_near_what_is_taken(problem, settings, work):
     words = [sys.executable, "-c", PEAKS, problem, json.dumps(settings), *work]
     ended = subprocess.run(words, text=True, capture_output=True, env=ENVIRONMENT)
@@ -111,6 +112,7 @@ OPTIMISERS = [
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS, ids=str)
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(6)
 def test_the_size_of_a_checkpoint_and_the_state_of_the_optimiser(tmp_path, problem, optimiser):
     settings = {"vgg": {"width": 0.07, "batch_size": 16, "eval_every": 2}, "dln": {"samples": 30}}[problem]
     run = bns.train(problem, steps=2, save_every=2, output=tmp_path / "run", **settings, **optimiser)

@@ -32,6 +32,7 @@ def both(folder: Path, problem: str, norm: str, kinds_: list[str], **settings: o
 
 
 @pytest.mark.parametrize(("problem", "norm"), [("dln", "l1"), ("vgg", "noisy-batch")])
+@pytest.mark.slow
 def test_one_pass_writes_what_measuring_afterwards_writes(tmp_path, problem, norm):
     both(tmp_path, problem, norm, QUICK if problem == "vgg" else STUDIED)
 

@@ -117,6 +117,7 @@ def test_each_setting_changes_the_steps():
 
 
 @pytest.mark.parametrize(("problem", "name"), CASES)
+@pytest.mark.fast(3)
 def test_resumed_runs_and_visited_points_have_the_same_bits(tmp_path, problem, name):
     chosen = settings_of(config(problem, name))
     whole = bns.train(output=tmp_path / "whole", measure=["ics"], at=[5, 7], **copy.copy(chosen))
@@ -223,6 +224,7 @@ def test_clipping_is_that_of_torch(longest):
     [{}, {"momentum": 0.9}, {"momentum": 0.5}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.3, "dampening": 0.3},
      {"momentum": 0.9, "dampening": 0.9}],
 )  # fmt: skip
+@pytest.mark.fast(7)
 def test_a_quadratic_diverges_just_above_the_threshold_and_not_below(settings, lr, factor):
     sharpness = factor * stable_sharpness(lr, **settings)
     x = torch.ones(1, dtype=torch.float64, requires_grad=True)
@@ -426,6 +428,7 @@ def test_a_loop_without_a_learning_rate_is_refused():
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "list", "text", "steps", "type"])
+@pytest.mark.fast(3)
 def test_a_state_that_does_not_fit_is_refused(tmp_path, damage):
     run = bns.train(output=tmp_path / "run", **settings_of(config("vgg", "adamw")))
     path = Path(run.path, "checkpoints/000004.pt")

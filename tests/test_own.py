@@ -66,12 +66,14 @@ def test_the_line_probe_agrees_with_brute_force(point_of, problem, norm):
 
 
 @cases
+@pytest.mark.fast(2)
 def test_smoothness_agrees_with_the_whole_hessian(point_of, problem, norm):
     check_smoothness(point_of(problem, norm))
 
 
 @pytest.mark.parametrize("objective", ["train:3", "test"])
 @cases
+@pytest.mark.fast(3)
 def test_other_objectives_are_the_mean_over_their_batches(point_of, problem, norm, objective):
     point = point_of(problem, norm, objective=objective)
     own = [point.problem.batch(k) for k in range(3)] if objective != "test" else list(point.problem.test_batches())
@@ -94,6 +96,7 @@ def _double(values):
 
 
 @pytest.mark.parametrize("norm", ["batch", pytest.param("noisy-batch", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_test_objective_is_the_loss_that_training_reports(small_run, norm):
     run = small_run("vgg", norm)
     tested = bns.read_table(run.train_path).set_index("step")["test_loss"].dropna()
@@ -121,6 +124,7 @@ def by_hand_in_eval_mode(point):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "noisy-batch", "l1", "layer"])
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(1)
 def test_the_eval_objective_is_the_steps_batch_in_eval_mode(small_run, problem, norm):
     small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
     run = small_run(problem, norm, weight_decay=0.01, **small)
@@ -195,6 +199,7 @@ def test_ics_takes_the_layers_that_the_user_names_in_that_order(point_of):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "linf", "noisy-batch"])
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(4)
 def test_the_general_ics_agrees_with_the_fast_one_on_a_chain(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm, momentum=0.9), step=3, dtype=torch.float64)
     fast, general = bns.ics(point), bns.ics(point, [f"layers.{name}" for name, _ in point.layers])
@@ -204,6 +209,7 @@ def test_the_general_ics_agrees_with_the_fast_one_on_a_chain(small_run, problem,
 
 
 @pytest.mark.parametrize(("problem", "norm"), [*CASES[1::2], ("vgg", "batch"), ("dln", "l1")])
+@pytest.mark.fast(2)
 def test_smoothness_by_layer_agrees_with_the_blocks_of_the_hessian(point_of, small_run, problem, norm):
     if problem in SMALL:
         narrow = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
@@ -314,6 +320,7 @@ def test_theory_agrees_with_brute_force_in_a_residual_network(point_of, monkeypa
 
 
 @cases
+@pytest.mark.fast(3)
 def test_every_statement_holds_in_every_network(point_of, problem, norm):
     found = bns.theory(point_of(problem, norm))
     assert set(found["statement"]) == {*kinds.PROVED, *kinds.UNPROVED}
@@ -331,6 +338,7 @@ def measured(point):
 
 
 @pytest.mark.parametrize(("problem", "norm"), [*CASES, ("resnet", "batch")])
+@pytest.mark.fast(1)
 def test_measuring_leaves_everything_bit_identical(point_of, problem, norm):
     point = point_of(
         problem, norm, torch.float32, **({"steps": 2, "save_every": 1} if problem == "resnet" else {}), step=1
@@ -377,6 +385,7 @@ def _partly_frozen(norm):
 
 
 @pytest.mark.parametrize(("problem", "norm"), [("residual", "batch"), ("vgg", "batch"), ("dln", "none")])
+@pytest.mark.fast(1)
 def test_measurements_of_the_batch_ignore_the_objective(point_of, small_run, problem, norm):
     run = small_run(problem, norm) if problem in SMALL else None
     point = bns.load_point(run, 3, dtype=torch.float64) if run else point_of(problem, norm)

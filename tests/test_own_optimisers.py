@@ -183,6 +183,7 @@ def test_a_function_of_a_session_is_asked_for_by_another_process(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_a_users_optimiser_if_it_is_named(tmp_path):
     folder = "\n".join(map(str, sys.path))
 

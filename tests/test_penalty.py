@@ -78,6 +78,7 @@ def test_a_step_is_torchs_sgd_with_weight_decay(problem, norm, momentum):
 
 
 @pytest.mark.parametrize(("problem", "norm"), [("vgg", "batch"), ("dln", "none"), ("dln", "batch"), ("dln", "l1")])
+@pytest.mark.fast(1)
 def test_every_probe_sees_the_penalty(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm, **SETTINGS[problem]), step=3, dtype=torch.float64)
     plain = by_hand(point)

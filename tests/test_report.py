@@ -269,6 +269,7 @@ def visit(browser, written):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.fast(1)
 def test_nothing_of_the_page_is_cut_or_scrolls_unseen(visit, width):
     page = visit(width)
     page.click("button.every")

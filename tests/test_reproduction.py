@@ -171,6 +171,7 @@ def test_ctrl_c_ends_it_and_the_same_command_resumes(tmp_path):
         (["page", "-o", "nowhere"], "-o nowhere: has no reproduction.json"),
     ],
 )
+@pytest.mark.fast(1)
 def test_impossible_requests_are_refused_in_one_line(words, said):
     done = subprocess.run([sys.executable, "-m", "reproduction", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -20,6 +20,7 @@ from bnsmooth_cli.training.trajectory import Trajectory
 
 
 @pytest.mark.parametrize("kind", STUDIED)
+@pytest.mark.fast(1)
 def test_a_measurement_goes_on_at_the_next_point(tmp_path, kind):
     run = bns.train("dln", "batch", output=tmp_path / "run", **SETTINGS["dln"])
     options = {"probe": True} if kind == "activations" else {}

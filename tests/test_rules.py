@@ -225,6 +225,7 @@ FAR = 9.0
         (11, "dln"),
     ],
 )
+@pytest.mark.fast(7)
 def test_the_error_rates_are_those_of_simulated_values(number, problem, seeds):
     claim = CLAIMS[number - 1]
     m = len(error_rates.decided(claim, problem))

@@ -51,6 +51,7 @@ def dense(point, curvature):
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 @pytest.mark.parametrize(("problem", "norm", "objective"), CASES)
+@pytest.mark.fast(1)
 def test_eigenvalues_and_trace_are_those_of_the_dense_matrix(point_of, problem, norm, objective, curvature):
     point = point_of(problem, norm, objective, weight_decay=0.01)
     matrix = dense(point, curvature)
@@ -72,6 +73,7 @@ def test_eigenvalues_and_trace_are_those_of_the_dense_matrix(point_of, problem, 
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 @pytest.mark.parametrize(("problem", "norm", "objective"), CASES[:3:2])
+@pytest.mark.fast(1)
 def test_the_density_has_the_moments_of_the_dense_matrix(point_of, problem, norm, objective, curvature):
     point = point_of(problem, norm, objective)
     matrix, count = dense(point, curvature), 32

@@ -258,6 +258,7 @@ def test_force_leaves_nothing_beside_new_runs(cli, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "train.parquet", "smoothness.parquet"])
+@pytest.mark.fast(1)
 def test_a_deleted_run_or_table_is_made_again(cli, tmp_path, name):
     cli(f"{GRID} -o study")
     before = files(tmp_path / "study")

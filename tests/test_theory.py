@@ -30,6 +30,7 @@ CASES = [(problem, norm, name) for problem, names in PLACES.items() for norm in 
 
 
 @pytest.mark.parametrize(("problem", "norm", "name"), CASES)
+@pytest.mark.fast(3)
 def test_both_sides_agree_with_brute_force(small_run, problem, norm, name):
     point = bns.load_point(small_run(problem, norm), step=3)
     found = bns.theory(point, [name], [1]).set_index(["affine", "statement"])
@@ -53,6 +54,7 @@ EVERYWHERE = [
 
 
 @pytest.mark.parametrize(("problem", "norm"), EVERYWHERE)
+@pytest.mark.fast(1)
 def test_every_statement_holds_for_every_layer_and_unit(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm), step=6)
     rows = bns.theory(point)
@@ -90,6 +92,7 @@ CASES_4_2B = [("vgg", "none", "conv8"), ("vgg", "batch", "conv8"), ("dln", "batc
 
 @pytest.mark.parametrize(("problem", "norm", "name"), CASES_4_2B)
 @pytest.mark.parametrize("affine", ["identity", "standard"])
+@pytest.mark.fast(2)
 def test_4_2b_holds_exactly_where_the_form_along_g_is_the_larger_one(small_run, problem, norm, name, affine):
     point = bns.load_point(small_run(problem, norm), step=3)
     found = bns.theory(point, [name])
@@ -352,6 +355,7 @@ def honest(request, small_run):
 
 @pytest.mark.parametrize("how", ["scaled", "random", "off"])
 @pytest.mark.parametrize("part", ["g", "v", "H by double backward", "H by Taylor", "slope by Taylor"])
+@pytest.mark.fast(2)
 def test_a_wrong_derivative_makes_statements_fail(honest, monkeypatch, part, how):
     point, layer = honest
     backpropagated, directional = theory._backpropagated, theory.directional_derivatives
@@ -414,6 +418,7 @@ def test_a_wrong_backward_pass_of_a_norm_is_noticed(small_run, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["scaled", "random", "off"])
+@pytest.mark.fast(2)
 def test_wrong_normalised_activations_make_statements_fail(honest, monkeypatch, how):
     point, layer = honest
     begin = theory._Networks.__init__
@@ -427,6 +432,7 @@ def test_wrong_normalised_activations_make_statements_fail(honest, monkeypatch, 
 
 
 @pytest.mark.parametrize("how", ["scaled", "random", "off"])
+@pytest.mark.fast(1)
 def test_a_wrong_deviation_or_batch_norm_makes_statements_fail(honest, monkeypatch, how):
     point, layer = honest
     norm, var = theory._batch_norm, torch.Tensor.var
@@ -439,6 +445,7 @@ def test_a_wrong_deviation_or_batch_norm_makes_statements_fail(honest, monkeypat
 
 @pytest.mark.parametrize("how", ["scaled", "random", "off"])
 @pytest.mark.parametrize("part", ["eigenvalues", "eigenvectors"])
+@pytest.mark.fast(2)
 def test_a_wrong_lambda_makes_4_4_fail(honest, monkeypatch, part, how):
     point, layer = honest
     eigh = torch.linalg.eigh

@@ -49,6 +49,7 @@ def test_temporary_files_of_a_killed_process_are_removed_by_the_next_run(tmp_pat
 
 
 @each
+@pytest.mark.fast(2)
 def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(small_run, tmp_path, problem, norm):
     whole = small_run(problem, norm, **EXTRA[problem])
     settings = {**SMALL[problem], **EXTRA[problem]}
@@ -77,6 +78,7 @@ def test_a_run_stopped_anywhere_and_resumed_is_bit_identical(small_run, tmp_path
 
 
 @each
+@pytest.mark.fast(5)
 def test_a_step_visited_from_any_checkpoint_is_bit_identical(small_run, problem, norm):
     run = small_run(problem, norm, **EXTRA[problem])
     trajectory = Trajectory(problems.build(run.config))
@@ -366,6 +368,7 @@ def test_a_diverged_run_is_finished_and_keeps_its_rows(tmp_path):
     assert run.train_path.stat().st_mtime_ns == stamp  # found, not trained again
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_can_be_resumed(tmp_path):
     command = [sys.executable, "-m", "bnsmooth_cli", "train", "-p", "dln", "--norm", "batch", "--seed", "3"]
     command += ["--steps", "3000", "--save-every", "50", "--depth", "6", "--threads", "1", "-o", "run"]

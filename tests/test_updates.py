@@ -41,6 +41,7 @@ def run_of(small_run):
 
 
 @optimisers
+@pytest.mark.fast(3)
 def test_the_line_leads_to_the_next_point_of_training(run_of, name):
     run = run_of(name)
     for step in (0, 4):
@@ -62,6 +63,7 @@ def test_the_line_leads_to_the_next_point_of_training(run_of, name):
 
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
 @pytest.mark.parametrize(("problem", "norm"), [("vgg", "batch"), ("dln", "batch"), ("dln", "none")])
+@pytest.mark.fast(1)
 def test_smoothness_along_the_update_is_the_brute_force_line(run_of, name, problem, norm):
     run = run_of(name, problem, norm, **({"lr": 1e-4} if problem == "dln" else {}))
     point, after = bns.load_point(run, 3, dtype=torch.float64), bns.load_point(run, 4, dtype=torch.float64).theta
@@ -101,6 +103,7 @@ def test_the_update_is_that_of_the_steps_batch_whatever_the_objective(run_of):
 
 
 @optimisers
+@pytest.mark.fast(2)
 def test_probing_the_update_changes_nothing(run_of, name):
     point = bns.load_point(run_of(name), 4)
     before = {key: value.clone() for key, value in point.model.state_dict().items()}
@@ -129,6 +132,7 @@ def test_an_update_that_is_no_descent_has_a_critical_learning_rate_of_zero():
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+@pytest.mark.fast(1)
 def test_preconditioned_sharpness_is_that_of_the_dense_matrices(run_of, name, norm):
     run, settings = run_of(name, norm=norm), OPTIMISERS[name]
     gradients = []

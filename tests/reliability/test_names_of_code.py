@@ -97,6 +97,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("field", "name"), [(field, name) for field in HOSTILE for name in HOSTILE[field]],
                          ids=lambda text: f"{text[:12]} {len(text)}")  # fmt: skip
+@pytest.mark.fast(1)
 def test_names_that_are_no_strings_or_far_too_long_are_refused_in_every_file(cli, forget, tmp_path, field, name):
     assert cli(f"train {SETTINGS['norm'].replace('evil:Norm', 'none')} -o run")[0] == 0
     (tmp_path / "evil.py").write_text(EVIL)

@@ -42,6 +42,7 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("recipe", "comes_to"), FOUND)
+@pytest.mark.fast(4)
 def test_networks_that_were_measured_wrong(recipe, comes_to, tmp_path):
     assert measured_networks.judge(networks.DEFAULTS | recipe, tmp_path) == comes_to
 

@@ -142,6 +142,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("problem", NETWORKS)
+@pytest.mark.fast(1)
 def test_a_run_that_breaks_off_anywhere_and_is_resumed_has_the_bytes_of_a_whole_one(tmp_path, problem, recipe):
     settings = {**NETWORKS[problem], **RECIPES[recipe], "steps": 9, "save_every": 3, "device": "cpu"}
     measured = {"measure": ["landscape", "smoothness"], "every": 3}

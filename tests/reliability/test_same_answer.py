@@ -193,6 +193,7 @@ def test_samples_are_read_plotted_reported_compared_and_resumed(samples):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("norm", ["none", "noisy-batch"])
+@pytest.mark.fast(5)
 def test_a_samples_points_measure_as_they_did(samples, norm, kind):
     here = samples / f"study/runs/dln-{norm}-lr0.0001-seed0"
     table = here / f"{kind}.parquet"

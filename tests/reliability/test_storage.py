@@ -216,6 +216,7 @@ def test_names_that_are_no_unicode(tmp_path):
         ("figure.png", "plot run/train.parquet -o figure.png"),
     ],
 )
+@pytest.mark.fast(2)
 def test_a_folder_where_a_file_was(tmp_path, path, line):
     done(TRAIN, tmp_path)
     done("smoothness run", tmp_path)

@@ -71,6 +71,7 @@ def test_an_image_starts_no_program(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("put", "line"), [("000008", "smoothness run --force"), ("000020", f"{TRAIN} --norm batch -o run")]
 )
+@pytest.mark.slow
 def test_a_checkpoint_of_another_step(copied, put, line):
     file = copied / f"run/checkpoints/{put}.pt"
     shutil.copy(copied / "run/checkpoints/000012.pt", file)

@@ -58,6 +58,7 @@ def slow(folder: Path, what: str) -> dict[str, str]:
 
 
 @BOTH
+@pytest.mark.slow
 def test_training_keeps_its_step_and_continues_with_the_command_that_it_names(tmp_path, number):
     line = f"train {DLN} --norm l1 --steps 4000 --save-every 1000"
     process = start(f"{line} --force -o 'the run'", tmp_path)
@@ -146,6 +147,7 @@ def test_a_second_signal_ends_a_write_and_leaves_no_part_of_a_file(tmp_path, num
         pytest.param("report study -o page.html", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.fast(1)
 def test_a_command_without_a_loop_ends_at_once(tmp_path, line):
     for norm, name in (("batch", "run"), ("none", "other")):
         done(f"train {DLN} --norm {norm} --steps 2 -o {name}", tmp_path)

@@ -61,7 +61,7 @@ def extreme_eigenpairs(
     problems"). The residual norms are those of the iteration: an eigenvalue is within this distance (Parlett 1998,
     theorem 4.5.1). Operators of up to 64 dimensions are multiplied out and decomposed.
 
-    The memory is that of 2 K + 15 vectors beside that of a product.
+    The memory is that of 2 K + 20 vectors beside that of a product.
 
     Args:
         product: Multiplies a vector (n,) by the operator. The vector may be used again after the call.
@@ -104,7 +104,7 @@ def extreme_eigenpairs(
             errors = np.maximum(residuals, np.abs(found[-1] - found[-1 - SETTLED]))
             accurate = errors <= ACCURACY * np.maximum(np.abs(values[wanted]), SMALL * magnitude)
             if i >= count and (accurate.all() or products >= limit):
-                vectors = _combined(basis[: i + 1], inner[:, wanted])
+                vectors = _combined(basis[: i + 1], inner[:, wanted], out=basis[: len(wanted)])
                 return Eigenpairs(values[wanted], accurate, residuals, vectors, products)
             if coupling <= EXHAUSTED * magnitude:  # nothing more is reached from here
                 following = torch.randn(len(start), generator=random).to(start)

@@ -51,7 +51,7 @@ def spectrum(
     its outputs, is the part of the Hessian that a network linear in its parameters would have (`gauss_newton`). The
     penalty counts as part of it.
 
-    Beside the memory of training, it takes 2 K + 15 vectors as long as the parameters.
+    Beside the memory of a product, it takes that of 2 K + 20 parameter vectors.
 
     Args:
         point: Where to measure.
@@ -141,8 +141,8 @@ def spectral_density(
     The density $\phi(x) = \frac{1}{n} \sum_i \delta(x - \lambda_i)$ is approximated by nodes $x_{jk}$ with weights
     $w_{jk}$ from random vectors $v_j$ (stochastic Lanczos quadrature, `derivatives.quadrature`):
     $$\frac{1}{n} \operatorname{tr} f(H) \approx \frac{1}{J} \sum_j \sum_k w_{jk} f(x_{jk}).$$
-    The vectors depend only on the run's seed and the step. Beside the memory of training, it takes four vectors as long
-    as the parameters.
+    The vectors depend only on the run's seed and the step. Beside the memory of a product, it takes that of seven
+    parameter vectors.
 
     Args:
         point: Where to measure.

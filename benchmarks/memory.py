@@ -96,6 +96,6 @@ def line() -> Iterator[Result]:
 def spectrum() -> Iterator[Result]:
     """The memory of eigenvalues and of a density at full width beyond a product's, in copies of the parameters."""
     _, product, largest, parameters = _afresh(_peaks, [_one_product, _eigenvalues])
-    yield _beyond("spectrum-memory", "a product's", product, largest, parameters, 2 * _TOP + 20)
+    yield _beyond("spectrum-memory", "a product's", product, largest, parameters, 3 * _TOP + 20)
     _, product, density, parameters = _afresh(_peaks, [_one_product, _density])
     yield _beyond("spectrum-memory", "a product's", product, density, parameters, 7)

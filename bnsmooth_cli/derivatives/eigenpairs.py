@@ -61,7 +61,7 @@ def extreme_eigenpairs(
     problems"). The residual norms are those of the iteration: an eigenvalue is within this distance (Parlett 1998,
     theorem 4.5.1). Operators of up to 64 dimensions are multiplied out and decomposed.
 
-    The memory is that of 2 K + 20 vectors beside that of a product.
+    The memory is that of 3 K + 20 vectors beside that of a product, the allocator's share included.
 
     Args:
         product: Multiplies a vector (n,) by the operator. The vector may be used again after the call.

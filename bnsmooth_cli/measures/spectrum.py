@@ -51,7 +51,7 @@ def spectrum(
     its outputs, is the part of the Hessian that a network linear in its parameters would have (`gauss_newton`). The
     penalty counts as part of it.
 
-    Beside the memory of a product, it takes that of 2 K + 20 parameter vectors.
+    Beside the memory of a product, it takes that of 3 K + 20 parameter vectors.
 
     Args:
         point: Where to measure.

@@ -204,14 +204,15 @@ class Monitor(Shown):
         definition = measurement(kind)
         if definition.context is not None:
             raise InputError(f"measures: {kind} needs the checkpoints of a run, which a training loop does not have")
+        own, also = ({}, "") if self._objective == "batch" else ({"objective": self._objective}, " or the objective")
         try:
-            arguments = definition.plan(source.config, **options)
+            if "objective" in options:  # the monitor would measure its own under this name
+                raise InputError(f"measures: {kind} has the monitor's objective; give `objective` to the monitor")
+            arguments = definition.plan(source.config, **own, **options)
         except TypeError as error:
-            raise InputError(f"measures: {kind} does not have these options ({first_line(error)})") from error
+            raise InputError(f"measures: {kind} does not have these options{also} ({first_line(error)})") from error
         path = source.table_path(kind, self._objective)
         request = Request(kind, path, (source,), {self.run: []}, {self.run: arguments}, {}, {})
-        if self._objective != "batch":
-            request.arguments[self.run] = {**arguments, "objective": self._objective}
         written = tables.read_provenance(path, kind) if path.exists() else None
         if written is not None and request.differences(written):
             others = " and ".join(request.differences(written))

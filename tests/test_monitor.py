@@ -385,7 +385,7 @@ def test_a_full_folder_is_not_written_over_and_is_continued(tmp_path):
     before = (tmp_path / "mine/activations.parquet").read_bytes()
     with pytest.raises(InputError, match=r"activations.parquet: is there, with steps up to 3; give another folder, or"):
         loop.monitor(tmp_path / "mine", measures=["activations"])
-    with pytest.raises(InputError, match=r"is of other runs; give another folder"):
+    with pytest.raises(InputError, match=r"is of other runs \(norm own, not layer\); give another folder"):
         loop.monitor(tmp_path / "mine", measures=["activations"], norm="layer", start_step=4)
     assert (tmp_path / "mine/activations.parquet").read_bytes() == before
     with pytest.warns(Remark, match="keeps its steps up to 3, and is continued after them"), \

@@ -215,8 +215,10 @@ class Monitor(Shown):
         request = Request(kind, path, (source,), {self.run: []}, {self.run: arguments}, {}, {})
         written = tables.read_provenance(path, kind) if path.exists() else None
         if written is not None and request.differences(written):
-            others = " and ".join(request.differences(written))
-            raise InputError(f"{path}: is of other {others}; give another folder")
+            others, theirs = " and ".join(request.differences(written)), _if(dict, written.get("runs")).get(self.run)
+            pairs = [(name, _if(dict, theirs).get(name), value) for name, value in source.known.items()]
+            named = ", ".join(f"{name} {old}, not {new}" for name, old, new in pairs if old not in (None, new))
+            raise InputError(f"{path}: is of other {others}{f' ({named})' if named else ''}; give another folder")
         kept_steps = (step for name, step in Journal.keys(journal_path(path)) if name == self.run)
         steps = sorted({*kept_steps, *tables.steps_in(written or {}, self.run)})
         if (written is not None or steps) and not self.next_step:

@@ -174,6 +174,10 @@ def test_a_loader_is_its_data_set(loader):
 
 
 WRONG = {
+    "a sampler of other data": (
+        lambda: torch_data.DataLoader(PAIRS, sampler=torch_data.SequentialSampler(range(9))),
+        "a DataLoader with a SequentialSampler",
+    ),
     "a weighted sampler": (
         lambda: torch_data.DataLoader(PAIRS, sampler=torch_data.WeightedRandomSampler([1.0] * 40, 40)),
         "a DataLoader with a WeightedRandomSampler",

@@ -426,6 +426,18 @@ class TestStructure:
         assert len(bns.ics(point)) == 7
 
 
+class Masked(nn.Module):
+    """Fills the last unit, and draws the first one if it is told so."""
+
+    def __init__(self, fill):
+        super().__init__()
+        self.fill, self.draws = fill, False
+
+    def forward(self, x):
+        drawn = torch.rand(len(x), 1, dtype=x.dtype) if self.draws else x[:, :1]
+        return torch.cat([drawn, x[:, 1:3], torch.full_like(x[:, 3:], self.fill)], 1)
+
+
 class TestLoop:
     """Measuring in the user's own training loop."""
 
@@ -472,6 +484,20 @@ class TestLoop:
         model.act = nn.Dropout(0.5)
         with pytest.raises(InputError, match=r"'act' \(Dropout\) gives another output each time"):
             bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.1)
+
+    @pytest.mark.parametrize("fill", [math.nan, -math.inf])
+    def test_outputs_that_are_masked_are_compared_where_they_are_finite(self, fill):
+        model, x, y = self.loop()
+        model.register_buffer("last", torch.full((2,), torch.nan))
+        masked = nn.Sequential(model, Masked(fill))
+
+        def loss():
+            return F.cross_entropy(masked(x)[:, :3], y % 3)
+
+        assert bns.Point.of(masked, loss, lr=0.1).loss().isfinite()
+        masked[1].draws = True
+        with pytest.raises(InputError, match=r"'1' \(Masked\) gives another output each time"):
+            bns.Point.of(masked, loss, lr=0.1)
 
     @pytest.mark.parametrize(
         ("loss", "why"),

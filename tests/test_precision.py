@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import bnsmooth_cli as bns
 from bnsmooth_cli.networks.precision import full_precision
+from bnsmooth_cli.networks.undisturbed import undisturbed
 
 CUDNN, CUDA = torch.backends.cudnn, torch.backends.cuda
 
@@ -98,3 +100,21 @@ def test_settings_come_back_after_an_error(reduced):
         refuse()
     assert _is_full(error.value.args[0])
     assert _settings().items() >= reduced.items()
+
+
+def test_threads_that_measure_at_the_same_time_leave_torch_as_it_was():
+    entered, leave = threading.Event(), threading.Event()
+
+    def measure():
+        with undisturbed(nn.Linear(2, 1)):
+            entered.set()
+            leave.wait(10)
+
+    before = torch.autocast.__enter__, nn.SyncBatchNorm.forward, torch.backends.cudnn.deterministic
+    thread = threading.Thread(target=measure)
+    with undisturbed(nn.Linear(2, 1)):
+        thread.start()
+        entered.wait(0.2)
+    leave.set()
+    thread.join()
+    assert before == (torch.autocast.__enter__, nn.SyncBatchNorm.forward, torch.backends.cudnn.deterministic)

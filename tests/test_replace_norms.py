@@ -154,6 +154,36 @@ def test_shared_norms_stay_shared():
     assert model[0][0] is model[1][1]
 
 
+@pytest.mark.parametrize("name", ["rms", "group:2", "l1"])
+def test_parameters_that_norms_share_stay_shared(name):
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4), nn.LayerNorm(4))
+    model[2].weight = model[0].weight
+    bns.replace_norms(model, name)
+    gammas = [next(norm.parameters()) for norm in (model[0], model[2], model[3])]
+    assert gammas[0] is gammas[1]
+    assert gammas[0] is not gammas[2]
+
+
+def test_a_norm_with_hooks_keeps_them():
+    model, calls = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4)), []
+    model[1].register_forward_hook(lambda *_: calls.append(1))
+    assert bns.replace_norms(model, "rms").left == {"1": "LayerNorm, which has hooks"}
+    assert not calls
+    model(torch.randn(2, 4))
+    assert calls == [1]
+
+
+def test_a_norm_in_eval_mode_is_not_replaced_by_statistics_that_no_batch_has_set():
+    model = nn.Sequential(nn.LayerNorm(4)).eval()
+    with pytest.raises(InputError, match=r"0 is in eval mode, .*; call model\.train\(\) first$"):
+        bns.replace_norms(model, "batch")
+    bns.replace_norms(model, "rms")
+    model = nn.Sequential(nn.BatchNorm1d(4)).eval()
+    model[0].running_mean.fill_(2.0)
+    bns.replace_norms(model, "batch")  # which has those of the old one
+    assert not model(torch.full((3, 4), 2.0)).any()
+
+
 def test_the_layers_of_torchs_transformer_work_in_both_modes():
     """In eval mode, its fused path would read the weights of a LayerNorm."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
@@ -161,8 +191,10 @@ def test_the_layers_of_torchs_transformer_work_in_both_modes():
     assert bns.replace_norms(model, "rms").counts == {"LayerNorm": 4}
     expected = model(x)
     model.eval()
+    padding = torch.tensor([[False, False, True], [False, False, False]])
     with torch.no_grad():
         assert torch.allclose(model(x), expected, atol=1e-6)
+        assert torch.allclose(model(x, src_key_padding_mask=padding)[1], expected[1], atol=1e-6)
 
 
 class Conditioned(nn.Module):
@@ -212,11 +244,19 @@ def test_what_cannot_be_replaced_is_named():
     assert isinstance(model["a"].linear, nn.Linear)
 
 
+def _replaced(name):
+    model = nn.Sequential(nn.LayerNorm(4))
+    bns.replace_norms(model, name)
+    return model
+
+
 REFUSED = {
     "no norms": (lambda: nn.Linear(2, 2), "rms", "no norm module .* functions cannot be found"),
     "an unknown name": (lambda: nn.Sequential(nn.LayerNorm(4)), "rns", "unknown norm 'rns'"),
     "weights": (lambda: nn.Sequential(nn.LayerNorm(4)), "weight", "acts on the weights of layers"),
     "positions": (lambda: nn.Sequential(nn.LayerNorm(4)), "instance", "positions, and 0 acts on tokens"),
+    "positions of a replaced norm": (lambda: _replaced("rms"), "instance", "positions, and 0.norm acts on tokens"),
+    "lazy modules": (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), "rms", "run it once on a batch"),
     "groups": (lambda: nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(6)), "group:4", "6 units do not divide"),
 }
 

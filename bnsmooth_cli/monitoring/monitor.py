@@ -204,18 +204,21 @@ class Monitor(Shown):
         definition = measurement(kind)
         if definition.context is not None:
             raise InputError(f"measures: {kind} needs the checkpoints of a run, which a training loop does not have")
+        own, also = ({}, "") if self._objective == "batch" else ({"objective": self._objective}, " or the objective")
         try:
-            arguments = definition.plan(source.config, **options)
+            if "objective" in options:  # the monitor would measure its own under this name
+                raise InputError(f"measures: {kind} has the monitor's objective; give `objective` to the monitor")
+            arguments = definition.plan(source.config, **own, **options)
         except TypeError as error:
-            raise InputError(f"measures: {kind} does not have these options ({first_line(error)})") from error
+            raise InputError(f"measures: {kind} does not have these options{also} ({first_line(error)})") from error
         path = source.table_path(kind, self._objective)
         request = Request(kind, path, (source,), {self.run: []}, {self.run: arguments}, {}, {})
-        if self._objective != "batch":
-            request.arguments[self.run] = {**arguments, "objective": self._objective}
         written = tables.read_provenance(path, kind) if path.exists() else None
         if written is not None and request.differences(written):
-            others = " and ".join(request.differences(written))
-            raise InputError(f"{path}: is of other {others}; give another folder")
+            others, theirs = " and ".join(request.differences(written)), _if(dict, written.get("runs")).get(self.run)
+            pairs = [(name, _if(dict, theirs).get(name), value) for name, value in source.known.items()]
+            named = ", ".join(f"{name} {old}, not {new}" for name, old, new in pairs if old not in (None, new))
+            raise InputError(f"{path}: is of other {others}{f' ({named})' if named else ''}; give another folder")
         kept_steps = (step for name, step in Journal.keys(journal_path(path)) if name == self.run)
         steps = sorted({*kept_steps, *tables.steps_in(written or {}, self.run)})
         if (written is not None or steps) and not self.next_step:

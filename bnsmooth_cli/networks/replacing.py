@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.errors import InputError
@@ -19,6 +20,7 @@ from bnsmooth_cli.networks.wrappers import on_one_device
 from bnsmooth_cli.norms.batch import UnitNorm
 from bnsmooth_cli.norms.over_units import OverUnits
 from bnsmooth_cli.norms.per_sample import RmsNorm
+from bnsmooth_cli.norms.state import stateful
 from bnsmooth_cli.norms.tanh import DynamicTanh
 
 #: Norms whose units are in dimension 1, PyTorch's and ours; subclasses too.
@@ -28,6 +30,8 @@ _UNITS_LAST: Final = (nn.LayerNorm, nn.RMSNorm)
 #: What the factor and the summand of a unit are called.
 _GAMMA: Final = ("weight", "gamma")
 _BETA: Final = ("bias", "beta")
+#: Where a module keeps the hooks that a new one would lose.
+_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: Numbers of positions that tell dimensions apart, where no number of units is among them.
 _SIZES: Final = (5, 7, 11, 13, 17, 19)
 
@@ -68,9 +72,10 @@ def replace_norms(model: nn.Module, norm: str | type[nn.Module]) -> Replacement:
 
     Units stay where they are: in the last dimension of (N, T, C), where the new norm acts on tokens, or in dimension 1
     of (N, C, ...). $\gamma$ and $\beta$ keep their values and whether they are trained, as far as both norms have them,
-    so that replacing a norm by itself changes nothing but its $\epsilon$. If the old norm has neither, those of the new
-    one are not trained. If the old norm multiplies by another function of its weight ($1 + w$), the new one starts with
-    $\gamma = 1$ and $\beta = 0$. Running statistics are kept if both norms have the same.
+    so that replacing a norm by itself changes nothing but its $\epsilon$ and the momentum of its running statistics.
+    Parameters that several norms share stay shared. If the old norm has neither, those of the new one are not trained.
+    If the old norm multiplies by another function of its weight ($1 + w$), the new one starts with $\gamma = 1$ and
+    $\beta = 0$. Running statistics are kept if both norms have the same. Norms with hooks are left in place.
 
     Args:
         model: The model. Modules that are used at several places are replaced by one new module.
@@ -81,12 +86,15 @@ def replace_norms(model: nn.Module, norm: str | type[nn.Module]) -> Replacement:
 
     Raises:
         InputError: If no norm could be replaced, the new one acts on layers (`weight`) or needs positions that tokens
-            do not have (`instance`), or it does not fit the number of units.
+            do not have (`instance`), it does not fit the number of units, or it would have to use running statistics
+            that no batch has set, in a module in eval mode.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
     >>> print(replace_norms(model, "rms"))
     1 LayerNorm replaced by rms
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: is a {type(model).__name__}; give the nn.Module whose norms are replaced")
     return put(model, user_code.name_of(norm, "norm"))
 
 
@@ -96,8 +104,11 @@ def put(model: nn.Module, name: str) -> Replacement:
     entry = norms.find(name)
     if entry is not None and entry.over == "weights":
         raise InputError(f"norm '{name}': acts on the weights of layers, and takes the place of no module")
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise InputError(f"norm '{name}': the model has lazy modules without shapes; run it once on a batch first")
     counts, left = Counter[str](), dict[str, str]()
     made: dict[nn.Module, nn.Module] = {}
+    shared: dict[nn.Parameter, nn.Parameter] = {}
     places: list[tuple[nn.Module, str, nn.Module]] = []
     elsewhere = _tensor(model)
     for parent, key, path, module in _candidates(model, "", set()):
@@ -106,13 +117,14 @@ def put(model: nn.Module, name: str) -> Replacement:
             if isinstance(old, str):
                 left[path] = f"{type(module).__name__}, {old}"
                 continue
-            if old.last and entry is not None and entry.needs_positions:
+            on_tokens = old.last or (isinstance(parent, OverUnits) and parent.last)
+            if on_tokens and entry is not None and entry.needs_positions:
                 raise InputError(f"norm '{name}': takes statistics over positions, and {path} acts on tokens")
-            made[module] = _successor(old, name, elsewhere)
+            made[module] = _successor(old, path, name, elsewhere, shared)
             counts[type(module).__name__] += 1
         places.append((parent, key, made[module]))
     if not made:
-        known = "".join(f", and {path} ({why}) is none" for path, why in left.items())
+        known = "".join(f", and {path} ({why}) is left" for path, why in left.items())
         raise InputError(
             f"norm '{name}': the model has no norm module that could be replaced{known}; norms that its forward pass "
             "computes by functions cannot be found"
@@ -124,6 +136,8 @@ def put(model: nn.Module, name: str) -> Replacement:
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # else its fused path in eval mode reads the weights of its LayerNorms
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # so does its path for padding masks
     return Replacement(name, dict(counts), left)
 
 
@@ -169,6 +183,8 @@ def _understood(module: nn.Module) -> _Old | str:
     """What is known of a norm, or why it is left in place."""
     if isinstance(module, torch.jit.ScriptModule):
         return "whose modules torch.jit has compiled"
+    if any(vars(module)[hooks] for hooks in _HOOKS):
+        return "which has hooks"
     units = _number_of_units(module)
     if not units:
         return "whose units are unknown"
@@ -240,8 +256,10 @@ def _ends_with(module: nn.Module, tail: tuple[nn.Module, ...], like: Tensor) -> 
         return torch.allclose(nn.Sequential(*tail)(z.clone()), module(x.clone()))
 
 
-def _successor(old: _Old, name: str, elsewhere: Tensor) -> nn.Module:
-    """The new norm in the place of the old one."""
+def _successor(
+    old: _Old, path: str, name: str, elsewhere: Tensor, shared: dict[nn.Parameter, nn.Parameter]
+) -> nn.Module:
+    """The new norm in the place of the old one. `shared` has the new parameter for each old one."""
     module, built = old.module, norms.build(name, old.units)
     if type(built) is nn.Identity:
         return nn.Sequential(*old.tail) if old.tail else built
@@ -260,10 +278,18 @@ def _successor(old: _Old, name: str, elsewhere: Tensor) -> nn.Module:
                 after.requires_grad_(before.requires_grad)
             elif after is not None and gamma is None and beta is None:
                 after.requires_grad_(False)
+            if after is not None and before is not None:
+                place = next(key for key, own in holder._parameters.items() if own is after)
+                holder._parameters[place] = shared.setdefault(before, after)
     statistics, present = dict(built.named_buffers()), dict(module.named_buffers())
     if all(key in present and present[key].shape == value.shape for key, value in statistics.items()):
         for key, value in statistics.items():
             value.copy_(present[key])
+    elif not module.training and stateful(built):
+        raise InputError(
+            f"norm '{name}': {path} is in eval mode, where the new norm would use running statistics that no batch has "
+            "set; call model.train() first"
+        )
     new.train(module.training)
     return nn.Sequential(new, *old.tail) if old.tail else new
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.networks.precision import full_precision
-from bnsmooth_cli.networks.wrappers import on_one_device, say_eager, uncompiled
+from bnsmooth_cli.networks.wrappers import ALTERED, on_one_device, say_eager, uncompiled
 
 
 @contextmanager
@@ -26,14 +26,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Gradients are recorded, even if the caller has switched them off (`no_grad`, `inference_mode`). Compiled modules run
     eagerly: compiled code has no second derivatives. What is made for several devices runs on one
-    (`networks.wrappers`). Parameters of less than 32 bits are converted to float32, and
-    autocast is off: rounding would move parameters to other points than the measurement asks for, and hide the
-    differences of gradients. When the context ends, the parameters, their gradients, and the tensors that hooks keep in
-    modules are those from before.
+    (`networks.wrappers`). Parameters of less than 32 bits are converted to float32, and autocast is off: rounding would
+    move parameters to other points than the measurement asks for, and hide the differences of gradients. When the
+    context ends, the parameters, their gradients, and the tensors that hooks keep in modules are those from before.
+    Threads take turns.
     """
     device = next(model.parameters()).device.type
     with (
-        recording(), torch.autocast(device, enabled=False), _no_autocast(),
+        ALTERED, recording(), torch.autocast(device, enabled=False), _no_autocast(),
         _eager(model), on_one_device(), _attributes(model), gradients_kept(model), _wide(model),
     ):  # fmt: skip
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from bnsmooth_cli.errors import InputError, Remark
 
 #: The classes of torch.distributed.fsdp: that of its wrapper, and a base of the modules that `fully_shard` changes.
 _SHARDED: Final = frozenset({"FullyShardedDataParallel", "FSDPModule"})
+#: Held while classes of torch are altered: two threads that overlap would not restore them.
+ALTERED: Final = threading.RLock()
 
 
 def unwrapped(model: nn.Module, option: str) -> nn.Module:
@@ -76,14 +79,15 @@ def on_one_device() -> Iterator[None]:
         DistributedDataParallel: _inner,
         nn.SyncBatchNorm: nn.modules.batchnorm._BatchNorm.forward,
     }
-    before = {kind: kind.forward for kind in passes}
-    try:
-        for kind, forward in passes.items():
-            kind.forward = forward
-        yield
-    finally:
-        for kind, forward in before.items():
-            kind.forward = forward
+    with ALTERED:
+        before = {kind: kind.forward for kind in passes}
+        try:
+            for kind, forward in passes.items():
+                kind.forward = forward
+            yield
+        finally:
+            for kind, forward in before.items():
+                kind.forward = forward
 
 
 def _inner(self: DataParallel[nn.Module] | DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:

@@ -151,7 +151,7 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
     finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
+                if name in buffers and not _same(buffer, buffers[name]):
                     buffer.copy_(buffers[name])
 
 
@@ -224,11 +224,16 @@ def _check_hooks(model: nn.Module, loss: Callable[[], Tensor], gradients: Sequen
 
 def _check_buffers(model: nn.Module, before: dict[str, Tensor], option: str) -> None:
     for name, value in model.named_buffers():
-        if name not in before or not torch.equal(value, before[name]):
+        if name not in before or not _same(value, before[name]):
             raise InputError(
                 f"{option}: its buffer '{name}' changes while it is measured; let it change only where the module's "
                 "attribute update_statistics is true, or put a module of torch's into eval mode"
             )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN included."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str) -> None:
@@ -251,7 +256,7 @@ def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str)
     # Modules are in the order in which they end: the innermost one at fault comes first, and the whole loss last.
     for name in sorted(runs[0], key=lambda name: name == "loss"):
         first, second = runs[0][name], cast(Tensor, runs[1].get(name))
-        size = float(first.abs().max()) if first.numel() else 0.0
+        size = float(first.nan_to_num(0, 0, 0).abs().max()) if first.numel() else 0.0  # of the finite numbers
         other = second is None or first.shape != second.shape
         if other or not torch.allclose(first, second, rtol=1e-3, atol=1e-5 * size, equal_nan=True):
             part = f"the module '{name or 'model'}' ({type(modules[name]).__name__})" if name in modules else "the loss"

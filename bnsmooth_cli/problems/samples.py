@@ -153,8 +153,9 @@ def _takes_each(sampler: Any, data: Any) -> bool:
     """Whether a sampler takes each sample once, or each of a subset."""
     if isinstance(sampler, torch_data.RandomSampler):
         return not sampler.replacement and sampler.num_samples == len(data)
-    kinds = (torch_data.SequentialSampler, torch_data.SubsetRandomSampler, torch_data.DistributedSampler)
-    return isinstance(sampler, kinds)
+    if isinstance(sampler, torch_data.SequentialSampler):
+        return len(sampler) == len(data)
+    return isinstance(sampler, torch_data.SubsetRandomSampler | torch_data.DistributedSampler)
 
 
 def _pair(item: Any, origin: str) -> tuple[Any, Any]:

@@ -53,8 +53,10 @@ def locked(path: Path, protected: str, file: Path | None = None) -> Iterator[Non
         if _can_lock(path):
             lock.acquire(blocking=False)
     except Timeout:
+        monitor = "" if file is None else ", close the monitor that does"
         raise InputError(
-            f"{path}: another process is writing this {protected}; wait for it, or choose another place with -o"
+            f"{path}: another process is writing this {protected}; wait for it{monitor}, or choose another place with "
+            "-o"
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder with -o") from error

@@ -132,7 +132,6 @@ def nothing(norm): pass
 def frozen(norm): return mlp().requires_grad_(False), F.cross_entropy, (x, t)
 def uneven(norm): return mlp(), F.cross_entropy, (x, t[:5])
 def empty(norm): return mlp(), F.cross_entropy, (x[:0], t[:0])
-def streams(norm): return mlp(), F.cross_entropy, iter([(x, t)])
 def badset(norm): return mlp(), F.cross_entropy, [(1, 2, 3)] * 12
 def raises(norm): raise ZeroDivisionError("divided")
 def tupled(norm):
@@ -177,7 +176,6 @@ BAD = [
     ("-p own_parts:frozen", "no parameters that are trained"),
     ("-p own_parts:uneven", "12 of input, 5 of target"),
     ("-p own_parts:empty", "0 of input, 0 of target"),
-    ("-p own_parts:streams", "map-style data set"),
     ("-p own_parts:badset", "do not give pairs (input, target): an item is a tuple of 3"),
     ("-p own_parts:raises", "(ZeroDivisionError: divided, own_parts.py line "),
     ("-p own_parts:badtest", "do not take the test data"),

@@ -507,6 +507,20 @@ def test_a_function_that_hides_its_second_derivative_is_measured_by_differences_
         agrees(point, expected)
 
 
+def test_differences_across_a_kink_are_refused(data):
+    """PyTorch has no second derivative here, and |w| has its kink within the step of the differences."""
+    x, y = data
+    layer, kink = nn.Linear(3, 2).double(), nn.Linear(1, 1, bias=False).double()
+    kink.weight.data.fill_(1e-9)
+    model = nn.ModuleList([layer, kink])
+    point = point_of(model, lambda: F.cross_entropy(Once.apply(layer(x), "once"), y) + kink.weight.abs().sum())
+    with pytest.warns(Remark, match="no curvature and no sharpness: .*inaccurate here, to 0.5"):
+        row = bns.smoothness(point, ALPHAS).iloc[0]
+    assert row[["curvature", "sharpness"]].isna().all()
+    with pytest.raises(InputError, match="inaccurate here"):
+        bns.spectrum(point, top=1)
+
+
 def test_the_gradients_of_other_networks_stay(data):
     x, y = data
     judge, model = nn.Linear(3, 2).double(), nn.Linear(3, 3).double()

@@ -26,6 +26,8 @@ from bnsmooth_cli.storage.files import first_line
 Found = TypeVar("Found")
 #: The steps of `_is_confirmed`, relative to the length of theta, and the largest relative difference.
 _STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
+#: The largest relative error of a product by differences. Lanczos' iteration adds less than it, 0.005.
+MAX_ERROR: Final = 0.01
 #: The largest asymmetry of differences of gradients, relative to their error on one vector.
 _UNEVEN: Final = 3
 _CONFIRMED: Final = {torch.float32: 0.01, torch.float64: 0.001}
@@ -73,7 +75,7 @@ def with_operator(
         place: A number that distinguishes several matrices at one point, such as those of its layers.
 
     Raises:
-        NoHessianError: If differences of gradients are not symmetric either.
+        NoHessianError: If differences of gradients are less accurate than MAX_ERROR, or not symmetric either.
         InputError: If the outputs of the network are unknown, or products with the Gauss-Newton matrix fail.
     """
     check_curvature(curvature)
@@ -94,6 +96,10 @@ def with_operator(
     if curvature != "hessian":
         raise InputError(f"--curvature {curvature}: {reason}; measure the Hessian, whose products can be differences")
     operator = by_differences(point, names, place)
+    if operator.error > MAX_ERROR:
+        raise NoHessianError(
+            f"{reason}; differences of gradients are inaccurate here, to {operator.error:.1g}, as where a kink is near"
+        )
     try:
         found = find(operator)
     except NotSymmetricError:
@@ -107,7 +113,7 @@ def with_operator(
 
 
 class NoHessianError(InputError):
-    """Differences of gradients are not symmetric either, so that autograd's gradients are not those of a function."""
+    """Differences of gradients do not take the place of second derivatives: they are inaccurate or not symmetric."""
 
 
 class _HiddenError(ArithmeticError):

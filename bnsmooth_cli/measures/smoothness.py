@@ -29,8 +29,6 @@ from bnsmooth_cli.problems.loop import ExternalLoop
 #: A beta within this share of 1 / (alpha_min lr), at a step that leaves at most LEFT of the gradient, is saturated.
 NEAR: Final = 0.02
 LEFT: Final = 0.1
-#: The largest relative error of a product with the Hessian. Lanczos' iteration adds less than it, 0.005.
-MAX_ERROR: Final = 0.01
 
 
 @measured
@@ -203,8 +201,8 @@ def second_order(
         batches: The number of batches of batch sharpness; 0 leaves it out.
 
     Returns:
-        The numbers; NaN if the gradient is not finite, or 0. NaN with a `Remark` if there is no Hessian, or its
-        products are differences of gradients whose relative error is above MAX_ERROR.
+        The numbers; NaN if the gradient is not finite, or 0. NaN with a `Remark` if PyTorch has no second derivative
+        and differences of gradients are inaccurate or not symmetric (`with_operator`).
     """
     find = functools.partial(_of_hessian, point, names is None, direction)
     try:
@@ -227,9 +225,6 @@ def _of_hessian(
     gradient, product = hessian.gradient, hessian.product
     squared = torch.dot(gradient, gradient)
     if not (torch.isfinite(squared) and squared > 0):
-        return SecondOrder(), make
-    if hessian.error > MAX_ERROR:
-        warnings.warn("no curvature and no sharpness: the differences are too inaccurate", Remark, stacklevel=4)
         return SecondOrder(), make
     along = direction_vector(point, gradient, direction).to(gradient)
     curvature = (torch.dot(along, product(along)) / torch.dot(along, along)).item()

@@ -73,7 +73,8 @@ def spectrum(
 
     Raises:
         InputError: If there are fewer parameters than eigenvalues, the problem does not have the objective, or the
-            outputs of the network are unknown, which the Gauss-Newton matrix needs.
+            outputs of the network are unknown, which the Gauss-Newton matrix needs; or if PyTorch has no second
+            derivative, and differences of gradients are inaccurate or not symmetric.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +159,8 @@ def spectral_density(
 
     Raises:
         InputError: If there are fewer than two nodes or no vector, the problem does not have the objective, or the
-            outputs of the network are unknown, which the Gauss-Newton matrix needs.
+            outputs of the network are unknown, which the Gauss-Newton matrix needs; or if PyTorch has no second
+            derivative, and differences of gradients are inaccurate or not symmetric.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:

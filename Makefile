@@ -143,7 +143,7 @@ runs/%/activations.parquet: runs/%/train.parquet
 runs/%/theory.parquet: runs/%/train.parquet
 	$(BNSMOOTH) theory runs/$* $(THEORY) --force
 
-# The fast tests cover every command, norm, problem and measurement; tests marked slow are left out. About eleven minutes.
+# The fast tests cover every command, norm, problem and measurement; tests marked slow are left out. About seven minutes.
 # With worksteal, a process runs whole files where possible, so that the tests in a file share their small runs.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

@@ -530,6 +530,25 @@ def test_the_gradients_of_other_networks_stay(data):
     assert judge.bias.grad is None
 
 
+def test_what_a_network_counts_in_its_forward_pass_stays(data):
+    x, y = data
+
+    class Counting(nn.Linear):
+        calls, seen = 0, None
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(float(x.mean()))
+            return super().forward(x)
+
+    model = Counting(3, 2).double()
+    model.seen = [7.0]
+    point = point_of(model, lambda: F.cross_entropy(model(x), y))
+    bns.smoothness(point, ALPHAS)
+    bns.ics(point)
+    assert (model.calls, model.seen) == (0, [7.0])
+
+
 class Inner(torch.autograd.Function):
     """Calls backward() inside, as some libraries' recomputation does."""
 

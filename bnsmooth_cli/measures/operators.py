@@ -24,12 +24,12 @@ from bnsmooth_cli.randomness import generator
 from bnsmooth_cli.storage.files import first_line
 
 Found = TypeVar("Found")
-#: The steps of `_is_confirmed`, relative to the length of theta, and the largest relative difference.
-_STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
-#: The largest relative error of a product by differences. Lanczos' iteration adds less than it, 0.005.
+#: The largest relative error of a product by differences that is accepted.
 MAX_ERROR: Final = 0.01
 #: The largest asymmetry of differences of gradients, relative to their error on one vector.
 _UNEVEN: Final = 3
+#: The steps of `_is_confirmed`, relative to the length of theta, and the largest relative difference.
+_STEPS: Final = (1e-5, 1e-4, 1e-3, 1e-2)
 _CONFIRMED: Final = {torch.float32: 0.01, torch.float64: 0.001}
 
 

@@ -210,7 +210,7 @@ def second_order(
     except NoHessianError as reason:
         warnings.warn(f"no curvature and no sharpness: {reason}", Remark, stacklevel=2)
         return SecondOrder()
-    # The graph of the point's Hessian is gone.
+    # The graph of the point's Hessian is freed by now, and those of the batches need the memory.
     if batches and not math.isnan(found.curvature):
         mean, error = batch_sharpness(point, batches, make)
         return found._replace(batch_sharpness=mean, batch_sharpness_error=error)

@@ -22,7 +22,6 @@ from bnsmooth_cli.errors import InputError, Remark, unknown
 from bnsmooth_cli.kinds import measured
 from bnsmooth_cli.measures.recording import Recording, recording
 from bnsmooth_cli.measures.request import Request, measurement
-from bnsmooth_cli.networks.undisturbed import attributes_kept
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point, external_loop
 from bnsmooth_cli.randomness import kept
@@ -329,7 +328,7 @@ class Monitor(Shown):
         before = {measure.kind: measure.spent for measure in chosen}
         taken: list[tuple[_Measure, Point, pd.DataFrame]] = []
         point: Point | None = None
-        with kept(), attributes_kept(self._loop.network()):
+        with kept():
             for measure in chosen:
                 with self._timed(measure), self._outlived(measure, step):
                     point = point or Point.of_loop(self._loop, self._optimizer, step, self.run, self._objective)

@@ -73,9 +73,10 @@ def replace_norms(model: nn.Module, norm: str | type[nn.Module]) -> Replacement:
     Units stay where they are: in the last dimension of (N, T, C), where the new norm acts on tokens, or in dimension 1
     of (N, C, ...). $\gamma$ and $\beta$ keep their values and whether they are trained, as far as both norms have them,
     so that replacing a norm by itself changes nothing but its $\epsilon$ and the momentum of its running statistics.
-    Parameters that several norms share stay shared. If the old norm has neither, those of the new one are not trained.
-    If the old norm multiplies by another function of its weight ($1 + w$), the new one starts with $\gamma = 1$ and
-    $\beta = 0$. Running statistics are kept if both norms have the same. Norms with hooks are left in place.
+    If the old norm has neither $\gamma$ nor $\beta$, those of the new one are not trained. If the old norm multiplies
+    by another function of its weight ($1 + w$), the new one starts with $\gamma = 1$ and $\beta = 0$. Parameters that
+    several norms share stay shared. Running statistics are kept if both norms have the same. Norms with hooks are left
+    in place.
 
     Args:
         model: The model. Modules that are used at several places are replaced by one new module.

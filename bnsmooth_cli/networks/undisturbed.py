@@ -28,8 +28,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     eagerly: compiled code has no second derivatives. What is made for several devices runs on one
     (`networks.wrappers`). Parameters of less than 32 bits are converted to float32, and autocast is off: rounding would
     move parameters to other points than the measurement asks for, and hide the differences of gradients. When the
-    context ends, the parameters, their gradients, and the tensors that hooks keep in modules are those from before.
-    Threads take turns.
+    context ends, the parameters, their gradients, and the attributes of modules are those from before. Threads take
+    turns.
     """
     device = next(model.parameters()).device.type
     with (
@@ -67,31 +67,21 @@ def _eager(model: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _attributes(model: nn.Module) -> Iterator[None]:
-    """Restore the tensors in the attributes of modules: hooks replace them in every forward pass."""
-    kept = [(m, {name: v for name, v in vars(m).items() if isinstance(v, Tensor)}) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for module, values in kept:
-            vars(module).update(values)
-
-
-#: The largest tensor of which `attributes_kept` makes a copy: the state of a metric, but no data set.
+#: The largest tensor of which `_attributes` makes a copy: the state of a metric, but no data set.
 _SMALL: Final = 2**20
 
 
 @contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
+def _attributes(model: nn.Module) -> Iterator[None]:
     """Restore what forward passes change in modules besides parameters and buffers: counters, metrics, caches.
 
-    These are the attributes of modules, and what is directly in their lists, dicts and sets. Of tensors that are
-    changed in place, those of at most `_SMALL` numbers are restored.
+    These are the attributes of modules, such as the tensors that hooks replace in every forward pass, and what is
+    directly in their lists, dicts and sets. Of tensors that are changed in place, those of at most `_SMALL` numbers are
+    restored.
 
     >>> model = nn.Linear(1, 1)
     >>> model.calls, model.seen = 3, torch.zeros(2)
-    >>> with attributes_kept(model):
+    >>> with _attributes(model):
     ...     model.calls += 1
     ...     model.seen += 1
     >>> model.calls, model.seen.tolist()

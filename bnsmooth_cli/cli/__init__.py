@@ -66,16 +66,15 @@ def _run(words: list[str]) -> object:
 
     terminal.reset()
     keep_freed_memory()
-    warnings.showwarning = functools.partial(_remark, warnings.showwarning)
+    warnings.showwarning = functools.partial(_remark, set(), warnings.showwarning)
     result = typer.main.get_command(app).main(words, prog_name="bnsmooth", standalone_mode=False)
     return KeyboardInterrupt() if result == 130 else result  # typer's status after Ctrl-C between words and command
 
 
-_remarks: set[str] = set()  # that have been printed
-
-
-def _remark(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Print a remark as one line, once; leave the other warnings to `others`."""
+def _remark(
+    printed: set[str], others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any
+) -> None:
+    """Print a remark as one line, if it is not among those `printed`; leave the other warnings to `others`."""
     from bnsmooth_cli.cli import terminal
     from bnsmooth_cli.errors import Remark
 
@@ -83,8 +82,8 @@ def _remark(others: Callable[..., None], message: Warning | str, category: type[
         message, category = "the figure's font lacks some characters of its texts, so boxes are drawn for them", Remark
     if not issubclass(category, Remark):
         others(message, category, *place)
-    elif str(message) not in _remarks:
-        _remarks.add(str(message))
+    elif str(message) not in printed:
+        printed.add(str(message))
         terminal.inform(f"bnsmooth: note: {message}")
 
 

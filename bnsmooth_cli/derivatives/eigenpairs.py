@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import EXHAUSTED, SETTLED, SMALL, SYMMETRY, NotSymmetricError
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 
 #: An eigenvalue is accurate if its residual, and its change over the last SETTLED products, are at most this share of
 #: it, or of SMALL times the largest magnitude.
@@ -83,7 +84,7 @@ def extreme_eigenpairs(
     size = min(_PER_VALUE * count + _MORE, len(start))
     limit = count * _GIVE_UP[0] + _GIVE_UP[1]
     basis = start.new_empty((size + 1, len(start)))
-    torch.div(start, torch.linalg.vector_norm(start), out=basis[0])
+    torch.div(start, euclidean_norm(start), out=basis[0])
     projected, kept, products = np.zeros((size, size)), 0, 0
     found = [np.full(count + 1, np.inf)] * SETTLED
     while True:
@@ -95,7 +96,7 @@ def extreme_eigenpairs(
             asymmetry = np.abs(along[:i] - projected[:i, i]).max(initial=0.0)
             projected[i, i] = along[i]
             values, inner = np.linalg.eigh(projected[: i + 1, : i + 1])
-            magnitude, coupling = np.abs(values[[0, -1]]).max(), torch.linalg.vector_norm(following).item()
+            magnitude, coupling = np.abs(values[[0, -1]]).max(), euclidean_norm(following).item()
             if asymmetry > symmetry * magnitude:
                 raise NotSymmetricError
             wanted = [*range(i, i - count, -1), 0] if i >= count else [0] * (count + 1)
@@ -110,7 +111,7 @@ def extreme_eigenpairs(
                 following = torch.randn(len(start), generator=random).to(start)
                 _orthogonalise(following, basis[: i + 1])
                 coupling = 0.0
-            torch.div(following, torch.linalg.vector_norm(following), out=basis[i + 1])
+            torch.div(following, euclidean_norm(following), out=basis[i + 1])
             if i + 1 < size:
                 projected[i + 1, i] = projected[i, i + 1] = coupling
         # The best approximations of the largest eigenvalues, those that are next, and the smallest ones.
@@ -147,9 +148,9 @@ def _given_up(start: Tensor, count: int, products: int) -> Eigenpairs:
 
 def _orthogonalise(vector: Float[Tensor, " n"], basis: Float[Tensor, "m n"]) -> Float64[np.ndarray, " m"]:
     """Subtract the projections on orthonormal vectors, twice, in place. Returns the coordinates."""
-    first = basis @ vector
+    first = inner_product(basis, vector)
     vector.sub_(first @ basis)
-    second = basis @ vector
+    second = inner_product(basis, vector)
     vector.sub_(second @ basis)
     return (first + second).cpu().double().numpy()
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
+
 #: The relative accuracy of the eigenvalue. The iteration ends when the residual ||Hv - lambda v|| / |lambda| is at most
 #: RESIDUAL and the eigenvalue has grown by at most RESIDUAL over the last SETTLED products.
 SHARPNESS_TOLERANCE: Final = 5e-3
@@ -39,14 +41,14 @@ def steps(product: Callable[[Tensor], Tensor], start: Float[Tensor, " n"]) -> It
         The entries of the next row of the tridiagonal matrix, on the diagonal and beside it, and the difference of the
         latter from what the transposed operator would give: only rounding, if the operator is symmetric.
     """
-    vector, previous, coupling = start / torch.linalg.vector_norm(start), torch.zeros_like(start), 0.0
+    vector, previous, coupling = start / euclidean_norm(start), torch.zeros_like(start), 0.0
     while True:
         following = product(vector)
-        back = torch.dot(following, previous)  # the coupling, if the operator is symmetric
+        back = inner_product(following, previous)  # the coupling, if the operator is symmetric
         following.sub_(previous, alpha=coupling)
-        along = torch.dot(following, vector)
+        along = inner_product(following, vector)
         following.sub_(along * vector)
-        numbers = torch.stack((along, torch.linalg.vector_norm(following), back - coupling)).tolist()
+        numbers = torch.stack((along, euclidean_norm(following), back - coupling)).tolist()
         diagonal, coupling, asymmetry = numbers
         yield diagonal, coupling, asymmetry
         vector, previous = following.div_(coupling), vector

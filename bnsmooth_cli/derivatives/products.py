@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.parameters import flatten, unflatten
+from bnsmooth_cli.networks.vectors import euclidean_norm
 
 #: Multiplies a vector (n,) by the Hessian.
 Product = Callable[[Tensor], Tensor]
@@ -131,7 +132,7 @@ def complex_step(fast_path: FastPath, theta: Float[Tensor, " n"]) -> Curvature:
     """
 
     def product(v: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+        size = euclidean_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
         return fast_path(torch.complex(theta, v * (_STEP / size))[None]).gradient[0].imag * (size / _STEP)
 
     return fast_path(theta[None]).gradient[0], product
@@ -202,10 +203,10 @@ def difference(gradient_at: Callable[[Tensor], Tensor], theta: Float[Tensor, " n
         theta: The parameters.
         scale: A factor of the step length; the difference of two products with different ones tells their error.
     """
-    step = float(torch.linalg.vector_norm(theta)) * torch.finfo(theta.dtype).eps ** (1 / 3) * scale
+    step = float(euclidean_norm(theta)) * torch.finfo(theta.dtype).eps ** (1 / 3) * scale
 
     def product(v: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+        size = euclidean_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
         along = v.to(theta) * (step / size.to(theta))
         return (gradient_at(theta + along) - gradient_at(theta - along)).mul_(size.to(theta) / (2 * step)).to(v)
 

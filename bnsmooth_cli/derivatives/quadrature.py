@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import EXHAUSTED, SYMMETRY, NotSymmetricError, steps
 from bnsmooth_cli.derivatives.products import Product
+from bnsmooth_cli.networks.vectors import inner_product
 
 #: The vectors that estimate a trace: the fewest, and the most.
 FEWEST: Final = 8
@@ -99,8 +100,8 @@ def trace(
     exact, parts = float(values.sum()), list[float]()
     while True:
         signs = torch.randint(2, (n,), generator=random).to(vectors).mul_(2).sub_(1)
-        signs.sub_((vectors @ signs) @ vectors)
-        parts.append(torch.dot(signs, product(signs)).item())
+        signs.sub_(inner_product(vectors, signs) @ vectors)
+        parts.append(inner_product(signs, product(signs)).item())
         if len(parts) < FEWEST:
             continue
         mean, error = exact + float(np.mean(parts)), float(np.std(parts, ddof=1)) / math.sqrt(len(parts))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bnsmooth_cli.measures.operators import Operator, exact
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 
@@ -60,8 +61,8 @@ def on_batch(point: Point, place: int) -> Point:
 
 def _along_gradient(hessian: Operator) -> float:
     """The curvature along the gradient; NaN if the gradient is 0 or not finite."""
-    norm = torch.linalg.vector_norm(hessian.gradient)
+    norm = euclidean_norm(hessian.gradient)
     if not (torch.isfinite(norm) and norm > 0):
         return math.nan
     unit = hessian.gradient / norm
-    return float(torch.dot(unit, hessian.product(unit)))
+    return float(inner_product(unit, hessian.product(unit)))

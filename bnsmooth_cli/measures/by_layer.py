@@ -18,6 +18,7 @@ from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import second_order
 from bnsmooth_cli.networks.parameters import positions
 from bnsmooth_cli.networks.structure import chosen_layers
+from bnsmooth_cli.networks.vectors import euclidean_norm
 from bnsmooth_cli.points.point import Point
 
 
@@ -68,10 +69,10 @@ def smoothness_by_layer(
     for number, (where, (name, names)) in enumerate(zip(places, chosen, strict=True), 1):
         gradient = gradients[where]
         second = second_order(point, names, number)
-        norm, beta = torch.linalg.vector_norm(gradient), math.nan
+        norm, beta = euclidean_norm(gradient), math.nan
         if etas and norm > 0 and resolved:
             line = point.along(gradient, etas, names)
-            moved = torch.cat([torch.linalg.vector_norm(gradients - gradient, dim=1) for _, gradients in line])
+            moved = torch.cat([euclidean_norm(gradients - gradient) for _, gradients in line])
             ratios = (moved / (norm * moved.new_tensor(etas))).cpu().double().numpy()
             beta = float(np.max(np.nan_to_num(ratios, nan=np.inf, posinf=np.inf)))
         numbers = {"grad_norm": norm.item(), "beta": beta, "curvature": second.curvature, "sharpness": second.sharpness}

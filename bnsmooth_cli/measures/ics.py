@@ -17,6 +17,7 @@ from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.parameters import flatten, restored, unflatten
 from bnsmooth_cli.networks.structure import Names, chosen_layers
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
 
@@ -129,8 +130,8 @@ def _of_chain(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterat
 
 def _compare(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, " 4"]:
     """Both norms, the distance and the inner product."""
-    norm = torch.linalg.vector_norm
-    return torch.stack((norm(before), norm(after), norm(before - after), torch.dot(before, after)))
+    norm = euclidean_norm
+    return torch.stack((norm(before), norm(after), norm(before - after), inner_product(before, after)))
 
 
 MEASUREMENT: Final = Measurement(ics, plan_layers, chosen_layers)

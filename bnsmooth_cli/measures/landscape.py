@@ -19,6 +19,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.measurement import Measurement, measured
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.presets import find_problem
@@ -162,7 +163,7 @@ def direction_vector(point: Point, gradient: Float[Tensor, " n"], direction: str
             (gradient,) = own.gradients_at(own.theta[None])[1]
         return point.optimiser.direction(gradient, point.step)
     random = torch.randn(len(gradient), generator=generator(point.config.seed, "direction", point.step)).to(gradient)
-    return random.mul_(torch.linalg.vector_norm(gradient) / torch.linalg.vector_norm(random))
+    return random.mul_(euclidean_norm(gradient) / euclidean_norm(random))
 
 
 class Line(NamedTuple):
@@ -190,11 +191,11 @@ def probe(point: Point, alphas: Sequence[float] | None = None, direction: str = 
     alphas = line_alphas(point.config.problem) if alphas is None else list(alphas)
     lr = point.lr
     loss, gradient = point.gradients_at(point.theta[None])
-    norm, vector = torch.linalg.vector_norm(gradient, dim=1), direction_vector(point, gradient[0], direction)
+    norm, vector = euclidean_norm(gradient), direction_vector(point, gradient[0], direction)
     resolved = not alphas or resolves(point.theta, vector, min(alphas) * lr)
     if not resolved and (double := finer(point)) is not None:
         return probe(double, alphas, direction)
-    about = torch.stack((torch.dot(gradient[0], vector), torch.linalg.vector_norm(vector)))
+    about = torch.stack((inner_product(gradient[0], vector), euclidean_norm(vector)))
     zero, sizes = torch.zeros_like(norm), [p.numel() for p in point.parameters.values()]
     records = [torch.stack((loss, norm, zero, norm * norm, zero))]
     for losses, gradients in point.along(vector, [alpha * lr for alpha in alphas]):
@@ -230,8 +231,8 @@ def resolves(start: Float[Tensor, " m"], vector: Float[Tensor, " m"], eta: float
         eta: The step length.
     """
     step = eta * vector
-    lost = torch.linalg.vector_norm(start - (start - step) - step)  # the difference of two near numbers is exact
-    return not bool(lost > ROUNDED * torch.linalg.vector_norm(step))
+    lost = euclidean_norm(start - (start - step) - step)  # the difference of two near numbers is exact
+    return not bool(lost > ROUNDED * euclidean_norm(step))
 
 
 def finer(point: Point) -> Point | None:
@@ -258,10 +259,9 @@ def _compare(
 
     The last distance is summed over the parameter tensors, whose sizes add up to n.
     """
-    length = functools.partial(torch.linalg.vector_norm, dim=1)
-    norm, product = length(gradients), gradients @ start[0]
-    tensors = torch.stack([length(piece) for piece in gradients.sub_(start).split(sizes, 1)])
-    return torch.stack((losses, norm, length(gradients), product, tensors.sum(0)))
+    norm, product = euclidean_norm(gradients), inner_product(gradients, start[0])
+    tensors = torch.stack([euclidean_norm(piece) for piece in gradients.sub_(start).split(sizes, 1)])
+    return torch.stack((losses, norm, euclidean_norm(gradients), product, tensors.sum(0)))
 
 
 MEASUREMENT: Final = Measurement(landscape, plan)

@@ -18,6 +18,7 @@ from bnsmooth_cli.derivatives.products import Product, difference
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.measures import check_curvature
 from bnsmooth_cli.networks.parameters import positions
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
 from bnsmooth_cli.randomness import generator
@@ -148,7 +149,7 @@ def by_differences(point: Point, names: Sequence[str] | None = None, place: int 
     start = start_vector(point, gradient, place)
     product, wider = (difference(gradient_at, whole[where], scale) for scale in (1.0, 2.0))
     once, twice = product(start), wider(start)
-    error = float(torch.linalg.vector_norm(once - twice) / torch.linalg.vector_norm(once))
+    error = float(euclidean_norm(once - twice) / euclidean_norm(once))
     return Operator(gradient, product, start, "difference", error, max(SYMMETRY, _UNEVEN * error))
 
 
@@ -157,10 +158,10 @@ def start_vector(point: Point, gradient: Float[Tensor, " n"], place: int) -> Flo
     products. The random part covers the others."""
     random = generator(point.config.seed, "lanczos", point.step, place)
     start = torch.randn(len(gradient), generator=random).to(gradient)
-    length = torch.linalg.vector_norm(gradient)
+    length = euclidean_norm(gradient)
     if not (torch.isfinite(length) and length > 0):
         return start
-    start.div_(torch.copysign(torch.linalg.vector_norm(start), torch.dot(start, gradient)))
+    start.div_(torch.copysign(euclidean_norm(start), inner_product(start, gradient)))
     return start.add_(gradient / length)
 
 
@@ -169,12 +170,12 @@ def _is_confirmed(point: Point, names: Sequence[str] | None, operator: Operator)
 
     A user's own backward pass may treat as constant what is not. Its Hessian can be symmetric nevertheless.
     """
-    length, size = torch.linalg.vector_norm(operator.start), torch.linalg.vector_norm(point.theta)
+    length, size = euclidean_norm(operator.start), euclidean_norm(point.theta)
     unit, expected = operator.start / length, operator.product(operator.start) / length
     for step in (float(size) * h for h in _STEPS):
         ahead, behind = torch.cat([gradients.clone() for _, gradients in point.along(unit, [-step, step], names)])
         slope = (ahead - behind) / (2 * step)
-        largest = torch.maximum(torch.linalg.vector_norm(slope), torch.linalg.vector_norm(expected))
-        if torch.linalg.vector_norm(slope - expected) <= _CONFIRMED[unit.dtype] * largest:
+        largest = torch.maximum(euclidean_norm(slope), euclidean_norm(expected))
+        if euclidean_norm(slope - expected) <= _CONFIRMED[unit.dtype] * largest:
             return True
     return False

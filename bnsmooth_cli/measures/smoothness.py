@@ -22,6 +22,7 @@ from bnsmooth_cli.measures.landscape import direction_vector, probe, with_direct
 from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.operators import NoHessianError, Operator, by_differences, exact, with_operator
+from bnsmooth_cli.networks.vectors import inner_product
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
@@ -223,11 +224,11 @@ def _of_hessian(
     """The numbers of the Hessian of all parameters (`whole`) or of some, and what makes such a Hessian elsewhere."""
     make = by_differences if hessian.products == "difference" else exact
     gradient, product = hessian.gradient, hessian.product
-    squared = torch.dot(gradient, gradient)
+    squared = inner_product(gradient, gradient)
     if not (torch.isfinite(squared) and squared > 0):
         return SecondOrder(), make
     along = direction_vector(point, gradient, direction).to(gradient)
-    curvature = (torch.dot(along, product(along)) / torch.dot(along, along)).item()
+    curvature = (inner_product(along, product(along)) / inner_product(along, along)).item()
     sharpness = largest_eigenvalue(product, hessian.start, hessian.symmetry)
     if math.isnan(sharpness) and math.isfinite(curvature):
         warnings.warn(f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=4)

@@ -21,6 +21,7 @@ from bnsmooth_cli.measures.landscape import plan_objective
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.operators import Operator, with_operator
 from bnsmooth_cli.networks.parameters import flatten
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import visit
 from bnsmooth_cli.problems.base import Problem
@@ -266,18 +267,20 @@ def principal(
     if not products.isfinite().all():
         raise InputError("--directions pca: the path has steps that are not finite, or too large")
     values, vectors = torch.linalg.eigh(products)
-    longest = (torch.linalg.vector_norm(theta) + torch.linalg.vector_norm(apart, dim=1).max()).item()
+    longest = (euclidean_norm(theta) + euclidean_norm(apart).max()).item()
     rounding = (torch.finfo(theta.dtype).eps * longest) ** 2 + torch.finfo(torch.float64).eps * values[-1].item()
     if values[-2] <= len(values) * rounding:
         raise InputError(
             "--directions pca: the path lies on a line but for rounding, so there is no plane; train longer"
         )
     top = values.clamp_min(0).flip(0)[:2]
-    axes = [torch.nn.functional.normalize(centred.T @ vector.to(apart), dim=0) for vector in vectors.flip(1).T[:2]]
+    axes = [centred.T @ vector.to(apart) for vector in vectors.flip(1).T[:2]]
+    axes = [axis / euclidean_norm(axis) for axis in axes]
     # The sign of a principal direction is arbitrary. Here the path begins at the upper right.
-    axes = [axis if torch.dot(apart[0], axis) >= 0 else -axis for axis in axes]
+    axes = [axis if inner_product(apart[0], axis) >= 0 else -axis for axis in axes]
     shares = (top / values.clamp_min(0).sum()).tolist()
-    return axes, (apart @ torch.stack(axes).T).cpu().double().numpy(), (shares[0], shares[1])
+    coordinates = torch.stack([inner_product(apart, axis) for axis in axes], dim=1)
+    return axes, coordinates.cpu().double().numpy(), (shares[0], shares[1])
 
 
 def _range(coordinates: Float64[np.ndarray, " steps"], extent: float) -> tuple[float, float]:

@@ -189,7 +189,10 @@ class Curves:
         xs = [float(x) for curves in (*self.series, *self.papers) for x in curves.values.index]
         points = len({x for curves in self.series for x in curves.values.index})
         axes.set_xlabel(_XLABELS[name] + (f" ({points:,} measured)" if self.band and points > _MANY else ""))
-        if name == "step":
+        if len(set(xs)) == 1:
+            axes.set_xlim(xs[0] - 1, xs[0] + 1)
+            axes.set_xticks([xs[0]])
+        elif name == "step":
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         elif name == "layer":

@@ -143,12 +143,12 @@ runs/%/activations.parquet: runs/%/train.parquet
 runs/%/theory.parquet: runs/%/train.parquet
 	$(BNSMOOTH) theory runs/$* $(THEORY) --force
 
-# The fast tests cover every command, norm, problem and measurement; tests marked slow are left out. About seven minutes.
+# The fast tests cover every command, norm, problem and measurement; tests marked slow are left out. About five minutes.
 # With worksteal, a process runs whole files where possible, so that the tests in a file share their small runs.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# Every test. About half an hour.
+# Every test. About three quarters of an hour.
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 

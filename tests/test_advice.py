@@ -49,6 +49,7 @@ def test_the_commands_have_as_many_seeds_as_a_verdict_takes(tmp_path, seeds, wan
     assert all(f"--seeds {wanted} " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_commands_have_every_seed_and_lr_of_the_study_and_the_steps_last_measured(tmp_path):
     study = Study(tmp_path)
     shared = {"norms": ("none",), "settings": {"problem": "dln", "steps": STEPS}}

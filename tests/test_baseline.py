@@ -153,6 +153,7 @@ class Items(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("split", ["test", "train", "test items"])
 @pytest.mark.parametrize("case", CLASSES)
+@pytest.mark.fast(6)
 def test_the_baseline_of_a_custom_problem_is_its_most_frequent_class(train, case, split):
     model, loss, targets, expected = CLASSES[case]
     if split == "test items" and isinstance(targets, dict):

@@ -30,7 +30,7 @@ def numbers(rows):
 @pytest.mark.parametrize(
     ("problem", "norm"), [("vgg", "batch"), ("vgg", "noisy-batch"), ("vgg", "l1"), ("dln", "batch"), ("dln", "none")]
 )
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_it_is_that_of_every_second_derivative(small_run, problem, norm):
     run = small_run(problem, norm, weight_decay=0.01, **(TINY if problem == "vgg" else {}))
     point = bns.load_point(run, step=3, dtype=torch.float64)
@@ -51,6 +51,7 @@ def test_it_is_that_of_a_network_of_ones_own(tmp_path, problem, norm):
     assert numbers(bns.smoothness(point, [1.0], batches=2)) == pytest.approx(reference.batch_sharpness(point, 2), 1e-8)
 
 
+@pytest.mark.slow
 def test_in_eval_mode_each_batch_is(small_run):
     point = bns.load_point(small_run("vgg", "batch", **TINY), step=3, dtype=torch.float64, objective="eval")
     found = bns.smoothness(point, [1.0], batches=2)
@@ -191,6 +192,7 @@ def test_an_interrupted_table_goes_on_with_its_own_batches(small_run, tmp_path):
     assert bns.read_table(path, "smoothness")["batch_sharpness"].notna().all()
 
 
+@pytest.mark.slow
 def test_one_pass_a_study_and_the_command_give_the_same_bytes(cli, tmp_path):
     settings = "--problem dln --depth 3 --dimension 4 --samples 20 --steps 4 --save-every 2 --lr 1e-4"
     assert cli(f"train --norm batch {settings} -o one --measure smoothness,smoothness-random,ics --batches 2")[0] == 0

@@ -27,6 +27,7 @@ def suite(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_one_row_can_be_run_and_its_results_are_saved(suite, tmp_path):
     printed = suite("dln-step", "-o", tmp_path / "results.json")
     content = json.loads((tmp_path / "results.json").read_text())

@@ -60,6 +60,7 @@ from bnsmooth_cli.studies.verdicts import (
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(1)
 def test_where_the_paper_is_right_every_claim_is_reproduced_or_its_identity_verified(problem):
     far = {"vgg": 0.5, "dln": 1e-5}[problem]
     runs = grid(problem, RIGHT, seeds=6)
@@ -72,6 +73,7 @@ def test_where_the_paper_is_right_every_claim_is_reproduced_or_its_identity_veri
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(1)
 def test_where_the_paper_is_wrong_every_claim_is_refuted(problem):
     runs = grid(problem, WRONG, seeds=8)
     if problem == "vgg":
@@ -90,6 +92,7 @@ def test_few_seeds_verify_identities_and_make_no_other_verdict(seeds):
     assert found == expected | {2: NOT_MEASURED, 16: NOT_APPLICABLE}
 
 
+@pytest.mark.slow
 def test_the_tables_of_run_folders_get_the_same_verdicts(tmp_path):
     runs = world(tmp_path, "vgg", RIGHT, norms=("none", "batch"))
     runs += world(tmp_path, "dln", WRONG, norms=("none", "batch"), kinds=())

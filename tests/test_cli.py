@@ -67,6 +67,7 @@ def test_without_a_run_an_analysis_trains_it_and_finds_it_again(cli, tmp_path):
     assert stamps == {name: (folder / name).stat().st_mtime_ns for name in stamps}
 
 
+@pytest.mark.slow
 def test_theory_alone_verifies_the_linear_network_and_says_so(cli, tmp_path):
     code, out, err = cli(f"theory {DLN.replace('-p dln ', '')}")
     assert (code, err) == (0, "")
@@ -78,6 +79,7 @@ def test_theory_alone_verifies_the_linear_network_and_says_so(cli, tmp_path):
     assert table.groupby("statement")["holds"].all().drop([*kinds.UNPROVED]).all()
 
 
+@pytest.mark.slow
 def test_summaries_fit_a_narrow_terminal(cli, run, narrow_terminal):
     for kind in ("activations", "theory"):
         _, out, _ = cli(f"{kind} {run.path} -o {kind}.parquet")

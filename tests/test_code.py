@@ -345,6 +345,7 @@ class TestWeights:
         torch.save(model.state_dict(), tmp_path / "model.pt")
         return model.state_dict()
 
+    @pytest.mark.slow
     def test_weights_are_measured_like_the_checkpoint_they_came_from(self, cli, small_run, trained, tmp_path):
         settings = "-p vgg " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in SMALL["vgg"].items())
         assert cli(f"landscape --weights model.pt --norm batch {settings}")[0] == 0

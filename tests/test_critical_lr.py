@@ -34,6 +34,7 @@ def critical(point, alphas=(0.5, 1.0, 2.0, 4.0), **more):
 @BOTH
 @pytest.mark.parametrize("curvature", [1e-12, 1e-3, 0.3, 10.0, 26.0, 1e3, 1e6])
 @pytest.mark.parametrize("alphas", [(0.5, 1.0, 2.0, 4.0), (4.0,), (0.01, 1000.0), ()])
+@pytest.mark.fast(10)
 def test_of_a_quadratic_loss_it_is_two_over_the_curvature(dtype, curvature, alphas):
     """With the answer below, between and beyond the probed steps, and none at all."""
     point = on_line(lambda w: curvature * w.square().sum() / 2, start=(1.0, -2.0), dtype=dtype)
@@ -140,6 +141,7 @@ def test_what_rounding_hides_is_null(offset):
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.fast(2)
 def test_in_float32_it_is_that_of_float64_or_null(seed):
     """Of classifiers that are ever better fitted, whose cross-entropy loses its digits."""
     torch.manual_seed(seed)

@@ -84,6 +84,7 @@ def test_the_reference_page_is_what_the_registries_say():
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("command", ["", *commands()])
+@pytest.mark.fast(6)
 def test_the_paragraphs_of_the_help_fill_the_terminal(command, width, done, monkeypatch):
     """A line ends only where the next word does not fit: no line break of a docstring is left."""
     monkeypatch.setenv("TERM", "xterm")  # at TERM=dumb any width is 80
@@ -186,6 +187,7 @@ def test_the_bounds_of_the_reliability_page_are_the_bounds():
     assert list(rest.values()) == [presets.MAX_NUMBERS, presets.MAX_NUMBERS, texts.MAX_BYTES, tables.MAX_VALUES]
 
 
+@pytest.mark.slow
 def test_make_torture_does_what_the_reliability_page_says():
     page = (ROOT / "docs/reliability.md").read_text()
     done = subprocess.run(["make", "-n", "torture"], cwd=ROOT, capture_output=True, text=True, check=True)

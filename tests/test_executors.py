@@ -325,6 +325,7 @@ def fail() -> None:
     raise OwnError("conv1", 3)
 
 
+@pytest.mark.slow
 def test_an_exception_that_cannot_leave_its_worker_keeps_its_message():
     with executors.local(2) as workers, pytest.raises(RuntimeError, match="OwnError: conv1 has 3 units"):
         workers.submit(fail).result()
@@ -344,6 +345,7 @@ def fail_wordlessly() -> None:
     raise WordlessError
 
 
+@pytest.mark.slow
 def test_an_exception_without_a_text_does_not_end_its_worker():
     with executors.local(2) as workers:
         with pytest.raises(RuntimeError, match=r"WordlessError: its text cannot be made \(ValueError\)"):

@@ -205,6 +205,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
+@pytest.mark.fast(6)
 def test_csv_has_every_digit_of_every_row(cli, kind, monkeypatch):
     monkeypatch.setattr(tables, "GROUP", 7)
     write(Path("t.parquet"), kind)

@@ -275,6 +275,7 @@ def gathered(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_has_every_figure_and_table_that_its_tables_allow(gathered):
     findings_page.write(gathered / "reproduction", gathered / "findings.md")
     text = (gathered / "findings.md").read_text()

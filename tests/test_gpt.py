@@ -115,6 +115,7 @@ def test_the_initialisation_is_that_of_gpt2_and_a_function_of_the_seed_alone():
     assert not torch.equal(other.tokens.weight, model.tokens.weight)
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_function_of_seed_and_step_and_has_windows_of_the_training_part():
     problem, again, other = built(), built(), built(seed=1)
     later = again.batch(7)
@@ -264,6 +265,7 @@ def test_a_norm_belongs_to_the_layer_that_it_feeds_and_layers_have_one_number_fo
 
 
 @pytest.mark.parametrize("norm", EVERY)
+@pytest.mark.fast(4)
 def test_activations_are_those_of_the_linear_maps(run, norm):
     point = bns.load_point(run(norm), step=3, dtype=torch.float64)
     rows = bns.activations(point, ["block2.fc", "head"], [0, 3])
@@ -283,7 +285,7 @@ def test_the_default_activations_are_the_inputs_to_the_non_linearities(small_run
 
 @pytest.mark.parametrize("norm", FEW)
 @pytest.mark.parametrize("name", ["block1.qkv", "block1.fc", "head"])
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_both_sides_of_the_statements_agree_with_brute_force(run, norm, name):
     point = bns.load_point(run(norm), step=3)
     found = bns.theory(point, [name], [1]).set_index(["affine", "statement"])

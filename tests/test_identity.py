@@ -244,6 +244,7 @@ def test_a_run_that_was_named_is_not_taken_for_the_one_without_a_name(cli, tmp_p
     assert len([*(tmp_path / "runs").iterdir()]) == 2
 
 
+@pytest.mark.slow
 def test_a_study_of_an_earlier_version_goes_on_under_its_names(cli, tmp_path):
     line = f"compare {SMALL_DLN.replace('--lr ', '--lrs ')} --steps 8 --save-every 4 --norms none,batch -o study"
     assert cli(f"{line} --seeds 0")[0] == 0

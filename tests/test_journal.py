@@ -38,6 +38,7 @@ def points_of(path: Path) -> list[bytes] | str:
         return str(error)
 
 
+@pytest.mark.slow
 def test_a_journal_that_is_cut_anywhere_has_the_points_before(tmp_path):
     path, rows = journal_of(tmp_path)
     content, counts = path.read_bytes(), []

@@ -73,6 +73,7 @@ def test_numbers_are_there_while_the_run_trains(tmp_path, whole):
 
 
 @pytest.mark.parametrize("number", [3, 7, 11])
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_repeats_and_loses_no_step(tmp_path, whole, number):
     """The live files are ahead of the last checkpoint, and an open TensorBoard reads on."""
     arguments = {**DLN, "output": tmp_path / "run", "measure": ["ics", "activations"], "every": 7, "tensorboard": True}

@@ -95,7 +95,7 @@ def test_smoothness_in_float32_agrees_with_float64(small_run, norm):
 
 
 @case
-@pytest.mark.fast(9)
+@pytest.mark.fast(5)
 def test_ics_is_definition_2_1(small_run, problem, norm, dtype):
     point = bns.load_point(small_run(problem, norm), step=3, dtype=dtype)
     check_ics(point, TOLERANCE[problem, dtype])

@@ -417,6 +417,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_its_points_and_is_continued(tmp_path):
     folder, tests = tmp_path / "mine", str(Path(__file__).parent)
     process = subprocess.Popen([sys.executable, "-c", ENDLESS, tests, str(folder)], env=ENVIRONMENT)

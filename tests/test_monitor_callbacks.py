@@ -191,6 +191,7 @@ def test_the_trainer_is_measured_and_trains_and_logs_as_before(tmp_path, how):
         assert rows["loss"].tolist() == pytest.approx([float(losses[step]) for step in rows["step"]], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_fails_and_trains_again_is_monitored_again(tmp_path):
     trainer = trained(tmp_path, True)
     (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, bns.TrainerMonitor)]

@@ -49,6 +49,7 @@ def test_one_pass_of_every_norm(tmp_path, problem, norm):
 
 
 @pytest.mark.parametrize("problem", ["dln", "vgg"])
+@pytest.mark.fast(1)
 def test_a_pass_that_is_interrupted_anywhere_ends_in_the_same_bytes(tmp_path, problem):
     chosen = {"measure": QUICK[:3], "every": 2, **SETTINGS[problem]}
     bns.train(problem, "batch", output=tmp_path / "whole/run", **chosen)
@@ -122,6 +123,7 @@ def test_steps_without_a_measurement_are_refused(cli):
 
 
 @pytest.mark.parametrize(("problem", "norm"), [(residual, Scaled), (transformer, "none")])
+@pytest.mark.fast(1)
 def test_one_pass_of_the_users_own_code(tmp_path, problem, norm):
     settings = {"steps": 3, "save_every": 3, "eval_every": 3, "batch_size": 6, "lr": 0.05}
     bns.train(problem, norm, measure=QUICK, every=1, output=tmp_path / "pass/run", **settings)

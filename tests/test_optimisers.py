@@ -144,6 +144,7 @@ def test_resumed_runs_and_visited_points_have_the_same_bits(tmp_path, problem, n
 
 @pytest.mark.parametrize(("problem", "name"), CASES)
 @pytest.mark.parametrize("step", [0, 5])
+@pytest.mark.fast(8)
 def test_the_update_is_the_step_that_training_takes(problem, name, step):
     trajectory = Trajectory(build(config(problem, name)))
     while trajectory.step < step:

@@ -34,6 +34,7 @@ def plain(monkeypatch):
 
 
 @pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.fast(1)
 def test_a_claim_shows_all_of_its_parts_with_their_names_within_the_terminal(tmp_path, plain, shown, width):
     runs = world(tmp_path, "dln", RIGHT, 5, BOTH, kinds=("ics", "smoothness"))
     outcome = conclude(runs)

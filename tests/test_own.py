@@ -60,6 +60,7 @@ def rows(table):
 
 
 @cases
+@pytest.mark.fast(5)
 def test_the_line_probe_agrees_with_brute_force(point_of, problem, norm):
     check_line(point_of(problem, norm), 1e-10)
     check_line(point_of(problem, norm, torch.float32), 1e-3)
@@ -124,7 +125,7 @@ def by_hand_in_eval_mode(point):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "noisy-batch", "l1", "layer"])
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_the_eval_objective_is_the_steps_batch_in_eval_mode(small_run, problem, norm):
     small = {"width": 0.01, "batch_size": 8} if problem == "vgg" else {}
     run = small_run(problem, norm, weight_decay=0.01, **small)
@@ -179,6 +180,7 @@ def test_an_objective_that_does_not_exist_is_refused(small_run, problem, objecti
 
 
 @cases
+@pytest.mark.fast(4)
 def test_ics_is_definition_2_1_on_any_network(point_of, problem, norm):
     check_ics(point_of(problem, norm, momentum=0.9), 1e-9)
 
@@ -307,6 +309,7 @@ class _AsChain(reference.TwoNetworks):
 
 @pytest.mark.parametrize("norm", ["batch", "l1", "own_code:Scaled"])
 @pytest.mark.parametrize(("name", "after", "unit"), [("stem", "norm", 1), ("conv1", "norm1", 0), ("conv2", "norm2", 3)])
+@pytest.mark.fast(3)
 def test_theory_agrees_with_brute_force_in_a_residual_network(point_of, monkeypatch, norm, name, after, unit):
     point = point_of("residual", norm)
     found = bns.theory(point, [name], [unit]).set_index(["affine", "statement"])
@@ -361,6 +364,7 @@ def test_measuring_leaves_everything_bit_identical(point_of, problem, norm):
 
 
 @cases
+@pytest.mark.fast(3)
 def test_a_resumed_run_of_a_custom_problem_is_bit_identical(own_run, tmp_path, problem, norm):
     whole, function = own_run(problem, norm), getattr(own_code, problem)
     for steps in (3, 6):
@@ -550,6 +554,7 @@ def surface_by_hand(point, axes, grid):
 
 @pytest.mark.parametrize("objective", ["batch", "train:2", "test"])
 @pytest.mark.parametrize(("problem", "norm"), [*CASES[1::2], ("vgg", "noisy-batch"), ("dln", "l1"), ("dln", "batch")])
+@pytest.mark.fast(6)
 def test_a_surface_is_the_loss_at_parameters_set_by_hand(point_of, small_run, problem, norm, objective):
     from bnsmooth_cli.measures.surface import random_directions
 

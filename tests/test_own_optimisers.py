@@ -116,6 +116,7 @@ def same_states(one, other):
 @pytest.mark.parametrize("schedule", [{}, {"schedule": "cosine", "warmup": 2, "clip": 0.5}])
 @pytest.mark.parametrize("function", [own_optimisers.noisy, own_optimisers.grouped])
 @pytest.mark.parametrize("problem", ["dln", "own_code:residual"])
+@pytest.mark.fast(2)
 def test_a_users_optimiser_resumes_and_is_visited_with_its_bits(tmp_path, problem, function, schedule):
     small = SMALL if problem == "dln" else {"steps": 5, "save_every": 2, "batch_size": 8}
     settings = {**small, **schedule, "optimizer": function, "device": "cpu"}
@@ -174,6 +175,7 @@ def test_a_run_is_not_resumed_by_an_optimiser_of_other_settings(tmp_path):
     assert bns.load_point(run, step=3, code=code).lr == 1e-3
 
 
+@pytest.mark.slow
 def test_a_function_of_a_session_is_asked_for_by_another_process(tmp_path):
     run = bns.train("dln", optimizer=lambda p: torch.optim.SGD(p, lr=0.1), output=tmp_path / "run", **SMALL)
     line = [sys.executable, "-m", "bnsmooth_cli", "landscape", str(run.path)]

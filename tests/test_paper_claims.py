@@ -67,6 +67,7 @@ def test_the_papers_figures_obey_each_rule_that_decides_and_part_from_each_that_
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(1)
 def test_the_papers_own_runs_refute_nothing_however_often_they_are_repeated(problem):
     runs = [dataclasses.replace(run, seed=seed) for run in published(problem) for seed in range(10)]
     rows = judge(runs)

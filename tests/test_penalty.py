@@ -78,7 +78,7 @@ def test_a_step_is_torchs_sgd_with_weight_decay(problem, norm, momentum):
 
 
 @pytest.mark.parametrize(("problem", "norm"), [("vgg", "batch"), ("dln", "none"), ("dln", "batch"), ("dln", "l1")])
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_every_probe_sees_the_penalty(small_run, problem, norm):
     point = bns.load_point(small_run(problem, norm, **SETTINGS[problem]), step=3, dtype=torch.float64)
     plain = by_hand(point)
@@ -101,6 +101,7 @@ def test_every_probe_sees_the_penalty(small_run, problem, norm):
     assert losses[0].item() == pytest.approx(plain.loss().item())
 
 
+@pytest.mark.slow
 def test_the_test_objective_and_the_test_loss_are_the_datas_alone(small_run):
     run = small_run("vgg", "batch", **SETTINGS["vgg"])
     point = bns.load_point(run, step=run.config.steps).at("test")

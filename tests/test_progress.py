@@ -104,6 +104,7 @@ def test_callbacks_take_the_place_of_bars(stderr, tmp_path):
     assert stream.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_a_study_has_one_bar(stderr, tmp_path, monkeypatch):
     stream, longer = stderr(True), {**SMALL, "steps": 600}  # long enough to be seen while it trains
     monkeypatch.setattr("bnsmooth_cli.studies.progress.INTERVAL", 0.001)

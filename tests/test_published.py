@@ -315,6 +315,7 @@ def test_a_downloaded_cifar_is_read(monkeypatch, name):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real CIFAR-10 is not beside the checkout")
+@pytest.mark.slow
 def test_the_real_cifar10():
     data = images.load(str(REAL))
     assert (data.train.shape, data.test.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))

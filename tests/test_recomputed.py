@@ -22,10 +22,12 @@ def page() -> Page:
     return Page(PUBLISHED)
 
 
+@pytest.mark.slow
 def test_every_number_of_the_page_follows_from_the_tables_beside_it(page):
     assert page.audit() == []
 
 
+@pytest.mark.slow
 def test_any_other_number_is_found(page):
     """Every cell of numbers is changed in its last digit."""
     changed = []
@@ -45,6 +47,7 @@ def test_any_other_number_is_found(page):
     assert len(found) >= len(changed)
 
 
+@pytest.mark.slow
 def test_what_no_test_knows_is_found(page):
     heading = "| study | content | runs | steps | time |"
     *_, last = sections(page.text)

@@ -80,6 +80,7 @@ def test_the_page_has_everything_in_one_file(cli, tmp_path, study):
     assert [*tmp_path.iterdir()] == [tmp_path / "report.html"]
 
 
+@pytest.mark.slow
 def test_the_page_says_claims_first_then_figures_comparison_settings_and_commands(cli, tmp_path, study):
     cli(f"report {study} -o report.html")
     text = Page((tmp_path / "report.html").read_text()).text
@@ -151,6 +152,7 @@ def test_what_never_happened_is_said(tmp_path):
     assert [*report._by_norm(last, "final_loss")] == ["l1 20, 1 of 5 diverged"]
 
 
+@pytest.mark.slow
 def test_markdown_has_its_figures_beside_it(cli, tmp_path, study):
     assert cli(f"report {study} -o pages/report.md")[0] == 0
     text = (tmp_path / "pages/report.md").read_text()
@@ -189,6 +191,7 @@ def test_what_was_not_measured_has_no_figure(cli, tmp_path, study):
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 3
 
 
+@pytest.mark.slow
 def test_names_are_text_and_never_markup(cli, tmp_path, study):
     shutil.copytree(study, tmp_path / "<script>alert(1)<")
     cli("report '<script>alert(1)<' -o r.html")
@@ -269,7 +272,7 @@ def visit(browser, written):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_nothing_of_the_page_is_cut_or_scrolls_unseen(visit, width):
     page = visit(width)
     page.click("button.every")
@@ -293,6 +296,7 @@ def test_nothing_of_the_page_is_cut_or_scrolls_unseen(visit, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.slow
 def test_a_claim_shows_that_it_opens_and_opens_by_keyboard(visit, width):
     page = visit(width)
     claim = page.locator("details.claim").first
@@ -317,6 +321,7 @@ def test_a_claim_shows_that_it_opens_and_opens_by_keyboard(visit, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.slow
 def test_a_figure_opens_at_its_full_size_and_closes_again(visit, width):
     page = visit(width)
     button = page.locator("button.zoom").nth(1)
@@ -335,6 +340,7 @@ def test_a_figure_opens_at_its_full_size_and_closes_again(visit, width):
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
+@pytest.mark.slow
 def test_the_page_follows_the_readers_scheme_and_its_figures_stay_on_white(visit, scheme, dark):
     page = visit(900, color_scheme=scheme)
     shades = "element => getComputedStyle(element).%s.match(/[0-9.]+/g).slice(0, 3).map(Number)"
@@ -348,6 +354,7 @@ def test_the_page_follows_the_readers_scheme_and_its_figures_stay_on_white(visit
         assert abs(sum(back) - sum(ink)) > 200
 
 
+@pytest.mark.slow
 def test_paper_has_every_part_of_every_claim(visit):
     page = visit(900)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -359,6 +366,7 @@ def test_paper_has_every_part_of_every_claim(visit):
     assert page.locator("details.claim[open]").count() == 0
 
 
+@pytest.mark.slow
 def test_a_heading_sorts_its_table(visit):
     page = visit(1400)
     table = page.locator("table.sortable").nth(1)

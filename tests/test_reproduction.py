@@ -131,6 +131,7 @@ def _without_time(folder: Path) -> str:
     return re.sub(r"\d+ (s|min) ", "", (folder / "README.md").read_text())
 
 
+@pytest.mark.slow
 def test_a_study_that_fails_ends_it_with_its_status(tmp_path):
     (tmp_path / "paper/quick-4/dln").mkdir(parents=True)
     (tmp_path / "paper/quick-4/dln/mine.txt").write_text("not a study")

@@ -66,6 +66,7 @@ def test_norms_of_every_kind_are_norms(group, scale, shape):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.fast(12)
 def test_a_norm_with_an_activation_is_none(group, name):
     for shape in SHAPES:
         if has_groups(group, shape):
@@ -247,6 +248,7 @@ def test_a_norm_that_a_hook_turns_into_something_else_is_none():
 
 
 @pytest.mark.parametrize("problem", ["vgg", "dln"])
+@pytest.mark.fast(1)
 def test_a_chain_with_what_is_no_norm_is_measured_but_for_its_norms(small_run, problem):
     point = bns.load_point(small_run(problem, "own_code:Rectified"))
     for measure in (bns.activations, bns.theory):

@@ -249,6 +249,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("case", SEVERAL)
+@pytest.mark.fast(4)
 def test_a_batch_of_several_tensors_gives_the_numbers_of_plain_torch(tmp_path, case):
     model, loss, data = SEVERAL[case]
 

@@ -198,6 +198,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_a_checkpoint(tmp_path):
     words = ["train", "-p", "dln", "--steps", "100000", "--save-every", "90000", "--threads", "1", "-o", "run"]
     process = subprocess.Popen(

@@ -152,6 +152,7 @@ def written(found):
     return f"{before}{MARKS[0]}{table}{MARKS[1]}{rest.partition(MARKS[1])[2]}"
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page_is_what_is_measured(tmp_path):
     found = divisors(tmp_path)
     rows = PAGE.read_text().partition(MARKS[0])[2].partition(MARKS[1])[0].splitlines()

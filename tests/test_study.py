@@ -49,6 +49,7 @@ class Recorded(bns.StudyProgress):
         self.calls.append(("failed", run))
 
 
+@pytest.mark.slow
 def test_a_finished_study_removes_what_a_command_left_that_was_killed_at_its_end(cli, tmp_path):
     assert cli(f"{GRID} -o study")[0] == 0
     before = files(tmp_path / "study")
@@ -74,6 +75,7 @@ def test_a_finished_study_removes_what_a_command_left_that_was_killed_at_its_end
     assert files(tmp_path / "study") == before
 
 
+@pytest.mark.slow
 def test_a_study_keeps_the_points_that_another_command_has_yet_to_finish(cli, tmp_path):
     assert cli(f"{GRID} -o study")[0] == 0
     run = bns.Study("study").runs()[0]
@@ -103,6 +105,7 @@ def test_a_study_measures_along_random_directions(cli, tmp_path):
     assert parts["seeds"].tolist() == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_study_from_python_equals_that_of_the_command_byte_for_byte(cli, tmp_path):
     assert cli(f"{GRID} -o study")[0] == 0
     (tmp_path / "study").rename(tmp_path / "command")
@@ -128,6 +131,7 @@ def test_a_study_from_python_has_its_runs_and_tables(tmp_path):
     assert study.claims["claim"].nunique() == 16
 
 
+@pytest.mark.slow
 def test_callbacks_tell_of_the_runs_that_a_growing_study_adds(tmp_path):
     first, again, grown = Recorded(), Recorded(), Recorded()
     bns.study(**ARGUMENTS, output=tmp_path / "study", progress=first)
@@ -268,6 +272,7 @@ def test_a_deleted_run_or_table_is_made_again(cli, tmp_path, name):
     assert files(tmp_path / "study") == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_last_row_is_finished(cli, tmp_path):
     cli(f"{GRID} -o study")
     before = files(tmp_path / "study")
@@ -291,6 +296,7 @@ def test_a_dry_run_with_damaged_runs(cli, tmp_path):
     assert (code, err.splitlines()[-1]) == (1, "bnsmooth: study: none of the 4 runs that were asked for can be read")
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_belong_to_the_study_are_left_out_by_name(cli, tmp_path):
     cli(f"{GRID} -o study")
     runs = tmp_path / "study/runs"
@@ -408,6 +414,7 @@ def test_a_dry_run_prints_what_is_missing_and_writes_nothing(cli, tmp_path):
     assert files(tmp_path / "study") == before
 
 
+@pytest.mark.slow
 def test_a_study_file_is_equivalent_to_the_options(cli, tmp_path):
     (tmp_path / "study.toml").write_text("""
 norms = ["none", "batch"]
@@ -505,6 +512,7 @@ def test_a_study_of_other_settings_is_refused(cli, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_study_grows_with_other_intervals(cli, tmp_path):
     line = (
         f"compare --norms none --problem vgg --width 0.02 --batch-size 4 --steps 4 {'{}'} --measure ics --at 0 -o study"

@@ -23,6 +23,7 @@ def on_path(rows):
     return rows[rows["path_step"].notna()].set_index("path_step")["loss"]
 
 
+@pytest.mark.slow
 def test_the_path_of_a_test_surface_has_the_test_losses_that_training_recorded(run, cli, tmp_path):
     out = tmp_path / "s.parquet"
     assert cli(f"surface {run.path} --directions pca --points 1 --objective test -o {out}")[0] == 0
@@ -34,6 +35,7 @@ def test_the_path_of_a_test_surface_has_the_test_losses_that_training_recorded(r
         assert found[step] == pytest.approx(there, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_state_dicts_make_a_path_and_the_point_stays_as_it_was(run):
     point = bns.load_point(run)
     path = {step: bns.load_point(run, step).model.state_dict() for step in STEPS}

@@ -128,6 +128,7 @@ def test_colours_are_logarithmic_only_where_the_losses_span_decades() -> None:
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 1.7, 3.0, 30.0])
 @pytest.mark.parametrize("decades", [0.0, 1.0, 2.5, 4.0])
+@pytest.mark.fast(4)
 def test_the_bar_labels_some_of_the_contour_lines(spread: float, decades: float) -> None:
     table = make(surface, norms=("batch",))
     table["loss"] = (5 + spread * table["x"].abs()) * 10 ** (decades * table["x"].abs())

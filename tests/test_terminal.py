@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
 from helpers import DLN, ENVIRONMENT
 
 from bnsmooth_cli.cli import progress, terminal
@@ -190,6 +191,7 @@ def test_a_name_is_broken_after_a_hyphen_and_not_in_a_number():
     assert wrap("dln-batch-lr1e-06-seed0", 8) == ["dln-", "batch-", "lr1e-06-", "seed0"]
 
 
+@pytest.mark.slow
 def test_the_end_of_a_pipe_ends_nothing(tmp_path, small_run):
     table = small_run("dln", "batch").train_path
     for line in (f"show {table}", f"show {table} --csv -", "train --help", f"show {table} --json", "env"):

@@ -34,6 +34,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 def test_the_built_in_text_is_what_its_digest_says_and_is_split_without_a_loss():
     text = texts.load("shakespeare")
     whole = "".join(text.characters[number] for number in [*text.train, *text.test]).encode()

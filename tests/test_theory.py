@@ -187,6 +187,7 @@ def ascent(g, hessian, x, limit, steps=3000):
 
 @pytest.mark.parametrize("d", [1, 3])
 @pytest.mark.parametrize("shift", [-1.5, 0.0, 3.0])  # of the eigenvalues: from mostly negative to all positive
+@pytest.mark.fast(2)
 def test_the_maximum_of_c1_is_what_a_direct_maximisation_finds(d, shift):
     torch.manual_seed(1)
     m, limit = 7, 1.3
@@ -383,6 +384,7 @@ def test_a_wrong_derivative_makes_statements_fail(honest, monkeypatch, part, how
 
 
 @pytest.mark.parametrize("engine", ["Taylor", "double backward"])
+@pytest.mark.fast(2)
 def test_a_hessian_that_is_wrong_along_g_alone_is_noticed(honest, monkeypatch, engine):
     point, layer = honest
     backpropagated, directional = theory._backpropagated, theory.directional_derivatives

@@ -197,6 +197,7 @@ STRANGE = [
 
 @pytest.mark.parametrize("strange", STRANGE, ids=str)
 @pytest.mark.filterwarnings("ignore::bnsmooth_cli.errors.Remark")
+@pytest.mark.fast(4)
 def test_strange_stretches_in_a_table_do_not_stop_a_run(tmp_path, strange):
     settings = {**SMALL["dln"], "output": tmp_path / "run", "device": "cpu"}
     run = bns.train("dln", "batch", **{**settings, "steps": 4})
@@ -270,6 +271,7 @@ def test_augmentation_is_a_padded_crop_and_half_the_time_a_mirror_image():
     assert 100 < sum(i % 2 for i in which) < 200
 
 
+@pytest.mark.slow
 def test_networks_of_one_seed_start_from_the_same_weights_whatever_the_norm(small_run):
     first = [bns.load_point(small_run("vgg", norm), step=0).model.layers["conv1"].linear.weight for norm in NORMS]
     assert all(torch.equal(first[0], other) for other in first)

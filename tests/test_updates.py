@@ -132,7 +132,7 @@ def test_an_update_that_is_no_descent_has_a_critical_learning_rate_of_zero():
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_preconditioned_sharpness_is_that_of_the_dense_matrices(run_of, name, norm):
     run, settings = run_of(name, norm=norm), OPTIMISERS[name]
     gradients = []

@@ -443,6 +443,7 @@ def test_sparse_gradients_are_those_of_the_dense_embedding():
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("form", ["rows", "offsets", "last offset", "padding", "weights"])
+@pytest.mark.fast(4)
 def test_bags_of_embeddings_have_a_second_derivative(mode, form):
     if form == "weights" and mode != "sum":
         pytest.skip("torch takes weights for sums alone")

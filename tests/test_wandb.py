@@ -95,6 +95,7 @@ def test_a_run_has_its_name_its_settings_and_every_step(cli):
     assert "train/test_loss" not in run.steps  # null throughout
 
 
+@pytest.mark.slow
 def test_a_second_command_writes_the_same_run_whole(cli):
     assert cli(f"train {SMALL} --wandb smooth -o mine")[0] == 0
     assert cli("smoothness mine --every 6 --wandb smooth")[0] == 0

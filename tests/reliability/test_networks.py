@@ -48,6 +48,7 @@ def test_networks_that_were_measured_wrong(recipe, comes_to, tmp_path):
 
 
 @pytest.mark.parametrize("number", range(2))
+@pytest.mark.slow
 def test_random_networks_are_measured_right_or_refused(number, tmp_path):
     tried = measured_networks.prepare(tmp_path / "trial")(number)
     assert tried.fault == ""

@@ -62,6 +62,7 @@ def of_the_optimiser(content: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [path for path in places(content) if path[0] not in ("format", "run", "config", "step", "model", "crc")]
 
 
+@pytest.mark.slow
 def test_every_damage_to_a_state_is_refused_with_one_line(trained, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run")
     file = tmp_path / "run/checkpoints/000008.pt"

@@ -112,7 +112,7 @@ class PlainLoop:
 @pytest.mark.parametrize(
     ("problem", "norm"), [("vgg", "batch"), ("vgg", "noisy-none"), ("dln", "batch"), ("dln", "l1")]
 )
-@pytest.mark.fast(5)
+@pytest.mark.fast(2)
 def test_a_run_of_plain_sgd_has_the_bits_of_a_loop_of_elementary_operations(small_run, problem, norm, settings):
     trained = small_run(problem, norm, **settings)
     loop = PlainLoop(trained.config)
@@ -165,7 +165,7 @@ def test_a_samples_table_is_read_with_its_numbers_and_nulls_in_what_was_added(pa
 
 
 @each
-@pytest.mark.fast(1)
+@pytest.mark.slow
 def test_a_sample_is_shown_listed_plotted_and_finished(name, samples):
     before = {path: path.read_bytes() for path in samples.rglob("*") if path.is_file()}
     for path in sorted((samples / name).glob("*.parquet")):

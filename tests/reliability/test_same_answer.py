@@ -205,6 +205,7 @@ def test_a_samples_points_measure_as_they_did(samples, norm, kind):
     close(*known(samples / "again.parquet", table), MACHINES)
 
 
+@pytest.mark.slow
 def test_a_resumed_sample_ends_like_a_run_without_a_break(samples):
     here = samples / "study/runs/dln-noisy-batch-lr0.0001-seed0"
     done(f"train --norm noisy-batch {SMALL} --steps 4 -o {here}", samples)

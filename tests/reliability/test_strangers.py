@@ -99,6 +99,7 @@ def test_pickles_that_would_take_for_ever_are_refused(tmp_path, name):
         load_tensors(tmp_path / "000001.pt")
 
 
+@pytest.mark.slow
 def test_a_link_in_the_place_of_a_lock_is_not_written_through(copied):
     (copied / "precious").write_text("mine")
     (copied / "run/.smoothness.lock").unlink(missing_ok=True)
@@ -117,6 +118,7 @@ def test_a_link_in_the_place_of_a_lock_is_not_written_through(copied):
         ("data/train/a/0.png", f"{VGG} --data data"),
     ],
 )
+@pytest.mark.slow
 def test_a_pipe_is_not_waited_for(copied, path, line):
     if "data" in path:
         (copied / "data/test/a").mkdir(parents=True)

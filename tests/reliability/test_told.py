@@ -79,6 +79,7 @@ def test_training_keeps_its_step_and_continues_with_the_command_that_it_names(tm
 
 
 @BOTH
+@pytest.mark.fast(1)
 def test_a_signal_during_start_up_ends_the_command(tmp_path, number):
     (tmp_path / "mine.py").write_text(
         "import pathlib, time\ntry:\n    pathlib.Path('waiting').touch(); time.sleep(60)\n"
@@ -104,6 +105,7 @@ def test_a_signal_during_imports_ends_the_command(tmp_path, number, moment):
 
 
 @BOTH
+@pytest.mark.fast(1)
 def test_a_second_signal_ends_a_slow_step(tmp_path, number):
     (tmp_path / "mine.py").write_text(
         "import pathlib, time, torch\n"
@@ -128,6 +130,7 @@ def test_a_second_signal_ends_a_slow_step(tmp_path, number):
 
 
 @BOTH
+@pytest.mark.slow
 def test_a_second_signal_ends_a_write_and_leaves_no_part_of_a_file(tmp_path, number):
     process = start(f"train {DLN} --norm l1 -o run", tmp_path, **slow(tmp_path, "os:fsync"))
     wait_for(lambda: (tmp_path / "waiting").exists() and [*tmp_path.rglob(".*.tmp*")])
@@ -164,6 +167,7 @@ def test_a_command_without_a_loop_ends_at_once(tmp_path, line):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_ignored_signals_stay_ignored(tmp_path):
     line = [sys.executable, "-m", "bnsmooth_cli", *TRAINED.split()]
     ignoring = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731 - as in a shell's background job

@@ -112,6 +112,7 @@ def test_no_pickle_in_a_table_is_executed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "study.json"])
+@pytest.mark.slow
 def test_no_flipped_bit_of_a_json_file_changes_what_it_says(tmp_path, name):
     study = bns.study(
         "none", problem="dln", depth=2, dimension=3, samples=9, lrs=[1e-4], steps=2, output=tmp_path / "s"

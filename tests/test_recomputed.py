@@ -14,6 +14,8 @@ from audited_claims import CLAIMS, interval, median
 import bnsmooth_cli as bns
 from bnsmooth_cli.studies.verdicts import ELSEWHERE
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = Path(__file__).parents[1] / "docs/reproduction"
 
 
@@ -22,12 +24,10 @@ def page() -> Page:
     return Page(PUBLISHED)
 
 
-@pytest.mark.slow
 def test_every_number_of_the_page_follows_from_the_tables_beside_it(page):
     assert page.audit() == []
 
 
-@pytest.mark.slow
 def test_any_other_number_is_found(page):
     """Every cell of numbers is changed in its last digit."""
     changed = []
@@ -47,7 +47,6 @@ def test_any_other_number_is_found(page):
     assert len(found) >= len(changed)
 
 
-@pytest.mark.slow
 def test_what_no_test_knows_is_found(page):
     heading = "| study | content | runs | steps | time |"
     *_, last = sections(page.text)

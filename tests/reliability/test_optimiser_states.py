@@ -18,6 +18,8 @@ from bnsmooth_cli import optimisers
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
 
+pytestmark = pytest.mark.slow
+
 #: What belongs to no optimiser's state, or not in that place.
 WRONG = (
     None, "text", 7, float("nan"), [], {}, torch.zeros(3), torch.zeros(0), torch.zeros(4, 4, dtype=torch.float64),
@@ -62,7 +64,6 @@ def of_the_optimiser(content: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [path for path in places(content) if path[0] not in ("format", "run", "config", "step", "model", "crc")]
 
 
-@pytest.mark.slow
 def test_every_damage_to_a_state_is_refused_with_one_line(trained, tmp_path):
     shutil.copytree(trained / "run", tmp_path / "run")
     file = tmp_path / "run/checkpoints/000008.pt"
@@ -143,7 +144,6 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("problem", NETWORKS)
-@pytest.mark.fast(1)
 def test_a_run_that_breaks_off_anywhere_and_is_resumed_has_the_bytes_of_a_whole_one(tmp_path, problem, recipe):
     settings = {**NETWORKS[problem], **RECIPES[recipe], "steps": 9, "save_every": 3, "device": "cpu"}
     measured = {"measure": ["landscape", "smoothness"], "every": 3}

@@ -24,6 +24,8 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.tensors import load_tensors
 
+pytestmark = pytest.mark.slow
+
 TRAIN = f"train {DLN} --lr 1e-4 --steps 20 --save-every 4"
 VGG = "train --problem vgg --width 0.05 --batch-size 8 --steps 1"
 KINDS = ("train", *MEASURED)
@@ -71,7 +73,6 @@ def test_an_image_starts_no_program(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("put", "line"), [("000008", "smoothness run --force"), ("000020", f"{TRAIN} --norm batch -o run")]
 )
-@pytest.mark.slow
 def test_a_checkpoint_of_another_step(copied, put, line):
     file = copied / f"run/checkpoints/{put}.pt"
     shutil.copy(copied / "run/checkpoints/000012.pt", file)
@@ -99,7 +100,6 @@ def test_pickles_that_would_take_for_ever_are_refused(tmp_path, name):
         load_tensors(tmp_path / "000001.pt")
 
 
-@pytest.mark.slow
 def test_a_link_in_the_place_of_a_lock_is_not_written_through(copied):
     (copied / "precious").write_text("mine")
     (copied / "run/.smoothness.lock").unlink(missing_ok=True)
@@ -118,7 +118,6 @@ def test_a_link_in_the_place_of_a_lock_is_not_written_through(copied):
         ("data/train/a/0.png", f"{VGG} --data data"),
     ],
 )
-@pytest.mark.slow
 def test_a_pipe_is_not_waited_for(copied, path, line):
     if "data" in path:
         (copied / "data/test/a").mkdir(parents=True)
@@ -151,7 +150,6 @@ def test_names_are_printed_without_markup_or_control_characters(copied):
     done(f"compare --norms none {DLN} --steps 4 -o 'moved [/x]'", copied)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirected", "code"), [(">&-", 0), ("2>&-", 0), ("<&-", 0), (">/dev/full", 2), ("| true", 0)]
 )
@@ -172,7 +170,6 @@ def without_privileges(line: str, folder: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may do everything")
 @pytest.mark.parametrize(
     "line",
@@ -196,7 +193,6 @@ def test_folders_that_may_not_be_entered(copied, line):
     assert "locked" in ended.stderr or "open/checkpoints" in ended.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may do everything")
 @pytest.mark.parametrize("mode", [0o555, 0])
 def test_a_cache_that_cannot_be_used_costs_time_alone(tmp_path, monkeypatch, mode):
@@ -230,7 +226,6 @@ def test_a_temporary_file_of_somebody_elses_stays(copied):
     assert (copied / ".plot.backup.tmp.png").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("value", [1.7e308, -1.7e308, np.inf])
 @pytest.mark.parametrize("kind", KINDS)
 def test_figures_of_values_beyond_any_axis(copied, kind, value):

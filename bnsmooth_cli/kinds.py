@@ -319,8 +319,10 @@ _EIGENVALUES: Final = {
     "residuals": Column("list", "||Hu - lambda u|| of these and, last, of the smallest: an eigenvalue is that near"),
     "trace": _double("trace"),
     "trace_error": _double("its standard error"),
-    "top_share": _double("sum of the K largest eigenvalues / trace; null unless the trace is positive"),
-    "effective_rank": _double("trace / largest eigenvalue; null unless the trace is positive"),
+    "top_share": _double("sum of the K largest eigenvalues / trace, which negative eigenvalues can make larger than 1; "
+                         "null unless the trace is positive"),
+    "effective_rank": _double("trace / largest eigenvalue, which negative eigenvalues can make smaller than 1; null "
+                              "unless the trace is positive"),
     "products": Column("string", "how products with vectors are computed: complex step, double backward, or difference "
                        "(of gradients)"),
     "product_error": _double("relative error of a product by difference, measured on one vector; null for the others"),

@@ -65,10 +65,11 @@ def spectrum(
         preconditioned sharpness `smoothness` measures); `parameters`, their number n; `largest` and `smallest`;
         `eigenvalues`, the K largest ones in descending order, and `residuals`, $\|Hu - \lambda u\|$ of these and,
         last, of the smallest one: an eigenvalue is within this distance; `trace` and its standard error `trace_error`;
-        `top_share`, the sum of the K eigenvalues divided by the trace, and `effective_rank`, both null unless the trace
-        is positive; `products`, how products are computed; `product_error`, the relative error of a difference of
-        gradients, measured on one vector, and null for other products; and `product_count`. Of the Gauss-Newton matrix,
-        there is also `beside`, the eigenvalue of H - G of largest magnitude, signed.
+        `top_share`, the sum of the K eigenvalues divided by the trace, and `effective_rank`, the trace divided by the
+        largest eigenvalue, both null unless the trace is positive (negative eigenvalues can make the share larger than
+        1, and the rank smaller); `products`, how products are computed; `product_error`, the relative error of a
+        difference of gradients, measured on one vector, and null for other products; and `product_count`. Of the
+        Gauss-Newton matrix, there is also `beside`, the eigenvalue of H - G of largest magnitude, signed.
         What is not found within 300 + 60 K products is null. If a product is not finite, everything is.
 
     Raises:

@@ -19,6 +19,7 @@ bns.replace_norms(model, "rms")                 # another norm in the place of e
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def __getattr__(name: str) -> Any:
 
         return version("bnsmooth")
     if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        module = sys.modules[__name__]  # for Python's "Did you mean"
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'", name=name, obj=module)
     module = importlib.import_module(f"{__name__}.{_HOMES[name] or name}")
     return getattr(module, name) if _HOMES[name] else module
 

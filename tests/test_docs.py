@@ -110,6 +110,9 @@ def test_public_names_are_the_same_for_type_checkers_and_at_run_time():
     imported = re.findall(r"^    from \S+ import \w+ as (\w+)$", Path(bns.__file__).read_text(), re.MULTILINE)
     assert {*imported, "__version__"} == {*bns.__all__} == {*dir(bns)}
     assert all(getattr(bns, name) is not None for name in bns.__all__)
+    with pytest.raises(AttributeError) as error:
+        bns.smothness  # noqa: B018
+    assert (error.value.name, error.value.obj) == ("smothness", bns)  # of which Python makes "Did you mean"
 
 
 BIN = Path(sys.executable).parent

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnsmooth_cli as bns
-from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
+from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product, tensor_norms
 
 LENGTH = 20_000_000  # PyTorch's norm of as many numbers is 0.06% too small on a CPU
 
@@ -22,6 +22,14 @@ def test_norms_and_inner_products_are_those_of_float64(length):
     torch.testing.assert_close(inner_product(x, y).double(), products, rtol=2e-6, atol=0)
     assert euclidean_norm(x[0]) == euclidean_norm(x)[0]
     torch.testing.assert_close(inner_product(x[0], y).double(), products[0], rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_tensors_are_those_of_float64(dtype):
+    x = torch.rand(2, 1_000, 3_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    shapes = [x, x[0, :3], x.mT, x[..., ::2], x.view(1, 1_000, 2_000, 3).contiguous(memory_format=torch.channels_last)]
+    norms = [torch.linalg.vector_norm(shape, dtype=torch.float64) for shape in shapes]
+    torch.testing.assert_close(tensor_norms(shapes, torch.float32).double(), torch.stack(norms), rtol=2e-6, atol=0)
 
 
 @pytest.mark.slow

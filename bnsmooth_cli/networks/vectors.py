@@ -14,6 +14,7 @@ from torch import Tensor
 
 _BLOCK: Final = 2**12  # numbers whose squares are added one after another
 _PART: Final = 2**14  # the same for products
+_LONG: Final = 2**20  # PyTorch's norm of as many numbers has an error of 1e-5
 
 
 def euclidean_norm(x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
@@ -31,6 +32,28 @@ def euclidean_norm(x: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
     blocks = torch.linalg.vector_norm(x[..., :whole].unflatten(-1, (-1, _BLOCK)), dim=-1)
     rest = torch.linalg.vector_norm(x[..., whole:], dim=-1, keepdim=True)
     return torch.linalg.vector_norm(torch.cat([blocks, rest], -1), dim=-1)
+
+
+def tensor_norms(tensors: list[Tensor] | tuple[Tensor, ...], dtype: torch.dtype) -> Float[Tensor, " tensors"]:
+    """The Euclidean norms of tensors of any shapes.
+
+    Args:
+        tensors: The tensors, on one device.
+        dtype: The precision of the sums.
+
+    >>> tensor_norms([torch.tensor([[3.0, 4.0]]), torch.tensor(2.0)], torch.float32).tolist()
+    [5.0, 2.0]
+    """
+    if any(tensor.numel() > _LONG and tensor.device.type == "cpu" for tensor in tensors):
+        return torch.stack([_norm(tensor, dtype) for tensor in tensors])
+    return torch.stack(torch._foreach_norm(tensors, dtype=dtype))
+
+
+def _norm(x: Tensor, dtype: torch.dtype) -> Float[Tensor, ""]:
+    if x.numel() <= _LONG:
+        return torch.linalg.vector_norm(x, dtype=dtype)
+    in_memory = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).flatten()  # no copy of channels_last
+    return euclidean_norm(in_memory.to(dtype))
 
 
 def inner_product(x: Float[Tensor, "*rows n"], y: Float[Tensor, " n"]) -> Float[Tensor, "*rows"]:

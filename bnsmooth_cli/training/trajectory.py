@@ -13,6 +13,7 @@ from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.networks.parameters import penalised, trainable, unflatten
 from bnsmooth_cli.networks.undisturbed import recording
+from bnsmooth_cli.networks.vectors import tensor_norms
 from bnsmooth_cli.norms.state import prepare, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs
@@ -154,7 +155,7 @@ class Trajectory:
 def _lengths(tensors: Tensors) -> Tensor:
     """The norms of the tensors, summed up in float32 at least."""
     exact = functools.reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
-    return torch.stack(torch._foreach_norm(tensors, dtype=exact))
+    return tensor_norms(tensors, exact)
 
 
 def _join(tensors: list[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """The spectrum of the Hessian against PyHessian, curvlinops and hessian-eigenthings, for the same accuracy.
 
-The networks are such that the libraries can treat them: they have no BatchNorm, and attention is not fused. The
+The networks are such that the libraries can treat them: BatchNorm is in eval mode, and attention is not fused. The
 libraries are timed at their best. Where one has no stopping rule, or one that does not tell the accuracy, it is told
 how many products suffice, which a user would have to find out. Its preparation counts, as ours does.
 """

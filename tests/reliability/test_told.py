@@ -54,7 +54,7 @@ def slow(folder: Path, what: str) -> dict[str, str]:
         "    while True: time.sleep(60)\n"
         f"{module}.{name} = wait\n"
     )
-    return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
+    return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @BOTH

@@ -30,7 +30,7 @@ _Item = TypeVar("_Item")
 
 
 class Panel(Protocol):
-    """One axes of a figure. A class attribute `projection`, such as "3d", chooses the kind of axes.
+    """One axes of a figure. A class attribute `axes_class` chooses the kind of axes.
 
     Attributes:
         title: Its title. The page breaks it into lines.
@@ -187,7 +187,7 @@ def _set_height(figure: Picture, form: Format, taken: float) -> None:
 def _draw(part: SubFigure, block: _Block) -> dict[str, Line2D]:
     """Draw a block; return the legend's entries by label."""
     kinds: Any = {
-        panel: {"projection": getattr(panel, "projection", None)} for row in block.cells for panel in row if panel
+        panel: {"axes_class": getattr(panel, "axes_class", None)} for row in block.cells for panel in row if panel
     }
     mosaic: Any = [[panel or "." for panel in row] for row in block.cells]
     drawn: dict[Panel, Axes] = part.subplot_mosaic(mosaic, height_ratios=block.heights, per_subplot_kw=kinds)

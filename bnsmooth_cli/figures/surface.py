@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Final, TypeVar
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import Stroke, withStroke
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d import Axes3D  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
@@ -29,6 +31,7 @@ _COLOURS: Final = "viridis"
 _FILLS: Final = np.linspace(0.0, 1.0, 65)
 _MAX_LINES: Final = 25  # contour lines over the whole scale
 _MAX_FACETS: Final = 51  # of a surface, on a side
+_BELOW: Final = 0.22  # inches for the labels below a surface
 _PATH: Final = "#E6550D"
 _HALO: Final[list[Stroke]] = [withStroke(linewidth=2.6, foreground="white")]
 #: The legend's label -> a mark on a contour panel, drawn on top of the marks before.
@@ -98,8 +101,9 @@ class Contours:
     def _draw_area(self, axes: Axes, scale: scales.Scale) -> None:
         x, y, level = self.surface.mesh(scale)
         axes.margins(0)
-        # A vector file with each facet would have megabytes, and seams.
-        axes.contourf(x, y, level, _FILLS, cmap=_COLOURS, vmin=0, vmax=1, extend="both").set_rasterized(True)
+        # Below the lines, as pixels: a vector file with each facet would have megabytes, and seams.
+        axes.contourf(x, y, level, _FILLS, cmap=_COLOURS, vmin=0, vmax=1, extend="both", zorder=0)
+        axes.set_rasterization_zorder(0.5)
         lines = np.array(scale.norm()(scale.levels(_MAX_LINES)), dtype=np.float64)
         lines = lines[(lines > level.min()) & (lines < level.max())]  # matplotlib warns about lines outside
         if len(lines):
@@ -120,6 +124,15 @@ class Contours:
         return entries
 
 
+class _ReliefAxes(Axes3D):  # type: ignore[misc]
+    """Axes with room for the labels below. Matplotlib 3.10 knows where labels are only after it has drawn them."""
+
+    def get_tightbbox(self, renderer: RendererBase | None = None, **_: object) -> Bbox:
+        """The box of the panel and of its labels."""
+        box = self.get_window_extent(renderer)
+        return Bbox.from_extents(box.x0, box.y0 - style.scaled(_BELOW) * self.figure.dpi, box.x1, box.y1)
+
+
 @dataclass(frozen=True, eq=False)
 class Relief:
     """A surface from the side. Height and colour are the loss, on the contours' scale."""
@@ -130,7 +143,7 @@ class Relief:
     ylabel: str = ""
     width: float = 1.5
     height: None = None
-    projection: ClassVar[str] = "3d"
+    axes_class: ClassVar[type[Axes]] = _ReliefAxes
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
         assert isinstance(axes, Axes3D)

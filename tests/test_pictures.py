@@ -167,7 +167,8 @@ def test_the_first_frame_of_an_animation_is_taken():
 
 def test_floating_point_pixels_are_refused():
     body = b"Pf\n32 32\n-1.0\n" + RAMP.astype("<f4").tobytes()
-    with pytest.raises(InputError, match=r"picture: .*mode F; save it as an 8-bit image"):
+    # Old versions of Pillow do not know the format.
+    with pytest.raises(InputError, match=r"picture: (.*mode F; save it as an 8-bit image|not a readable image)"):
         shown(body)
 
 

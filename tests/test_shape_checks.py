@@ -12,6 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from bnsmooth_cli import norms
+from bnsmooth_cli.networks.vectors import euclidean_norm
 
 
 def modules(package):
@@ -34,8 +35,8 @@ def test_activations_of_a_wrong_shape_fail():
 
 
 def test_an_argument_of_a_wrong_type_fails():
-    with pytest.raises(TypeCheckError, match="num_features"):
-        norms.build("batch", "three")
+    with pytest.raises(TypeCheckError, match="'x'"):
+        euclidean_norm("three")
 
 
 def test_the_hook_cannot_come_late():

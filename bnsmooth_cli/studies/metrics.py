@@ -175,8 +175,8 @@ def of_training(rows: pd.DataFrame) -> dict[str, float]:
 def logarithm(losses: pd.Series[float]) -> pd.Series[float]:
     """The natural logarithm of losses; NaN for all of them if one is negative, as the others would misrepresent them.
 
-    >>> logarithm(pd.Series([1.0, -1.0])).isna().all()
-    np.True_
+    >>> bool(logarithm(pd.Series([1.0, -1.0])).isna().all())
+    True
     """
     with np.errstate(divide="ignore"):
         return pd.Series(np.log(losses * np.nan if (losses < 0).any() else losses), index=losses.index)

@@ -39,7 +39,7 @@ def plan(problem: str, lrs: Sequence[float], judged: pd.DataFrame | None = None)
           `weakest_part`, and `seeds`, the seeds for *reproduced* with the estimated effects. `seeds` is null if an
           effect has the wrong sign or fewer than three values, or if a part was not measured.
 
-    >>> plan("dln", [1e-6]).set_index("claim").loc[1, ["tests", "seeds_1", "refuted_1"]].tolist()
+    >>> plan("dln", [1e-6]).set_index("claim").loc[1, ["tests", "seeds_1", "refuted_1"]].astype(float).tolist()
     [1.0, 13.0, 13.0]
     """
     rows = []

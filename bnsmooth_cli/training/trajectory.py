@@ -117,8 +117,9 @@ class Trajectory:
         outputs = problem.call(self.model, inputs)
         loss = problem.objective(outputs, targets)
         found = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
-        # Embeddings may give sparse gradients, which neither momentum nor a penalty leaves sparse.
-        gradients: Tensors = [g if g.layout == torch.strided else g.to_dense() for g in found]
+        # Embeddings may give sparse gradients, which neither momentum nor a penalty leaves sparse. PyTorch 2.6
+        # materialises gradients that require gradients.
+        gradients: Tensors = [(g if g.layout == torch.strided else g.to_dense()).detach() for g in found]
         loss, penalty = loss.detach(), loss.new_zeros(())
         if self._weights:
             gradients, penalty = self._penalise(gradients)

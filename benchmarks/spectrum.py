@@ -248,8 +248,11 @@ def _timed(case: Case, what: str, works: Works, check: Callable[[Any, Any], None
     if len(works) == 1:
         return
     found: dict[str, Any] = {}
-    timed = [functools.partial(lambda name: found.update({name: works[name]()}), name) for name in works]
-    ours_s, *seconds = medians(*timed, repeats=1, warm_up=case.again)
+
+    def run(name: str) -> None:
+        found[name] = works[name]()
+
+    ours_s, *seconds = medians(*(functools.partial(run, name) for name in works), repeats=1, warm_up=case.again)
     ours, *others = found.values()
     for other in others:
         check(ours, other)

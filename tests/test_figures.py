@@ -415,6 +415,13 @@ def test_smoothness_by_layer_is_the_median_over_the_steps() -> None:
         np.testing.assert_allclose(line.get_ydata(), expected)
 
 
+def test_a_figure_of_one_step_has_its_tick_alone() -> None:
+    table = make(smoothness, norms=("none", "batch"))
+    for axes in render("smoothness", table[table["step"] == table["step"].max()]).axes:
+        assert axes.get_xticks().tolist() == [table["step"].max()]
+        assert axes.get_xlim()[0] > table["step"].max() - 2
+
+
 def test_smoothness_by_layer_of_one_step_is_its_values() -> None:
     table = make(lambda r, n: smoothness_by_layer(r, n, steps=[1500], layers=25), norms=("none", "batch"), seeds=(0, 1))
     axes = render("smoothness-by-layer", table).axes[0]

@@ -15,6 +15,7 @@ from typing import Any
 from bnsmooth_cli.cli.studying import Board
 from bnsmooth_cli.errors import IncompleteError
 from bnsmooth_cli.studies.run import plan, run
+from bnsmooth_cli.user_code import allow
 from reproduction import findings_page, page, saturation
 from reproduction.gather import add_time, finished, gather, probed
 from reproduction.published import Published
@@ -49,6 +50,7 @@ def reproduce(
         for grid in study.grids:
             path = work / study.name
             begun, before = time.time(), _changed(path)
+            allow(*grid.norms)  # those of the experiments on noise are code
             try:
                 with Board() as board:
                     failed = bool(run(plan(grid, path, jobs=facts["jobs"]), progress=board).failed)

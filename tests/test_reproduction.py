@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +116,17 @@ def test_a_part_of_a_scale_makes_a_page_of_its_figures(tmp_path):
     assert "## Figure 9" in text
     assert "## Figure 4" not in text
     assert "make paper SCALE=quick ONLY=dln" in text
+
+
+@pytest.mark.slow
+def test_the_experiments_on_noise_run_with_norms_that_are_code(tmp_path):
+    found = plans("quarter", "shapes", steps=2, only=["vgg-noise", "vgg-noise-11"])
+    found = [replace(plan, grids=tuple(replace(grid, seeds=(0,), at=None, every=None) for grid in plan.grids))
+             for plan in found]  # fmt: skip
+    found = [changed(plan, SMALL[plan.name[:3]]) for plan in found]
+    assert reproduce(found, tmp_path / "work", tmp_path / "page", {**FACTS, "scale": "quarter"}) == 0
+    for plan in found[1:]:
+        assert {run.config.norm for run in Study(tmp_path / "work" / plan.name).runs()} == {*plan.grids[0].norms}
 
 
 @pytest.mark.slow

@@ -512,6 +512,42 @@ def test_a_study_of_other_settings_is_refused(cli, tmp_path):
     }
 
 
+TEXT = {"depth": 1, "embedding": 4, "heads": 1, "context": 4, "batch_size": 2, "steps": 2, "warmup": 0, "eval_every": 2}
+
+
+def test_a_study_goes_on_where_its_data_are_now(tmp_path):
+    def request(place: str, **more: object) -> bns.Study:
+        return bns.study(["none"], problem="gpt", data=str(tmp_path / place / "my.txt"), **TEXT, **more)
+
+    for place in ("cluster", "laptop", "other"):
+        (tmp_path / place).mkdir()
+    text = tmp_path / "cluster/my.txt"
+    text.write_text("To be, or not to be: that is the question. " * 20)
+    request("cluster", output=tmp_path / "study")
+    (first,) = bns.Study(tmp_path / "study").runs()
+    before = files(first.path)
+    text.rename(tmp_path / "laptop/my.txt")
+    with pytest.raises(bns.InputError, match=r"cluster/my\.txt: no such file; if it has moved, give --data$"):
+        bns.load_point(first)
+
+    grown = request("laptop", output=tmp_path / "study", seeds=(0, 1), measure=["ics"])
+    assert (sorted(run.config.seed for run in grown.runs()), dict(grown.failed)) == ([0, 1], {})
+    after = files(first.path)
+    assert {name: after[name] for name in before} == before  # not trained again
+    assert all((run.path / "ics.parquet").exists() for run in grown.runs())
+    taken = request("laptop", output=tmp_path / "taken", seeds=(0, 2), runs=[first.path])
+    assert sorted(run.config.seed for run in taken.runs()) == [0, 2]
+
+    (tmp_path / "other/my.txt").write_text("Whether 'tis nobler in the mind to suffer " * 20)
+    for folder, more in (("study", {"seeds": (0, 3)}), ("new", {"runs": [first.path], "seeds": (0, 3)})):
+        with pytest.raises(bns.InputError, match="not the text that the run was trained on"):
+            request("other", output=tmp_path / folder, **more)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "laptop/my.txt").rename(tmp_path / "laptop/hamlet.txt")
+    with pytest.raises(bns.InputError, match="choose a new folder with -o, or rename the data if they have only moved"):
+        bns.study(["none"], problem="gpt", data=str(tmp_path / "laptop/hamlet.txt"), output=tmp_path / "study", **TEXT)
+
+
 @pytest.mark.slow
 def test_a_study_grows_with_other_intervals(cli, tmp_path):
     line = (

@@ -43,7 +43,10 @@ def open_problem(source: CheckpointSource, device: str = "auto") -> Problem:
     except InputError as error:
         if source.weights is not None:  # the message already names the file, or an option
             raise
-        raise InputError(f"{source.path}: {error}") from error
+        data = getattr(source.config.settings, "data", None)
+        moved = data is not None and Path(data).is_absolute() and not Path(data).exists()
+        hint = "; if it has moved, give --data" if moved else ""
+        raise InputError(f"{source.path}: {error}{hint}") from error
 
 
 @torch.inference_mode(False)

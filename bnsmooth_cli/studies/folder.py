@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -91,13 +91,13 @@ class Study(Shown):
     def inspect(self, skip: Collection[str] = ()) -> tuple[list[Run], dict[str, str]]:
         """The runs that can be compared, and the reasons why others cannot, by name. Runs in `skip` are left out."""
         runs, refused = [], {}
-        shared = self.read()["settings"]
+        shared, known = self.read()["settings"], self._knowing()
         for folder in sorted(path.parent for path in (self.path / "runs").glob("*/config.json")):
             if folder.name in skip:
                 continue
             try:
                 run = open_run(folder)
-                differences = _of_study(run.config, shared, folder).differences(run.config)
+                differences = known(_of_study(run.config, shared, folder)).differences(run.config)
                 if run.config.steps != shared["steps"]:
                     differences.append(f"steps {shared['steps']}, now {run.config.steps}")
                 if not differences and not self._is_named(folder, run.config):
@@ -120,15 +120,25 @@ class Study(Shown):
         return folder.name == config.name or (folder.name == config.former_name and not there)
 
     def planned(self, configs: Sequence[Config]) -> list[Run]:
-        """The runs of configurations, which may not exist yet.
+        """The runs of configurations, which may not exist yet. They have the data of the runs that do.
 
         Earlier versions gave shorter names to runs. A study that has any goes on with those names.
         """
         former, runs = self._has_former_names(), self.path / "runs"
+        configs = [*map(self._knowing(), configs)]
         paths = [[runs / name for name in (config.name, config.former_name)] for config in configs]
         existing = [next((path for path in both if (path / "config.json").exists()), None) for both in paths]
         folders = [there or both[former] for there, both in zip(existing, paths, strict=True)]
         return [Run(path, config) for path, config in zip(folders, configs, strict=True)]
+
+    def _knowing(self) -> Callable[[Config], Config]:
+        """`Config.knowing` of the first run of the study whose data are known."""
+        for file in sorted((self.path / "runs").glob("*/config.json")):
+            with suppress(InputError):
+                known = open_run(file.parent).config
+                if getattr(known.settings, "data_digest", None) is not None:
+                    return lambda config: config.knowing(known)
+        return lambda config: config
 
     def _has_former_names(self) -> bool:
         for file in sorted((self.path / "runs").glob("*/config.json")):
@@ -174,16 +184,18 @@ class Study(Shown):
         content = self.read()
         if not self._has_runs():
             return
-        first, file = configs[0], self.path / "study.json"
-        recorded = _of_study(first, content["settings"], file)
+        known, file = self._knowing(), self.path / "study.json"
+        first, recorded = known(configs[0]), known(_of_study(configs[0], content["settings"], file))
         differences = recorded.differences(first)
         if recorded.steps != first.steps:  # the same trajectory continued, but not a fair comparison
             differences.append(f"steps {recorded.steps}, now {first.steps}")
         if grid.threads != content["threads"]:
             differences.append(f"threads {content['threads']}, now {grid.threads}")
         if differences:
+            only_data = len(differences) == 1 and differences[0].startswith("data ")
+            hint = ", or rename the data if they have only moved" if only_data else ""
             raise InputError(
-                f"{file}: of a study with other settings ({'; '.join(differences)}); choose a new folder with -o"
+                f"{file}: of a study with other settings ({'; '.join(differences)}); choose a new folder with -o{hint}"
             )
         if changes := recorded.changes(first):
             said = f"{file}: other settings than before ({'; '.join(changes)}), which runs that have ended do not get"

@@ -186,7 +186,10 @@ def plan(
     study.check(grid)
     taken = _taken(study, grid, runs)
     planned = Plan(study, grid, [], {}, jobs, dask, device, taken, exports or Exports())
-    for run in study.planned(grid.configs()):
+    configs = grid.configs()
+    if taken:
+        configs = [config.knowing(next(iter(taken.values())).config) for config in configs]
+    for run in study.planned(configs):
         source = taken.get(run.path, run)
         try:
             task = remaining(Run(source.path, run.config), grid.wanted, grid.threads, device, force)
@@ -216,13 +219,13 @@ def _taken(study: Study, grid: Grid, sources: Sequence[Path | str]) -> dict[Path
     taken: dict[Path, Run] = {}
     for source in map(open_run, sources):
         varied = {name: getattr(source.config, name) for name in VARIED}
-        config = grid.configs()[0].changed(**varied)
-        differences = source.config.differences(config)
+        config = grid.configs()[0].changed(**varied).knowing(next(iter(taken.values()), source).config)
+        (planned,) = study.planned([config])
+        differences, target = source.config.differences(planned.config), planned.path
         if source.config.steps > config.steps:  # a shorter run is continued
             differences.append(f"steps {source.config.steps}, now {config.steps}")
         if differences:
             raise InputError(f"{source.path}: a run of other settings than the study's ({'; '.join(differences)})")
-        (target,) = (run.path for run in study.planned([config]))
         if target in taken:
             raise InputError(f"{source.path}: the same run as {taken[target].path}; give one of them")
         if not (target / "config.json").exists():

@@ -192,6 +192,30 @@ def trained(comparison: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(seeds=("seed", "nunique"), trained=("above", "sum"), accuracies=("final_test_accuracy", list))
 
 
+def protection(runs: pd.DataFrame) -> str:
+    """The outcome of the prediction about the parts of BatchNorm and the noise, by the rule of the module.
+
+    Args:
+        runs: The rows of `trained`, by the names of `scales.NETWORKS`.
+
+    Returns:
+        "confirmed" or "refuted"; "not tested" if a part alone, without noise, does not train in every seed; empty if a
+        network is missing.
+
+    >>> networks = ["centre only", "division only", "centre only, with the noise", "division only, with the noise"]
+    >>> protection(pd.DataFrame({"seeds": 3, "trained": [3, 3, 3, 0]}, index=networks))
+    'confirmed'
+    """
+    parts = ["centre only", "division only"]
+    noisy = [f"{part}, with the noise" for part in parts]
+    if not {*parts, *noisy} <= {*runs.index}:
+        return ""
+    every = runs["trained"] == runs["seeds"]
+    if not every[parts].all():
+        return "not tested"
+    return "confirmed" if every[noisy[0]] and not runs["trained"][noisy[1]] else "refuted"
+
+
 def widths(narrow: pd.DataFrame, wide: pd.DataFrame) -> pd.DataFrame:
     """The medians of METRICS over the measured steps that both widths have.
 

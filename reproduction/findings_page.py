@@ -199,13 +199,20 @@ class Findings:
         """How many seeds train with parts of the noise, and with parts of BatchNorm."""
         rows = []
         for name in filter(self.has, _NOISE):
-            found = findings.trained(_named(self._read(name)))
+            found = self._trained(name)
             for network in filter(found.index.__contains__, NETWORKS.values()):
                 row = found.loc[network]
                 accuracies = ", ".join(markdown.percent(value) for value in row["accuracies"])
                 depth = str(self._settings[name]["depth"])
                 rows.append([network, depth, accuracies, f"{row['trained']} of {row['seeds']}"])
         return markdown.table(("network", "depth", "last test accuracy of each seed", "seeds that train"), rows)
+
+    def protection(self) -> str:
+        """The outcome of the prediction about the parts of BatchNorm."""
+        return findings.protection(self._trained(_NOISE[0]))
+
+    def _trained(self, name: str) -> pd.DataFrame:
+        return findings.trained(_named(self._read(name)))
 
     def _draw_noise(self) -> Figure:
         panels: list[Curves] = []

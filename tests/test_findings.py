@@ -20,6 +20,7 @@ from bnsmooth_cli.norms.noise import Noise
 from bnsmooth_cli.norms.state import prepare, stateful
 from bnsmooth_cli.studies.statistics import Interval
 from reproduction import findings, findings_page, noises
+from reproduction.scales import NETWORKS
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEEDS = range(5)
@@ -183,6 +184,18 @@ def test_widths_are_compared_at_the_steps_of_both():
 
 
 VALUES = torch.from_numpy(np.random.default_rng(0).normal(size=(256, 5, 4, 4)).astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("trained", "outcome"),
+    [([3, 3, 3, 0], "confirmed"), ([3, 3, 2, 0], "refuted"), ([3, 3, 3, 1], "refuted"), ([3, 2, 3, 0], "not tested"),
+     ([2, 3, 3, 0], "not tested"), ([3, 3, 3], "")],
+)  # fmt: skip
+def test_the_prediction_about_the_parts_of_batchnorm(trained, outcome):
+    parts = ["centre only", "division only", "centre only, with the noise", "division only, with the noise"]
+    assert {*parts} < {*NETWORKS.values()}
+    runs = pd.DataFrame({"seeds": 3, "trained": trained}, index=parts[: len(trained)])
+    assert findings.protection(runs) == outcome
 
 
 def test_the_parts_of_the_noise_are_what_they_are_called():

@@ -182,6 +182,13 @@ def test_options_of_a_measure_are_those_of_its_command(tmp_path):
     assert len(monitor.rows("spectrum")["eigenvalues"][0]) == 2
 
 
+def test_numbers_may_be_numpys(tmp_path):
+    loop = Loop()
+    with loop.monitor(tmp_path / "mine", optimizer=None, lr=np.float32(0.25), every=np.int64(1)) as monitor:
+        loop.run(1, monitor)
+    assert bns.read_table(tmp_path / "mine/smoothness.parquet")["lr"].tolist() == [0.25]
+
+
 def test_a_model_with_dropout_is_measured_in_eval_mode(tmp_path):
     loop = Loop(dropout=0.5)
     with pytest.raises(InputError, match="Dropout"), loop.monitor(tmp_path / "mine") as monitor:
@@ -280,6 +287,12 @@ def test_without_a_budget_nothing_is_skipped(tmp_path, monkeypatch):
         ({"measures": ["ics"], "objective": "eval"}, "ics does not have these options or the objective"),
         ({"objective": "test"}, "objective test: a training loop"),
         ({"loss": 3.0}, "loss: is a float"),
+        ({"optimizer": None, "lr": "fast"}, "lr: is a str; give a number"),
+        ({"norm": nn.BatchNorm1d}, "norm: is a type; give the name"),
+        ({"run": 3}, "run: is a int; give a name"),
+        ({"wandb": True}, "wandb: is a bool; give a project"),
+        ({"measures": 3}, "measures: is a int; give names"),
+        ({"objective": 3}, "objective: is a int; give batch or eval"),
         ({"optimizer": None}, "lr: give the learning rate of your loop"),
         ({"wandb": "a/b/c"}, "--wandb a/b/c"),
     ],

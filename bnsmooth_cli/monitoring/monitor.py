@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsIndex, TypeVar
@@ -175,9 +176,15 @@ class Monitor(Shown):
             raise InputError(f"model: is a {type(model).__name__}; give the nn.Module that is trained")
         if not callable(loss):
             raise InputError(f"loss: is a {type(loss).__name__}; give a function that computes the loss of a batch")
+        _check_types({
+            "lr": (lr, Real, "a number"), "folder": (folder, str | Path, "a path"), "run": (run, str, "a name"),
+            "norm": (norm, str, "the name of the norm"), "objective": (objective, str, "batch or eval"),
+            "measures": (measures, Iterable, "names, such as ['landscape']"), "wandb": (wandb, str, "a project"),
+        })  # fmt: skip
         self.folder = Path(folder) if folder is not None else Path("runs") / (run or "loop")
         self.run = run or unicode(self.folder.resolve().name)
         self._loss, self._optimizer, self._objective = loss, optimizer, Objective(objective).check_loop()
+        lr = None if lr is None else float(lr)  # numpy's numbers are not written to files
         self._loop = external_loop(model, _no_loss, lr=lr, optimizer=optimizer, norm=norm, seed=seed)
         self._began: float | None = None  # when the first step began
         self._ended: float | None = None  # when the monitor was closed
@@ -447,6 +454,13 @@ def _by_kind(measures: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> dict[
     if not names:
         raise InputError("measures: name at least one, such as landscape")
     return {kind: options.get(kind, {}) for kind in names}
+
+
+def _check_types(values: Mapping[str, tuple[object, Any, str]]) -> None:
+    """Raise InputError for a value of another type than the one beside it; None is of any type."""
+    for name, (value, expected, words) in values.items():
+        if value is not None and not isinstance(value, expected):
+            raise InputError(f"{name}: is a {type(value).__name__}; give {words}")
 
 
 def _whole(name: str, value: SupportsIndex, least: int) -> int:

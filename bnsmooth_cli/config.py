@@ -11,9 +11,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from bnsmooth_cli import norms, optimisers
+from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.presets import CUSTOM, MAX_SAMPLES, MAX_STEPS, PROBLEMS, Settings, find_problem
 from bnsmooth_cli.settings import Bounds, base_name, check_bounds, check_choice, flag, positive, setting, tag, whole
@@ -27,6 +29,8 @@ MAX_NAME: Final = 120  # bytes; file systems take 255, and Windows 260 character
 SCHEDULES: Final = ("constant", "cosine", "linear", "step")
 #: The schedule `step`: from which share of the steps on it multiplies the learning rate by which factor.
 DROPS: Final = ((0.75, 0.01), (0.5, 0.1))
+#: What a value of a type is called.
+_WORDS: Final = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _PENALTY: Final = Bounds("a number from 0 to 1000", 1000, lambda value: 0 <= value <= 1000)
 _FRACTION: Final = Bounds("a number from 0 up to, not including, 1", 1, lambda value: 0 <= value < 1)
 _LENGTH: Final = Bounds(f"a number from 0 (none) to {MAX_LR:g}", MAX_LR, lambda value: 0 <= value <= MAX_LR)
@@ -140,7 +144,7 @@ class Config:
 
     @property
     def decay(self) -> float:
-        """The decoupled weight decay, as `penalty` is the other one."""
+        """The weight decay that the optimiser applies to the weights itself; 0 where it is a penalty in the loss."""
         return self.weight_decay - self.penalty
 
     def lr_at(self, step: int) -> float:
@@ -406,6 +410,8 @@ def _build(values: Mapping[str, Any]) -> Config:
     entry = find_problem(problem)
     common, particular = _by_name(Config), _by_name(entry.settings)
     for name in values:
+        if name not in FIELDS:
+            raise unknown("setting", name, FIELDS)
         if name not in common and name not in particular:
             raise InputError(f"{flag(name)}: the problem {problem} has no such setting")
     for name, f in {**common, **particular}.items():
@@ -436,8 +442,10 @@ def resolve(
     entry = find_problem(problem)
     if preset not in entry.presets:
         raise unknown("preset", preset, entry.presets)
-    values = {"problem": problem, "seed": seed, **entry.presets[preset]}
-    chosen = {name: value for name, value in {"norm": norm, **given}.items() if value is not None}
+    values = {"problem": problem, **entry.presets[preset]}
+    chosen = {name: plain(value) for name, value in {"norm": norm, "seed": seed, **given}.items() if value is not None}
+    if isinstance(data := chosen.get("data"), str | Path):
+        chosen["data"] = canonical(data)
     if isinstance(optimizer := chosen.get("optimizer"), str):
         values |= _of_optimizer(optimizer, values)
         if optimisers.find(optimizer) is None and "lr" in chosen:
@@ -484,6 +492,16 @@ def from_dict(values: object, source: str) -> Config:
         raise InputError(f"{source}: {error}") from error
 
 
+def plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's, which files can hold; other values as they are.
+
+    >>> import numpy as np
+    >>> type(plain(np.int64(3))), plain("text")
+    (<class 'int'>, 'text')
+    """
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def check_types(values: Mapping[str, object], source: str) -> None:
     """Raise InputError, naming `source`, for an unknown setting or a value of the wrong type."""
     for name, value in values.items():
@@ -493,7 +511,9 @@ def check_types(values: Mapping[str, object], source: str) -> None:
         if not isinstance(value, (int, float) if kind is float else kind) or (
             isinstance(value, bool) and kind is not bool
         ):
-            raise InputError(f"{source}: the setting '{name}' has the wrong type ({type(value).__name__})")
+            raise InputError(
+                f"{source}: the setting '{name}' has the wrong type ({type(value).__name__}); give {_WORDS[kind]}"
+            )
         if isinstance(value, int) and abs(value) >= 2**63:
             raise InputError(f"{source}: the setting '{name}' has more digits than a whole number of 64 bits")
 

@@ -158,7 +158,7 @@ def differing(problem: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def _there(problem: str, text: str) -> tuple[set[str], set[str]]:
-    """The settings that a run has, as far as they do not belong to other optimisers; those of them that are off."""
+    """The settings that apply to a run's optimiser, and the settings that are off."""
     values, known = read_settings(problem, text), defining(problem)
     lacked = set(optimisers.lacked(str(values.get("optimizer", ""))))
     return {*values} - lacked, {name for name, f in known.items() if name in values and is_off(f, values[name])}

@@ -215,11 +215,19 @@ class Findings:
         return findings.trained(_named(self._read(name)))
 
     def _draw_noise(self) -> Figure:
-        panels: list[Curves] = []
+        found: list[list[Series]] = []
         for name in _NOISE:
             rows = _named(self._read(f"{name}.train"))
             rows = rows.assign(test_accuracy=100 * rows["test_accuracy"]).dropna(subset=["test_accuracy"])
-            panels.append(Curves(self._title(name), "test accuracy (%)", series(rows, "test_accuracy"), height=3.2))
+            found.append(series(rows, "test_accuracy"))
+        deep, shallow = found
+        looks = {one.look.label: one.look for one in deep}
+        drawn = {
+            f"{self._title(_NOISE[0])}: parts of the noise": [s for s in deep if s.look.label.startswith("plain")],
+            "parts of BatchNorm": [one for one in deep if not one.look.label.startswith("plain")],
+            f"{self._title(_NOISE[1])}": [replace(one, look=looks[one.look.label]) for one in shallow],
+        }
+        panels = [Curves(title, "test accuracy (%)", of, height=3.2) for title, of in drawn.items()]
         return page([("the noise without BatchNorm, and with parts of it", [in_row(*shared(panels))])])
 
     # Width

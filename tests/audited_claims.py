@@ -730,7 +730,8 @@ class Study:
             assert keys == [{key: said[key] for key in ("norm", "lr", "seed")}], run
             assert said["diverged_at"] is not None or train["step"].max() == self.steps, run
             self.runs.append(Run(said["norm"], said["lr"], said["seed"], self, said, of_run))
-        self.runs.sort(key=lambda run: (run.lr, run.seed, NORMS.index(run.norm)))
+        order = {norm: place for place, norm in enumerate(NORMS)}  # the experiments on noise have others
+        self.runs.sort(key=lambda run: (run.lr, run.seed, order.get(run.norm, len(order)), run.norm))
         self.cases: dict[float, list[Case]] = {}
         for lr, of_lr in itertools.groupby(self.runs, key=lambda run: run.lr):
             self.cases[lr] = [Case({run.norm: run for run in runs})

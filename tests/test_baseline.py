@@ -81,7 +81,7 @@ def test_the_baseline_of_a_folder_is_the_most_frequent_class_of_its_test_images(
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(np.full((32, 32, 3), 10 * i, np.uint8)).save(tmp_path / split / name / f"{i}.png")
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     assert built("vgg", **SMALL["vgg"] | {"data": str(tmp_path), "batch_size": 8}).baseline() == {"accuracy": 5 / 8}
 
 

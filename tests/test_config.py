@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from bnsmooth_cli import InputError
 from bnsmooth_cli.config import FIELDS, Config, from_dict, help_of, resolve
 from bnsmooth_cli.presets import PROBLEMS
+from bnsmooth_cli.studies.grid import read_grid
 
 COMMON = ["problem", "norm", "lr", "steps", "batch_size", "momentum", "seed", "save_every"]
 #: The keys of format 1 in their order, which the bytes of checkpoints depend on.
@@ -74,6 +77,19 @@ def test_a_setting_of_the_wrong_type_is_refused_by_name_before_anything_is_writt
     (name,) = change
     with pytest.raises(InputError, match=f"^--{name}: the setting '{name}' has the wrong type"):
         resolve("dln", **change)
+
+
+def test_numbers_may_be_numpys():
+    config = resolve("dln", seed=np.int64(3), lr=np.float32(0.25), last_norm=np.bool_(True))
+    assert json.loads(config.settings_text)  # which holds no numbers of numpy
+    assert (type(config.seed), type(config.lr), config.lr) == (int, float, 0.25)
+    grid = read_grid({"norms": "none", "seeds": np.arange(2), "every": np.int64(5), "steps": np.int32(7)})
+    assert grid.request() == {"norms": ["none"], "seeds": [0, 1], "steps": 7, "every": 5, "threads": 1}
+
+
+def test_a_misspelt_setting_is_answered_with_the_nearest_one():
+    with pytest.raises(InputError, match="unknown setting 'step': did you mean 'steps'"):
+        resolve("dln", step=5)
 
 
 def test_the_linear_network_trains_on_all_samples_unless_told_otherwise():

@@ -33,7 +33,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from bnsmooth_cli.figures import render
+from bnsmooth_cli.figures import panels, render
 
 
 def panel(figure: Figure, ylabel: str) -> Axes:
@@ -113,6 +113,23 @@ def test_a_norm_has_the_same_colour_in_every_figure(kind: str) -> None:
     assert both == {"#000000", "#0072B2", *alone}
     mine = line_colours(render("train", make(vgg_training, norms=("my:Norm",))).axes[0])
     assert alone - {"#C00000"} == mine  # the colour of thresholds
+
+
+def test_norms_of_the_users_own_never_look_alike() -> None:
+    own = [f"my:Norm{number}" for number in range(12)]
+    axes = render("smoothness", make(smoothness, norms=(*own, "batch"))).axes[0]
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes.lines}  # type: ignore[attr-defined]
+    assert len(looks) == 13
+
+
+def test_more_marks_than_there_is_room_for_are_drawn() -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    panels._draw_marks(axes, [panels._Mark(panels.OFF_SCALE, 0.5, 1.0, "black", f"{n} of 12") for n in range(12)])
+    heights = [text.get_position()[1] for text in axes.texts]
+    assert len(heights) == 12
+    assert len({*heights}) == 10  # the others overlap
 
 
 def test_norms_differ_without_colour_too() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,14 @@ from PIL import Image
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
+from bnsmooth_cli.config import resolve
 from bnsmooth_cli.data import folders, images
+from bnsmooth_cli.studies.grid import read_grid
 
 
 @pytest.fixture(autouse=True)
 def _forget():
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
 
 
 def pictures(count, seed=0):
@@ -72,13 +75,34 @@ def test_folders_of_classes_are_read(tmp_path):
 def test_a_folder_is_decoded_once_and_again_when_it_changes(tmp_path, monkeypatch):
     write_classes(tmp_path / "d")
     first = images.load(str(tmp_path / "d"))
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(folders, "decode", lambda _: pytest.fail("decoded again"))
         assert images.load(str(tmp_path / "d")).digest == first.digest
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     Image.fromarray(pictures(1, seed=9)[0]).save(tmp_path / "d/train/dog/9.png")
     assert len(images.load(str(tmp_path / "d")).train) == 7
+
+
+def test_images_that_have_changed_are_read_again_in_the_same_process(tmp_path, monkeypatch):
+    for folder in ("d", "elsewhere/d"):
+        write_classes(tmp_path / folder)
+    Image.fromarray(pictures(1, seed=9)[0]).save(tmp_path / "elsewhere/d/train/dog/9.png")
+    assert len(images.load(str(tmp_path / "d")).train) == 6
+    Image.fromarray(pictures(1, seed=8)[0]).save(tmp_path / "d/train/dog/8.png")
+    Image.fromarray(pictures(1, seed=9)[0]).save(tmp_path / "d/train/dog/9.png")
+    assert len(images.load(str(tmp_path / "d")).train) == 8
+    for folder, count in ((tmp_path, 8), (tmp_path / "elsewhere", 7)):
+        monkeypatch.chdir(folder)
+        assert len(images.load("d").train) == count
+
+
+def test_a_relative_folder_is_recorded_by_its_full_path(tmp_path, monkeypatch):
+    write_classes(tmp_path / "d")
+    monkeypatch.chdir(tmp_path)
+    for data in ("d", Path("d")):
+        assert resolve("vgg", data=data).settings.data == str(tmp_path / "d")
+        assert read_grid({"norms": "none", "data": data}).settings["data"] == str(tmp_path / "d")
 
 
 def draw(path, seed=0):
@@ -100,7 +124,7 @@ def test_trains_classes_number_every_split(tmp_path):
     assert data.test_labels.tolist() == [0, 2, 3]
     assert np.array_equal(data.test.numpy(), data.train[[0, 2, 3]].numpy())
     (tmp_path / "train/Aa").mkdir()  # without images, it is no class
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     assert images.load(str(tmp_path)).test_labels.tolist() == [0, 2, 3]
 
 
@@ -138,7 +162,7 @@ def test_names_with_a_dot_are_no_classes_and_no_images(tmp_path):
 def test_no_image_is_left_out_silently(tmp_path, name, why):
     write_splits(tmp_path, train="ab", test="ab")
     images.load(str(tmp_path))
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     draw(tmp_path / "1.png")
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / "1.png").rename(tmp_path / name)
@@ -184,7 +208,7 @@ def write_shard(path, labels, names=None, column="label", **more):
 
 
 def labels_of(folder):
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     data = images.load(str(folder))
     return data.train_labels.tolist(), data.test_labels.tolist()
 
@@ -296,9 +320,9 @@ def test_images_that_changed_since_training_are_refused(tmp_path):
     settings = {"width": 0.05, "batch_size": 2, "steps": 2, "save_every": 1, "eval_every": 2}
     run = bns.train("vgg", "batch", data=str(tmp_path / "d"), output=tmp_path / "run", **settings)
     (tmp_path / "d").rename(tmp_path / "moved")
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     assert bns.load_point(run, step=1, data=str(tmp_path / "moved")).step == 1
     Image.fromarray(pictures(1, seed=9)[0]).save(tmp_path / "moved/train/dog/1.png")
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     with pytest.raises(InputError, match="digest"):
         bns.load_point(run, step=1, data=str(tmp_path / "moved"))

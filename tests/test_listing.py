@@ -71,6 +71,13 @@ def test_runs_of_a_study_name_it(tmp_path):
     assert [*list_runs(tmp_path)["study"]] == [str(tmp_path / "s")] * 2
 
 
+def test_a_folder_whose_name_is_no_text_is_listed(cli, tmp_path):
+    place = tmp_path / os.fsdecode(b"runs\xff")
+    bns.train("dln", "none", depth=2, dimension=2, samples=4, steps=1, output=place / "mine")
+    code, out, _ = cli(f"list {place}")
+    assert (code, "mine" in out) == (0, True)
+
+
 def test_an_empty_folder_has_no_runs_and_a_missing_one_is_named(tmp_path):
     assert list_runs(tmp_path).empty
     with pytest.raises(bns.InputError, match="absent: no such folder"):

@@ -26,7 +26,8 @@ MNIST = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("imag
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
+    images._downloaded.cache_clear()
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_mnists_files_are_read_by_their_content(tmp_path):
     check_mnist(images.load(str(tmp_path / "d")))
     for name in MNIST:  # a browser decompressed them, and kept the names
         (tmp_path / "d" / name.replace("-idx", ".idx")).rename(tmp_path / "d" / f"{name}.gz")
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     check_mnist(images.load(str(tmp_path / "d")))
 
 
@@ -162,7 +163,7 @@ def test_svhns_files_are_read_if_they_are_the_published_ones(tmp_path, monkeypat
     assert np.array_equal(data.train.numpy(), pictures(10).transpose(0, 3, 1, 2))
     assert data.test_labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     scipy.io.savemat(tmp_path / "d/test_32x32.mat", {"X": pictures(10), "y": np.arange(10)})
-    images.load.cache_clear()
+    images._of_folder.cache_clear()
     with pytest.raises(InputError, match=r"test_32x32\.mat: .*MD5 .*housenumbers.*Parquet or class folders"):
         images.load(str(tmp_path / "d"))
 

@@ -33,6 +33,7 @@ from bnsmooth_cli.studies.grid import read_grid
 from reproduction import page, saturation
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
+from reproduction.findings import trained
 from reproduction.gather import averaged, floors, gather, probed
 from reproduction.published import Published
 from reproduction.scales import EIGHT, FIVE, LP, NORMS, PLAIN, SCALES, Plan, changed, plans
@@ -504,20 +505,23 @@ def test_the_page_of_differences_quotes_the_tables():
         f"squared gradient is {ratio['none'].median():.3g} times the plain network's at the weights that were trained "
         f"without a norm, and {ratio['batch'].median():.3g} times at those trained with BatchNorm."
     ]
-    early, full = (bns.read_table(PUBLISHED / f"tables/{name}.claims.parquet") for name in ("vgg-early", "vgg"))
+    early, full = (
+        bns.read_table(PUBLISHED / f"tables/{name}.claims.parquet").query("lr == 0.1") for name in ("vgg-early", "vgg")
+    )
     frozen = (
         "change of the layer inputs' mean between measured steps: share that remains with frozen weights, noisy-batch"
     )
     quoted += [f"the mean changes by {part(early, frozen):.0%} of the change between measured steps"]
     vgg = bns.read_table(PUBLISHED / "tables/vgg-early.parquet").set_index("norm")
-    ends = bns.read_table(PUBLISHED / "tables/vgg.parquet").groupby("norm")["final_test_accuracy"].median()
-    line = bns.read_table(PUBLISHED / "tables/figure-4.parquet")
+    runs_of_vgg = bns.read_table(PUBLISHED / "tables/vgg.parquet").query("lr == 0.1")
+    ends = runs_of_vgg.groupby("norm")["final_test_accuracy"].median()
+    line = bns.read_table(PUBLISHED / "tables/figure-4.parquet").query("lr == 0.1")
     largest = line.groupby(["norm", "seed", "step"])[["grad_distance_summed", "grad_distance"]].max().reset_index()
     times = pd.cut(largest["step"], [-1, 999, 4999, 15_000])
     medians = largest.groupby(["norm", times], observed=True)[["grad_distance_summed", "grad_distance"]].median()
     sizes = {(norm, column): [f"{value:.3g}" for value in medians.loc[norm, column]]
              for norm in PLAIN for column in ("grad_distance_summed", "grad_distance")}  # fmt: skip
-    beta = bns.read_table(PUBLISHED / "tables/figure-4c.parquet").query("step > 5000")
+    beta = bns.read_table(PUBLISHED / "tables/figure-4c.parquet").query("step > 5000 and lr == 0.1")
     at_20 = (beta["beta"] / 20 - 1).abs().lt(0.02).groupby(beta["norm"]).mean()
     shown = {"landscape": bns.read_table(PUBLISHED / "tables/figure-9.parquet")}
     apart = distances(paper.find("9b"), shown).query("norm == 'batch'").set_index("quantity")["distance"]
@@ -549,6 +553,19 @@ def test_the_page_of_differences_quotes_the_tables():
         f"accuracies is {', '.join(_halfway())} in the paper's figure.",
         f"falls from {apart['predictiveness']:.3g} to {apart['predictiveness, summed']:.3g} decades",
     ]
+    half = bns.read_table(PUBLISHED / "tables/vgg.train.parquet").query("lr == 0.5").dropna(subset=["test_accuracy"])
+    last_of_half = bns.read_table(PUBLISHED / "tables/vgg.parquet").query("lr == 0.5").set_index("norm")
+    (never,) = half[half["norm"] == "none"]["test_accuracy"].unique()
+    noise, shallow = (
+        bns.read_table(PUBLISHED / f"tables/{name}.parquet").query("norm == 'noisy-none'")
+        for name in ("vgg-noise", "vgg-noise-11")
+    )
+    quoted += [
+        f"test accuracy is {never:.1%} at every evaluation, as in the paper's figure. "
+        f"BatchNorm's last one is {last_of_half.loc['batch', 'final_test_accuracy']:.1%},",
+        f"one of them trains with the noise, to {noise['final_test_accuracy'].max():.1%}.",
+    ]
+    assert (trained(noise)["trained"].item(), shallow["diverged_at"].notna().sum()) == (1, 3)
     assert not [phrase for phrase in quoted if phrase not in text]
     none = bns.read_table(PUBLISHED / "tables/dln-slow.ics.parquet").query("norm == 'none' and layer > 1")
     assert none["cosine"].median() == pytest.approx(1, abs=1e-3)

@@ -470,6 +470,9 @@ samples = 30
         ("--study machine.toml", "--jobs is an option of the command, not of the study"),
         ("RUN --norms none", "other settings than the study's (problem dln, now vgg)"),
         ("RUN --steps 5", "--steps: describes runs to train"),
+        ("RUN --device cpu --threads 2", "--device: describes runs to train"),
+        ("RUN --threads 2", "--threads: describes runs to train"),
+        ("RUN --jobs 2", "--jobs: describes runs to train"),
         ("RUN --jobs 2", "--jobs"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import nn
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError, kinds
 from bnsmooth_cli.cli.theory import verdict
-from bnsmooth_cli.derivatives.taylor import directional_derivatives
+from bnsmooth_cli.derivatives.taylor import directional_derivatives, has_rule
 from bnsmooth_cli.measures import theory
 from bnsmooth_cli.measures.selection import select
 from bnsmooth_cli.measures.theory import TOLERANCE
@@ -269,6 +269,24 @@ def test_directional_derivatives_are_those_of_autograd(norm, image):
         only[:, unit] = direction[:, unit]
         assert first == pytest.approx(float(only.flatten() @ gradient), rel=1e-9)
         assert second == pytest.approx(float(only.flatten() @ hessian @ only.flatten()), rel=1e-9)
+
+
+class Doubled(nn.ReLU):
+    def forward(self, a):
+        return 2 * super().forward(a) ** 2
+
+
+class Renamed(nn.ReLU):
+    """Keeps the forward pass of its parent."""
+
+
+def test_a_subclass_with_a_forward_pass_of_its_own_has_not_its_parents_derivatives():
+    assert [has_rule(module) for module in (nn.ReLU(), Renamed(), Doubled(), nn.Sequential(Doubled()))] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    z = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+    first, second = directional_derivatives([Doubled()], torch.sum, z, torch.ones_like(z), torch.tensor([0, 1]))
+    assert (first.tolist(), second.tolist()) == ([16.0, 8.0], [8.0, 4.0])  # of 2 z^2 where z > 0
 
 
 def test_directions_are_taken_in_portions_of_bounded_memory(monkeypatch):

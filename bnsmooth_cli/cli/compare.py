@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from bnsmooth_cli.cli.options import (
     ExportOptions,
     GridOptions,
     MachineOptions,
+    Options,
     SettingOptions,
     StepOptions,
     WantedOptions,
@@ -78,7 +80,7 @@ def compare(
     without a norm. With several seeds, it adds medians and intervals.
 
     A grid is run as a study, in a folder of its own. The same command resumes the study, and a command with more norms
-    or seeds extends it. A study that is given runs goes on from them. `bnsmooth report` turns it into a page.
+    or seeds extends it. A study that is given runs starts from copies of them. `bnsmooth report` turns it into a page.
 
     [bold]Examples[/]
 
@@ -111,8 +113,7 @@ def compare(
         table, failed = study.table, list(study.failed)
         outcome = Outcome.read(table)
     else:
-        if options or exported or execution != ExecutionOptions() or grid != GridOptions():
-            name = next(iter(options | exported), "study" if grid.study else "jobs, --dask, --dry-run")
+        for name in options | exported | _changed(execution) | _changed(replace(machine, force=False)):
             raise InputError(
                 f"--{name.replace('_', '-')}: describes runs to train; leave it out, or say with --norms which"
             )
@@ -129,6 +130,12 @@ def compare(
         raise IncompleteError(
             f"left out: {', '.join(failed)}; the same command tries again (delete a damaged table or run folder first)"
         )
+
+
+def _changed(options: Options) -> dict[str, Any]:
+    """The options that are not at their defaults."""
+    usual = type(options)().given()
+    return {name: value for name, value in options.given().items() if value != usual.get(name)}
 
 
 def _check_tables(table: Path, runs: dict[str, Any], force: bool) -> None:

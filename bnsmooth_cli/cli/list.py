@@ -55,8 +55,10 @@ def _readable(runs: pd.DataFrame, folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     from bnsmooth_cli.identity import differing
+    from bnsmooth_cli.storage.files import unicode
 
-    shown = pd.DataFrame({"run": [Path(path).relative_to(folder).as_posix() for path in runs["path"]]})
+    base = unicode(str(folder))  # as the paths are
+    shown = pd.DataFrame({"run": [Path(path).relative_to(base).as_posix() for path in runs["path"]]})
     shown["run"] = shown["run"].where(shown["run"] != ".", runs["run"])  # the folder itself is a run
     shown["state"] = runs["state"]
     for name in ("problem", "norm", "lr", "seed"):

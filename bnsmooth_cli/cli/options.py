@@ -18,7 +18,6 @@ import bnsmooth_cli
 from bnsmooth_cli import kinds
 from bnsmooth_cli.cli import log, terminal
 from bnsmooth_cli.config import CODE, FIELDS, Config, check_threads, choices_of, help_of, resolve, type_of
-from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import IncompleteError, InputError
 from bnsmooth_cli.measures import DIRECTIONS, LINE_DIRECTIONS, check_direction
 from bnsmooth_cli.norms import examples
@@ -83,11 +82,9 @@ class _Settings(Options):
     """The settings of runs, as options. None means that the preset decides."""
 
     def given(self) -> dict[str, Any]:
-        """The settings that were given, by name; a folder or file of data by its full path."""
+        """The settings that were given, by name."""
         values = super().given()
         allow(*map(values.get, CODE))
-        if "data" in values:
-            values["data"] = canonical(values["data"])
         return values
 
 
@@ -282,7 +279,7 @@ def _numbers(flag: str, text: str, example: str) -> list[float]:
 
 
 def _element(flag: str, part: str, accepts: Callable[[str], bool], convert: Callable[[str], Any], needed: str) -> Any:
-    """An element of a list. InputError quotes what is none."""
+    """An element of a list. InputError quotes a value that does not fit."""
     try:
         if not accepts(part.strip()):
             raise ValueError
@@ -510,7 +507,7 @@ def printing(name: str, command: Function) -> Function:
     return called  # type: ignore[return-value]
 
 
-#: Type of an option -> the placeholder for its value, and what a value is called that is none.
+#: Type of an option -> the placeholder for its value, and what the error calls the expected value.
 PLACEHOLDERS: Final = {int: ("N", "whole number"), float: ("X", "number"), str: ("NAME", ""), Path: ("FILE", "")}
 
 

@@ -24,6 +24,10 @@ SHIPPED_TEXTS: Final = {
 TEXTS: Final = tuple(SHIPPED_TEXTS)
 
 
-def canonical(data: str) -> str:
-    """A data set as configurations record it: by its name, or by the absolute path of its folder or file."""
-    return data if data in (*NAMES, *TEXTS) or not Path(data).exists() else str(Path(data).resolve())
+def canonical(data: Path | str) -> str:
+    """A data set as configurations record it: by its name, or by the absolute path of its folder or file.
+
+    >>> canonical("shapes"), canonical(Path("no such folder"))
+    ('shapes', 'no such folder')
+    """
+    return str(data) if data in (*NAMES, *TEXTS) or not Path(data).exists() else str(Path(data).resolve())

@@ -31,6 +31,10 @@ _CACHE_FORMAT: Final = 2  # of the decoded images; another way of decoding them 
 _LAYOUTS: Final = ((parquet_files, read_parquet), *ORIGINALS, (class_folders, read_class_folders))
 
 
+#: What tells whether the files of a folder have changed: the path, size and time of each.
+Stamp = tuple[tuple[str, int, int], ...]
+
+
 @dataclass(frozen=True)
 class Images:
     """A data set: images (N, C, 32, 32) in uint8 and labels (N,) of both splits.
@@ -49,7 +53,6 @@ class Images:
     digest: str
 
 
-@functools.lru_cache(maxsize=1)
 def load(data: str) -> Images:
     """Load a data set by its name or from a folder.
 
@@ -64,12 +67,11 @@ def load(data: str) -> Images:
     torch.Size([10000, 3, 32, 32])
     """
     if data == BUILT_IN:
-        images, labels, test_images, test_labels = shapes()
-        return _finish({"train": (images, labels), "test": (test_images, test_labels)}, data)
+        return _built_in()
     if data in TEXTS:
         raise InputError(f"--data {data}: is a text; give one of {', '.join(NAMES)}, or a folder of images")
     if data in DOWNLOADED:
-        return _cached(data, [data], lambda: _read(download(data), data))
+        return _downloaded(data)
     folder = Path(data)
     if not folder.is_dir():
         if folder.exists():
@@ -77,8 +79,25 @@ def load(data: str) -> Images:
         if folder.is_absolute() or "/" in data or "\\" in data:
             raise InputError(f"--data {data}: no such folder")
         raise unknown("data set", data, (*NAMES, "PATH"))
-    files, read = _layout(folder, data)
-    return _cached(data, [str(folder.resolve()), _stamp(folder, files)], lambda: read(files))
+    files, _ = _layout(folder, data)
+    return _of_folder(data, folder.resolve(), _stamp(folder, files))
+
+
+@functools.lru_cache(maxsize=1)
+def _built_in() -> Images:
+    images, labels, test_images, test_labels = shapes()
+    return _finish({"train": (images, labels), "test": (test_images, test_labels)}, BUILT_IN)
+
+
+@functools.lru_cache(maxsize=1)
+def _downloaded(data: str) -> Images:
+    return _cached(data, [data], lambda: _read(download(data), data))
+
+
+@functools.lru_cache(maxsize=1)
+def _of_folder(data: str, folder: Path, stamp: Stamp) -> Images:
+    """The images of a folder whose files are those of the stamp."""
+    return _cached(data, [str(folder), stamp], lambda: _read(folder, data))
 
 
 def _layout(folder: Path, data: str) -> tuple[Files, Callable[[Files], dict[str, Arrays]]]:
@@ -96,13 +115,13 @@ def _layout(folder: Path, data: str) -> tuple[Files, Callable[[Files], dict[str,
     )
 
 
-def _stamp(folder: Path, files: Files) -> list[tuple[str, int, int]]:
+def _stamp(folder: Path, files: Files) -> Stamp:
     """What tells changed files from those that were decoded."""
     try:
         found = [(path, path.stat()) for split in files.values() for path in split]
     except OSError as error:  # a link without a target
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return [(str(path.relative_to(folder)), state.st_size, state.st_mtime_ns) for path, state in found]
+    return tuple((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns) for path, state in found)
 
 
 def _read(folder: Path, data: str) -> dict[str, Arrays]:

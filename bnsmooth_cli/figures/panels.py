@@ -283,10 +283,13 @@ def _draw_marks(axes: Axes, marks: Sequence[_Mark]) -> dict[str, Line2D]:
     for mark in sorted((mark for mark in marks if mark.text), key=lambda mark: mark.x):
         x, y = to_axes.transform((mark.x, mark.y))
         left = x > 0.6
-        y = min(max(y, 0.06), 0.94)
         x += -0.03 if left else 0.03
-        while any(abs(x - other[0]) < 0.35 and abs(y - other[1]) < 0.085 for other in taken):
-            y += -0.09 if y > 0.5 else 0.09
+        near = [height for at, height in taken if abs(x - at) < 0.35]
+        y = min(max(y, 0.06), 0.94)
+        step = -0.09 if y > 0.5 else 0.09
+        heights = [y + step * place for place in range(10) if 0.05 < y + step * place < 0.95]
+        # With more marks than heights, some texts overlap.
+        y = next((height for height in heights if all(abs(height - other) >= 0.085 for other in near)), y)
         taken.append((x, y))
         axes.text(
             x, y, mark.text, transform=axes.transAxes, color=mark.colour, fontsize=style.small(),

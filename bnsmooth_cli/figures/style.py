@@ -7,7 +7,7 @@ import colorsys
 import functools
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,8 +54,10 @@ def groups(table: pd.DataFrame, lrs: Sequence[float] | None = None) -> list[tupl
     lrs = lrs_of(table) if lrs is None else lrs
     words = words_of(table)
     result = []
+    taken: set[tuple[str, Dash]] = set()
     for norm in sorted(table["norm"].unique(), key=rank):
-        colour, dash = colour_and_dash(norm)
+        colour, dash = colour_and_dash(norm, taken)
+        taken.add((colour, dash))
         for row, lr in enumerate(lrs):
             for place, apart in enumerate(words):
                 chosen = (table["norm"] == norm) & (table["lr"] == lr)
@@ -78,18 +80,22 @@ def identity(table: pd.DataFrame) -> list[str]:
     return ["run", "norm", "lr", *([APART] if APART in table else [])]
 
 
-def colour_and_dash(norm: str) -> tuple[str, Dash]:
+def colour_and_dash(norm: str, taken: Collection[tuple[str, Dash]] = ()) -> tuple[str, Dash]:
     """The colour and the dash pattern of a norm: its entry's, otherwise derived from its name.
+
+    A derived pair that is taken gives way to the next free one.
 
     >>> colour_and_dash("batch"), colour_and_dash("lp:3")
     (('#0072B2', '-'), ('#44AA99', '-'))
+    >>> colour_and_dash("lp:3", taken=[("#44AA99", "-")])
+    ('#E69F00', (0, (6, 2)))
     """
-    code = zlib.crc32(norm.encode())
-    colours = len(_OTHER_COLOURS)
-    other = (_OTHER_COLOURS[code % colours], _OTHER_DASHES[code // colours % len(_OTHER_DASHES)])
     entry = norms.find(norm)
-    colour, dash = other if entry is None or entry.colour is None else (entry.colour, entry.dash)
-    return ink(colour), dash
+    if entry is not None and entry.colour is not None:
+        return ink(entry.colour), entry.dash
+    pairs = [(ink(colour), dash) for dash in _OTHER_DASHES for colour in _OTHER_COLOURS]
+    first = zlib.crc32(norm.encode()) % len(pairs)
+    return next((pair for pair in (*pairs[first:], *pairs[:first]) if pair not in taken), pairs[first])
 
 
 def papers(look: Look) -> Look:

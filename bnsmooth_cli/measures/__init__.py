@@ -8,6 +8,8 @@ from bnsmooth_cli.errors import InputError, unknown
 DIRECTIONS: Final = ("random", "pca", "top")  # of a loss surface
 LINE_DIRECTIONS: Final = ("gradient", *kinds.DIRECTIONS)  # of the line probe
 CURVATURES: Final = ("hessian", "ggn")  # the matrices of a spectrum
+#: Beta is at its limit 1 / (alpha_min lr) if it is within this share of it.
+NEAR: Final = 0.02
 MAX_BATCHES: Final = 100_000  # of batch sharpness
 
 

@@ -238,9 +238,9 @@ def _requests(source: CheckpointSource, wanted: Wanted, steps: list[int], device
 
 
 def measured(kind: str, source: CheckpointSource, wanted: Wanted) -> bool:
-    """Whether a table of a run that has ended is there, and no journal of points that are all in it.
+    """Whether the table of an ended run is complete.
 
-    Such a journal is of a command that was killed at its end.
+    A table beside a journal whose points it has is not: the command that wrote it was killed before it had tidied up.
 
     Raises:
         InputError: If the table is of other options.

@@ -15,7 +15,7 @@ import torch
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.lanczos import MAX_PRODUCTS, largest_eigenvalue
 from bnsmooth_cli.errors import InputError, Remark
-from bnsmooth_cli.measures import check_batches, check_direction
+from bnsmooth_cli.measures import NEAR, check_batches, check_direction
 from bnsmooth_cli.measures.batch_sharpness import batch_sharpness
 from bnsmooth_cli.measures.critical_lr import critical_lr
 from bnsmooth_cli.measures.landscape import direction_vector, probe, with_direction
@@ -27,8 +27,7 @@ from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.problems.loop import ExternalLoop
 
-#: A beta within this share of 1 / (alpha_min lr), at a step that leaves at most LEFT of the gradient, is saturated.
-NEAR: Final = 0.02
+#: A beta at its limit (NEAR) is saturated at a step that leaves at most this share of the gradient.
 LEFT: Final = 0.1
 
 

@@ -38,9 +38,9 @@ def leaves(root: Tensor) -> list[Tensor]:
 
 
 def begins_before(model: nn.Module, first: Tensor, second: Tensor) -> str | None:
-    """The operation of a tensor that was computed from the parameters before two losses were; None if there is none.
+    """The operation that made a tensor which two losses share, because it was computed from the parameters beforehand.
 
-    The graphs of the losses share such a tensor, and a parameter can be reached from it.
+    A parameter can be reached from such a tensor. None if the losses share none.
     """
     found = nodes([first.grad_fn])  # alive, so that a node of the other graph has the same identity
     again = {id(node) for node in nodes([second.grad_fn])}

@@ -159,7 +159,7 @@ def _cause(source: CheckpointSource, provenance: dict[str, Any], problem: Proble
         return f"this is {described(machine(problem.device))}, and the run was made by {made_by}: measure it there, or"
     return (
         f"{_listed(now)} has not changed since, but what it imports or reads has, or it depends on more than the seed "
-        "(numpy.random.default_rng() without a seed, the time, the order of a set): mend that, and"
+        "(numpy.random.default_rng() without a seed, the time, the order of a set): fix that, and"
     )
 
 

@@ -24,6 +24,8 @@ FORMAT: Final = 1
 CHECKPOINT_NAME: Final = re.compile(r"\d{6,}\.pt")
 #: The checkpoint of a run that was told to stop, at whatever step it had reached. The next checkpoint replaces it.
 STOPPED_NAME: Final = re.compile(r"stopped-\d{6,}\.pt")
+#: Where runs are whose folder nobody names.
+_RUNS: Final = Path("runs")
 #: The number of steps in the name of a run.
 _STEPS: Final = re.compile(r"-steps\d+")
 
@@ -208,36 +210,32 @@ def open_run(path: Path | str) -> Run:
     )
 
 
-def default_folder(config: Config, folder: Path = Path("runs")) -> Path:
+def default_folder(config: Config) -> Path:
     """Where a run is that nobody named a directory for: `runs/<name of the run>`.
 
     A run of the same settings under another name is returned instead: one that an earlier version named, or a shorter
     one that was extended.
-
-    Args:
-        config: The configuration.
-        folder: The folder of the runs.
     """
-    path = folder / config.name
+    path = _RUNS / config.name
     if (path / "config.json").exists():
         return path
-    return next((run.path for run in _same_trajectory(config, folder) if run.config.steps == config.steps), path)
+    return next((run.path for run in _same_trajectory(config) if run.config.steps == config.steps), path)
 
 
-def shorter(config: Config, folder: Path = Path("runs")) -> Run | None:
-    """The longest run in a folder that has made the first steps of a configuration's run, and no others; or None."""
-    shorter = [run for run in _same_trajectory(config, folder) if run.config.steps < config.steps and run.resumable()]
-    return max(shorter, key=lambda run: run.config.steps, default=None)
+def shorter(config: Config) -> Run | None:
+    """The longest run in `runs/` that is the beginning of a configuration's run; None if there is none."""
+    begun = [run for run in _same_trajectory(config) if run.config.steps < config.steps and run.resumable()]
+    return max(begun, key=lambda run: run.config.steps, default=None)
 
 
-def _same_trajectory(config: Config, folder: Path) -> Iterator[Run]:
-    """The runs in a folder whose steps are those of a configuration, in the order of their names.
+def _same_trajectory(config: Config) -> Iterator[Run]:
+    """The runs in `runs/` whose steps are those of a configuration, in the order of their names.
 
     Only names that runs get by themselves count: users may train a run again under another one.
     """
     start, _, seed = config.former_name.rpartition("-")
     usual = {config.former_name, _STEPS.sub("", config.name)}
-    for file in sorted(folder.glob(f"{glob.escape(start)}*-{seed}/config.json")):
+    for file in sorted(_RUNS.glob(f"{glob.escape(start)}*-{seed}/config.json")):
         with suppress(InputError):
             run = open_run(file.parent)
             if _STEPS.sub("", file.parent.name) in usual and not run.config.differences(config):

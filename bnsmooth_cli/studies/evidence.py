@@ -14,6 +14,7 @@ import pandas as pd
 from bnsmooth_cli import kinds, paper
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.measures import NEAR
 from bnsmooth_cli.presets import find_problem
 from bnsmooth_cli.storage.runs import Run
 from bnsmooth_cli.studies.metrics import (
@@ -127,10 +128,10 @@ def _published_rows(
 ) -> pd.DataFrame:
     rows = paper.rows(kind, problem, norm, lr)
     if kind == "smoothness":
-        # As `measures.smoothness` does with NEAR, which needs torch. The figures do not show what is left of the
-        # gradient, so that the value of beta alone tells.
+        # As `measures.smoothness` does. The figures do not show what is left of the gradient, so that the value of beta
+        # alone tells.
         shortest = min(find_problem(problem).alphas) * lr
-        at_limit = (rows["beta"].astype("float64") * shortest - 1).abs() <= 0.02
+        at_limit = (rows["beta"].astype("float64") * shortest - 1).abs() <= NEAR
         rows["saturated"] = at_limit.astype("boolean").where(rows["beta"].notna())
     return rows if columns is None else rows[list(columns)]
 

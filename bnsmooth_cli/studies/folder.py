@@ -122,7 +122,7 @@ class Study(Shown):
     def planned(self, configs: Sequence[Config]) -> list[Run]:
         """The runs of configurations, which may not exist yet. They have the data of the runs that do.
 
-        Earlier versions gave shorter names to runs. A study that has any goes on with those names.
+        Earlier versions gave shorter names to runs. A study that has such runs keeps their names.
         """
         former, runs = self._has_former_names(), self.path / "runs"
         configs = [*map(self._knowing(), configs)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli.config import FIELDS, KNOWN_LATER, Config, check_threads, check_types, resolve
-from bnsmooth_cli.data import NAMES, TEXTS
+from bnsmooth_cli.config import FIELDS, KNOWN_LATER, Config, check_threads, check_types, plain, resolve
+from bnsmooth_cli.data import NAMES, TEXTS, canonical
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.measures.wanted import OPTIONS, Wanted, takes
 from bnsmooth_cli.storage.files import read_text, unicode
@@ -148,7 +148,7 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
     known = (*_LISTS, "every", *OPTIONS, "threads", *_SETTINGS)
     checked: dict[str, Any] = {}
     for key, value in values.items():
-        name, where = key.replace("-", "_"), f"{source}{key}"
+        name, where, value = key.replace("-", "_"), f"{source}{key}", plain(value)
         if name in _MACHINE:
             raise InputError(f"{where}: --{key} is an option of the command, not of the study; give it there")
         if name not in known:
@@ -164,6 +164,8 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
         elif name == "probe":
             if not isinstance(value, bool):
                 raise InputError(f"{where} {value}: give true or false")
+        elif name == "data" and isinstance(value, str | Path):
+            value = canonical(value)
         elif name != "preset":
             check_types({name: value}, source.rstrip(": ") if source != "--" else where)
         elif not isinstance(value, str):
@@ -181,6 +183,7 @@ def _list(value: object, convert: type, where: str) -> tuple[Any, ...]:
     numbers: list[Any] = []
     for part in parts:
         span = re.fullmatch(r"(\d+)-(\d+)", str(part)) if convert is int else None
+        part = plain(part)
         try:
             if isinstance(part, bool) or (convert is int and isinstance(part, float)):
                 raise ValueError

@@ -68,11 +68,13 @@ def conclude(
     named = labels(runs)
     records = [Record.of_run(run, name) for name, run in named.items()]
     comparison = compare_records(records, target_loss, target_accuracy)
+    columns = list(kinds.get("compare-claims").columns)
     twice = comparison.duplicated(["problem", "settings", "norm", "lr", "seed"]).any()
     judged = comparison.iloc[:0] if twice else comparison
-    verdicts, missing = [pd.DataFrame(columns=list(kinds.get("compare-claims").columns))], []
+    verdicts: list[pd.DataFrame] = []
+    missing: list[str] = []
     for (problem, settings), group in judged.groupby(["problem", "settings"], sort=False):
-        names, others = {*group["run"]}, sum(rows["problem"].iloc[0] == problem for rows in verdicts[1:])
+        names, others = {*group["run"]}, sum(rows["problem"].iloc[0] == problem for rows in verdicts)
         folder = Path(f"study-{problem}-{others + 1}" if others else f"study-{problem}")
         advice = Advice.of([run for name, run in named.items() if name in names], study, folder)
         rows = claims(record for record in records if record.name in names).assign(settings=str(settings))
@@ -82,6 +84,6 @@ def conclude(
     return Outcome(
         comparison,
         summarise(worst_where_diverged(judged)),
-        pd.concat(verdicts[1:] or verdicts, ignore_index=True),
+        pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame(columns=columns),
         missing,
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli import stopping
-from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
 from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
 from bnsmooth_cli.storage.live import Exports, Live
@@ -142,8 +141,6 @@ def study(
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise InputError("a worker process imports this script again: call bns.study under if __name__ == '__main__'")
-    if isinstance(settings.get("data"), str):
-        settings["data"] = canonical(settings["data"])
     if settings.get("optimizer") is not None:
         settings["optimizer"] = name_of(settings["optimizer"], "optimizer")  # workers import it
     names = norms.split(",") if isinstance(norms, str) else norms

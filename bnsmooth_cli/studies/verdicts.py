@@ -151,9 +151,9 @@ def _rows(claim: Claim, part: Part, grouped: dict[float, list[Case]], problem: s
         values = np.array([part.value(case) for case in measured], np.float64)
         rows.append({**about, **_tested(part, values)})
     if part.judged == EXISTS and not _exists(rows, problem):
-        unmeasured["command"]["lrs"] = [_SHOWN_TO_FAIL.get(problem, float(f"{10 * max(grouped):.6g}"))]
-        return [*rows, unmeasured]
-    return rows or [unmeasured] * any(map(part.at, grouped))
+        lr = _SHOWN_TO_FAIL.get(problem, float(f"{10 * max(grouped):.6g}"))
+        return [*rows, {**unmeasured, "command": {**unmeasured["command"], "lrs": [lr]}}]
+    return rows or ([unmeasured] if any(map(part.at, grouped)) else [])
 
 
 def _unmeasured(part: Part, problem: str, lrs: Sequence[float]) -> dict[str, Any]:

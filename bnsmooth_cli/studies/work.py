@@ -55,7 +55,7 @@ class Task:
         return self.path.name
 
     def begin_anew(self) -> None:
-        """Mark the tables that are measured again, before any work: a command that resumes goes on with them."""
+        """Mark the tables that are measured again, before any work: a command that resumes measures them again."""
         if self.force and self.path.is_dir():
             source = Run(self.path, self.config).source()
             for kind in self.wanted.kinds:

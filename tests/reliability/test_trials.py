@@ -79,7 +79,7 @@ def test_no_pickle_in_cifars_files_is_executed(tmp_path):
     for payload in mutations.payloads(proof):
         for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
             (tmp_path / name).write_bytes(payload)
-        images.load.cache_clear()
+        images._of_folder.cache_clear()
         with pytest.raises(InputError, match="data_batch_1"):
             images.load(str(tmp_path))
         assert not proof.exists(), payload

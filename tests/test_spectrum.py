@@ -160,6 +160,18 @@ def test_extreme_eigenpairs_of_any_spectrum(name, count, dtype):
     np.testing.assert_allclose(gram, np.eye(count + 1), atol=1e-4 if dtype == torch.float32 else 1e-10)
 
 
+@pytest.mark.parametrize(("size", "count"), [(65, 26), (72, 49), (72, 70), (100, 45), (120, 100), (130, 120)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_eigenvalues_of_a_small_operator(size, count, dtype):
+    square = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    matrix = square + square.T
+    expected = torch.linalg.eigvalsh(matrix).flip(0).numpy()
+    start, random = torch.ones(size, dtype=dtype), torch.Generator().manual_seed(1)
+    found = extreme_eigenpairs(lambda v: matrix.to(dtype) @ v, start, count, random)
+    largest = np.abs(expected).max()
+    assert found.values == pytest.approx([*expected[:count], expected[-1]], abs=ACCURACY * largest)
+
+
 def test_extreme_eigenpairs_count_their_products():
     products = []
     values = SPECTRA["network"]

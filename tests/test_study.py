@@ -470,6 +470,7 @@ samples = 30
         ("--study machine.toml", "--jobs is an option of the command, not of the study"),
         ("RUN --norms none", "other settings than the study's (problem dln, now vgg)"),
         ("RUN --steps 5", "--steps: describes runs to train"),
+        ("--norms none --problem dln --at 5", "--at: an option of --measure; add --measure A,B"),
         ("RUN --device cpu --threads 2", "--device: describes runs to train"),
         ("RUN --threads 2", "--threads: describes runs to train"),
         ("RUN --jobs 2", "--jobs: describes runs to train"),
@@ -546,6 +547,11 @@ def test_a_study_goes_on_where_its_data_are_now(tmp_path):
         with pytest.raises(bns.InputError, match="not the text that the run was trained on"):
             request("other", output=tmp_path / folder, **more)
     assert not (tmp_path / "new").exists()
+    for place, said in (("other", "not the text that the run was trained on"), ("nowhere", "no such file")):
+        before = files(tmp_path / "study")
+        with pytest.raises(bns.InputError, match=said):  # also where nothing remains to be done
+            request(place, output=tmp_path / "study", seeds=(0, 1), measure=["ics"])
+        assert files(tmp_path / "study") == before
     (tmp_path / "laptop/my.txt").rename(tmp_path / "laptop/hamlet.txt")
     with pytest.raises(bns.InputError, match="choose a new folder with -o, or rename the data if they have only moved"):
         bns.study(["none"], problem="gpt", data=str(tmp_path / "laptop/hamlet.txt"), output=tmp_path / "study", **TEXT)

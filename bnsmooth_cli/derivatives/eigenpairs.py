@@ -22,7 +22,7 @@ _PER_VALUE: Final = 2
 _MORE: Final = 14
 #: The products for each wanted eigenvalue after which the iteration gives up, and so many more.
 _GIVE_UP: Final = (60, 300)
-#: Up to this size, all products with unit vectors are the matrix itself.
+#: Up to this size, and up to that of the basis, all products with unit vectors are the matrix itself.
 _DENSE: Final = 64
 #: Elements of the vectors of the basis that are combined at once.
 _PART: Final = 2**20
@@ -60,7 +60,7 @@ def extreme_eigenpairs(
     All vectors of the basis are kept orthogonal, and when the basis is full, the iteration goes on from the best
     approximations in it: thick restart (Wu & Simon 2000, "Thick-restart Lanczos method for large symmetric eigenvalue
     problems"). The residual norms are those of the iteration: an eigenvalue is within this distance (Parlett 1998,
-    theorem 4.5.1). Operators of up to 64 dimensions are multiplied out and decomposed.
+    theorem 4.5.1). Operators of up to 64 dimensions, or up to 2 K + 14, are multiplied out and decomposed.
 
     The memory is that of 3 K + 20 vectors beside that of a product, the allocator's share included.
 
@@ -79,9 +79,9 @@ def extreme_eigenpairs(
     >>> found.values.round(1).tolist(), bool((found.residuals < 0.5).all())
     ([99.0, 98.0, 97.0, -40.0], True)
     """
-    if len(start) <= max(_DENSE, count + 1):
+    size = _PER_VALUE * count + _MORE
+    if len(start) <= max(_DENSE, size):  # such a basis would span the whole space, and a vector after it only rounding
         return _dense(product, start, count, symmetry)
-    size = min(_PER_VALUE * count + _MORE, len(start))
     limit = count * _GIVE_UP[0] + _GIVE_UP[1]
     basis = start.new_empty((size + 1, len(start)))
     torch.div(start, euclidean_norm(start), out=basis[0])

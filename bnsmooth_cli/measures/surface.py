@@ -271,7 +271,7 @@ def principal(
     rounding = (torch.finfo(theta.dtype).eps * longest) ** 2 + torch.finfo(torch.float64).eps * values[-1].item()
     if values[-2] <= len(values) * rounding:
         raise InputError(
-            "--directions pca: the path lies on a line but for rounding, so there is no plane; train longer"
+            "--directions pca: the path lies on a line but for rounding, so there is no plane; give random or top"
         )
     top = values.clamp_min(0).flip(0)[:2]
     axes = [centred.T @ vector.to(apart) for vector in vectors.flip(1).T[:2]]

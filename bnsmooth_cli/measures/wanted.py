@@ -56,6 +56,9 @@ class Wanted:
             if not any(takes(kind, option) for kind in self.kinds):
                 those = ", ".join(kind for kind in kinds.measured(studied=True) if takes(kind, option))
                 raise InputError(f"--{option}: an option of {those}; add it to --measure, or leave the option out")
+        for option in ("every", "at"):
+            if not self.kinds and getattr(self, option) is not None:
+                raise InputError(f"--{option}: an option of --measure; add --measure A,B, or leave the option out")
         if self.at == ():
             raise InputError("--at: name at least one step, as in 0,100,250")
         if self.at and min(self.at) < 0:

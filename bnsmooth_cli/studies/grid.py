@@ -32,7 +32,8 @@ _SETTINGS: Final = (
 _LISTS: Final[dict[str, type]] = {"norms": str, "lrs": float, "seeds": int, "measure": str, "at": int}
 _EXAMPLES: Final = {int: "0-4 or 0,1,5", float: "0.1,0.5", str: "none,batch"}
 #: Options of the command that a study file must not contain.
-_MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy")
+_MACHINE: Final = ("jobs", "dask", "dry_run", "device", "force", "output", "target_loss", "target_accuracy",
+                   "tensorboard", "wandb")  # fmt: skip
 MAX_VALUES: Final = 100_000  # in a list
 
 
@@ -150,7 +151,8 @@ def _checked(values: Mapping[str, object], source: str) -> dict[str, Any]:
     for key, value in values.items():
         name, where, value = key.replace("-", "_"), f"{source}{key}", plain(value)
         if name in _MACHINE:
-            raise InputError(f"{where}: --{key} is an option of the command, not of the study; give it there")
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{where}: {flag} is an option of the command, not of the study; give it there")
         if name not in known:
             raise InputError(f"{where}: {unknown('setting', key, known)}")
         if name in _LISTS:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli import stopping
+from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
 from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
 from bnsmooth_cli.storage.live import Exports, Live
@@ -195,16 +196,24 @@ def plan(
             planned.runs.append(replace(task, path=run.path.absolute(), exports=planned.exports))
         except DamagedError as error:
             planned.unreadable[run.path.name] = str(error)
-    if todo := planned.todo:
+    todo = {task.config.norm: task.config for task in planned.todo}
+    if todo or _data_moved(study, taken.values(), configs[0]):
         from bnsmooth_cli import problems
         from bnsmooth_cli.training.devices import choose_device
 
         if here:
             choose_device(device)
         with grid.named_in_errors():
-            for config in {task.config.norm: task.config for task in todo}.values():
+            for config in todo.values() or [task.config for task in planned.runs[:1]]:  # whose data are checked
                 problems.build(config).outline()
     return planned
+
+
+def _data_moved(study: Study, taken: Iterable[Run], config: Config) -> bool:
+    """Whether the data of a configuration are elsewhere than those of the study, or of runs that it takes."""
+    data = getattr(config.settings, "data", None)
+    shared = study.read()["settings"] if (study.path / "study.json").is_file() else {}
+    return {shared.get("data", data), *(getattr(run.config.settings, "data", None) for run in taken)} != {data}
 
 
 def _taken(study: Study, grid: Grid, sources: Sequence[Path | str]) -> dict[Path, Run]:

@@ -3,6 +3,7 @@
 This module lists only their names.
 """
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -30,4 +31,5 @@ def canonical(data: Path | str) -> str:
     >>> canonical("shapes"), canonical(Path("no such folder"))
     ('shapes', 'no such folder')
     """
-    return str(data) if data in (*NAMES, *TEXTS) or not Path(data).exists() else str(Path(data).resolve())
+    named = data in (*NAMES, *TEXTS) or not os.path.exists(data)  # Path.exists fails for long names
+    return str(data) if named else str(Path(data).resolve())

@@ -47,7 +47,7 @@ def select(
     if (unfit := structure.unfit) is not None:
         raise InputError(
             f"--norm {name_of(type(unfit))}: its output is not an affine function of its "
-            "normalised input, so that it is no norm; train, landscape, smoothness, spectrum, surface and ics take it"
+            "normalised input, so that it is no norm, which activations and theory need; leave them out"
         )
     if not sites:
         raise InputError("no layer of this network takes a norm, so nothing can be measured")

@@ -113,10 +113,9 @@ def compare(
         table, failed = study.table, list(study.failed)
         outcome = Outcome.read(table)
     else:
-        for name in options | exported | _changed(execution) | _changed(replace(machine, force=False)):
-            raise InputError(
-                f"--{name.replace('_', '-')}: describes runs to train; leave it out, or say with --norms which"
-            )
+        if unused := options | exported | _changed(execution) | _changed(replace(machine, force=False)):
+            name = next(iter(unused)).replace("_", "-")
+            raise InputError(f"--{name}: describes runs to train; leave it out, or say with --norms which")
         from bnsmooth_cli.storage.runs import open_run
 
         table, opened = output or Path("compare.parquet"), [open_run(path) for path in runs]

@@ -223,12 +223,19 @@ class Findings:
         deep, shallow = found
         looks = {one.look.label: one.look for one in deep}
         drawn = {
-            f"{self._title(_NOISE[0])}: parts of the noise": [s for s in deep if s.look.label.startswith("plain")],
+            "parts of the noise": [one for one in deep if one.look.label.startswith("plain")],
             "parts of BatchNorm": [one for one in deep if not one.look.label.startswith("plain")],
             f"{self._title(_NOISE[1])}": [replace(one, look=looks[one.look.label]) for one in shallow],
         }
         panels = [Curves(title, "test accuracy (%)", of, height=3.2) for title, of in drawn.items()]
-        return page([("the noise without BatchNorm, and with parts of it", [in_row(*shared(panels))])])
+        return page(
+            [
+                (
+                    f"the noise without BatchNorm, and with parts of it: {self._title(_NOISE[0])}",
+                    [in_row(*shared(panels))],
+                )
+            ]
+        )
 
     # Width
 

@@ -18,6 +18,7 @@ import torch
 from complaints import complaints
 from helpers import DLN, ENVIRONMENT, files, holder
 
+from bnsmooth_cli import memory
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.stopping import Withdrawn
 from bnsmooth_cli.studies import executors
@@ -255,6 +256,16 @@ def test_a_run_of_a_stopped_study_does_not_begin(tmp_path):
         pass
     assert isinstance(execution.work(task, folder), Withdrawn)
     assert not [*study.glob("runs/*")]
+
+
+def test_a_study_that_is_removed_as_a_run_begins_does_not_return(tmp_path, monkeypatch):
+    study = tmp_path / "study"
+    (task, _) = execution.plan(small_grid(), study).todo
+    (study / "runs").mkdir(parents=True)
+    monkeypatch.setattr(memory, "keep_freed_memory", lambda: study.rename(tmp_path / "moved"))
+    with reports(study) as folder, pytest.raises(InputError, match=re.escape(f"{study}/runs: was removed or moved")):
+        execution.work(task, folder)
+    assert not study.exists()
 
 
 def _never_begins(pipe, gpu):

@@ -135,6 +135,7 @@ def train_and_measure(
     device: str = "auto",
     resume: bool = True,
     force: bool = False,
+    parents: bool = True,
     problem: Problem | None = None,
     progress: training.Progress | None = None,
     evaluated: training.Evaluated | None = None,
@@ -147,7 +148,7 @@ def train_and_measure(
         config: The configuration.
         output: The folder of the run.
         wanted: What is measured.
-        device, resume, force, problem, progress, evaluated: As in `train_config`.
+        device, resume, force, parents, problem, progress, evaluated: As in `train_config`.
         measuring: Called before each point that is measured after training: what a finished run lacks.
         live: The programs that get the numbers while they are computed. What is there already, they get at the end.
     """
@@ -172,8 +173,8 @@ def train_and_measure(
                 observer.show()
 
     run = training.train_config(
-        config, output, device=device, resume=resume, force=force, progress=progress, evaluated=evaluated,
-        problem=problem, observe=observe,
+        config, output, device=device, resume=resume, force=force, parents=parents, progress=progress,
+        evaluated=evaluated, problem=problem, observe=observe,
     )  # fmt: skip
     source = run.source()
     requests = _requests(source, wanted, _passed(source, wanted), device)

@@ -235,8 +235,8 @@ def crc(content: Mapping[str, Any]) -> int:
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dict of plain values as JSON, with its checksum."""
-    with atomic(path) as temporary:
+    """Write a dict of plain values as JSON, with its checksum, in a folder that exists."""
+    with atomic(path, make_folder=False) as temporary:
         summed = {**content, "crc": crc(content)}
         temporary.write_text(json.dumps(summed, indent=2) + "\n", encoding="utf-8")
 

@@ -194,7 +194,7 @@ class Run(Shown):
 
 
 def write_config(run: Run) -> None:
-    """Write config.json."""
+    """Write config.json in the run's directory, which exists."""
     content = {"format": FORMAT, "version": __version__, "config": run.config.as_dict()}
     save_json(run.path / "config.json", content)
 
@@ -242,7 +242,7 @@ def _same_trajectory(config: Config) -> Iterator[Run]:
                 yield run
 
 
-def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False) -> Run:
+def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = False, parents: bool = True) -> Run:
     """The run directory for a configuration: a new one, or an existing one to resume, restart or return.
 
     A run that has ended keeps the settings that do not define it, and a `Remark` names those that were to change.
@@ -252,9 +252,11 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
         config: The configuration to train.
         resume: Whether to resume an unfinished run; otherwise it is restarted.
         force: Whether to restart any run in the directory.
+        parents: Whether to make the directories above it too, as `Path.mkdir` does; otherwise they must exist.
 
     Raises:
-        InputError: If the directory holds other files, a run of another configuration, or a longer run.
+        InputError: If the directory cannot be made, or holds other files, a run of another configuration or a longer
+            run.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; give the run another directory with -o")
@@ -263,6 +265,12 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
         # Hidden files are locks, and what a killed process left behind.
         if path.exists() and any(not item.name.startswith(".") for item in path.iterdir()):
             raise InputError(f"{path}: contains files but no run; choose a new folder with -o")
+        try:
+            path.mkdir(parents=parents, exist_ok=True)
+        except FileNotFoundError as error:
+            raise InputError(f"{path.parent}: was removed or moved; the same command begins again") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         write_config(run)
         return run
     if force:

@@ -263,6 +263,7 @@ def run(
             for task in todo:
                 task.begin_anew()
             progress.planned([task.name for task in todo])
+            (study.path / "runs").mkdir(exist_ok=True)  # which no worker makes
             finished, began, clock = len(planned.runs) - len(todo), time.time(), time.monotonic()
             with stopping.deferred():
                 with (

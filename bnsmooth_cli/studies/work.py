@@ -149,7 +149,7 @@ def _work(task: Task, report: Reporter) -> float:
     from bnsmooth_cli.measures.one_pass import train_and_measure
     from bnsmooth_cli.memory import keep_freed_memory
 
-    if told():  # while torch was imported, the study's folder may have gone: it must not appear again
+    if told():  # while torch was imported
         stop(f"{task.path} has not begun")
     begun, config, note = time.monotonic(), task.config, TrainingNote()
     allow(*(getattr(config, name) for name in CODE), folder=task.modules)  # the user named them where the task was made
@@ -162,6 +162,7 @@ def _work(task: Task, report: Reporter) -> float:
             task.path,
             task.wanted,
             device=task.device,
+            parents=False,  # a study's folder that was removed must not appear again
             progress=lambda step, loss: report("train", step, config.steps, note.trained(step, loss)),
             evaluated=lambda step, *test: report("train", step, config.steps, note.evaluated(step, *test)),
             measuring=lambda _, step, done, total: report("measure", done, total, f"step {step}"),

@@ -75,6 +75,7 @@ def train_config(
     device: str = "auto",
     resume: bool = True,
     force: bool = False,
+    parents: bool = True,
     progress: Progress | None = None,
     evaluated: Evaluated | None = None,
     problem: Problem | None = None,
@@ -88,6 +89,7 @@ def train_config(
         device: "auto", "cpu", "cuda" or "mps".
         resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
         force: Whether any run in the folder is replaced.
+        parents: Whether the folders above a new run's are made too; otherwise they must exist.
         progress: Called with the step and the loss: where training begins, with NaN at step 0; then every 25 steps and
             at each checkpoint.
         evaluated: Called with the step, the test loss and the test accuracy after each evaluation on the test set.
@@ -110,7 +112,7 @@ def train_config(
         warnings.warn(said, Remark, stacklevel=2)
     needs.check(problem, path, resume=resume, force=force)
     _ = problem.initial  # reports a norm or size that does not fit before anything is written
-    run = runs.prepare(path, problem.config, resume=resume, force=force)
+    run = runs.prepare(path, problem.config, resume=resume, force=force, parents=parents)
     with run.locked():
         if run.outcome() is None:
             check_writable(run.train_path)

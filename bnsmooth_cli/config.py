@@ -18,7 +18,18 @@ from bnsmooth_cli import norms, optimisers
 from bnsmooth_cli.data import canonical
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.presets import CUSTOM, MAX_SAMPLES, MAX_STEPS, PROBLEMS, Settings, find_problem
-from bnsmooth_cli.settings import Bounds, base_name, check_bounds, check_choice, flag, positive, setting, tag, whole
+from bnsmooth_cli.settings import (
+    Bounds,
+    base_name,
+    check_bounds,
+    check_choice,
+    flag,
+    positive,
+    same_digest,
+    setting,
+    tag,
+    whole,
+)
 from bnsmooth_cli.user_code import is_code
 
 # Larger values are mistakes, or come from damaged files.
@@ -296,11 +307,11 @@ class Config:
             immaterial.add("optimizer_digest")
             if self.optimizer_digest != other.optimizer_digest:
                 immaterial.add("lr")
-        digests = {values.get("data_digest"), others.get("data_digest")}
-        if None in digests:  # images that have not been loaded cannot be compared
+        digests = values.get("data_digest"), others.get("data_digest")
+        if same_digest(*digests):  # images that have not been loaded cannot be compared
             immaterial.add("data_digest")
-        elif len(digests) == 1:
-            immaterial.add("data")
+            if None not in digests:
+                immaterial.add("data")
         found = _changes({name: value for name, value in values.items() if name not in immaterial}, others)
         why = f", which the schedule {self.schedule} depends on"
         return [text + why if text.startswith("steps ") else text for text in found]

@@ -10,7 +10,7 @@ from typing import Any, Final
 from bnsmooth_cli import optimisers
 from bnsmooth_cli.config import KNOWN_LATER, defining, from_dict
 from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.settings import is_off, words
+from bnsmooth_cli.settings import is_off, same_digest, words
 
 UNKNOWN: Final = "unknown settings"
 #: Setting -> the digest of what it names, and the words for an unknown one.
@@ -18,7 +18,7 @@ _NAMING: Final = {
     "data": ("data_digest", "unknown images"),
     "optimizer": ("optimizer_digest", "unknown settings"),
 }
-_DIGITS: Final = 6  # of a digest, in words
+_DIGITS: Final = 6  # of a part of a digest, in words
 
 
 def settings_of_runs(runs: object) -> dict[str, str]:
@@ -88,7 +88,8 @@ def alike(problem: str, texts: Iterable[str]) -> dict[str, str]:
     """For each text, the first of the texts that says the same.
 
     Two texts say the same if they differ only in the name of the folder of one set of images, which `data_digest`
-    identifies. A text without this digest says the same as the one that has it, if there is no other of this name.
+    identifies. A text without this digest says the same as the one that has it, if there is no other of this name. A
+    digest of the training images alone, as in earlier versions, says the same as the whole one, if there is no other.
 
     Args:
         problem: The problem of the rows.
@@ -99,24 +100,28 @@ def alike(problem: str, texts: Iterable[str]) -> dict[str, str]:
     [0, 0, 0]
     """
     read = {text: read_settings(problem, text) for text in texts}
-    first: dict[str, str] = {}
-    named: dict[str, set[str]] = {}
-    for text, values in read.items():
-        if values.get("data_digest") is not None:
-            key = _key(values, "data")
-            named.setdefault(_key(values, "data_digest"), set()).add(first.setdefault(key, text))
-    same = {}
-    for text, values in read.items():
-        if values.get("data_digest") is not None:
-            same[text] = first[_key(values, "data")]
-        else:
-            known = named.get(_key(values, "data_digest"), set())
-            same[text] = next(iter(known)) if len(known) == 1 else text
-    return same
+    digests = {text: _digest(values, "data_digest") for text, values in read.items()}
+    named = {text: _key(values, "data_digest") for text, values in read.items()}
+    unnamed = {text: _key(values, "data", "data_digest") for text, values in read.items()}
+    same: dict[str, str] = {}
+    for text in sorted(read, key=lambda text: _parts(digests[text]), reverse=True):  # those that know most come first
+        keys = named if digests[text] is None else unnamed
+        fitting = {same[other] for other in same
+                   if keys[other] == keys[text] and same_digest(digests[other], digests[text])}  # fmt: skip
+        same[text] = fitting.pop() if len(fitting) == 1 else text
+    return {text: same[text] for text in read}
 
 
-def _key(values: Mapping[str, Any], left_out: str) -> str:
-    return json.dumps({name: value for name, value in values.items() if name != left_out}, sort_keys=True)
+def _digest(values: Mapping[str, Any], name: str) -> str | None:
+    return None if values.get(name) is None else str(values[name])
+
+
+def _parts(digest: str | None) -> int:
+    return 0 if digest is None else 1 + digest.count(".")
+
+
+def _key(values: Mapping[str, Any], *left_out: str) -> str:
+    return json.dumps({name: value for name, value in values.items() if name not in left_out}, sort_keys=True)
 
 
 def differing(problem: str, texts: Iterable[str]) -> dict[str, str]:
@@ -177,9 +182,14 @@ def _said(problem: str, text: str) -> dict[str, str]:
 
 def _tell_apart(problem: str, said: dict[str, dict[str, str]], name: str, digest: str, unknown: str) -> None:
     """Add the digest to a name that other images, or another optimiser of the user's, have too."""
-    digests = {text: read_settings(problem, text).get(digest) for text in said}
+    digests = {text: _digest(read_settings(problem, text), digest) for text in said}
     for values in said.values():
         texts = [text for text in said if said[text].get(name) == values.get(name)]
         if name in values and len({digests[text] for text in texts}) > 1:
             for text in texts:
-                said[text][name] += f" ({str(digests[text])[:_DIGITS] if digests[text] else unknown})"
+                said[text][name] += f" ({_short(digests[text]) or unknown})"
+
+
+def _short(digest: str | None) -> str:
+    """The first digits of each part of a digest."""
+    return ".".join(part[:_DIGITS] for part in (digest or "").split("."))

@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class VggSettings(Settings):
-    """The settings of `vgg`. `data_digest` is the fingerprint of the training images, known once they are loaded."""
+    """The settings of `vgg`. `data_digest` is that of the images, known once they are loaded (`Images.digest`)."""
 
     depth: int = setting("11, 13, 16 or 19 weight layers", whole(MAX_DEPTH))
     eval_every: int = setting("steps between evaluations on the test set", whole(MAX_STEPS), defines=False)

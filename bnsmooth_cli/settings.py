@@ -151,6 +151,19 @@ def base_name(text: str) -> str:
     return PurePath(text).name or text
 
 
+def same_digest(digest: str | None, other: str | None) -> bool:
+    """Whether two digests agree in all that both know.
+
+    An unknown digest is None. A digest may have several parts, `TRAIN.TEST`; those of earlier versions have the first.
+
+    >>> same_digest("1.2", "1"), same_digest("1.2", "1.3"), same_digest("1.2", None)
+    (True, False, True)
+    """
+    if digest is None or other is None:
+        return True
+    return all(part == its for part, its in zip(digest.split("."), other.split("."), strict=False))
+
+
 def _number(value: object) -> str:
     """A number in as few digits as give it back."""
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -102,6 +102,18 @@ def test_two_folders_of_the_same_images_are_alike_and_two_sets_of_one_name_are_n
     assert [*differing("vgg", [*others, unknown[0]]).values()][2] == "here (unknown images)"
 
 
+def test_other_test_images_make_other_data_unless_an_earlier_version_kept_no_digest_of_them():
+    def of(digest, data="here"):
+        return json.dumps(json.loads(settings("vgg", data=data)) | {"data_digest": digest})
+
+    whole, other, early = of("trained01.1tested"), of("trained01.2tested"), of("trained01", data="there")
+    assert [*differing("vgg", [whole, other]).values()] == ["here (traine.1teste)", "here (traine.2teste)"]
+    assert [*alike("vgg", [whole, other]).values()] == [whole, other]
+    assert [*alike("vgg", [early, whole]).values()] == [whole, whole]
+    assert [*alike("vgg", [early, whole, other]).values()] == [early, whole, other]
+    assert [*alike("vgg", [of("trained02"), whole]).values()] == [of("trained02"), whole]
+
+
 def test_settings_of_a_newer_version_are_told_apart():
     texts = [settings("vgg"), json.dumps(json.loads(settings("vgg")) | {"unheard_of": "adam"})]
     assert [*differing("vgg", texts).values()] == ["", "unheard_of adam"]

@@ -16,6 +16,7 @@ import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
 from bnsmooth_cli.config import resolve
 from bnsmooth_cli.data import folders, images
+from bnsmooth_cli.storage.runs import Run, write_config
 from bnsmooth_cli.studies.grid import read_grid
 
 
@@ -324,5 +325,21 @@ def test_images_that_changed_since_training_are_refused(tmp_path):
     assert bns.load_point(run, step=1, data=str(tmp_path / "moved")).step == 1
     Image.fromarray(pictures(1, seed=9)[0]).save(tmp_path / "moved/train/dog/1.png")
     images._of_folder.cache_clear()
-    with pytest.raises(InputError, match="digest"):
+    with pytest.raises(InputError, match=r"trained on .*digest"):
         bns.load_point(run, step=1, data=str(tmp_path / "moved"))
+
+
+def test_test_images_that_changed_since_training_are_refused(tmp_path):
+    write_classes(tmp_path / "d")
+    settings = {"data": str(tmp_path / "d"), "width": 0.05, "batch_size": 2, "save_every": 1, "eval_every": 2}
+    run = bns.train("vgg", "batch", output=tmp_path / "run", steps=2, **settings)
+    digest = run.config.settings.data_digest
+    early = Run(tmp_path / "early", run.config.changed(data_digest=digest.split(".")[0]))
+    early.path.mkdir()
+    write_config(early)
+    Image.fromarray(pictures(1, seed=9)[0]).save(tmp_path / "d/test/dog/1.png")
+    with pytest.raises(InputError, match=r"tested on .*digest"):
+        bns.load_point(run, step=1)
+    with pytest.raises(InputError, match="another configuration"):
+        bns.train("vgg", "batch", output=run.path, steps=4, **settings)
+    assert bns.train("vgg", "batch", output=early.path, steps=2, **settings).outcome()["last_step"] == 2

@@ -25,7 +25,7 @@ from bnsmooth_cli.data.shapes import shapes
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.storage.tensors import load_tensors, save_tensors
 
-_CACHE_FORMAT: Final = 2  # of the decoded images; another way of decoding them has another number
+_CACHE_FORMAT: Final = 3  # of the decoded images; another way of decoding them has another number
 
 #: For each layout of a folder, the function that finds the files of each split, and the one that reads them.
 _LAYOUTS: Final = ((parquet_files, read_parquet), *ORIGINALS, (class_folders, read_class_folders))
@@ -39,8 +39,8 @@ Stamp = tuple[tuple[str, int, int], ...]
 class Images:
     """A data set: images (N, C, 32, 32) in uint8 and labels (N,) of both splits.
 
-    `mean` and `std` (C,) are those of the training pixels, scaled to [0, 1]. `digest` is a fingerprint of the training
-    images and labels.
+    `mean` and `std` (C,) are those of the training pixels, scaled to [0, 1]. `digest` has the
+    fingerprints of both splits, images and labels: TRAIN.TEST.
     """
 
     train: Tensor
@@ -162,7 +162,10 @@ def _finish(splits: dict[str, Arrays], data: str) -> Images:
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = torch.stack([(n * levels).sum() / n.sum() for n in counts])
     var = torch.stack([(n * (levels - m).square()).sum() / n.sum() for n, m in zip(counts, mean, strict=True)])
-    digest = hashlib.sha256(train.numpy().tobytes() + train_labels.numpy().tobytes()).hexdigest()[:16]
+    digests = [
+        hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
+        for images, labels in ((train, train_labels), (test, test_labels))
+    ]
     return Images(
         train=train.contiguous(memory_format=torch.channels_last),
         train_labels=train_labels,
@@ -171,5 +174,5 @@ def _finish(splits: dict[str, Arrays], data: str) -> Images:
         mean=mean.float(),
         std=var.sqrt().clamp_min(1 / 255).float(),
         num_classes=num_classes,
-        digest=digest,
+        digest=".".join(digests),
     )

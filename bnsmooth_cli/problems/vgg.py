@@ -18,6 +18,7 @@ from bnsmooth_cli.networks.chain import Chain, Layer
 from bnsmooth_cli.presets import VggSettings
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.randomness import generator
+from bnsmooth_cli.settings import same_digest
 
 #: Weight layers -> convolutions in each stage, of VGG-A, B, D and E. Every stage ends in a 2 x 2 max-pooling.
 STAGES: Final[dict[int, tuple[int, ...]]] = {
@@ -47,12 +48,13 @@ class Vgg(Problem):
         if depth not in STAGES:
             raise InputError(f"--depth {depth}: VGG comes with 11, 13, 16 or 19 weight layers")
         self.images = load(data)
-        if digest not in (None, self.images.digest):
+        if not same_digest(digest, self.images.digest):
+            done = "tested" if same_digest(digest, self.images.digest.split(".")[0]) else "trained"
             raise InputError(
-                f"--data {data}: not the images that the run was trained on (their digest differs); give those, or "
+                f"--data {data}: not the images that the run was {done} on (their digest differs); give those, or "
                 "train again if an earlier version decoded them in another way (16-bit, transparent or turned pictures)"
             )
-        self.config = config.changed(data_digest=self.images.digest)
+        self.config = config.changed(data_digest=digest or self.images.digest)  # one that is known stays as it is
         self.num_samples, self.test_size = len(self.images.train_labels), len(self.images.test_labels)
         if config.batch_size > self.num_samples:
             raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,6 +82,14 @@ def test_a_longer_run_keeps_what_was_measured(tmp_path):
     measure("ics", [run.source()], every=3, progress=lambda _, step, *counts: points.append(step))
     assert points == [12, 15]
     assert table.read_bytes() == (tmp_path / "long/run/ics.parquet").read_bytes()
+
+
+def test_a_run_that_was_renamed_after_its_measurement_is_named(tmp_path):
+    run = bns.train("dln", "batch", output=tmp_path / "former", **SETTINGS["dln"])
+    measure("ics", [run.source()])
+    run.path.rename(tmp_path / "present")
+    with pytest.raises(InputError, match=re.escape("of other runs (former; now present); replace it with --force")):
+        measure("ics", [open_run(tmp_path / "present").source()])
 
 
 def test_points_of_other_options_are_refused_unless_forced(tmp_path):

@@ -89,6 +89,8 @@ class Request:
             different.discard("steps")
             if _same_trajectories(written.get("runs"), self.sources):
                 different.discard("runs")
+        if "runs" in different and (renamed := _other_names(written.get("runs"), own["runs"])):
+            return [f"runs ({renamed})"]  # the options are listed by run
         theirs = written.get("options")
         added, present = _additions(definition, self.arguments), _additions(definition, theirs)
         alike = not added or not present or added == present
@@ -151,6 +153,13 @@ def _same_trajectories(written: object, sources: Sequence[CheckpointSource]) -> 
         return not any(from_dict(written[s.name], "").differences(s.config) for s in sources)
     except InputError:  # of another version
         return False
+
+
+def _other_names(written: object, own: Mapping[str, Any]) -> str:
+    """The names of the runs that are written, and those of the own runs, if these are others."""
+    if not isinstance(written, dict) or {*written} == {*own}:
+        return ""
+    return f"{', '.join(map(str, written))}; now {', '.join(own)}"
 
 
 def _bare(definition: Measurement, options: object) -> object:

@@ -477,9 +477,16 @@ def test_each_sharpness_is_drawn_beside_its_threshold():
     assert len(old.axes) == 4
 
 
-def test_thresholds_that_differ_between_runs_are_drawn_for_each():
+def test_thresholds_of_several_learning_rates_are_drawn_for_each():
     table = pd.concat([make(lambda rough, noise, lr=lr: stability(rough, noise, lr=lr), lrs=[lr]) for lr in (0.1, 0.5)])
-    figure = render("smoothness", table[table["norm"] == "batch"])
-    labels = legend(figure)
-    assert labels[-2:] == ["edge of stability, batch, lr 0.1", "edge of stability, batch, lr 0.5"]
-    assert "edge of stability" not in labels
+    figure = render("smoothness", table)
+    assert legend(figure)[-2:] == ["edge of stability, lr 0.1", "edge of stability, lr 0.5"]
+    assert {*edges(figure)["sharpness"]} == {4.0}  # the last line
+    (axes,) = (axes for axes in figure.axes if axes.get_title() == "sharpness")
+    assert [line.get_marker() for line in axes.lines if line.get_zorder() == 1.5] == ["", "o"]
+
+
+def test_thresholds_that_differ_between_norms_are_drawn_for_each():
+    table = make(stability)
+    table.loc[table["norm"] == "batch", "threshold"] *= 2
+    assert {"edge of stability, batch", "edge of stability, none"} <= {*legend(render("smoothness", table))}

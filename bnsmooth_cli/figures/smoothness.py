@@ -31,6 +31,7 @@ _MEASURED: Final = {
 _STABLE: Final = ("sharpness", *_MEASURED)
 #: The legend's label of the lines that separate stable from unstable values.
 EDGE: Final = "edge of stability"
+_EDGE_DASH: Final = (0, (5, 1.5, 1, 1.5))
 #: Column -> its formula for layer i.
 _BY_LAYER: Final = {"beta": "max ‖Δgᵢ‖ / ‖ηgᵢ‖", "sharpness": "|λ|, largest of Hᵢᵢ", "curvature": "gᵢᵀHᵢᵢgᵢ / gᵢᵀgᵢ"}
 
@@ -121,6 +122,8 @@ def _edges(table: pd.DataFrame) -> pd.DataFrame:
 def edge(bounds: pd.DataFrame, column: str) -> list[Series]:
     """The edge of stability of a column, as one line if it is the same for all runs; nothing if it is unknown.
 
+    If it is the same for all runs of each learning rate, as 2 / lr is, there is a line for each learning rate.
+
     Args:
         bounds: The rows with the edge in the place of the column's values.
         column: The column.
@@ -128,14 +131,29 @@ def edge(bounds: pd.DataFrame, column: str) -> list[Series]:
     known = bounds[bounds[column].notna()]
     if known.empty:
         return []
-    dash = (0, (5, 1.5, 1, 1.5))
-    if (known.groupby("step")[column].agg(np.ptp) <= 1e-9 * known.groupby("step")[column].max()).all():
-        values = known.groupby("step")[[column]].first()
-        return [Series(style.Look(EDGE, style.ink("#C00000"), dash, ""), values)]
+    lrs = style.lrs_of(bounds)
+    by_lr = [(f", {style.lr_text(lr)}", known[known["lr"] == lr], style.marker(row)) for row, lr in enumerate(lrs)]
+    for shared in ([("", known, "")], [(label, rows, marker) for label, rows, marker in by_lr if len(rows)]):
+        if all(_is_shared(rows, column) for _, rows, _ in shared):
+            return [
+                Series(style.Look(EDGE + label, style.ink("#C00000"), _EDGE_DASH, marker), _by_step(rows, column))
+                for label, rows, marker in shared
+            ]
     return [
-        Series(style.Look(f"{EDGE}, {look.label}", look.colour, dash, ""), rows.groupby("step")[[column]].median())
-        for look, rows in style.groups(known)
+        Series(style.Look(f"{EDGE}, {look.label}", look.colour, _EDGE_DASH, look.marker), _by_step(rows, column))
+        for look, rows in style.groups(known, lrs)
     ]
+
+
+def _is_shared(rows: pd.DataFrame, column: str) -> bool:
+    """Whether all runs have the same value of a column at each step, up to rounding."""
+    at_step = rows.groupby("step")[column]
+    return bool((at_step.agg(np.ptp) <= 1e-9 * at_step.max()).all())
+
+
+def _by_step(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The median over runs of a column at each step."""
+    return rows.groupby("step")[[column]].median()
 
 
 def by_layer(table: pd.DataFrame) -> list[Band]:

@@ -65,9 +65,13 @@ def groups(table: pd.DataFrame, lrs: Sequence[float] | None = None) -> list[tupl
                 if len(rows):
                     label = ", ".join([norm, *([lr_text(lr)] if len(lrs) > 1 else []), *([apart] if apart else [])])
                     paler = _mixed(colour, background(), _PALEST * place / max(1, len(words) - 1))
-                    marker = _MARKERS[(row + len(lrs) * place) % len(_MARKERS)]
-                    result.append((Look(label, paler, dash, marker), rows))
+                    result.append((Look(label, paler, dash, marker(row + len(lrs) * place)), rows))
     return result
+
+
+def marker(place: int) -> str:
+    """The marker of a learning rate, by its place among those of the figure; the first has none."""
+    return _MARKERS[place % len(_MARKERS)]
 
 
 def words_of(table: pd.DataFrame) -> list[str]:

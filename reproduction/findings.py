@@ -148,15 +148,17 @@ def at_equal_loss(rows: pd.DataFrame, norm: str, other: str) -> pd.DataFrame:
 def at_equal_step(rows: pd.DataFrame, norm: str, other: str) -> pd.DataFrame:
     """The medians, over the common measured steps, of the ratios at equal steps: a row for each seed that both have.
 
-    The arguments are those of `at_equal_loss`.
+    The ratios of a seed are NaN if its runs have fewer than half of the measured steps in common: one has diverged. The
+    arguments are those of `at_equal_loss`.
     """
-    ratios = {}
+    ratios, steps = {}, rows["step"].nunique()
     for seed in _common_seeds(rows, norm, other):
         first, second = (
             rows[(rows["norm"] == name) & (rows["seed"] == seed)].set_index("step")[[*METRICS]]
             for name in (norm, other)
         )
-        ratios[seed] = (first / second).median()
+        common = first.index.intersection(second.index)
+        ratios[seed] = (first / second).median() if 2 * len(common) >= steps else {}
     return pd.DataFrame.from_dict(ratios, orient="index", columns=[*METRICS]).astype("float64")
 
 

@@ -145,6 +145,15 @@ def test_a_loss_below_zero_an_overflow_and_a_missing_norm_cost_no_more_than_thei
         assert at(alone, "batch", "none").empty
 
 
+def test_a_seed_whose_run_diverges_in_its_first_half_has_no_ratio_at_equal_steps():
+    smoothness, train = falling()
+    last = smoothness["step"].max()
+    for share, known in ((0.6, True), (0.4, False)):
+        kept = smoothness[(smoothness["run"] != "none2") | (smoothness["step"] < share * last)]
+        found = findings.at_equal_step(findings.with_loss(kept, train), "batch", "none")["predictiveness"].notna()
+        assert found.to_dict() == {seed: known or seed != 2 for seed in SEEDS}
+
+
 def test_a_seed_that_shares_too_few_losses_has_no_ratio():
     smoothness, train = falling()
     train.loc[train["run"] == "batch4", "loss"] += 100

@@ -85,7 +85,7 @@ def read_settings(problem: str, text: str) -> dict[str, Any]:
 
 
 def alike(problem: str, texts: Iterable[str]) -> dict[str, str]:
-    """For each text, the first of the texts that says the same.
+    """For each text, the first of those texts that say the same and know the most.
 
     Two texts say the same if they differ only in the name of the folder of one set of images, which `data_digest`
     identifies. A text without this digest says the same as the one that has it, if there is no other of this name. A

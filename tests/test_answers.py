@@ -182,3 +182,12 @@ def test_a_problem_without_answers_has_no_accuracy(tmp_path):
     assert table["accuracy"].isna().all()
     assert table["test_accuracy"].isna().all()
     assert math.isfinite(table["test_loss"].iloc[-1])
+
+
+@pytest.mark.parametrize(("outputs", "targets"), [(draw(N), classes(N, most=2)), (draw(N, C), classes(N))])
+def test_a_lack_of_memory_is_not_taken_for_a_loss_without_answers(outputs, targets):
+    def loss(outputs, targets):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Answers(loss).count(outputs, targets)

@@ -559,7 +559,7 @@ def test_the_page_of_differences_quotes_the_tables():
     (diverged,) = of_half["diverged_at"].dropna()  # the plain network of one seed
     normed = of_half[of_half["norm"] == "batch"]["final_test_accuracy"]
     plain = of_half[(of_half["norm"] == "none") & of_half["diverged_at"].isna()]
-    seeds = ("no", "one", "two", "three", "four", "five")[len(plain)]
+    seeds = ("no", "one", "two", "three", "four", "five", "six")[len(plain)]
     noise, shallow = (
         bns.read_table(PUBLISHED / f"tables/{name}.parquet").query("norm == 'noisy-none'")
         for name in ("vgg-noise", "vgg-noise-11")

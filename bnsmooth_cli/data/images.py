@@ -39,8 +39,8 @@ Stamp = tuple[tuple[str, int, int], ...]
 class Images:
     """A data set: images (N, C, 32, 32) in uint8 and labels (N,) of both splits.
 
-    `mean` and `std` (C,) are those of the training pixels, scaled to [0, 1]. `digest` has the
-    fingerprints of both splits, images and labels: TRAIN.TEST.
+    `mean` and `std` (C,) are those of the training pixels, scaled to [0, 1]. `digest` has the fingerprints of both
+    splits, images and labels: TRAIN.TEST.
     """
 
     train: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -131,29 +132,25 @@ def edge(bounds: pd.DataFrame, column: str) -> list[Series]:
     known = bounds[bounds[column].notna()]
     if known.empty:
         return []
-    lrs = style.lrs_of(bounds)
-    by_lr = [(f", {style.lr_text(lr)}", known[known["lr"] == lr], style.marker(row)) for row, lr in enumerate(lrs)]
-    for shared in ([("", known, "")], [(label, rows, marker) for label, rows, marker in by_lr if len(rows)]):
-        if all(_is_shared(rows, column) for _, rows, _ in shared):
-            return [
-                Series(style.Look(EDGE + label, style.ink("#C00000"), _EDGE_DASH, marker), _by_step(rows, column))
-                for label, rows, marker in shared
-            ]
-    return [
-        Series(style.Look(f"{EDGE}, {look.label}", look.colour, _EDGE_DASH, look.marker), _by_step(rows, column))
-        for look, rows in style.groups(known, lrs)
-    ]
+    red, lrs = style.ink("#C00000"), style.lrs_of(bounds)
+    parts = [(style.Look(EDGE, red, _EDGE_DASH, ""), known)]
+    if not _are_shared(parts, column):
+        parts = [
+            (style.Look(f"{EDGE}, {style.lr_text(lr)}", red, _EDGE_DASH, style.marker(place)), rows)
+            for place, lr in enumerate(lrs) if len(rows := known[known["lr"] == lr])
+        ]  # fmt: skip
+    if not _are_shared(parts, column):
+        parts = [
+            (style.Look(f"{EDGE}, {look.label}", look.colour, _EDGE_DASH, look.marker), rows)
+            for look, rows in style.groups(known, lrs)
+        ]
+    return [Series(look, rows.groupby("step")[[column]].median()) for look, rows in parts]
 
 
-def _is_shared(rows: pd.DataFrame, column: str) -> bool:
-    """Whether all runs have the same value of a column at each step, up to rounding."""
-    at_step = rows.groupby("step")[column]
-    return bool((at_step.agg(np.ptp) <= 1e-9 * at_step.max()).all())
-
-
-def _by_step(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The median over runs of a column at each step."""
-    return rows.groupby("step")[[column]].median()
+def _are_shared(parts: Sequence[tuple[style.Look, pd.DataFrame]], column: str) -> bool:
+    """Whether all runs of each part have the same value of a column at each step, up to rounding."""
+    steps = [rows.groupby("step")[column] for _, rows in parts]
+    return all((of_part.agg(np.ptp) <= 1e-9 * of_part.max()).all() for of_part in steps)
 
 
 def by_layer(table: pd.DataFrame) -> list[Band]:

@@ -70,7 +70,7 @@ def groups(table: pd.DataFrame, lrs: Sequence[float] | None = None) -> list[tupl
 
 
 def marker(place: int) -> str:
-    """The marker of a learning rate, by its place among those of the figure; the first has none."""
+    """The marker at a place in the order of a figure's learning rates and groups of settings; the first has none."""
     return _MARKERS[place % len(_MARKERS)]
 
 

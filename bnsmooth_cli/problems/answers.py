@@ -92,6 +92,8 @@ class Answers:
                 """The losses on the CPU, as a GPU does not survive an output that the loss refuses; NaN for those."""
                 try:
                     return [float(self._loss(torch.full(shape, o), torch.full_like(targets, target))) for o in outputs]
+                except torch.OutOfMemoryError:
+                    raise
                 except Exception:  # a user's loss may raise anything at outputs that it does not take
                     return [torch.nan] * len(outputs)
 

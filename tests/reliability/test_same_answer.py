@@ -160,6 +160,8 @@ def test_samples_are_what_is_written_today(tmp_path):
         elif name.endswith(".json"):
             today, sample = (json.loads((folder / name).read_text()) for folder in (tmp_path, SAMPLES))
             assert today.pop("crc") == crc(today)
+            if "data_digest" in (config := today.get("config", {})):  # then, it was of the training images alone
+                config["data_digest"] = config["data_digest"].partition(".")[0]
             assert today.keys() == sample.keys()
             assert {**today, "version": ""} == {**sample, "version": ""}, name
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bnsmooth_cli.errors import IncompleteError
 from bnsmooth_cli.studies.run import plan, run
 from bnsmooth_cli.user_code import allow
 from reproduction import findings_page, page, saturation
-from reproduction.gather import add_time, finished, gather, probed
+from reproduction.gather import finished, gather, probed
 from reproduction.published import Published
 from reproduction.scales import SCALES, Plan, plans
 
@@ -48,18 +47,13 @@ def reproduce(
     for study in studies if train else ():
         print(f"{study.name}: {study.purpose}", flush=True)
         for grid in study.grids:
-            path = work / study.name
-            begun, before = time.time(), _changed(path)
             allow(*grid.norms)  # those of the experiments on noise are code
             try:
                 with Board() as board:
-                    failed = bool(run(plan(grid, path, jobs=facts["jobs"]), progress=board).failed)
+                    failed = bool(run(plan(grid, work / study.name, jobs=facts["jobs"]), progress=board).failed)
             except IncompleteError as error:
                 print(f"reproduction: {error}", file=sys.stderr)
                 failed = True
-            finally:
-                if _changed(path) != before:  # finding everything finished does not count as the study's time
-                    add_time(work, study.name, time.time() - begun)
             status = max(status, int(failed))
     for name, of_study in probed(finished(studies, work)):
         saturation.probe(of_study, work / f"{name}.parquet")
@@ -67,11 +61,6 @@ def reproduce(
     page.draw(folder)
     page.write(folder)
     return status
-
-
-def _changed(study: Path) -> float:
-    """When a table of a study's runs was last written."""
-    return max((path.stat().st_mtime for path in study.glob("runs/*/*.parquet")), default=0.0)
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -90,7 +89,6 @@ def gather(
     for path in (folder / "tables").glob("*.parquet"):
         if path.name not in tables:  # from another scale
             path.unlink()
-    times = read_times(work)
     content = {
         **facts,
         **machine(),
@@ -103,7 +101,7 @@ def gather(
                 "commands": plan.commands(Path("paper", work.name, plan.name)),
                 "runs": {run.name: _about(run) for run in runs[plan.name]},
                 "planned": len({config.name for grid in plan.grids for config in grid.configs()}),
-                "seconds": math.ceil(times.get(plan.name, 0)) + _earlier_study(earlier, plan.name).get("seconds", 0),
+                "log": _log(earlier, work / plan.name),
                 "settings": _settings(earlier, work, plan.name, new),
             }
             for plan in plans
@@ -146,6 +144,12 @@ def _settings(earlier: Published | None, work: Path, name: str, new: Mapping[str
     if name not in new:
         return dict(_earlier_study(earlier, name)["settings"])
     return {k: v for k, v in Study(work / name).read()["settings"].items() if k != "data"}
+
+
+def _log(earlier: Published | None, study: Path) -> list[dict[str, Any]]:
+    """When commands trained or measured runs, as far as it is recorded: those of the earlier page and of the study."""
+    entries = [*_earlier_study(earlier, study.name).get("log", ()), *Study(study).log()]
+    return [*{entry["began"]: entry for entry in entries}.values()]
 
 
 def _floors(runs: Sequence[Run | Earlier]) -> dict[str, list[float]]:
@@ -354,16 +358,3 @@ def floors(run: Run) -> list[float]:
     squares = torch.linalg.svdvals(projected).square()
     rest = float((targets - projected).square().sum())
     return [rest + float(squares[rank:].sum()) for rank in range(1, len(squares) + 1)]
-
-
-def read_times(work: Path) -> dict[str, float]:
-    """The seconds that each study has taken so far, by name."""
-    path = work / "times.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def add_time(work: Path, study: str, seconds: float) -> None:
-    """Add to the seconds of a study."""
-    times = read_times(work)
-    with atomic(work / "times.json") as temporary:
-        temporary.write_text(json.dumps({**times, study: round(times.get(study, 0.0) + seconds, 1)}, indent=2) + "\n")

@@ -172,6 +172,17 @@ def test_many_eigenvalues_of_a_small_operator(size, count, dtype):
     assert found.values == pytest.approx([*expected[:count], expected[-1]], abs=ACCURACY * largest)
 
 
+def test_no_eigenvalue_is_missing_between_those_that_are_found():
+    for seed in range(30):
+        random = torch.Generator().manual_seed(seed)
+        square = torch.randn(200, 200, dtype=torch.float64, generator=random)
+        values = torch.linalg.eigvalsh(square + square.T)
+        start = torch.randn(200, dtype=torch.float64, generator=random)
+        found = extreme_eigenpairs(lambda v, values=values: v * values, start, 10, random)
+        assert found.accurate.all()
+        assert found.values[:10] == pytest.approx(values.flip(0)[:10].numpy(), rel=ACCURACY)
+
+
 def test_extreme_eigenpairs_count_their_products():
     products = []
     values = SPECTRA["network"]

@@ -15,8 +15,10 @@ from bnsmooth_cli.derivatives.lanczos import EXHAUSTED, SETTLED, SMALL, SYMMETRY
 from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 
 #: An eigenvalue is accurate if its residual, and its change over the last SETTLED products, are at most this share of
-#: it, or of SMALL times the largest magnitude.
-ACCURACY: Final = 5e-3
+#: it, or of SMALL times the largest magnitude. The residual bounds the distance to an eigenvalue, which need not be the
+#: one of that rank: one between those that are found may be missing, as its vector has hardly entered the iteration. At
+#: 5e-3, one is missing in every tenth random matrix with 200 rows if K is 10; at this share, in none of 200.
+ACCURACY: Final = 2e-4
 #: The vectors of the basis: so many for each wanted eigenvalue, and so many more.
 _PER_VALUE: Final = 2
 _MORE: Final = 14

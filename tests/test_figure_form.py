@@ -270,6 +270,11 @@ def test_few_points_are_marked_and_many_are_not() -> None:
     assert {line.get_marker() for line in render("smoothness", many).axes[1].lines} <= {"", "None"}
 
 
+def test_two_learning_rates_with_few_points_have_different_marks() -> None:
+    few = make(lambda r, n: smoothness(r, n).head(12), norms=("batch",), lrs=(0.1, 0.5))
+    assert {line.get_marker() for line in render("smoothness", few).axes[1].lines} == {"o", "s"}
+
+
 def test_bands_show_where_points_lie_or_how_many_there_are() -> None:
     axes = render("landscape", make(landscape, norms=("batch",))).axes[0]
     dots = [line for line in axes.lines if line.get_marker() == "."]

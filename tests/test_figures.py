@@ -483,7 +483,7 @@ def test_thresholds_of_several_learning_rates_are_drawn_for_each():
     assert legend(figure)[-2:] == ["edge of stability, lr 0.1", "edge of stability, lr 0.5"]
     assert {*edges(figure)["sharpness"]} == {4.0}  # the last line
     (axes,) = (axes for axes in figure.axes if axes.get_title() == "sharpness")
-    assert [line.get_marker() for line in axes.lines if line.get_zorder() == 1.5] == ["", "o"]
+    assert [line.get_marker() for line in axes.lines if line.get_zorder() == 1.5] == ["", "s"]
 
 
 def test_thresholds_that_differ_between_norms_are_drawn_for_each():

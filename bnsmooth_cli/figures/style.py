@@ -23,7 +23,7 @@ from bnsmooth_cli.norms import Dash
 
 _OTHER_COLOURS: Final = ("#E69F00", "#6A3D9A", "#7A5C00", "#A6192E", "#44AA99")
 _OTHER_DASHES: Final[tuple[Dash, ...]] = ("-", (0, (6, 2)), (0, (3, 1, 1, 1)), (0, (2, 1)))
-_MARKERS: Final = ("", "o", "s", "^", "D", "v", "P")
+_MARKERS: Final = ("", "s", "^", "D", "v", "P", "X")  # without "o", which are the points of a short curve
 #: The size of text in points for which lengths in the code are written; others scale with it.
 FONT: Final = 8.5
 #: How the label of a curve of the paper begins.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -50,6 +51,8 @@ _KEPT: Final = {
 _LINEAR_ICS: Final = 51  # of the linear network, which has twice the layers
 #: The kinds that claims and numbers need of the plain network and BatchNorm alone.
 _OF_PLAIN: Final = ("landscape-random", "ics", "theory")
+#: The columns of settings, which are not rounded.
+_EXACT: Final = ("lr", "step_lr", "threshold", "alpha", "step_size", "beta_alpha", "critical_alpha", "critical_lr")
 #: The columns of activations that no number on the page needs.
 _UNUSED: Final = ("quantiles", "skewness", "sigma", "mean_drift", "var_drift")
 
@@ -85,7 +88,7 @@ def gather(
             tables[f"{name}.parquet"] = rows
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        bns.save_table(rows, folder / "tables" / name)
+        bns.save_table(rounded(rows), folder / "tables" / name)
     for path in (folder / "tables").glob("*.parquet"):
         if path.name not in tables:  # from another scale
             path.unlink()
@@ -114,6 +117,20 @@ def gather(
             table_paths(folder / f"tables/{name}.parquet").values(), judged(folder, name), strict=True
         ):
             bns.save_table(rows, path)
+
+
+def rounded(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose measured numbers have the 24 bits of a float32 and the range of a float64, which take less space.
+
+    Tables of training are as they are: accuracies are short decimal numbers. So are those of the theory, which say
+    whether two sides are equal.
+    """
+    if {"accuracy", "statement"} & {*rows}:
+        return rows
+    doubles = rows.select_dtypes("float64").drop(columns=[*_EXACT], errors="ignore")
+    fractions, exponents = np.frexp(doubles.to_numpy())
+    rounded = np.ldexp(fractions.astype("float32").astype("float64"), exponents)
+    return rows.assign(**pd.DataFrame(rounded, index=rows.index, columns=doubles.columns))
 
 
 def finished(plans: Sequence[Plan], work: Path) -> dict[str, Sequence[Run]]:

@@ -126,8 +126,8 @@ class Page:
         for name, study in self.studies.items():
             planned = len(set(itertools.chain.from_iterable(map(planned_runs, study.about["commands"]))))
             runs = f"{len(study.runs)}" + (f" of {planned}" if len(study.runs) < planned else "")
-            seconds = study.about["seconds"]
-            time = f"{seconds} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+            seconds = sum(entry["seconds"] for entry in study.about["log"])
+            time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
             time = f"{seconds / 3600:.1f} h" if seconds >= 6000 else time if seconds else "–"
             expected.append([f"`{name}`", re.escape(study.about["purpose"]), runs, f"{study.steps:,}", time])
         self._compare(rows, expected)
@@ -512,7 +512,7 @@ TEXTS = {
 _NORM = "`(?:" + "|".join(NORMS) + ")`"
 #: A kind of table -> its headings. Every one has a column with the number of seeds, runs, units, points or cases.
 KNOWN = {
-    "studies": r"study\|content\|runs\|steps\|time",
+    "studies": r"study\|content\|runs\|steps\|recorded time",
     "claims": r"the paper's claim\|study\|statistic\|rule\|the paper's figure\|here\|verdict",
     "accuracies": r"study\|lr\|norm\|seeds\|the paper\|here, last\|here, best",
     "medians": rf"`[\w-]+`\|lr\|seeds(\|({'|'.join(map(re.escape, HEADINGS))}))+",

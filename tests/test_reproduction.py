@@ -34,7 +34,7 @@ from reproduction import page, saturation
 from reproduction.__main__ import reproduce
 from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
 from reproduction.findings import trained
-from reproduction.gather import averaged, floors, gather, probed
+from reproduction.gather import averaged, floors, gather, probed, rounded
 from reproduction.published import Published
 from reproduction.scales import EIGHT, FIVE, LP, NORMS, PLAIN, SCALES, Plan, changed, plans
 
@@ -604,6 +604,18 @@ def test_a_thinned_training_curve_keeps_the_evaluations_and_the_means(steps, eva
         assert found.loc[step, "accuracy"] == pytest.approx(
             rows["accuracy"][max(0, step - every + 1) : step + 1].mean()
         )
+
+
+def test_what_was_measured_is_rounded_and_nothing_else():
+    values = np.array([1 / 3, -1e-300 / 3, 1e300 / 3, 0.0, np.inf, np.nan])
+    rows = pd.DataFrame({"step": range(6), "lr": 0.1, "loss": values})
+    found = rounded(rows)
+    assert found[["step", "lr"]].equals(rows[["step", "lr"]])
+    np.testing.assert_allclose(found["loss"], values, rtol=2**-24)
+    mantissas = np.frexp(found["loss"])[0]
+    assert mantissas.equals(mantissas.astype("float32").astype("float64"))
+    for kept in (rows.assign(accuracy=1 / 3), rows.assign(statement="4.1")):
+        assert rounded(kept).equals(kept)
 
 
 def test_sections_name_pictures_once():

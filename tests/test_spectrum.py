@@ -172,15 +172,28 @@ def test_many_eigenvalues_of_a_small_operator(size, count, dtype):
     assert found.values == pytest.approx([*expected[:count], expected[-1]], abs=ACCURACY * largest)
 
 
-def test_no_eigenvalue_is_missing_between_those_that_are_found():
+@pytest.mark.parametrize("copies", [1, 5])
+def test_no_eigenvalue_is_missing_between_those_that_are_found(copies):
     for seed in range(30):
         random = torch.Generator().manual_seed(seed)
         square = torch.randn(200, 200, dtype=torch.float64, generator=random)
-        values = torch.linalg.eigvalsh(square + square.T)
-        start = torch.randn(200, dtype=torch.float64, generator=random)
+        values = torch.linalg.eigvalsh(square + square.T).repeat_interleave(copies)
+        start = torch.randn(len(values), dtype=torch.float64, generator=random)
         found = extreme_eigenpairs(lambda v, values=values: v * values, start, 10, random)
         assert found.accurate.all()
         assert found.values[:10] == pytest.approx(values.flip(0)[:10].numpy(), rel=ACCURACY)
+
+
+def test_every_copy_of_an_eigenvalue_is_found():
+    """Of softmax regression at zero weights, each eigenvalue has nine copies, for ten classes."""
+    torch.manual_seed(0)
+    x, y, model = torch.randn(300, 30), torch.randint(10, (300,)), torch.nn.Linear(30, 10)
+    torch.nn.init.zeros_(model.weight), torch.nn.init.zeros_(model.bias)
+    point = bns.Point.of(model, lambda: torch.nn.functional.cross_entropy(model(x), y), lr=0.1)
+    found = bns.spectrum(point, top=10).iloc[0]["eigenvalues"]
+    inputs = torch.cat([x, torch.ones(300, 1)], dim=1).double()
+    largest = torch.linalg.eigvalsh(inputs.T @ inputs / 300).flip(0).numpy() / 10  # of softmax' covariance, 1/10
+    assert found == pytest.approx([largest[0]] * 9 + [largest[1]], rel=ACCURACY)
 
 
 def test_extreme_eigenpairs_count_their_products():

@@ -129,6 +129,9 @@ def test_the_weights_of_a_weight_normalised_layer_are_its_lengths(dim):
         layer.parametrizations.weight.original0.mul_(3)
     (name,) = penalised(layer)
     assert layer.get_parameter(name).square().sum().item() == pytest.approx(layer.weight.square().sum().item())
+    hooked = nn.utils.weight_norm(nn.Linear(5, 4), dim=dim)
+    assert penalised(hooked) == ["weight_g"]
+    assert hooked.weight_g.square().sum().item() == pytest.approx(hooked.weight.square().sum().item())
 
 
 @pytest.mark.parametrize("value", ["-0.1", "nan", "inf", "1e4"])

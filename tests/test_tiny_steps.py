@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -22,8 +24,8 @@ def last(tmp_path_factory) -> bns.Point:
 @pytest.mark.parametrize("direction", ["gradient", "random", "update"])
 def test_a_step_that_rounding_swallows_is_measured_in_float64(last, direction):
     theta, gradient = last.theta, last.gradients_at(last.theta[None])[1][0]
-    assert not resolves(theta, gradient, 0.5 * last.lr)
-    assert resolves(theta.double(), gradient.double(), 0.5 * last.lr)
+    assert not resolves(last, theta, gradient, 0.5 * last.lr)
+    assert resolves(last.to(torch.float64), theta.double(), gradient.double(), 0.5 * last.lr)
     double = last.to(torch.float64)
     for measure in (bns.smoothness, bns.landscape):
         mine, exact = (measure(point, direction=direction) for point in (last, double))
@@ -39,7 +41,7 @@ def test_layers_too(last):
 
 def test_a_step_that_float32_resolves_is_measured_in_float32(small_run):
     point = bns.load_point(small_run("vgg", "batch"), step=3)
-    assert resolves(point.theta, point.gradients_at(point.theta[None])[1][0], 0.5 * point.lr)
+    assert resolves(point, point.theta, point.gradients_at(point.theta[None])[1][0], 0.5 * point.lr)
 
 
 def test_a_loop_whose_steps_are_swallowed_has_no_beta():
@@ -51,3 +53,19 @@ def test_a_loop_whose_steps_are_swallowed_has_no_beta():
     assert row["sharpness"] > 0
     with pytest.warns(bns.Remark, match="no beta"):
         assert bns.smoothness_by_layer(point)["beta"].isna().all()
+
+
+def test_one_parameter_in_float64_does_not_make_the_others_precise():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 3)
+    model.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+    point = bns.Point.of(model, lambda: (model.scale * model(x) - 1).square().mean(), lr=1e-8)
+    with pytest.warns(bns.Remark, match="no beta: the rounding of float32"):
+        assert math.isnan(bns.smoothness(point, alphas=[0.5, 1, 2, 4])["beta"].item())
+
+
+def test_a_gradient_that_vanishes_in_a_step_has_no_beta():
+    model = nn.Linear(1, 1, bias=False)
+    point = bns.Point.of(model, lambda: 1e-30 * model(torch.ones(1, 1)).square().sum(), lr=1e-20)
+    with pytest.warns(bns.Remark, match="no beta"):
+        assert math.isnan(bns.smoothness(point)["beta"].item())

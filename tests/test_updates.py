@@ -281,6 +281,87 @@ def test_a_loop_of_ones_own_is_probed_along_its_optimisers_update():
     assert rows["loss"][1] == pytest.approx(loss().item(), rel=1e-9)
 
 
+class Plain(torch.optim.Optimizer):
+    """Gradient descent in the user's own code."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad, alpha=group["lr"])
+
+
+def trained_loop(make, dtype=torch.float32, steps=4):
+    """A small network after some steps of an optimiser, and its loss, with one batch in turn for each of two heads."""
+    torch.manual_seed(0)
+    body, heads = nn.Linear(4, 8).double(), [nn.Linear(8, 1).double(), nn.Linear(8, 1).double()]
+    model = nn.ModuleList([body, *heads]).to(dtype)
+    x, y = torch.randn(16, 4).to(dtype), torch.randn(16, 1).to(dtype)
+    optimizer = make(model.parameters())
+
+    def loss(head=0):
+        return (heads[head](torch.tanh(body(x))) - y).square().mean()
+
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(step % 2).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer, loss
+
+
+RULES_WITH_A_PENALTY = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, weight_decay=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.1),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01, weight_decay=0.1),
+    "maximize": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1, maximize=True),
+}
+
+
+@pytest.mark.parametrize("name", RULES_WITH_A_PENALTY)
+def test_the_update_with_a_penalty_is_not_rounded_however_small(name):
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        model, optimizer, loss = trained_loop(RULES_WITH_A_PENALTY[name], dtype)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-9 if dtype == torch.float32 else 1e-3
+        point = bns.Point.of(model, loss, optimizer=optimizer)
+        (gradient,) = point.gradients_at(point.theta[None])[1]
+        found.append(point.optimiser.direction(gradient, point.step).double())
+    one, other = found  # the direction does not depend on the learning rate, except through rounding
+    assert (one - other).norm() < 1e-4 * other.norm()
+
+
+def test_the_update_of_unknown_code_has_no_curvature_where_it_is_mostly_rounding():
+    model, _, loss = trained_loop(lambda p: Plain(p, 0.1), steps=0)
+    near, far = (bns.Point.of(model, loss, optimizer=Plain(model.parameters(), lr)) for lr in (1e-9, 0.1))
+    with pytest.warns(bns.Remark, match="no beta"):
+        row = bns.smoothness(near, [1, 2, 4], direction="update").iloc[0]
+    assert row[["beta", "curvature", "critical_lr"]].isna().all()
+    assert row["sharpness"] > 0
+    known = bns.smoothness(bns.Point.of(model, loss, lr=0.1), [1, 2, 4]).iloc[0]
+    row = bns.smoothness(far, [1, 2, 4], direction="update").iloc[0]
+    for column in ("beta", "curvature", "critical_lr"):
+        assert row[column] == pytest.approx(known[column], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_what_the_loss_does_not_reach_does_not_move(name):
+    make = {**RULES_WITH_A_PENALTY, "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.5)}[name]
+    model, optimizer, loss = trained_loop(make, torch.float64)
+    point = bns.Point.of(model, loss, optimizer=optimizer)
+    distance = bns.landscape(point, [1.0], direction="update")["distance"][1]
+    before = point.theta
+    loss().backward()
+    optimizer.step()
+    assert distance == pytest.approx(float((point.theta - before).norm()), rel=1e-9)
+
+
 def reference_of(model, loss, divisor):
     parameters = [*model.parameters()]
     flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss(), parameters, create_graph=True)])

@@ -202,6 +202,22 @@ def test_a_loss_that_draws_leaves_all_generators_as_they_were(data):
         assert np.random.get_state()[1].tolist() == expected[1]
 
 
+def test_draws_without_an_effect_leave_all_generators_as_they_were(data):
+    x, y = data
+    model = classifier(lambda: nn.Linear(3, 2))
+
+    def loss():  # as a network does that drops layers with a probability of 0
+        dropped = torch.rand(()) < 0 or np.random.rand() < 0 or random.random() < 0
+        return F.cross_entropy(model(x) * (not dropped), y)
+
+    point = point_of(model, loss)
+    for measure in (bns.landscape, bns.smoothness, bns.ics, bns.spectrum, bns.activations):
+        before = torch.get_rng_state(), np.random.get_state()[2], random.getstate()
+        measure(point)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[2], random.getstate()) == before[1:]
+
+
 @pytest.mark.filterwarnings("ignore::bnsmooth_cli.errors.Remark")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("measure", [bns.landscape, bns.smoothness, bns.smoothness_by_layer, bns.ics, bns.surface])

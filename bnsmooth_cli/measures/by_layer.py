@@ -62,7 +62,7 @@ def smoothness_by_layer(
     etas = [alpha * point.lr for alpha in lengths]
     places = [positions(point.parameters, names) for _, names in chosen]
     theta, gradients, rows = point.theta, point.gradients_at(point.theta[None])[1][0], []
-    resolved = not etas or all(resolves(theta[where], gradients[where], min(etas)) for where in places)
+    resolved = not etas or all(resolves(point, theta[where], gradients[where], min(etas)) for where in places)
     if not resolved and (double := finer(point)) is not None:
         point, resolved = double, True
         gradients = point.gradients_at(point.theta[None])[1][0]

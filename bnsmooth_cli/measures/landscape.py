@@ -19,6 +19,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.measurement import Measurement, measured
+from bnsmooth_cli.networks.parameters import coarsest
 from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.points.objective import Objective
 from bnsmooth_cli.points.point import Point
@@ -192,7 +193,8 @@ def probe(point: Point, alphas: Sequence[float] | None = None, direction: str = 
     lr = point.lr
     loss, gradient = point.gradients_at(point.theta[None])
     norm, vector = euclidean_norm(gradient), direction_vector(point, gradient[0], direction)
-    resolved = not alphas or resolves(point.theta, vector, min(alphas) * lr)
+    resolved = not alphas or resolves(point, point.theta, vector, min(alphas) * lr)
+    resolved = resolved and _known(point, vector, direction)
     if not resolved and (double := finer(point)) is not None:
         return probe(double, alphas, direction)
     about = torch.stack((inner_product(gradient[0], vector), euclidean_norm(vector)))
@@ -222,17 +224,32 @@ def probe(point: Point, alphas: Sequence[float] | None = None, direction: str = 
     return Line(point, rows, vector, length, float(numbers[-2]), resolved)
 
 
-def resolves(start: Float[Tensor, " m"], vector: Float[Tensor, " m"], eta: float) -> bool:
+def resolves(point: Point, start: Float[Tensor, " m"], vector: Float[Tensor, " m"], eta: float) -> bool:
     """Whether the precision resolves a step from w to w - eta d: rounding changes it by ROUNDED of its length at most.
 
     Args:
-        start: The vector w.
+        point: The point, whose parameters have this precision.
+        start: The vector w, some or all of them.
         vector: The vector d.
         eta: The step length.
     """
-    step = eta * vector
-    lost = euclidean_norm(start - (start - step) - step)  # the difference of two near numbers is exact
-    return not bool(lost > ROUNDED * euclidean_norm(step))
+    dtype = coarsest(point.parameters.values())
+    start, step = start.to(dtype), eta * vector.to(dtype)
+    lost, length = euclidean_norm(start - (start - step) - step), euclidean_norm(step)  # the difference is exact
+    vanished = length == 0 and vector.any()
+    return not bool(vanished or lost > ROUNDED * length)
+
+
+def _known(point: Point, vector: Float[Tensor, " n"], direction: str) -> bool:
+    """Whether the direction is known to ROUNDED of its length.
+
+    The update of an unknown optimiser is the difference of two thetas. Each is rounded by a quarter of the relative
+    precision, the root mean square of what is lost.
+    """
+    if direction != "update" or point.optimiser.exact:
+        return True
+    rounding = torch.finfo(coarsest(point.parameters.values())).eps / 4
+    return not bool(rounding * euclidean_norm(point.theta) > ROUNDED * point.lr * euclidean_norm(vector))
 
 
 def finer(point: Point) -> Point | None:
@@ -241,9 +258,9 @@ def finer(point: Point) -> Point | None:
     Returns:
         None, with a `Remark`, if it is in float64 already, or belongs to a training loop, whose model is not converted.
     """
-    first = next(iter(point.parameters.values()))
-    if first.dtype == torch.float64 or isinstance(point.problem, ExternalLoop):
-        precision = str(first.dtype).removeprefix("torch.")
+    dtype = coarsest(point.parameters.values())
+    if dtype == torch.float64 or isinstance(point.problem, ExternalLoop):
+        precision = str(dtype).removeprefix("torch.")
         warnings.warn(f"no beta: the rounding of {precision} swallows the steps of the line", Remark, stacklevel=3)
         return None
     return point.to(torch.float64)

@@ -86,7 +86,8 @@ def smoothness(
         does not have before its first step); `threshold` (null where it is unknown); `critical_alpha`, the smallest
         step length with a loss above that of the point (null if there is none); `critical_lr`; `batch_sharpness` and
         its standard error `batch_sharpness_error` (null without `batches`).
-        If rounding swallows its steps (`landscape`), what comes from its gradients is null.
+        If rounding swallows its steps (`landscape`), what comes from its gradients is null. So are the curvature and
+        the critical learning rate along the update of an optimiser that is not one of torch's known ones.
         If the line overflows, its maxima are inf, and `beta_alpha` and `saturated` are null. If the gradient is 0 or
         not finite, all that comes from second derivatives is null. Without weights, `weight_norm` is null. For another
         direction than the gradient, there is also the column `direction`.
@@ -109,11 +110,14 @@ def smoothness(
         raise InputError("--batches: a point of your own loop has no batches of other steps; leave it out")
     probed = probe(point, alphas, direction)
     line, critical, resolved = probed.rows, critical_lr(probed), probed.resolved
+    own = probed.point if direction == "update" else point  # in the precision that its direction needs
     del probed  # and with it the memory of the direction
     start, moved = line.iloc[0], line.iloc[1:]
     losses, distances = moved["loss"].fillna(np.inf), moved["grad_distance"].fillna(np.inf)
     rising = moved["alpha"][losses > start["loss"]]
-    second = second_order(point, direction=direction, batches=batches)
+    second = second_order(own, direction=direction, batches=batches)
+    if direction == "update" and not resolved and not own.optimiser.exact:  # the direction itself is mostly rounding
+        second, critical = second._replace(curvature=math.nan), math.nan
     row = {
         "step_lr": point.lr,
         "loss": start["loss"],

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -25,6 +26,15 @@ def precision(parameters: Iterable[Tensor]) -> torch.dtype:
     torch.float32
     """
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def coarsest(parameters: Iterable[Tensor]) -> torch.dtype:
+    """The type whose rounding limits where parameters can be: float64 if all of them have it, otherwise float32.
+
+    >>> coarsest([torch.ones(1), torch.ones(1, dtype=torch.float64)])
+    torch.float32
+    """
+    return torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32
 
 
 def fill(parameters: Collection[Tensor], theta: Shaped[Tensor, " n"]) -> None:
@@ -93,12 +103,15 @@ def penalised(model: nn.Module) -> list[str]:
     """The names of the parameters whose squares an L2 penalty of the weights sums up.
 
     Weights are parameters with two or more dimensions that do not belong to a norm. Of a layer with weight
-    normalisation, the lengths g of any dimension are taken: the squared norm of its weights is that of g.
+    normalisation, of either of torch's kinds, the lengths g of any dimension are taken: the squared norm of its weights
+    is that of g.
 
     >>> penalised(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm([4, 2])))
     ['0.weight']
     >>> penalised(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
     ['parametrizations.weight.original0']
+    >>> penalised(nn.utils.weight_norm(nn.Linear(3, 2)))
+    ['weight_g']
     """
     norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
     inside = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
@@ -108,8 +121,15 @@ def penalised(model: nn.Module) -> list[str]:
         for chain in getattr(module, "parametrizations", {}).values()
         if any(isinstance(step, _WeightNorm) for step in chain)
     ]
-    lengths = {id(chain.original0) for chain in chains}
-    others = inside | {id(chain.original1) for chain in chains}
+    pairs = [(chain.original0, chain.original1) for chain in chains]
+    pairs += [
+        (getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v"))
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm)
+    ]
+    lengths = {id(length) for length, _ in pairs}
+    others = inside | {id(direction) for _, direction in pairs}
     return [name for name, p in trainable(model).items() if id(p) in lengths or (p.dim() > 1 and id(p) not in others)]
 
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.networks.precision import full_precision
 from bnsmooth_cli.networks.wrappers import ALTERED, on_one_device, say_eager, uncompiled
+from bnsmooth_cli.randomness import kept
 
 
 @contextmanager
@@ -28,13 +29,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     eagerly: compiled code has no second derivatives. What is made for several devices runs on one
     (`networks.wrappers`). Parameters of less than 32 bits are converted to float32, and autocast is off: rounding would
     move parameters to other points than the measurement asks for, and hide the differences of gradients. When the
-    context ends, the parameters, their gradients, and the attributes of modules are those from before. Threads take
-    turns.
+    context ends, the parameters, their gradients, the attributes of modules and the random generators are those from
+    before. Threads take turns.
     """
     device = next(model.parameters()).device.type
     with (
         ALTERED, recording(), torch.autocast(device, enabled=False), _no_autocast(),
-        _eager(model), on_one_device(), _attributes(model), gradients_kept(model), _wide(model),
+        _eager(model), on_one_device(), kept(), _attributes(model), gradients_kept(model), _wide(model),
     ):  # fmt: skip
         yield
 

@@ -135,14 +135,15 @@ class Point(Shown):
         """The current point of a training loop (`external_loop`). The arguments are those of `of`."""
         model = problem.network()
         optimiser = optimiser_of(problem.config, model)
-        if optimizer is not None:
-            optimiser = External(optimiser.parameters, problem.config, optimizer)
-        if not optimiser.lr(step):
-            raise InputError("lr: is 0 at this step, and step lengths are its multiples; measure another step")
         first = next(iter(trainable(model).values()))
         problem.device = first.device  # the model may have been moved
         no_data = torch.empty(0, dtype=first.dtype, device=first.device)
         point = cls(problem, model, optimiser, step, no_data, no_data, run, objective)
+        if optimizer is not None:
+            external = External(optimiser.parameters, problem.config, optimizer, point._reached)
+            point = dataclasses.replace(point, optimiser=external)
+        if not point.lr:
+            raise InputError("lr: is 0 at this step, and step lengths are its multiples; measure another step")
         with point.undisturbed(), point._mode(model), prepared(point.norms, problem.config.seed, step):
             check_loss(model, problem.loss, "loss")
         return point
@@ -407,6 +408,13 @@ class Point(Shown):
                 piece.add_(slope.detach(), alpha=share)
             total += share * loss.detach()
         return total
+
+    def _reached(self) -> list[bool]:
+        """Whether the objective depends on each of the trained parameters."""
+        leaves = [*self.parameters.values()]
+        with torch.enable_grad():
+            slopes = [torch.autograd.grad(loss, leaves, allow_unused=True) for _, loss in self._terms(self.model)]
+        return [any(slope is not None for slope in of_parameter) for of_parameter in zip(*slopes, strict=True)]
 
     def losses_at(self, thetas: Iterable[Float[Tensor, " n"]]) -> Float[Tensor, " points"]:
         """The losses at parameter vectors, by forward passes alone.

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.networks.parameters import flatten, penalised, trainable, unflatten
 from bnsmooth_cli.randomness import generator, kept, seeded
 from bnsmooth_cli.training.optimiser_copies import copied, equal_states, keep_types, no_hooks, strange_type
-from bnsmooth_cli.training.preconditioners import DIVISORS, forgets_places, rule_of, shared_options
+from bnsmooth_cli.training.preconditioners import DIVISORS, decoupled, rule_of, shared_options
 from bnsmooth_cli.training.restoring import copy_into, numbered
 from bnsmooth_cli.user_code import explaining
 
@@ -153,6 +153,11 @@ class Optimiser(ABC):
             step: The step t.
         """
         return self._theta(gradient) - self.moved(gradient, step)
+
+    @property
+    def exact(self) -> bool:
+        """Whether `update` is computed as such, and not as the difference of two thetas, which are rounded."""
+        return True
 
     def direction(self, gradient: Theta, step: int) -> Theta:
         """The update in learning rates: the gradient itself for SGD without momentum."""
@@ -322,36 +327,68 @@ class _Torch(Optimiser):
     @torch.no_grad()
     def moved(self, gradient: Theta, step: int) -> Theta:
         places = [p.detach().clone() for p in self._moving]
-        self._step_copy(places, gradient, step)
+        self._let_step(self._copy(places, gradient, step), step)
         return flatten(places).to(gradient)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the rule is known: where it begins then makes no difference but for weight decay."""
+        return rule_of(self.optimizer) is not None
 
     @torch.no_grad()
     def update(self, gradient: Theta, step: int) -> Theta:
-        if not forgets_places(self.optimizer):
+        if not self.exact:
             return super().update(gradient, step)
         # From the origin, where nothing is rounded: a small step is lost in the difference of two large thetas.
         places = [torch.zeros_like(p, requires_grad=False) for p in self._moving]
-        twin = self._step_copy(places, gradient, step)
-        decay = {
-            id(p): float(g["lr"]) * float(g.get("weight_decay", 0)) for g in twin.param_groups for p in g["params"]
-        }
+        twin = self._copy(places, gradient, step)
+        shrinking = self._take_decay(twin, places)
+        self._let_step(twin, step)
         taken = [place.neg() for place in places]
-        for step_taken, place, parameter in zip(taken, places, self._moving, strict=True):
-            if decay[id(place)]:
-                step_taken.add_(parameter.detach(), alpha=decay[id(place)])
+        for step_taken, parameter, share in zip(taken, self._moving, shrinking, strict=True):
+            if share:
+                step_taken.add_(parameter.detach(), alpha=share)
         return flatten(taken).to(gradient)
 
-    def _step_copy(self, places: list[Tensor], gradient: Theta, step: int) -> torch.optim.Optimizer:
-        """Let a copy of the optimiser take the step from other places, which it changes. Returns the copy."""
+    def _copy(self, places: list[Tensor], gradient: Theta, step: int) -> torch.optim.Optimizer:
+        """A copy of the optimiser that is about to take the step from other places."""
         name = f"the optimizer {type(self.optimizer).__name__}"
         with explaining(f"{name} cannot be copied, which its update is measured by"):
             twin = copied(self.optimizer, self._moving, places)
-        for place, piece in zip(places, self._clipped(unflatten(gradient, self.parameters)), strict=True):
-            place.grad = piece.to(place.dtype, copy=True)  # an optimiser may change it
+        pieces = self._clipped(unflatten(gradient, self.parameters))
+        for place, piece, reached in zip(places, pieces, self._reached(pieces), strict=True):
+            place.grad = piece.to(place.dtype, copy=True) if reached else None  # an optimiser may change it
         self._set_lr(twin, step)
-        with explaining(f"{name} fails in its step"), self._drawing(step), no_hooks():
-            type(twin).step(twin)  # not a step that a scheduler of learning rates has put into the original
         return twin
+
+    def _reached(self, gradients: Tensors) -> Sequence[bool]:
+        """Whether each parameter has a gradient. Without one, it does not move, whatever its momentum and its decay."""
+        return [True] * len(gradients)
+
+    def _let_step(self, twin: torch.optim.Optimizer, step: int) -> None:
+        """Let a copy take the step: not one that a scheduler of learning rates has put into the original."""
+        with explaining(f"the optimizer {type(twin).__name__} fails in its step"), self._drawing(step), no_hooks():
+            type(twin).step(twin)
+
+    def _take_decay(self, twin: torch.optim.Optimizer, places: list[Tensor]) -> list[float]:
+        """Take weight decay out of a copy: a penalty is in its gradients then.
+
+        Returns:
+            The share by which decoupled weight decay shrinks each tensor.
+        """
+        rule, shares = rule_of(twin), dict.fromkeys(map(id, places), 0.0)
+        parameters = {id(place): parameter.detach() for place, parameter in zip(places, self._moving, strict=True)}
+        assert rule is not None
+        for group in twin.param_groups:
+            decay, group["weight_decay"] = float(group.get("weight_decay", 0)), 0.0
+            for place in group["params"] if decay else ():
+                if place.grad is None:
+                    continue
+                if decoupled(rule, group):
+                    shares[id(place)] = float(group["lr"]) * decay
+                else:
+                    place.grad.add_(parameters[id(place)], alpha=-decay if group.get("maximize") else decay)
+        return [shares[id(place)] for place in places]
 
     def preconditioner(self, step: int) -> Theta | None:
         rule = rule_of(self.optimizer)
@@ -549,14 +586,30 @@ class External(_Torch):
         parameters: The trained parameters.
         config: The configuration of the loop.
         optimizer: The optimiser.
+        reached: Says of each parameter whether the loss depends on it.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], config: Config, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        config: Config,
+        optimizer: torch.optim.Optimizer,
+        reached: Callable[[], Sequence[bool]],
+    ) -> None:
         super().__init__(parameters, config)
-        self._given = optimizer
+        self._given, self._ask = optimizer, reached
 
     def _make(self) -> torch.optim.Optimizer:
         return self._given
+
+    def _reached(self, gradients: Tensors) -> Sequence[bool]:
+        """Zeros stand for no gradient too, and `zero_grad` leaves none to parameters that the loss does not reach.
+
+        Only torch's optimisers are known to pass over these.
+        """
+        torchs = type(self.optimizer).__module__.startswith("torch.optim")
+        known = not torchs or all(gradient.any() for gradient in gradients)
+        return super()._reached(gradients) if known else self._ask()
 
     def lr(self, step: int) -> float:
         return float(self.optimizer.param_groups[0]["lr"])

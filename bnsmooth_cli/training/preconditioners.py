@@ -31,13 +31,9 @@ def shared_options(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     return first if known and alike else None
 
 
-def forgets_places(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the update depends on where the parameters are only by decoupled weight decay, as far as is known."""
-    rule = rule_of(optimizer)
-    return rule is not None and all(
-        rule.decoupled or group.get("decoupled_weight_decay") or not group.get("weight_decay")
-        for group in optimizer.param_groups
-    )
+def decoupled(rule: optimisers.Rule, group: Mapping[str, Any]) -> bool:
+    """Whether the weight decay of a group of parameters acts on the weights themselves, and is no penalty."""
+    return rule.decoupled or bool(group.get("decoupled_weight_decay"))
 
 
 def _adam_divisor(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -160,6 +160,12 @@ def digest(name: str) -> str | None:
         if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
             return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
     return None
+
+
+def changed(provenance: Mapping[str, Any]) -> str:
+    """The names whose code is not what it was when a table was written, as far as that is known."""
+    before = provenance.get("code", {})
+    return ", ".join(name for name in before if digest(name) not in (None, before[name]))
 
 
 @contextmanager

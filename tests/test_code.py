@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -238,6 +239,24 @@ def test_code_that_has_changed_since_the_training_is_found(cli, here):
     sys.modules.pop("dyt")
     (here / "dyt.py").write_text(text)
     assert cli("ics run --norm dyt:DyT")[0] == 0
+
+
+def test_runs_of_changed_code_are_not_continued_and_finished_ones_named(cli, here):
+    study = "compare --norms none,dyt:DyT --problem dln --steps 4 -o st"
+    assert cli(f"{study} --seeds 0")[0] == 0
+    assert cli("train --problem dln --norm dyt:DyT --steps 4 -o run")[0] == 0
+    with (here / "dyt.py").open("a") as file:
+        file.write("# another line")
+    status, _, err = cli("train --problem dln --norm dyt:DyT --steps 6 -o run")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "run: dyt:DyT has changed since step 4 was reached; restore it, or --force trains again" in err
+    status, _, err = cli("train --problem dln --norm dyt:DyT --steps 4 -o run")
+    assert status == 0
+    assert "run: was trained before dyt:DyT changed; restore that, or --force trains it again" in err
+    _, _, err = cli(f"{study} --seeds 0-1")
+    (named,) = re.findall(r"note: (\S+): was trained before dyt:DyT changed", err)
+    assert Path(named).name == "dln-dyt.DyT-lr1e-06-steps4-seed0"
+    assert cli("train --problem dln --norm dyt:DyT --steps 6 -o run --force")[0] == 0
 
 
 UNSEEDED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bnsmooth_cli import stopping
+from bnsmooth_cli import stopping, user_code
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError
+from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError, Remark
 from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
 from bnsmooth_cli.storage.live import Exports, Live
 from bnsmooth_cli.storage.locks import locked
@@ -26,7 +27,6 @@ from bnsmooth_cli.studies.grid import VARIED, Grid, read_grid
 from bnsmooth_cli.studies.outcome import conclude
 from bnsmooth_cli.studies.progress import INTERVAL, StudyProgress, Watch, clear, reports, shown, withdraw
 from bnsmooth_cli.studies.work import Task, remaining, work
-from bnsmooth_cli.user_code import name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,10 +143,10 @@ def study(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise InputError("a worker process imports this script again: call bns.study under if __name__ == '__main__'")
     if settings.get("optimizer") is not None:
-        settings["optimizer"] = name_of(settings["optimizer"], "optimizer")  # workers import it
+        settings["optimizer"] = user_code.name_of(settings["optimizer"], "optimizer")  # workers import it
     names = norms.split(",") if isinstance(norms, str) else norms
-    own_problem = None if problem is None else name_of(problem, "problem")
-    options = {"norms": [name_of(norm.strip() if isinstance(norm, str) else norm, "norm") for norm in names],
+    own_problem = None if problem is None else user_code.name_of(problem, "problem")
+    options = {"norms": [user_code.name_of(norm.strip() if isinstance(norm, str) else norm, "norm") for norm in names],
                "lrs": lrs,
                "seeds": seeds, "measure": measure, "every": every, "at": at, "probe": probe, "batches": batches,
                "threads": threads, "problem": own_problem, **settings}  # fmt: skip
@@ -239,6 +239,14 @@ def _taken(study: Study, grid: Grid, sources: Sequence[Path | str]) -> dict[Path
     return taken
 
 
+def _say_changed_code(finished: Iterable[Task]) -> None:
+    """Say which finished runs were trained by other code than those to come."""
+    for task in finished:
+        if names := user_code.changed(Run(task.path, task.config).outcome() or {}):
+            said = f"{task.path}: was trained before {names} changed; restore that, or begin another study with -o"
+            warnings.warn(said, Remark, stacklevel=3)
+
+
 def run(
     planned: Plan,
     *,
@@ -260,6 +268,7 @@ def run(
         for target, source in planned.taken.items():
             study.take(source, target)
         if todo := planned.todo:
+            _say_changed_code(task for task in planned.runs if not task)
             for task in todo:
                 task.begin_anew()
             progress.planned([task.name for task in todo])

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bnsmooth_cli import __version__, kinds, problems, stopping
+from bnsmooth_cli import __version__, kinds, problems, stopping, user_code
 from bnsmooth_cli.config import CODE, Config
-from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
@@ -114,7 +114,11 @@ def train_config(
     _ = problem.initial  # reports a norm or size that does not fit before anything is written
     run = runs.prepare(path, problem.config, resume=resume, force=force, parents=parents)
     with run.locked():
-        if run.outcome() is None:
+        ended = run.outcome()
+        if ended is not None and (names := user_code.changed(ended)):
+            said = f"{run.path}: was trained before {names} changed; restore that, or --force trains it again"
+            warnings.warn(said, Remark, stacklevel=2)
+        if ended is None:
             check_writable(run.train_path)
             with observe(run, problem) as observer, stopping.deferred():
                 _train(run, problem, progress, evaluated, observer)
@@ -134,7 +138,12 @@ def _train(
     run.checkpoint_path(0).parent.mkdir(exist_ok=True)
     baseline = problem.baseline()  # the trajectory takes the problem's network
     trajectory = Trajectory(problem)
-    log = _Log(run, _resume(run, trajectory), problem.device, observer.hear)
+    rows = _resume(run, trajectory)
+    if names := user_code.changed(rows.attrs.get("bnsmooth", {})):
+        raise InputError(
+            f"{run.path}: {names} has changed since step {len(rows)} was reached; restore it, or --force trains again"
+        )
+    log = _Log(run, rows, problem.device, observer.hear)
     log.about = ({"baseline": baseline} if baseline else {}) | _code(run, problem)
     if log.earlier and (differing := changed(machine_of(log.earlier[-1]), log.machine)):
         said = f"{run.path}: resumed at step {trajectory.step} by another machine or program ({'; '.join(differing)}); "

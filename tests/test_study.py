@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -385,10 +386,13 @@ def test_two_runs_of_one_norm_lr_and_seed_are_compared_without_verdicts(cli, tmp
         ]
     )
     (tmp_path / "again/dln-none-lr0.0001-depth5-dim4-samples30-steps20-seed0").rename(tmp_path / "again/another")
-    code, out, err = cli(f"compare {' '.join(names[1:])} {tmp_path}/again/another")
-    assert (code, err) == (0, "")
-    assert "no statistics and no verdicts: two runs share norm, lr and seed" in out
-    assert "another" in out
+    cli(f"{GRID} -o other".replace("--samples 30", "--samples 20"))
+    others = [str(path) for path in tmp_path.glob("other/runs/*")]
+    code, out, _ = cli(f"compare {' '.join([*names[1:], *others])} {tmp_path}/again/another")
+    assert code == 0
+    (note,) = re.findall("no statistics and no verdicts: (.*) and (.*) share norm, lr and seed", out)
+    assert {*note} == {NAME.format("none") + "-seed0", "another"}
+    assert "medians over seeds" in out  # of the others
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ def show(outcome: Outcome) -> None:
             about = f"medians over seeds [{summary['confidence'].min():.0%} interval]; x: the median ratio to none"
             terminal.summary(f"{title}, {about}", *_statistics(summary))
         else:
-            note = "" if len(summary) else "no statistics and no verdicts: two runs share norm, lr and seed"
+            alike = [list(names) for _, names in rows.groupby(["norm", "lr", "seed"])["run"] if len(names) > 1]
+            note = f"no statistics and no verdicts: {' and '.join(alike[0])} share norm, lr and seed" if alike else ""
             terminal.summary(f"{title}, best first; in parentheses the ratio to none", *_readable(rows), note)
     for title, settings, rows in _groups(outcome.comparison):
         claims = _of(outcome.claims, rows["problem"].iloc[0], settings)
@@ -144,7 +145,7 @@ def _sections(claims: pd.DataFrame) -> Iterator[Section]:
     """
     from bnsmooth_cli.studies.verdicts import NOT_MEASURED, headline, tone
 
-    several = claims["lr"].nunique() > 1
+    several = claims["lr"].nunique(dropna=False) > 1
     for number, parts in claims.groupby("claim", sort=False):
         seeds = int(parts["seeds"].max())
         about = [f"{seeds} seed{'s' * (seeds != 1)}"] if seeds else []
@@ -171,7 +172,7 @@ def _part(part: pd.Series[Any], seeds: int, several: bool) -> tuple[Cell, ...]:
     aside = is_aside(part)
     return (
         Cell("; ".join(said)),
-        Cell(f"{part['lr']:g}" if several and part["lr"] == part["lr"] else ""),
+        Cell("" if not several else f"{part['lr']:g}" if part["lr"] == part["lr"] else "another"),
         Cell(here),
         Cell("" if part["rule"] == REPORTED else part["rule"]),
         Cell(_number(part["paper"])),

@@ -165,9 +165,10 @@ class Curves:
         self._set_x(axes)
         for curves in self.papers:
             shown = curves.values.clip(scale.low, scale.high)
+            point = "o" if shown.notna().sum().max() == 1 else ""  # which no line shows
             axes.plot(
                 shown.index, shown, color=curves.look.colour, linestyle=curves.look.dash,
-                linewidth=style.scaled(_PAPER_WIDTH), zorder=1.5, marker=curves.look.marker,
+                linewidth=style.scaled(_PAPER_WIDTH), zorder=1.5, marker=curves.look.marker or point,
                 markersize=style.scaled(2.5), markevery=max(1, len(shown) // 8),
             )  # fmt: skip
         marks: list[_Mark] = []

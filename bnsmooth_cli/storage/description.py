@@ -69,7 +69,7 @@ def describe(path: Path | str) -> Description:
         ("made by", _makers(provenance)),
         *run_facts,
         *([("outcome", _outcome(provenance, len(table)))] if kind == "train" and "runs" in provenance else []),
-        *((key, _text(value)) for key, value in provenance.items()
+        *((key, "no limit" if (key, value) == ("budget", None) else _text(value)) for key, value in provenance.items()
           if key not in _KNOWN and not _is_by_run(provenance, key)),
         ("every row", ", ".join(of_every_row)),
         ("no value", ", ".join(empty)),

@@ -62,15 +62,15 @@ def conclude(
 ) -> Outcome:
     """Compare runs and judge the claims by them; `study` is the study that they belong to.
 
-    Runs of different settings are judged apart. If two runs share problem, settings, norm, learning rate and seed,
-    there are no statistics, because no seed may count twice.
+    Runs of different settings are judged apart. Those of which two share norm, learning rate and seed have no
+    statistics, because no seed may count twice.
     """
     named = labels(runs)
     records = [Record.of_run(run, name) for name, run in named.items()]
     comparison = compare_records(records, target_loss, target_accuracy)
     columns = list(kinds.get("compare-claims").columns)
-    twice = comparison.duplicated(["problem", "settings", "norm", "lr", "seed"]).any()
-    judged = comparison.iloc[:0] if twice else comparison
+    twice = comparison.duplicated(["problem", "settings", "norm", "lr", "seed"])
+    judged = comparison[~twice.groupby([comparison["problem"], comparison["settings"]]).transform("any")]
     verdicts: list[pd.DataFrame] = []
     missing: list[str] = []
     for (problem, settings), group in judged.groupby(["problem", "settings"], sort=False):

@@ -386,6 +386,15 @@ def test_compare_puts_the_best_first_and_says_what_diverged_or_fell_short() -> N
     assert [text.get_text() for text in diverged.axes[0].texts] == ["diverged, 2 of 2"] * 3
 
 
+def test_names_of_rows_that_take_several_lines_stay_apart() -> None:
+    name = "a_module_with_a_long_name:a_class_with_a_longer_one_{}"
+    figure = render("compare", make(compared, norms=tuple(map(name.format, "abcdef"))))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+        assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
+
+
 def test_compare_of_a_regression_ranks_by_loss_and_leaves_out_what_was_not_measured() -> None:
     table = make(compared, "dln").assign(final_test_accuracy=np.nan, beta=np.nan, predictiveness=np.nan)
     figure = render("compare", table)

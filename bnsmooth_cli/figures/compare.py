@@ -19,6 +19,7 @@ from bnsmooth_cli.figures.panels import DIVERGED, OFF_SCALE
 
 _BETTER_HIGH: Final = ("final_test_accuracy",)  # of the drawn columns; less is better in the others
 _NOT_REACHED: Final = "not reached"
+_LINE: Final = 0.62  # the height of a line of a row's name, in rows
 #: What runs without a dot share -> their mark at the right edge.
 _MARKS: Final[dict[str, dict[str, Any]]] = {
     DIVERGED: {"marker": "x"},
@@ -42,8 +43,17 @@ class Dots:
 
     @property
     def height(self) -> float:
-        """A line of text for each row, in inches."""
-        return 0.95 + 0.24 * len(self.groups)
+        """Room for the name of each row, in inches."""
+        return 0.95 + 0.24 * sum(self._sizes)
+
+    @property
+    def _names(self) -> list[str]:
+        return [style.wrapped(look.label, 1.5, 8) for look, _ in self.groups]
+
+    @property
+    def _sizes(self) -> list[float]:
+        """The heights of the rows, in rows with a name of one line."""
+        return [max(1.0, _LINE * (name.count("\n") + 1)) for name in self._names]
 
     @property
     def width(self) -> float:
@@ -51,8 +61,10 @@ class Dots:
         return 1.75 + 0.04 * max(0, max(len(look.label) for look, _ in self.groups) - 8)
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        axes.set_ylim(len(self.groups) - 0.4, -0.6)
-        axes.set_yticks(range(len(self.groups)), [style.wrapped(look.label, 1.5, 8) for look, _ in self.groups])
+        ends = np.cumsum(self._sizes)
+        places = ends - np.array(self._sizes) / 2
+        axes.set_ylim(ends[-1] + 0.1, -0.1)
+        axes.set_yticks(places, self._names)
         for label in axes.get_yticklabels():
             label.set_parse_math(False)  # names may have a dollar sign
         axes.tick_params(axis="y", length=0)
@@ -69,7 +81,7 @@ class Dots:
                 if self.column.startswith("steps"):
                     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         entries: dict[str, Line2D] = {}
-        for place, ((look, runs), row) in enumerate(zip(self.groups, values, strict=True)):
+        for place, (look, runs), row in zip(places, self.groups, values, strict=True):
             absent = self._absent(runs, row, scale)
             inside = row[np.isfinite(row) & (row <= (np.inf if scale is None else scale.high))]
             if len(inside):
@@ -100,7 +112,7 @@ class Dots:
         return {reason: count for reason, count in absent.items() if count}
 
     def _draw_median(
-        self, axes: Axes, place: int, row: NDArray[np.float64], colour: str, scale: scales.Scale | None
+        self, axes: Axes, place: float, row: NDArray[np.float64], colour: str, scale: scales.Scale | None
     ) -> None:
         """A bar at the median of all runs. A run without a value counts as the worst where that is what it means."""
         if self.column.startswith(("steps_to", "final")):
@@ -124,7 +136,7 @@ def _words(row: NDArray[np.float64], absent: dict[str, int]) -> str:
 
 
 def _draw_row(
-    axes: Axes, place: int, inside: NDArray[np.float64], absent: dict[str, int], colour: str, runs: int
+    axes: Axes, place: float, inside: NDArray[np.float64], absent: dict[str, int], colour: str, runs: int
 ) -> dict[str, Line2D]:
     axes.plot(
         inside, [place] * len(inside), "o", color=colour, markersize=style.scaled(5.5), alpha=0.75, markeredgewidth=0

@@ -112,8 +112,7 @@ def load(name: str, option: str) -> Any:
             f"{name}: was a function of the Python session that trained the run, and cannot be imported; give the "
             "function in Python, as in bns.load_point(run, code=[function])"
         )
-    if name not in _allowed:
-        raise InputError(f"{name}: this code runs only if you name it; if you trust it, give --{option} {name}")
+    check_named(name, option)
     module, _, path = name.partition(":")
     with explaining(f"--{option} {name}: its module cannot be imported"), _searching(_allowed[name]):
         try:
@@ -130,6 +129,12 @@ def load(name: str, option: str) -> Any:
             raise InputError(f"--{option} {name}: the module has no '{part}'")
         target = getattr(target, part)
     return target
+
+
+def check_named(name: str, option: str) -> None:
+    """Raise InputError if the user has not named this code; `option` is what names it."""
+    if name not in _allowed:
+        raise InputError(f"{name}: this code runs only if you name it; if you trust it, give --{option} {name}")
 
 
 @contextmanager

@@ -223,6 +223,9 @@ def test_a_file_that_names_code_runs_none_of_it(cli, here, tmp_path):
             bns.load_point(source)
     assert not (here / "executed").exists()
     assert cli("landscape theirs --norm dyt:DyT --points 1 -o t.parquet")[0] == 0
+    code._allowed.clear()
+    status, _, err = cli("landscape theirs --points 1 -o t.parquet")  # where a table is already
+    assert (status, "if you trust it, give --norm dyt:DyT" in err) == (2, True)
     assert (here / "executed").exists()
     status, _, err = cli("landscape theirs --norm other:Norm -o u.parquet")
     assert (status, "theirs has the norm dyt:DyT" in err) == (2, True)

@@ -75,7 +75,8 @@ def train(
         resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
         force: Whether any run in the folder is replaced.
         progress: Whether a progress bar is shown; by default, in a terminal and in a notebook. Or a function that is
-            called with the step and the loss, every 25 steps, at each checkpoint and at each measured step.
+            called with the step that is reached and the last loss before it, every 25 steps, at each checkpoint and at
+            each measured step.
         tensorboard: Whether TensorBoard's event files are written beside the tables, while the run trains.
         wandb: The project at Weights & Biases, or "entity/project", that gets the numbers while the run trains.
         **settings: Settings that override the preset's, named like the fields of `Config`, such as `lr` and `steps`.

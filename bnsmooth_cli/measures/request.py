@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import checksum
 from bnsmooth_cli.storage.journal import begun_anew
 from bnsmooth_cli.storage.runs import CheckpointSource
-from bnsmooth_cli.user_code import digest
+from bnsmooth_cli.user_code import check_named, digest
 
 
 def measurement(kind: str) -> Measurement:
@@ -121,6 +122,9 @@ class Request:
             return None
         written = tables.read_provenance(self.path, self.kind)
         if different := self.differences(written):
+            for config, option in itertools.product((source.config for source in self.sources), ("problem", "norm")):
+                if (name := getattr(config, option)) in written.get("code", {}) and name not in self.code:
+                    check_named(name, option)
             raise InputError(
                 f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it "
                 "with --force, or write another file with -o"

@@ -90,8 +90,8 @@ def train_config(
         resume: Whether an unfinished run in the folder is resumed; otherwise it starts again.
         force: Whether any run in the folder is replaced.
         parents: Whether the folders above a new run's are made too; otherwise they must exist.
-        progress: Called with the step and the loss: where training begins, with NaN at step 0; then every 25 steps and
-            at each checkpoint.
+        progress: Called with the step that is reached and the last loss before it: where training begins, with NaN at
+            step 0; then every 25 steps and at each checkpoint.
         evaluated: Called with the step, the test loss and the test accuracy after each evaluation on the test set.
         problem: The configuration's problem, if it is open already.
         observe: Called if there is something to train.

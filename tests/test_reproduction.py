@@ -512,6 +512,12 @@ def test_the_page_of_differences_quotes_the_tables():
         "change of the layer inputs' mean between measured steps: share that remains with frozen weights, noisy-batch"
     )
     quoted += [f"the mean changes by {part(early, frozen):.0%} of the change between measured steps"]
+    behind = [-part(early, f"training accuracy averaged over the run, {norm} less batch") for norm in LP[2:]]
+    ahead = part(early, "training accuracy averaged over the run, linf less batch", "paper")
+    quoted += [
+        f"their training accuracy is {behind[0]:.3g}, {behind[1]:.3g} and {behind[2]:.3g} lower than BatchNorm's;",
+        f"`linf`'s is {ahead:.3g} higher.",
+    ]
     vgg = bns.read_table(PUBLISHED / "tables/vgg-early.parquet").set_index("norm")
 
     def early_of(norm, metric, form):

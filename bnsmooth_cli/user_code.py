@@ -169,7 +169,8 @@ def digest(name: str) -> str | None:
 
 def changed(provenance: Mapping[str, Any]) -> str:
     """The names whose code is not what it was when a table was written, as far as that is known."""
-    before = provenance.get("code", {})
+    code = provenance.get("code")
+    before = code if isinstance(code, dict) else {}
     return ", ".join(name for name in before if digest(name) not in (None, before[name]))
 
 

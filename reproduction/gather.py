@@ -129,8 +129,8 @@ def rounded(rows: pd.DataFrame) -> pd.DataFrame:
         return rows
     doubles = rows.select_dtypes("float64").drop(columns=[*_EXACT], errors="ignore")
     fractions, exponents = np.frexp(doubles.to_numpy())
-    rounded = np.ldexp(fractions.astype("float32").astype("float64"), exponents)
-    return rows.assign(**pd.DataFrame(rounded, index=rows.index, columns=doubles.columns))
+    values = np.ldexp(fractions.astype("float32").astype("float64"), exponents)
+    return rows.assign(**pd.DataFrame(values, index=rows.index, columns=doubles.columns))
 
 
 def finished(plans: Sequence[Plan], work: Path) -> dict[str, Sequence[Run]]:

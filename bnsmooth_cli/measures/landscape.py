@@ -243,8 +243,8 @@ def resolves(point: Point, start: Float[Tensor, " m"], vector: Float[Tensor, " m
 def _known(point: Point, vector: Float[Tensor, " n"], direction: str) -> bool:
     """Whether the direction is known to ROUNDED of its length.
 
-    The update of an unknown optimiser is the difference of two thetas. Each is rounded by a quarter of the relative
-    precision, the root mean square of what is lost.
+    The update of an unknown optimiser is the difference of two thetas. The second one is rounded, by about a quarter of
+    the relative precision (root mean square).
     """
     if direction != "update" or point.optimiser.exact:
         return True

@@ -122,8 +122,9 @@ class Request:
             return None
         written = tables.read_provenance(self.path, self.kind)
         if different := self.differences(written):
+            code = written.get("code")
             for config, option in itertools.product((source.config for source in self.sources), ("problem", "norm")):
-                if (name := getattr(config, option)) in written.get("code", {}) and name not in self.code:
+                if isinstance(code, dict) and (name := getattr(config, option)) in code and name not in self.code:
                     check_named(name, option)
             raise InputError(
                 f"{self.path}: already a table of kind {self.kind}, of other {' and '.join(different)}; replace it "

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
+def is_torchs(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch has written an optimiser's class."""
+    return type(optimizer).__module__.startswith("torch.optim")
+
+
 def copied(
     optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], places: Sequence[Tensor]
 ) -> torch.optim.Optimizer:
@@ -22,13 +27,12 @@ def copied(
     own = {name: value for name, value in vars(optimizer).items() if name not in hooks and not (
         callable(value) and hasattr(type(optimizer), name))}  # fmt: skip
     memo: dict[int, Any] = {id(parameter): place for parameter, place in zip(parameters, places, strict=True)}
-    torchs = type(optimizer).__module__.startswith("torch.optim")
-    if torchs:  # whose tensors share no memory; a deep copy of each takes ten times as long
+    if is_torchs(optimizer):  # whose tensors share no memory; a deep copy of each takes ten times as long
         values = [v for state in optimizer.state.values() for v in state.values() if type(v) is Tensor]
         memo |= {id(value): value.clone() for value in values}
     twin = object.__new__(type(optimizer))
     vars(twin).update(copy.deepcopy(own, memo), **hooks)
-    if torchs:  # their averages have the types of the parameters
+    if is_torchs(optimizer):  # their averages have the types of the parameters
         for place in places:
             state = twin.state.get(place, {})
             state.update({

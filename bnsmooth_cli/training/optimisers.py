@@ -19,7 +19,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.networks.parameters import flatten, penalised, trainable, unflatten
 from bnsmooth_cli.randomness import generator, kept, seeded
-from bnsmooth_cli.training.optimiser_copies import copied, equal_states, keep_types, no_hooks, strange_type
+from bnsmooth_cli.training.optimiser_copies import copied, equal_states, is_torchs, keep_types, no_hooks, strange_type
 from bnsmooth_cli.training.preconditioners import DIVISORS, decoupled, rule_of, shared_options
 from bnsmooth_cli.training.restoring import copy_into, numbered
 from bnsmooth_cli.user_code import explaining
@@ -607,8 +607,7 @@ class External(_Torch):
 
         Only torch's optimisers are known to pass over these.
         """
-        torchs = type(self.optimizer).__module__.startswith("torch.optim")
-        known = not torchs or all(gradient.any() for gradient in gradients)
+        known = not is_torchs(self.optimizer) or all(gradient.any() for gradient in gradients)
         return super()._reached(gradients) if known else self._ask()
 
     def lr(self, step: int) -> float:

@@ -275,6 +275,17 @@ def test_nan_where_it_is_an_overflow_is_off_scale_and_a_value_below_the_axis_too
     assert mark.get_ydata()[0] == axes.get_ylim()[0]
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-35])
+def test_a_value_below_a_logarithmic_axis_is_off_scale(value: float) -> None:
+    table = make(smoothness, norms=("none", "batch"))
+    table["lipschitz"] *= 10.0 ** (table["step"] / 50)
+    table.loc[(table["norm"] == "none") & (table["step"] == 0), "lipschitz"] = value
+    axes = render("smoothness", table).axes[1]
+    assert axes.get_yscale() == "log"
+    (mark,) = [line for line in axes.lines if line.get_marker() == "v"]
+    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (0, axes.get_ylim()[0])
+
+
 def test_distributions_beyond_the_axis_or_not_finite_are_marked() -> None:
     table = make(activations, norms=("none", "batch", "l1"))
     wild = (table["norm"] == "none") & (table["step"] >= 100)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
 from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.measures.surface import random_directions
 from bnsmooth_cli.networks.parameters import copied
 from bnsmooth_cli.networks.undisturbed import undisturbed
 
@@ -754,3 +755,25 @@ def test_a_network_in_reduced_precision_is_copied_as_it_is_during_a_measurement(
     for mine, theirs in zip(other.state_dict().values(), copies.state_dict().values(), strict=True):
         assert theirs.dtype == mine.dtype
         assert torch.equal(mine, theirs)
+
+
+def test_a_random_direction_has_the_lengths_of_the_filters_and_norms_stay():
+    """Of a transposed weight, the filter of an output is a column, in its group; the lengths are written out here."""
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(4, 6, 2, groups=2), nn.LayerNorm([6, 3, 3]), nn.Flatten(), Conv1D(3, 54), nn.Linear(3, 2)
+    ).double()
+    x = torch.randn(5, 4, 2, 2).double()
+    (axis,) = random_directions(point_of(model, lambda: model(x).square().mean()), 1)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    pieces = axis.split([weight.numel() for weight in weights.values()])
+    d = {name: piece.view_as(weights[name]) for name, piece in zip(weights, pieces, strict=True)}
+    for name in ("0.bias", "1.weight", "1.bias", "3.bias", "4.bias"):
+        assert not d[name].any()
+    filters = [("0.weight", (slice(0, 2), j)) for j in range(3)] + [("0.weight", (slice(2, 4), j)) for j in range(3)]
+    filters += [("3.weight", (slice(None), j)) for j in range(3)] + [("4.weight", (j,)) for j in range(2)]
+    for name, own in filters:
+        assert d[name][own].norm().item() == pytest.approx(weights[name][own].norm().item(), rel=1e-12)
+        assert not torch.allclose(d[name][own], weights[name][own])

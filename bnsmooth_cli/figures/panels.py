@@ -262,8 +262,7 @@ def _beyond(curves: Series, shown: pd.DataFrame, scale: scales.Scale, diverged: 
     runs = curves.runs
     values = curves.values[[run for run in runs if run not in diverged]]
     marks = []
-    below = values < scale.low if scale.name != "log" else values < 0
-    for out, edge in ((values > scale.high, scale.high), (below, scale.low)):
+    for out, edge in ((values > scale.high, scale.high), (values < scale.low, scale.low)):
         if out.to_numpy().any():
             crossing = out.T.groupby(level=0).any().any(axis=1)
             text = style.count_text(int(crossing.sum()), len(runs))

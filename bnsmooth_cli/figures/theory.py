@@ -24,7 +24,7 @@ _DRAWN: Final = {
     "4.2b": "theorem 4.2, second part",
 }
 _WIDTH: Final = 1.3  # of a panel
-#: Fractions of the squared gradient. Smaller ones are rounding errors, drawn on the lower edge.
+#: Fractions of the squared gradient. Smaller ones are rounding errors, marked at the lower edge.
 _FRACTION: Final = scales.Scale("log", 1e-9, 2.0)
 _PERCENT: Final = scales.Scale("linear", -4, 104)
 

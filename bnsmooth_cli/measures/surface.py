@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.eigenpairs import Eigenpairs, extreme_eigenpairs
@@ -20,7 +21,8 @@ from bnsmooth_cli.measures import DIRECTIONS
 from bnsmooth_cli.measures.landscape import plan_objective
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.operators import Operator, with_operator
-from bnsmooth_cli.networks.parameters import flatten
+from bnsmooth_cli.networks.parameters import flatten, of_norms
+from bnsmooth_cli.networks.structure import is_transposed
 from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import visit
@@ -201,10 +203,18 @@ def _buffers(point: Point, state: Mapping[str, Tensor]) -> Iterator[None]:
 def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
     """Filter-normalised random directions."""
     random = generator(point.config.seed, "surface", point.step)
-    return [
-        flatten(_like(p.detach(), torch.randn(p.shape, generator=random).to(p)) for p in point.parameters.values())
-        for _ in range(count)
-    ]
+    still = {id(p) for p in of_norms(point.model)}
+    groups = {  # not of a parametrised weight, which is no parameter
+        id(module._parameters.get("weight")): getattr(module, "groups", 1)
+        for module in point.model.modules()
+        if is_transposed(module) or isinstance(module, _ConvTransposeNd)
+    }
+
+    def direction(p: Tensor) -> Tensor:
+        drawn = torch.randn(p.shape, generator=random).to(p)
+        return torch.zeros_like(drawn) if id(p) in still else _like(p.detach(), drawn, groups.get(id(p)))
+
+    return [flatten(map(direction, point.parameters.values())) for _ in range(count)]
 
 
 def top_directions(point: Point, count: int) -> tuple[list[Float[Tensor, " n"]], list[float]]:
@@ -232,13 +242,21 @@ def top_directions(point: Point, count: int) -> tuple[list[Float[Tensor, " n"]],
     return [vector * sign for vector, sign in zip(vectors, signs, strict=True)], values.tolist()
 
 
-def _like(weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The direction with each filter scaled to the norm of the weight's; zero for parameters without filters."""
+def _like(
+    weight: Float[Tensor, "*shape"], direction: Float[Tensor, "*shape"], groups: int | None
+) -> Float[Tensor, "*shape"]:
+    """The direction with each filter scaled to the norm of the weight's; zero for parameters without filters.
+
+    Filters are along the first dimension; of a transposed weight, in each of its groups along the second one.
+    """
     if weight.dim() < 2:
         return torch.zeros_like(direction)
-    norm = torch.linalg.vector_norm
-    size, length = norm(weight.flatten(1), dim=1), norm(direction.flatten(1), dim=1)
-    return direction * (size / length).view(-1, *(1,) * (weight.dim() - 1))
+    split, across = direction, tuple(range(1, weight.dim()))
+    if groups is not None:
+        weight, split = (tensor.unflatten(0, (groups, -1)) for tensor in (weight, direction))
+        across = (1, *range(3, weight.dim()))
+    size, length = (torch.linalg.vector_norm(tensor, dim=across, keepdim=True) for tensor in (weight, split))
+    return (split * (size / length)).view_as(direction)
 
 
 def principal(

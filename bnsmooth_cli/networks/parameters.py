@@ -99,6 +99,16 @@ def converted(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -
     return tensor.to(device, dtype)
 
 
+def of_norms(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of PyTorch's norms, of any number of dimensions.
+
+    >>> [len(p) for p in of_norms(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm([4, 2])))]
+    [4, 4]
+    """
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return [p for module in model.modules() if isinstance(module, norms) for p in module.parameters()]
+
+
 def penalised(model: nn.Module) -> list[str]:
     """The names of the parameters whose squares an L2 penalty of the weights sums up.
 
@@ -113,8 +123,6 @@ def penalised(model: nn.Module) -> list[str]:
     >>> penalised(nn.utils.weight_norm(nn.Linear(3, 2)))
     ['weight_g']
     """
-    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    inside = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
     chains = [
         chain
         for module in model.modules()
@@ -129,7 +137,7 @@ def penalised(model: nn.Module) -> list[str]:
         if isinstance(hook, WeightNorm)
     ]
     lengths = {id(length) for length, _ in pairs}
-    others = inside | {id(direction) for _, direction in pairs}
+    others = {id(p) for p in of_norms(model)} | {id(direction) for _, direction in pairs}
     return [name for name, p in trainable(model).items() if id(p) in lengths or (p.dim() > 1 and id(p) not in others)]
 
 

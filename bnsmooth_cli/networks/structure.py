@@ -25,10 +25,10 @@ Names = list[tuple[str, list[str]]]
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear map whose outputs are units."""
-    return isinstance(module, nn.Linear | nn.Conv2d) or _is_transposed(module)
+    return isinstance(module, nn.Linear | nn.Conv2d) or is_transposed(module)
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Whether a module is the Conv1D of Hugging Face's GPT-2: a linear map over positions with its weight transposed.
 
     If there is one, its library has been imported.
@@ -44,7 +44,7 @@ def unit_weights(linear: nn.Module) -> Float[Tensor, "units ..."]:
     torch.Size([2, 3])
     """
     weight = cast(Tensor, linear.weight)
-    return weight.T if _is_transposed(linear) else weight
+    return weight.T if is_transposed(linear) else weight
 
 
 @dataclass(frozen=True)

@@ -398,15 +398,30 @@ def grid(plain: Plain, point: bns.Point) -> Iterator[float]:
         pieces = []
         for p, piece in zip(plain.parameters, plain.theta.split(plain.sizes), strict=True):
             d, weight = torch.randn(p.shape, generator=draws).double(), piece.view(p.shape)
-            if p.dim() < 2:
-                pieces.append(torch.zeros(p.numel(), dtype=torch.float64))
-            else:
-                lengths = weight.flatten(1).norm(dim=1) / d.flatten(1).norm(dim=1)
-                pieces.append((d.flatten(1) * lengths[:, None]).reshape(-1))
+            moved = torch.zeros_like(d)
+            for own in filters(plain.model, p):
+                moved[own] = d[own] * weight[own].norm() / d[own].norm()
+            pieces.append(moved.reshape(-1))
         axes.append(torch.cat(pieces))
     for x in (-1, 0, 1):
         for y in (-1, 0, 1):
             yield plain.at(plain.theta + x * axes[0] + y * axes[1])[0]
+
+
+def filters(model: nn.Module, p: Tensor) -> Iterator[tuple[slice | int, ...]]:
+    """Where the filters of a parameter are: all weights of one output. Norms and biases have none."""
+    owner = next(m for m in model.modules() if any(own is p for own in m.parameters(recurse=False)))
+    if p.dim() < 2 or isinstance(owner, nn.LayerNorm):
+        return
+    transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    if transposed and owner._parameters.get("weight") is p:
+        inputs = owner.in_channels // owner.groups
+        for group in range(owner.groups):
+            for output in range(p.shape[1]):
+                yield slice(group * inputs, (group + 1) * inputs), output
+    else:
+        for output in range(len(p)):
+            yield (output,)
 
 
 class Close:

@@ -103,11 +103,12 @@ def pending(requests: Sequence[Request], force: bool = False) -> list[Request]:
     """The requests that no table answers yet; with `force`, all of them.
 
     Raises:
-        InputError: If a path cannot be written, or holds something other than the answer to its request.
+        InputError: If the path of one of them cannot be written, or one holds something other than the answer to its
+            request.
     """
-    for request in requests:
+    left = [request for request in requests if force or not (request.path.is_file() and request.answered())]
+    for request in left:
         tables.check_target(request.path, request.kind, force or begun_anew(request.path))
-    left = [request for request in requests if force or not request.answered()]
     for request in requests:
         if request not in left and journal_path(request.path).exists():  # of a command that was killed at its end
             with suppress(InputError), recording(request) as table:

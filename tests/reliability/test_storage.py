@@ -105,6 +105,17 @@ def test_a_disk_that_takes_nothing(tmp_path, how):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+def test_a_table_that_is_there_is_shown_where_nothing_can_be_written(tmp_path):
+    (other := tmp_path / "other").mkdir()
+    lines = ["train --problem dln --steps 4 -o run", "smoothness run --at 4", "surface run --points 3 --dimensions 1"]
+    for code, err, *_ in in_namespace(tmp_path, *((line, lines, "read-only", "8M") for line in lines[1:])):
+        assert (code, err) == (0, "")
+    ((code, err, *_),) = in_namespace(other, ("smoothness run --at 3,4", lines, "read-only", "8M"))
+    assert (code, "smoothness.parquet: cannot be written" in err) == (2, True), err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
 def test_a_disk_that_gets_full_meanwhile(tmp_path):
     line = "train --problem vgg --width 0.05 --batch-size 8 --steps 4 --save-every 1 --eval-every 4 -o run"
     # By the numbers, one checkpoint does not fit, or five do not. Five would just fit without the table beside them.

@@ -275,6 +275,19 @@ def test_nan_where_it_is_an_overflow_is_off_scale_and_a_value_below_the_axis_too
     assert mark.get_ydata()[0] == axes.get_ylim()[0]
 
 
+def test_a_band_of_several_seeds_is_the_range_of_a_line_and_not_that_of_the_seeds() -> None:
+    table = make(landscape, norms=("none",), seeds=range(3))
+    table["loss"] += 100.0 * table["seed"]
+    axes = render("landscape", table).axes[0]
+    assert axes.get_title() == "loss range along the gradient, median of seeds"
+    middle = table[(table["alpha"] > 0) & (table["seed"] == 1)].groupby("step")["loss"]
+    for line, edge in zip(axes.lines[::2], (middle.min(), middle.max()), strict=False):
+        np.testing.assert_allclose(np.array(line.get_ydata()), edge)
+    one = render("landscape", table[table["seed"] == 1]).axes[0]
+    assert one.get_title() == "loss range along the gradient"
+    np.testing.assert_allclose(np.array(one.lines[0].get_ydata()), middle.min())
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-35])
 def test_a_value_below_a_logarithmic_axis_is_off_scale(value: float) -> None:
     table = make(smoothness, norms=("none", "batch"))

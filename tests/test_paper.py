@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bnsmooth_cli import kinds, paper
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.figures import plot_tables, render
 from bnsmooth_cli.figures.landscape import colours
 from bnsmooth_cli.paper.matching import distances, select
@@ -223,6 +226,34 @@ def test_a_band_of_the_paper_is_its_two_edges() -> None:
     shown = paper.read("11b").query("norm == 'none'")
     shown = shown[shown["step"] <= table["step"].max()]
     assert edges == [shown["loss_min"].tolist(), shown["loss_max"].tolist()]
+
+
+def test_under_the_papers_curves_lengths_are_summed_over_tensors_as_there() -> None:
+    table = make(landscape, norms=("none",), lrs=(0.1,)).assign(
+        grad_distance_summed=lambda rows: 3 * rows.grad_distance
+    )
+    for names, times, formula in (("4a", 1, "‖g(θ) − g(θ − ηg)‖"), ("4b", 3, "Σ ‖g(θ) − g(θ − ηg)‖ (tensors)")):
+        axes = axes_of(render("landscape", table, paper=names), "gradient predictiveness range")
+        low, _, high, _ = (np.array(line.get_ydata()) for line in axes.lines if line.get_zorder() != 1.5)  # and dots
+        changes = table[table["alpha"] > 0].groupby("step")["grad_distance"]
+        np.testing.assert_allclose([low, high], [times * changes.min(), times * changes.max()])
+        assert axes.get_ylabel() == formula
+    part = pd.concat([table, make(landscape, norms=("batch",), lrs=(0.1,))])  # which has no sums
+    assert axes_of(render("landscape", part, paper="4b"), "gradient predictiveness range").get_ylabel()[0] == "‖"
+
+
+def test_other_settings_than_those_of_the_preset_paper_are_said() -> None:
+    table = make(vgg_training, norms=("none",), lrs=(0.1,))
+
+    def of(**settings: Any) -> pd.DataFrame:
+        return table.assign(settings=resolve("vgg", "paper", **settings).settings_text)
+
+    with pytest.warns(Remark, match=r"vgg have width 0.25, 300 steps where the preset paper has width 1, 15,000 steps"):
+        render("train", of(width=0.25, steps=300), paper="1a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Remark)
+        render("train", of(data="folder/cifar10"), paper="1a")
+        render("train", of(width=0.25))
 
 
 def test_the_layers_of_the_paper_are_shown_where_the_table_has_them() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import pkgutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,12 +16,14 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.config import resolve
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.figures import rows, style
 from bnsmooth_cli.figures.format import DPI as DPI
 from bnsmooth_cli.figures.format import METADATA, Format, Picture
 from bnsmooth_cli.figures.page import page
 from bnsmooth_cli.figures.rows import Selection
+from bnsmooth_cli.identity import differing, read_settings
 from bnsmooth_cli.paper.matching import curves, distances, select
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.files import atomic
@@ -78,6 +81,7 @@ def render(
         shown = _by_kind(kind, table, training)
         chosen = select(paper, kind, shown, figure)
         theirs = _as_far(curves(chosen, shown), shown)
+        _remark_other_settings(theirs, table)
         drawing = next((kinds.drawing(kind, entry.drawing) for entry in chosen if entry.table == kind), drawing)
     with matplotlib.rc_context(form.rc()):
         panels = pkgutil.resolve_name(f"{__name__}.{drawing.panels}")
@@ -130,6 +134,19 @@ def _as_far(theirs: pd.DataFrame, shown: Mapping[str, pd.DataFrame]) -> pd.DataF
     steps = pd.concat([table[["problem", "step"]] for table in shown.values()]).groupby("problem")["step"]
     first, last = theirs["problem"].map(steps.min()), theirs["problem"].map(steps.max())
     return theirs[theirs["step"].between(first, last)]
+
+
+def _remark_other_settings(theirs: pd.DataFrame, table: pd.DataFrame) -> None:
+    """Remark what the table's runs have in place of the preset `paper`; of images, only the name is compared."""
+    for problem in theirs["problem"].unique() if "settings" in table else ():
+        texts = table.loc[table["problem"] == problem, "settings"].dropna()
+        text = "" if texts.empty else str(texts.iloc[0])
+        images = read_settings(problem, text).get("data_digest")
+        preset = resolve(problem, "paper").changed(data_digest=images).settings_text
+        words = differing(problem, [text, preset])
+        if text and words[text]:
+            said = f"these runs of {problem} have {words[text]} where the preset paper has {words[preset]}"
+            warnings.warn(f"{said}; their distance from the paper's curves is also due to that", Remark, stacklevel=2)
 
 
 def _by_kind(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> dict[str, pd.DataFrame]:

@@ -18,13 +18,14 @@ from matplotlib.ticker import EngFormatter
 
 from bnsmooth_cli.figures import scales, style
 from bnsmooth_cli.figures.page import Band, draw_mark, in_row, say_empty
-from bnsmooth_cli.figures.panels import OFF_SCALE, Curves, along, papers, series
+from bnsmooth_cli.figures.panels import OFF_SCALE, Curves, along, of_band, papers, series
 
 #: Column -> its name, its formula, and the columns of the edges of its band.
-_METRICS: Final = {
+_METRICS: Final[dict[str, tuple[str, str, tuple[str, str]]]] = {
     "loss": ("loss", "L(θ − ηg)", ("loss_min", "loss_max")),
     "grad_distance": ("gradient predictiveness", "‖g(θ) − g(θ − ηg)‖", ("predictiveness_min", "predictiveness_max")),
 }
+_SUM: Final = "grad_distance_summed"  # the quantity of the paper's figures, as it seems (docs/paper.md)
 #: Shares of the colours from early to late, on a bright and on a dark background: none is like the background.
 _SHARES: Final = {False: (0.1, 1.0), True: (0.75, 0.0)}
 _GREYS: Final = ListedColormap(matplotlib.colormaps["Greys"](np.linspace(0.3, 0.8, 256)))  # for the paper's lines
@@ -37,30 +38,38 @@ def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]
     The length of the line is proportional to the learning rate, so bands of different learning rates do not compare.
     They share a row only if each norm has one learning rate, as when each was trained at its best one.
     """
+    table, symbol = _comparable(table, paper)
     probed = _probed(table)
     lrs = style.lrs_of(table)
     if table.groupby("norm")["lr"].nunique().max() == 1:
-        return [_row(probed, "", paper)]
-    return [_row(probed[probed["lr"] == lr], f", {style.lr_text(lr)}", paper) for lr in lrs]
+        return [_row(probed, "", symbol, paper)]
+    return [_row(probed[probed["lr"] == lr], f", {style.lr_text(lr)}", symbol, paper) for lr in lrs]
 
 
-def _row(probed: pd.DataFrame, suffix: str, paper: pd.DataFrame | None) -> Band:
+def _comparable(table: pd.DataFrame, paper: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:
+    """The rows and the formula of the change of the gradient: what the paper's curves seem to show, if these are drawn
+    and the table has it of every run."""
+    formula = _METRICS["grad_distance"][1]
+    if paper is None or {"predictiveness_min", "grad_distance"}.isdisjoint(paper) or _SUM not in table:
+        return table, formula
+    if not table.groupby("run")[_SUM].count().all():
+        return table, formula
+    return table.assign(grad_distance=table[_SUM]), f"Σ {formula} (tensors)"
+
+
+def _row(probed: pd.DataFrame, suffix: str, change: str, paper: pd.DataFrame | None) -> Band:
     band = paper is not None or bool(probed.groupby("run")["step"].nunique().max() > 1)
     x, spread = ("step", "alpha") if band else ("alpha", None)
     steps = probed["step"].unique()
     at = f", step {steps[0]:,}" if len(steps) == 1 else ""
     about = f"{' range' * band} along the gradient{at}{suffix}"
-    return in_row(
-        *(
-            Curves(
-                *along(probed, f"{title}{about}", symbol),
-                series(probed, name, x, spread),
-                papers(paper, probed, *edges),
-                band=band,
-            )
-            for name, (title, symbol, edges) in _METRICS.items()
-        )
-    )
+    curves = []
+    for name, (title, symbol, edges) in _METRICS.items():
+        title, symbol = along(probed, f"{title}{about}", change if name == "grad_distance" else symbol)
+        drawn = series(probed, name, x, spread)
+        title = of_band(title, drawn) if band else title
+        curves.append(Curves(title, symbol, drawn, papers(paper, probed, *edges), band=band))
+    return in_row(*curves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +144,10 @@ def steps(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
     first, last = float(table["step"].min()), float(table["step"].max())
     shades = Normalize(first, max(last, first + 1))
     lrs = style.lrs_of(table)
+    table, symbol = _comparable(table, paper)
     paper = table.head(0) if paper is None else paper
     ends = table.groupby(style.APART, observed=True)["step"].transform("max")
-    label = along(table, "", _METRICS["grad_distance"][1])[1]
+    label = along(table, "", symbol)[1]
     fans: dict[float, list[tuple[str, pd.DataFrame, pd.DataFrame]]] = {lr: [] for lr in lrs}
     for look, rows in style.groups(table):
         norm, lr = rows["norm"].iloc[0], float(rows["lr"].iloc[0])

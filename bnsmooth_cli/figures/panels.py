@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.figures import scales, style
@@ -50,6 +53,14 @@ class Series:
         """The runs, in the order of the columns."""
         return [str(run) for run in self.values.columns.get_level_values(0).unique()]
 
+    def edges(self) -> pd.DataFrame:
+        """The edges of the band, as the columns `low` and `high`: the medians over the runs of the edges of each run.
+
+        The range over all runs together would show how the runs differ from each other.
+        """
+        lines = self.values.T.groupby(level=0)
+        return pd.DataFrame({name: _medians(edge.T) for name, edge in (("low", lines.min()), ("high", lines.max()))})
+
 
 def series(table: pd.DataFrame, column: str, x: str = "step", spread: str | None = None) -> list[Series]:
     """A column of a table as series over the column `x`; `spread` is the column that a band spans."""
@@ -87,6 +98,11 @@ def along(table: pd.DataFrame, title: str, formula: str) -> tuple[str, str]:
     for line in ("along the gradient", "on the line"):
         title = title.replace(line, words)
     return title if changed == formula or "along" in title else f"{title}, {words}", changed
+
+
+def of_band(title: str, drawn: Sequence[Series]) -> str:
+    """The title of a panel of bands: of several runs, it says that the edges are medians."""
+    return f"{title}, median of seeds" if any(len(curves.runs) > 1 for curves in drawn) else title
 
 
 def papers(paper: pd.DataFrame | None, table: pd.DataFrame, *columns: str, unit: float = 1) -> list[Series]:
@@ -138,7 +154,7 @@ class Curves:
         ylabel: The label of the y axis.
         series: What is drawn.
         papers: The paper's own curves or bands, and other curves to compare with.
-        band: Whether to draw the range of each series at each x, instead of lines.
+        band: Whether to draw the range of a run's line at each x, at the median over the runs, instead of lines.
         scale: The scale of the y axis; None fits it to the values.
         diverged: The runs that end in a cross.
         height: The height in inches.
@@ -156,7 +172,7 @@ class Curves:
     width: float = 2.2
 
     def draw(self, axes: Axes) -> dict[str, Line2D]:
-        scale = scales.fit([curves.values.to_numpy() for curves in (*self.series, *self.papers)])
+        scale = scales.fit(self.drawn())
         if scale is None:
             say_empty(axes)
             return {}
@@ -173,17 +189,22 @@ class Curves:
             )  # fmt: skip
         marks: list[_Mark] = []
         # Wide bands first, so that narrow ones stay visible. Lines keep the order of the norms.
-        order = sorted(self.series, key=lambda curves: -scale.width(curves.values)) if self.band else self.series
+        order = sorted(self.series, key=lambda curves: -scale.width(curves.edges())) if self.band else self.series
         for curves in order:
             shown = curves.values.clip(scale.low, scale.high)
             if self.band:
-                _draw_band(axes, curves.look, shown)
+                _draw_band(axes, curves.look, curves.edges().clip(scale.low, scale.high))
             else:
                 _draw_lines(axes, curves.look, shown, alpha=0.2 if self.papers else 0.45)
-            marks += [*self._ends(curves, shown), *_beyond(curves, shown, scale, self.diverged)]
+            marks += [*self._ends(curves, shown), *self._beyond(curves, scale)]
         entries = {curves.look.label: _handle(curves.look) for curves in self.series}
         entries |= {curves.look.label: _handle(curves.look, _PAPER_WIDTH) for curves in self.papers}
         return entries | _draw_marks(axes, marks)
+
+    def drawn(self) -> list[NDArray[np.float64]]:
+        """The values of each series and of the paper's curves, by which a scale is fitted."""
+        ours = [curves.edges() if self.band else curves.values for curves in self.series]
+        return [values.to_numpy() for values in (*ours, *(curves.values for curves in self.papers))]
 
     def _set_x(self, axes: Axes) -> None:
         name = str(self.series[0].values.index.name)
@@ -217,6 +238,20 @@ class Curves:
                     )
         return marks
 
+    def _beyond(self, curves: Series, scale: scales.Scale) -> list[_Mark]:
+        """A mark at each edge of the axis that a series crosses, where it first does. Diverged runs have one."""
+        values = curves.values[[run for run in curves.runs if run not in self.diverged]]
+        if values.empty:
+            return []
+        drawn = replace(curves, values=values).edges() if self.band else values
+        marks = []
+        for edge, is_out in ((scale.high, operator.gt), (scale.low, operator.lt)):
+            if (out := is_out(drawn, edge)).to_numpy().any():
+                crossing = is_out(values, edge).T.groupby(level=0).any().any(axis=1)
+                text = style.count_text(int(crossing.sum()), len(curves.runs))
+                marks.append(_Mark(OFF_SCALE, float(out.any(axis=1).idxmax()), edge, curves.look.colour, text))
+        return marks
+
 
 def over_layers(table: pd.DataFrame, metrics: Mapping[str, tuple[str, str]]) -> list[Curves]:
     """A panel over the layers for each metric: the median over the measured steps.
@@ -237,8 +272,7 @@ def over_layers(table: pd.DataFrame, metrics: Mapping[str, tuple[str, str]]) -> 
 
 def shared(row: Sequence[Curves], headroom: float = scales.HEADROOM) -> list[Curves]:
     """Panels of one quantity on one scale, so that they can be compared by eye."""
-    drawn = [curves.values.to_numpy() for panel in row for curves in (*panel.series, *panel.papers)]
-    scale = scales.fit(drawn, headroom=headroom)
+    scale = scales.fit([values for panel in row for values in panel.drawn()], headroom=headroom)
     return [replace(panel, scale=scale) for panel in row]
 
 
@@ -255,19 +289,6 @@ class _Mark:
 
 #: Label -> the mark.
 _SHAPES: Final = {OFF_SCALE: "^", DIVERGED: "x", ENDED: "|"}
-
-
-def _beyond(curves: Series, shown: pd.DataFrame, scale: scales.Scale, diverged: Iterable[str]) -> list[_Mark]:
-    """A mark at each edge of the axis that runs of a series cross, where the first one does. Diverged runs have one."""
-    runs = curves.runs
-    values = curves.values[[run for run in runs if run not in diverged]]
-    marks = []
-    for out, edge in ((values > scale.high, scale.high), (values < scale.low, scale.low)):
-        if out.to_numpy().any():
-            crossing = out.T.groupby(level=0).any().any(axis=1)
-            text = style.count_text(int(crossing.sum()), len(runs))
-            marks.append(_Mark(OFF_SCALE, float(out.any(axis=1).idxmax()), edge, curves.look.colour, text))
-    return marks
 
 
 def _draw_marks(axes: Axes, marks: Sequence[_Mark]) -> dict[str, Line2D]:
@@ -311,12 +332,16 @@ def _draw_lines(axes: Axes, look: style.Look, shown: pd.DataFrame, alpha: float)
     if runs == 1:
         return _draw_line(axes, look, shown.iloc[:, 0], width=1.6)
     axes.plot(shown.index, shown, color=look.colour, linewidth=style.scaled(0.6), alpha=alpha)
-    # No median where most runs have ended or were not measured: it would be the survivors'.
-    _draw_line(axes, look, shown[shown.notna().sum(axis=1) > runs / 2].median(axis=1), width=1.8)
+    _draw_line(axes, look, _medians(shown), width=1.8)
+
+
+def _medians(values: pd.DataFrame) -> pd.Series[float]:
+    """The medians over runs. None where most have ended or were not measured: it would be the survivors'."""
+    return values.median(axis=1).where(values.notna().sum(axis=1) > values.shape[1] / 2)
 
 
 def _draw_band(axes: Axes, look: style.Look, shown: pd.DataFrame) -> None:
-    low, high = shown.min(axis=1), shown.max(axis=1)
+    low, high = shown["low"], shown["high"]
     axes.fill_between(low.index, low, high, color=look.colour, alpha=0.13, linewidth=0)
     for edge in (low, high):
         _draw_line(axes, look, edge, width=1.0, dots=True)

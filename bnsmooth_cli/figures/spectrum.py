@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bnsmooth_cli.figures import style
 from bnsmooth_cli.figures.page import Band, in_row, say_empty
-from bnsmooth_cli.figures.panels import Curves, over_layers, series
+from bnsmooth_cli.figures.panels import Curves, of_band, over_layers, series
 from bnsmooth_cli.figures.smoothness import edge
 
 #: Column -> its name and its formula.
@@ -39,9 +39,10 @@ def panels(table: pd.DataFrame) -> list[Band]:
     ranked["rank"] = ranked.groupby(["run", "step"]).cumcount()
     stable = edge(table.assign(largest=table["threshold"]), "largest")
     count = int(ranked["rank"].max()) + 1
+    largest = series(ranked, "eigenvalues", spread="rank")
+    title = of_band(f"the {count} largest eigenvalues", largest)
     bands = [] if count == 1 else [
-        Curves(f"the {count} largest eigenvalues", f"λ₁ to λ{count:d}".translate(_SUBSCRIPTS),
-               series(ranked, "eigenvalues", spread="rank"), stable, band=True)
+        Curves(title, f"λ₁ to λ{count:d}".translate(_SUBSCRIPTS), largest, stable, band=True)
     ]  # fmt: skip
     drawn = _METRICS | (_BESIDE if "beside" in table else {})
     if bands:  # the top of the band is the largest eigenvalue

@@ -107,7 +107,7 @@ class Section:
 #: Test accuracies (%) that the paper states, by study and norm.
 ACCURACIES: Final = {"vgg": {"none": 80, "batch": 83}, "vgg-augmented": {"none": 88, "batch": 92}}
 #: The studies whose verdicts are shown, in this order.
-JUDGED: Final = ("dln", "dln-slow", "dln-fresh", EARLY, FULL)
+JUDGED: Final = ("dln", "dln-slow", "dln-fresh", "dln-stated", EARLY, FULL)
 _ACCURACY: Final = {"final_test_accuracy": "last test accuracy", "best_test_accuracy": "best test accuracy",
                     "steps_to_accuracy": "steps to none's last accuracy"}  # fmt: skip
 _LOSS: Final = {"final_loss": "last training loss", "mean_log_loss": "logarithm of the loss, averaged over the run"}

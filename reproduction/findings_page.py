@@ -98,6 +98,10 @@ class Findings:
         runs = self._read(f"{study}.smoothness").query(f"norm in {PLAIN} and lr == {paper_lr(study[:3])}")
         return int(runs.groupby("norm")["seed"].nunique().min())
 
+    def steps(self, study: str) -> str:
+        """The number of steps of the runs of a study."""
+        return f"{self._settings[study]['steps']:,}"
+
     def part(self, runs: pd.DataFrame, column: str) -> str:
         """The median of a column over runs, with its interval, for a sentence."""
         return markdown.spread(*findings.described(runs[column]))

@@ -65,7 +65,7 @@ def plans(
         InputError: If the scale has no such study.
 
     >>> [plan.name for plan in plans("paper")]
-    ['dln', 'dln-slow', 'dln-fresh', 'vgg-noise', 'vgg-noise-11', 'vgg', 'vgg-augmented']
+    ['dln', 'dln-slow', 'dln-fresh', 'dln-stated', 'vgg-noise', 'vgg-noise-11', 'vgg', 'vgg-augmented']
     >>> [plan.name for plan in plans("paper", only=["vgg"])]
     ['dln', 'vgg']
     """
@@ -107,6 +107,13 @@ def _slow() -> Plan:
     settings = {"problem": "dln", "preset": "paper"}
     grid = Grid(LP, (1e-7,), EIGHT, settings, _SHIFT, every=50)
     return Plan("dln-slow", "the deep linear network at the smaller learning rate of figure 3", (grid,))
+
+
+def _stated() -> Plan:
+    """The linear network with the matrix A of the paper's text; that of the preset follows its figures."""
+    settings = {"problem": "dln", "preset": "paper", "matrix": "normal"}
+    grid = Grid(PLAIN, (), EIGHT, settings, _SHIFT, every=50)
+    return Plan("dln-stated", "the deep linear network with the matrix A that the paper's text states", (grid,))
 
 
 def _fresh() -> Plan:
@@ -171,6 +178,7 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _linear(EIGHT, "paper", every=50),
         _slow(),
         _fresh(),
+        _stated(),
         *_noise(**_QUARTER),
         _EARLY,
         _images(FIVE, 100, (5,), **_QUARTER),
@@ -181,6 +189,7 @@ SCALES: Final[dict[str, list[Plan]]] = {
         _linear(EIGHT, "paper", every=50),
         _slow(),
         _fresh(),
+        _stated(),
         *_noise(**_CIFAR),
         _images(FIVE, 100, (5,), **_CIFAR),
         _augmented(FIVE, **_CIFAR),

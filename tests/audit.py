@@ -34,7 +34,7 @@ from audited_claims import (
 
 import bnsmooth_cli as bns
 
-JUDGED = ("dln", "dln-slow", "dln-fresh", "vgg-early", "vgg")
+JUDGED = ("dln", "dln-slow", "dln-fresh", "dln-stated", "vgg-early", "vgg")
 STATED = {"vgg": {"none": 80, "batch": 83}, "vgg-augmented": {"none": 88, "batch": 92}}
 
 

@@ -22,7 +22,7 @@ MARKS = "<!-- tree: python tests/test_architecture.py -->\n", "<!-- end of the t
 def summary(path: Path) -> str:
     """The first sentence of a module's docstring."""
     paragraph = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0].replace("\n", " ")
-    return re.split(r"(?<=[.?])\s", paragraph)[0]
+    return re.split(r"(?<=[.?])(?<! al\.)\s", paragraph)[0]
 
 
 def tree(folder: Path, depth: int = 0) -> Iterator[str]:

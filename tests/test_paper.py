@@ -237,7 +237,7 @@ def test_under_the_papers_curves_lengths_are_summed_over_tensors_as_there() -> N
         low, _, high, _ = (np.array(line.get_ydata()) for line in axes.lines if line.get_zorder() != 1.5)  # and dots
         changes = table[table["alpha"] > 0].groupby("step")["grad_distance"]
         np.testing.assert_allclose([low, high], [times * changes.min(), times * changes.max()])
-        assert axes.get_ylabel() == formula
+        assert axes.get_ylabel().replace("\n", " ") == formula
     part = pd.concat([table, make(landscape, norms=("batch",), lrs=(0.1,))])  # which has no sums
     assert axes_of(render("landscape", part, paper="4b"), "gradient predictiveness range").get_ylabel()[0] == "‖"
 

@@ -6,7 +6,7 @@ from bnsmooth_cli.cli import terminal
 
 
 def env() -> None:
-    """Print versions, the system, its memory and its devices, to be pasted into a report of a bug.
+    """Print versions, the system, its memory and its devices, to be pasted into a bug report.
 
     [bold]Examples[/]
 

@@ -344,7 +344,7 @@ class BatchOptions(MeasureOptions):
     """The batches of batch sharpness."""
 
     batches: int | None = option(
-        "Measure batch sharpness too, on K random batches of the training set (default: not).", metavar="K"
+        "Measure batch sharpness too, on K random batches of the training set (default: off).", metavar="K"
     )
 
 

@@ -42,8 +42,8 @@ def smoothness(rows: Rows) -> None:
     the loss is higher. With --batches, batch sharpness is the mean curvature of minibatch losses along their own
     gradients.
 
-    Preconditioned sharpness takes Adam's or RMSProp's diagonal in; the threshold is the largest stable value of the
-    sharpness that belongs to the optimiser.
+    Preconditioned sharpness accounts for the diagonal preconditioner of Adam or RMSProp; the threshold is the largest
+    stable value of the sharpness that belongs to the optimiser.
 
     With --direction update, the line goes along the optimiser's own step, and the table is smoothness-update.parquet;
     with --direction random, in a random direction, and it is smoothness-random.parquet. With --by-layer, the loss is

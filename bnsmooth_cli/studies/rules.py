@@ -53,6 +53,8 @@ HISTORY: Final = (
             "that no verdict on a study changes. Known by then: as above."),
     Edition("2026-11-27", "757c03a9c420a25c", "The built-in transformer is new, and of the claims only the theory is "
             "judged on it. Nothing else changes. Known by then: as above."),
+    Edition("2026-11-28", "0a083cfa3e97f201", "Wording alone: sentences that a reader had misunderstood. No rule "
+            "changes."),
 )  # fmt: skip
 
 _RULES: Final = """\
@@ -60,8 +62,8 @@ _RULES: Final = """\
 
 - A **value** is one seed's at one learning rate. Ratios and differences compare runs of the same settings, seed
   and learning rate: first at the same step and layer, then by the median over the steps and layers that both measured.
-  Each measured step weighs as many training steps as lie nearest to it, and the first and the last one as many as the
-  gap beside them has. A layer's units are represented by their median. Training curves are averaged over the common
+  Each measured step is weighted by the number of training steps nearest to it; the first and the last, by the length of
+  the gap beside them. A layer's units are represented by their median. Training curves are averaged over the common
   steps instead.
 - The **statistic** is the median over seeds. Its interval lies between two order statistics, and its coverage is exact:
   at least 95% from six seeds on. With fewer seeds the interval is the range of the values, and its coverage is stated:
@@ -80,11 +82,11 @@ _RULES: Final = """\
   be anything. A comparison is undefined if the common steps of two runs end before {COVERED:.0%} of the run, or of the
   part of the run that it is about.
 - A learning rate at which neither the plain network nor BatchNorm trains, in any seed, is **not applicable**. Claims
-  {together} are about the landscapes of two networks that learn. They are not applicable either where one of the
-  two never gets that far: its loss is flat, and not smooth.
+  {together} are about the landscape or the shift of two networks that learn. They do not apply where one of the
+  two never learns, because its loss is then flat rather than smooth.
 - Of the built-in transformer, `gpt`, only the **theory** is judged (claims 10 to 14), which is about any network. The
   other claims are about what the paper's networks showed. A problem of your own is judged by all of them.
-- A claim is not put together of several learning rates: every part that decides is needed at one of them at least.
+- Parts from different learning rates are not combined: at least one learning rate must have every part that decides.
 - Where a claim compares with BatchNorm's advantage, this advantage is a part of the claim: "as well as BatchNorm" means
   nothing where BatchNorm is no better than the plain network.
 - Claim 2 says that something happens at **some learning rate**. It is reproduced if it is at one of them, after Holm's
@@ -93,8 +95,8 @@ _RULES: Final = """\
 
 ## What the words mean
 
-- Every rule has a **smallest effect**: a ratio below {SMALLER} or above {LARGER}, or {POINT} of accuracy. Smaller
-  ones cannot be seen in the paper's figures. A consistent effect below that refutes a claim of a difference.
+- A rule that two networks differ has a **smallest effect**: a ratio below {SMALLER} or above {LARGER}, or {POINT} of
+  accuracy. Smaller ones cannot be seen in the paper's figures. A consistent effect below that refutes such a claim.
 - A network **trains** if its last test accuracy is more than {ABOVE_CHANCE} above that of the best constant answer;
   without accuracies, if its last training loss is below {BELOW_CONSTANT} of the loss of the best constant answer. The
   last test accuracy is the mean of the last {EVALUATIONS} evaluations, of those in the last third of the run. A run
@@ -122,12 +124,12 @@ _RULES: Final = """\
 - Movement between measured steps includes what sampling another minibatch changes. The same on a fixed probe batch, and
   the share that remains with frozen weights, are reported beside it (`activations --probe`).
 
-## Where the paper's sentence and its figure part
+## Where the paper's sentence and its figure disagree
 
 Beside each rule stands the same statistic of the paper's own figures, computed by the same code from their curves. It
 is one run of the paper's. Each rule is written from the paper's sentence. Where the paper's figure does not show what
-the sentence says, the two **part**: the part is judged and shown, but does not decide, because there is no consistent
-result to reproduce. These are marked in the table.
+the sentence says, the two **disagree**: the part is judged and shown, but does not decide, because there is no
+consistent result to reproduce. These are marked in the table.
 """
 
 
@@ -169,7 +171,7 @@ def _of_paper(part: Part) -> str:
                 and part.at(lr)
                 and not math.isnan(value := shown(part, problem, lr))
             ):
-                parts = "" if part.rule is None or part.decides(problem, lr) else ", **parts**"
+                parts = "" if part.rule is None or part.decides(problem, lr) else ", **disagrees**"
                 cells.append(f"{problem} at {lr:g}: {value:.3g}{parts}")
     return "; ".join(cells) or "–"
 

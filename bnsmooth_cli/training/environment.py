@@ -1,4 +1,4 @@
-"""What bnsmooth runs on, for reports of bugs: versions, the system, its memory and its devices.
+"""What bnsmooth runs on, for bug reports: versions, the system, its memory and its devices.
 
 torch is imported inside a function, because its import may be what fails.
 """

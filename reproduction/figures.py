@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from bnsmooth_cli.paper import find, read
 from reproduction.scales import LP, NORMS, PLAIN
 
 NOISY: Final = ("none", "batch", "noisy-batch", "noisy-none")
@@ -34,7 +35,7 @@ def source(study: str, norms: Collection[str], available: Mapping[str, Collectio
 class Picture:
     """A figure that `bnsmooth plot` draws from a table in `tables/`, which has rows of one kind from a study.
 
-    It shows the learning rates at which all of its norms have run.
+    It shows the learning rates at which all of its norms have run, of those that the paper's figure shows.
 
     Attributes:
         name: The name of its file.
@@ -64,6 +65,14 @@ class Picture:
     def sources(self) -> list[str]:
         """The names of the tables that it is drawn from."""
         return [name for name in (self.table or self.name, self.beside) if name]
+
+    def paper_lrs(self) -> set[float]:
+        """The learning rates of the paper's curves that are drawn under ours.
+
+        >>> sorted(Picture("figure-3-vgg", "ics", "vgg", PLAIN, paper="3a").paper_lrs())
+        [0.01, 0.1]
+        """
+        return {float(lr) for figure in (find(self.paper) if self.paper else ()) for lr in read(figure.name)["lr"]}
 
     @property
     def options(self) -> dict[str, str]:

@@ -32,6 +32,13 @@ from reproduction.scales import NETWORKS, PLAIN
 _SMOOTHED: Final = 10  # measured steps of which the figure of the edge shows the mean
 _GUIDES: Final = ("#A6192E", "#444444")
 _NOISE: Final = ("vgg-noise", "vgg-noise-11")
+_WITH_NOISE: Final = ", with the noise"
+#: The colours of the networks without the noise, and of the parts of the noise.
+_COLOURS: Final = {
+    "plain": "#000000", "plain, shift only": "#882255", "plain, shift shared by the samples only": "#CC79A7",
+    "plain, shift of each sample only": "#009E73", "plain, scale only": "#D55E00",
+    "BatchNorm": "#0072B2", "centre only": "#E69F00", "division only": "#6B3FA0",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,8 @@ class Findings:
         self._folder = folder / "tables"
         facts = json.loads((folder / "reproduction.json").read_text())
         self._settings = {name: study["settings"] for name, study in facts["studies"].items()}
+        runs = {name: about for study in facts["studies"].values() for name, about in study["runs"].items()}
+        self._diverged = frozenset(name for name, about in runs.items() if about["diverged_at"] is not None)
 
     def has(self, *names: str) -> bool:
         """Whether these tables are there."""
@@ -223,23 +232,18 @@ class Findings:
         for name in _NOISE:
             rows = _named(self._read(f"{name}.train"))
             rows = rows.assign(test_accuracy=100 * rows["test_accuracy"]).dropna(subset=["test_accuracy"])
-            found.append(series(rows, "test_accuracy"))
+            found.append([replace(one, look=_look(one.look)) for one in series(rows, "test_accuracy")])
         deep, shallow = found
-        looks = {one.look.label: one.look for one in deep}
         drawn = {
             "parts of the noise": [one for one in deep if one.look.label.startswith("plain")],
             "parts of BatchNorm": [one for one in deep if not one.look.label.startswith("plain")],
-            f"{self._title(_NOISE[1])}": [replace(one, look=looks[one.look.label]) for one in shallow],
+            f"{self._title(_NOISE[1])}": shallow,
         }
-        panels = [Curves(title, "test accuracy (%)", of, height=3.2) for title, of in drawn.items()]
-        return page(
-            [
-                (
-                    f"the noise without BatchNorm, and with parts of it: {self._title(_NOISE[0])}",
-                    [in_row(*shared(panels))],
-                )
-            ]
-        )
+        panels = [
+            Curves(title, "test accuracy (%)", of, height=3.2, diverged=self._diverged) for title, of in drawn.items()
+        ]
+        title = f"the noise without BatchNorm, and with parts of it: {self._title(_NOISE[0])}"
+        return page([(title, [in_row(*shared(panels))])])
 
     # Width
 
@@ -273,6 +277,12 @@ class Findings:
 def _guide(label: str, values: pd.Series[float], place: int) -> Series:
     """A line to compare with, over the index of its values."""
     return Series(style.Look(label, _GUIDES[place], (0, (1, 1.5)), ""), values.to_frame())
+
+
+def _look(look: style.Look) -> style.Look:
+    """The look of a network of the experiment: dashed with the noise, in the colour of the same network without it."""
+    noisy = look.label.endswith(_WITH_NOISE)
+    return replace(look, colour=_COLOURS[look.label.removesuffix(_WITH_NOISE)], dash=(0, (4, 1.5)) if noisy else "-")
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:

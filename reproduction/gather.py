@@ -296,8 +296,9 @@ def probed(runs: Mapping[str, Sequence[AnyRun]]) -> Iterator[tuple[str, Sequence
 
 
 def _chosen(picture: Picture, runs: Sequence[AnyRun]) -> list[AnyRun]:
-    """The runs of a picture, at the learning rates at which all of its norms have run."""
+    """The runs of a picture, at the learning rates at which all of its norms have run; those of the paper's figure."""
     lrs = set.intersection(*({run.config.lr for run in runs if run.config.norm == norm} for norm in picture.norms))
+    lrs &= picture.paper_lrs() or lrs
     chosen = [run for run in runs if run.config.norm in picture.norms and run.config.lr in lrs]
     if not picture.single:
         return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import math
 import os
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.errors import Remark
 from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.paper import find
 from bnsmooth_cli.paper.matching import distances, select
@@ -31,7 +33,9 @@ def draw(folder: Path) -> None:
     for picture in drawn:
         sources = [folder / "tables" / f"{name}.parquet" for name in picture.sources]
         output, options = folder / "figures" / f"{picture.name}.png", picture.options
-        plot_tables(sources, output, options.get("figure"), options.get("paper"), force=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Remark)  # the page says which settings are not the paper's
+            plot_tables(sources, output, options.get("figure"), options.get("paper"), force=True)
     markdown.remove_others(folder / "figures", {picture.name for picture in drawn})
 
 

@@ -478,7 +478,7 @@ def test_the_page_of_differences_quotes_the_tables():
         f"The paper's own curves give {part(linear, 'range of the loss on the line, batch', 'paper'):.3g} and "
         f"{part(linear, 'largest change of the gradient on the line, batch', 'paper'):.3g}.",
         f"BatchNorm's gradient changes {part(slow, 'largest change of the gradient on the line, batch'):,.0f} times as",
-        f"`l1`'s is {part(linear, 'training loss, geometric mean over the run, l1'):.3g} of BatchNorm's",
+        f"loss with `l1` is {part(linear, 'training loss, geometric mean over the run, l1'):.3g} of BatchNorm's",
         f"`linf`'s is {part(linear, 'training loss, geometric mean over the run, linf'):.3g} times BatchNorm's",
         f"and {part(slow, 'training loss, geometric mean over the run, linf'):.3g} times at 1e-07",
         f"in at least {part(linear, 'share of units where 4.2'):.0%} of cases",
@@ -497,7 +497,25 @@ def test_the_page_of_differences_quotes_the_tables():
         f"change of the gradient is {spread('largest change of the gradient on the line, batch')} times",
         f"the shift {spread('distance of the layers')} times.",
         f"lower with BatchNorm, {spread('effective beta where neither')} of the plain network's",
-        f"gradient changes more, {spread('largest change of the gradient along a random')} times as much.",
+        f"gradient seems to change more, {spread('largest change of the gradient along a random')} times as much;",
+    ]
+    betas = saturation.betas(bns.read_table(PUBLISHED / "tables/saturation-vgg.parquet")).query("norm == 'batch'")
+    quarter = betas.groupby("step")[0.25].median()
+    assert (quarter[quarter.index > 6000].sub(4).abs() < 0.4).mean() > 0.5
+    quoted.append(
+        f"is {quarter[2000]:.3g} at step 2,000, {quarter[5000]:.3g} at step 5,000 and {quarter[6000]:.3g} at step 6,000"
+    )
+    stated = bns.read_table(PUBLISHED / "tables/dln-stated.claims.parquet")
+
+    def of_stated(start):
+        row = stated[stated["part"].str.startswith(start)].iloc[0]
+        low, high = (f"{row[end]:,.0f}" if row[end] >= 1000 else f"{row[end]:.3g}" for end in ("low", "high"))
+        return f"{row['median']:.3g} [{low}, {high}]"
+
+    quoted += [
+        f"over the run, is {of_stated('training loss, geometric mean over the run, batch')} of the plain network's.",
+        f"change of the gradient is {of_stated('largest change of the gradient on the line, batch')} times the plain",
+        f"effective beta {of_stated('effective beta where neither')} times.",
     ]
     theory = bns.read_table(PUBLISHED / "tables/dln.theory.parquet").query("statement == '4.1 at y'")
     ratio = theory.assign(ratio=theory["lhs"] / theory["grad_norm"] ** 2).groupby(["norm", "seed"])["ratio"].median()
@@ -553,7 +571,8 @@ def test_the_page_of_differences_quotes_the_tables():
         f"to 5,000 and after are {listed(sizes['batch', 'grad_distance_summed'])} with BatchNorm,",
         f"Without a norm they are {listed(sizes['none', 'grad_distance_summed'])},",
         f"ours are {listed(sizes['batch', 'grad_distance'])} with BatchNorm.",
-        f"lower with BatchNorm here**: {part(full, 'distance of the layers'):.3g} times the plain network's, and "
+        f"lower with BatchNorm over the whole run**: {part(full, 'distance of the layers'):.3g} times the plain "
+        "network's, and "
         f"{part(full, 'distance of the layers', 'paper'):.3g} times in the paper's figure.",
         f"after 1,000 steps is {early_of('noisy-none', 'final_test_accuracy', '.1%')}, and "
         f"{early_of('none', 'final_test_accuracy', '.1%')} without noise. Noisy BatchNorm reaches "
@@ -579,8 +598,9 @@ def test_the_page_of_differences_quotes_the_tables():
         f"In {seeds} seeds the plain network's test accuracy is {never:.1%} at every evaluation after step 0, as in "
         f"the paper's figure; it diverges in the others, at the steps {' and '.join(f'{d:.0f}' for d in diverged)}.",
         f"BatchNorm's last one is {normed.median():.1%} [{normed.min():.1%}, {normed.max():.1%}],",
-        f"one of them trains with the noise, to {noise['final_test_accuracy'].max():.1%}.",
+        f"There seed 1 trains with the noise, to {noise['final_test_accuracy'].max():.1%}, and here",
     ]
+    assert noise.loc[noise["final_test_accuracy"].idxmax(), "seed"] == 1
     assert (trained(noise)["trained"].item(), shallow["diverged_at"].notna().sum()) == (1, 3)
     assert not [phrase for phrase in quoted if phrase not in text]
     none = bns.read_table(PUBLISHED / "tables/dln-slow.ics.parquet").query("norm == 'none' and layer > 1")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import warnings
 import math
 import os
 import shlex
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bnsmooth_cli.errors import InputError
-from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.figures import plot_tables, style
 from bnsmooth_cli.paper import find
 from bnsmooth_cli.paper.matching import distances, select

@@ -69,6 +69,18 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def states() -> tuple[object, ...]:
+    """The states of the default generators of torch, numpy and `random`.
+
+    >>> before = states()
+    >>> before == states(), torch.rand(()) is None, before == states()
+    (True, False, False)
+    """
+    torchs = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    _, keys, *rest = np.random.get_state()
+    return *(state.numpy().tobytes() for state in torchs), np.asarray(keys).tobytes(), *rest, random.getstate()
+
+
 @contextmanager
 def kept() -> Iterator[None]:
     """Restore the default generators of torch, numpy and `random` when the context ends."""

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -481,3 +482,77 @@ def test_a_name_or_a_tag_names_the_run(cli, tmp_path):
     assert cli(f"train {DLN} --tag try.2")[0] == 0
     (tagged,) = (path.name for path in (tmp_path / "runs").iterdir() if path.name != "mine")
     assert tagged == f"{open_run(tmp_path / 'runs/mine').config.name.removesuffix('-seed0')}-try.2-seed0"
+
+
+SHALLOW = "--problem dln --depth 3 --samples 20 --steps 3"
+
+
+def test_force_removes_the_tables_of_every_objective_and_what_killed_processes_left(cli, tmp_path):
+    cli(f"train {SHALLOW} --norm none -o run")
+    for objective in ("batch", "eval", "train:2"):
+        assert cli(f"landscape run --objective {objective}")[0] == 0
+    for name in ("..ics.f196f465.tmp.points", ".train.0a1b2c3d.tmp.parquet", ".ics.points"):
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run/mine.parquet").touch()
+    assert cli(f"train {SHALLOW} --norm batch -o run --force")[0] == 0
+    left = {path.name for path in (tmp_path / "run").iterdir() if path.suffix != ".lock" and path.name != ".lock"}
+    assert left == {"checkpoints", "config.json", "train.parquet", "mine.parquet"}
+
+
+@pytest.mark.parametrize("line", [
+    f"train {SHALLOW} -o ''", f"train {SHALLOW} --output=", "landscape run -o ''", "list ''", "compare '' run",
+])  # fmt: skip
+def test_an_empty_text_is_no_folder(cli, tmp_path, line):
+    code, out, err = cli(line)
+    assert (code, out, "an empty text is given; is a variable not set?" in err) == (2, "", True), err
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_empty_title_is_none_and_the_present_folder_is_no_table(cli):
+    cli(f"train {SHALLOW} -o run")
+    assert cli("plot run/train.parquet -o a.png --title ''")[0] == 0
+    assert cli("landscape run -o .") == (2, "", "bnsmooth: .: is a folder; choose another file name\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path):
+    words = [sys.executable, "-m", "bnsmooth_cli", "train", *SHALLOW.split(), "-o", "run", "--log", "/dev/full"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr.count("note: --log: lines are missing, since it cannot be written")) == (0, 1)
+
+
+def test_what_the_users_code_prints_is_no_part_of_the_document(cli, tmp_path, monkeypatch):
+    (tmp_path / "loud.py").write_text(
+        "import torch, bnsmooth_cli as bns\nfrom torch.nn import functional as F\n"
+        "def problem(norm):\n    print('hello')\n    x = torch.randn(20, 3)\n"
+        "    return bns.Workload(torch.nn.Linear(3, 2), F.cross_entropy, (x, (x[:, 0] > 0).long()))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = cli("train --problem loud:problem --norm none --batch-size 4 --steps 3 -o run --json")
+    assert (code, json.loads(out)["command"], "hello" in cli.stderr) == (0, "train", True)
+
+
+def test_the_shift_of_a_single_layer_is_said_to_be_none(cli):
+    cli(f"train {SHALLOW} -o run")
+    code, out, _ = cli("ics run --layers fc2")
+    assert (code, out.splitlines()[1:]) == (
+        0, ["internal covariate shift: none, since there is one layer, before which nothing moves"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "said"), [
+    ("--target-loss nan", "give a finite number"), ("--target-accuracy 5", "give a share above 0 and up to 1"),
+    ("--target-accuracy 0", "give a share above 0"),
+])  # fmt: skip
+def test_a_target_that_no_run_could_reach_is_refused(cli, option, said):
+    cli(f"train {SHALLOW} -o run")
+    code, out, err = cli(f"compare {option} run")
+    assert (code, out, f"{option}: {said}" in err) == (2, "", True), err
+
+
+def test_a_run_without_its_first_checkpoints_is_not_reused_by_the_advice(cli):
+    cli(f"train {SHALLOW} -o run --save-every 1 --keep 1")
+    _, out, _ = cli("compare run -o compare.parquet")
+    advice = [line.removeprefix("to measure more: ") for line in out.splitlines() if line.startswith("to measure more")]
+    assert advice
+    assert all(line.startswith("bnsmooth compare --norms") and "--keep" not in line for line in advice), advice

@@ -93,7 +93,7 @@ def test_the_page_quotes_the_papers_losses():
     assert f"starts at {first[0]:,.0f} without a norm and figure 12a at {later[0]:,.0f}" in " ".join(text.split())
     assert f"lies {first[50] - later[50]:.0f} below" in text
     slow = paper.read("3b-loss").query("norm == 'none' and lr == 1e-7").set_index("step")["loss"]
-    assert f"worth about {round((slow[450] - slow[550]) / 10, -1):.0f}" in text
+    assert f"lowers the loss by about {round((slow[450] - slow[550]) / 10, -1):.0f}" in text
     for norm, last in (("none", "1,661"), ("batch", "479"), ("l1", "97"), ("l2", "481"), ("linf", "986")):
         assert f"{paper.rows('train', 'dln', norm, 1e-6)['loss'].iloc[-1]:,.0f}" == last
 

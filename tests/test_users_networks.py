@@ -203,20 +203,48 @@ def test_a_loss_that_draws_leaves_all_generators_as_they_were(data):
         assert np.random.get_state()[1].tolist() == expected[1]
 
 
-def test_draws_without_an_effect_leave_all_generators_as_they_were(data):
+class Dropping(nn.Module):
+    """A layer that is left out with a probability p, drawn as in LayerDrop or by other generators."""
+
+    def __init__(self, p, draw):
+        super().__init__()
+        self.p, self.draw, self.inner = p, draw, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x if self.draw() < self.p else x + self.inner(x)
+
+
+DRAWS = {
+    "torch": lambda: torch.rand(()),
+    "uniform": lambda: torch.empty(()).uniform_(0, 1),
+    "bernoulli": lambda: 1 - torch.bernoulli(torch.tensor(1e-3)),
+    "numpy": lambda: np.random.rand(),
+    "random": lambda: random.random(),
+    "kept": lambda: 1 - torch.rand(()),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_layer_that_is_dropped_once_in_a_thousand_times_is_refused_and_one_never_dropped_is_measured(data, draw):
     x, y = data
-    model = classifier(lambda: nn.Linear(3, 2))
-
-    def loss():  # as a network does that drops layers with a probability of 0
-        dropped = torch.rand(()) < 0 or np.random.rand() < 0 or random.random() < 0
-        return F.cross_entropy(model(x) * (not dropped), y)
-
-    point = point_of(model, loss)
+    rare, never = (classifier(lambda p=p: Dropping(p, DRAWS[draw]), lambda: nn.Linear(3, 2)) for p in (1e-3, 0.0))
+    with pytest.raises(InputError, match=r"the module '0' \(Dropping\) gives another output each time"):
+        point_of(rare, lambda: F.cross_entropy(rare(x), y))
+    point = point_of(never, lambda: F.cross_entropy(never(x), y))
     for measure in (bns.landscape, bns.smoothness, bns.ics, bns.spectrum, bns.activations):
         before = torch.get_rng_state(), np.random.get_state()[2], random.getstate()
         measure(point)
         assert torch.equal(torch.get_rng_state(), before[0])
         assert (np.random.get_state()[2], random.getstate()) == before[1:]
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_dropout_that_rarely_drops_is_refused_and_dropout_that_is_off_is_not(data, kind):
+    x, y = data
+    for p, mode, refused in ((1e-4, True, True), (0.0, True, False), (1e-4, False, False)):
+        model = classifier(lambda: nn.Linear(3, 4), lambda p=p: kind(p), lambda: nn.Linear(4, 2)).train(mode)
+        with pytest.raises(InputError, match=r"module '1'") if refused else nullcontext():
+            point_of(model, lambda: F.cross_entropy(model(x), y))  # noqa: B023
 
 
 @pytest.mark.filterwarnings("ignore::bnsmooth_cli.errors.Remark")

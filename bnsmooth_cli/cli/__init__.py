@@ -7,6 +7,7 @@ Modules that take long to import (torch, pandas) are imported inside the functio
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shlex
 import sys
@@ -65,10 +66,22 @@ def _run(words: list[str]) -> object:
     from bnsmooth_cli.memory import keep_freed_memory
 
     terminal.reset()
+    _check_words(words)
     keep_freed_memory()
     warnings.showwarning = functools.partial(_remark, set(), warnings.showwarning)
     result = typer.main.get_command(app).main(words, prog_name="bnsmooth", standalone_mode=False)
     return KeyboardInterrupt() if result == 130 else result  # typer's status after Ctrl-C between words and command
+
+
+def _check_words(words: list[str]) -> None:
+    """Refuse an empty word, which would stand for the present folder: it comes from a variable that is not set."""
+    from bnsmooth_cli.errors import InputError
+
+    for before, word in itertools.pairwise(["", *words]):
+        option, _, value = word.partition("=")
+        if (not word or (option.startswith("-") and "=" in word and not value)) and "--title" not in (before, option):
+            named = option or (before if before.startswith("-") else "")
+            raise InputError(f"{named or 'the command'}: an empty text is given; is a variable not set?")
 
 
 def _remark(

@@ -92,9 +92,11 @@ def compare(
 
       bnsmooth compare --plan --problem dln
     """
+    from bnsmooth_cli.studies.comparison import check_targets
     from bnsmooth_cli.studies.folder import table_paths
     from bnsmooth_cli.studies.outcome import Outcome, conclude, recorded
 
+    check_targets(target_loss, target_accuracy)
     options = {**grid.given(), **wanted.given(), **steps.given(), **settings.given()}
     exported = {name: value for name, value in export.given().items() if value}
     if plan:
@@ -127,7 +129,8 @@ def compare(
         terminal.wrote(path)
     if failed:
         raise IncompleteError(
-            f"left out: {', '.join(failed)}; the same command tries again (delete a damaged table or run folder first)"
+            f"left out: {', '.join(failed)}; the same command tries again (delete a damaged table, or the folder of a "
+            "run that cannot be measured, first)"
         )
 
 

@@ -22,7 +22,12 @@ def ics(rows: Rows) -> None:
 
       bnsmooth ics runs/vgg-batch-lr0.1-seed0 --layers conv1,conv4,fc1 -o three.parquet
     """
-    later = rows[rows["layer"] > 1].groupby(["run", "step"], sort=False)
-    table = later.agg({"ics": ["median", "max"], "cosine": ["median", "min"]})
+    from bnsmooth_cli.storage.tables import after_the_first
+
+    later = after_the_first(rows)
+    if later.empty:
+        terminal.say("internal covariate shift: none, since there is one layer, before which nothing moves")
+        return
+    table = later.groupby(["run", "step"], sort=False).agg({"ics": ["median", "max"], "cosine": ["median", "min"]})
     table.columns = table.columns.map("_".join)
     terminal.summary("internal covariate shift, over layers from the second", table.reset_index())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +16,7 @@ from bnsmooth_cli.errors import InputError
 #: How a line begins.
 _LINE: Final = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 _handle: int | None = None
+_lost = False  # whether a line could not be written
 
 
 def begin(path: Path) -> None:
@@ -25,11 +25,16 @@ def begin(path: Path) -> None:
     Raises:
         InputError: If it cannot be written, or is another kind of file, such as a table.
     """
-    global _handle
+    global _handle, _lost
     end()
+    _lost = False
     try:
-        if path.is_file() and not _LINE.match(start := _start(path)) and start:
-            raise InputError(f"--log {path}: is no log of bnsmooth; give another file, so that this one is not damaged")
+        start = _start(path) if path.is_file() else b""
+    except OSError as error:
+        raise InputError(f"--log {path}: cannot be read ({error.strerror}); give another file") from error
+    if start and not _LINE.match(start):
+        raise InputError(f"--log {path}: is no log of bnsmooth; give another file, so that this one is not damaged")
+    try:
         _handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except (OSError, ValueError) as error:  # ValueError for a name with a null character
         reason = error.strerror if isinstance(error, OSError) else error
@@ -57,10 +62,17 @@ def begun() -> bool:
 def write(text: str) -> None:
     """Append the lines of a text, if `begin` was called. Several commands may append to one file: lines stay whole.
 
-    What cannot be written is lost, because a full disk must not end the work that is logged.
+    What cannot be written is lost, because a full disk must not end the work that is logged. A note says so once.
     """
+    global _lost
     if _handle is not None:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         lines = "".join(f"{now} {line}\n" for line in text.splitlines())
-        with suppress(OSError):
-            os.write(_handle, lines.encode(errors="backslashreplace"))
+        content = lines.encode(errors="backslashreplace")
+        try:
+            reason = "" if os.write(_handle, content) == len(content) else "no space left"
+        except OSError as error:
+            reason = str(error.strerror)
+        if reason and not _lost:
+            _lost = True
+            os.write(2, f"bnsmooth: note: --log: lines are missing, since it cannot be written ({reason})\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -491,8 +492,11 @@ def printing(name: str, command: Function) -> Function:
         output = OutputOptions(**{field.name: values.pop(field.name) for field in dataclasses.fields(OutputOptions)})
         output.apply()
         log.write(f"bnsmooth {bnsmooth_cli.__version__}: {shlex.join(['bnsmooth', *sys.argv[1:]])}")
+        # What the user's code prints is no part of the document.
+        own = contextlib.redirect_stdout(sys.stderr) if terminal.is_json() else contextlib.nullcontext()
         try:
-            result = command(**values)
+            with own:
+                result = command(**values)
         except IncompleteError:  # what has succeeded is printed
             terminal.finish(name)
             raise

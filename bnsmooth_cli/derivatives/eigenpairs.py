@@ -143,7 +143,7 @@ def extreme_eigenpairs(
 
 def _drawn(basis: Float[Tensor, "m n"], random: torch.Generator) -> Float[Tensor, " n"]:
     """A random vector of unit length that is orthogonal to those of the basis."""
-    vector = torch.randn(basis.shape[1], generator=random).to(basis)
+    vector = torch.randn(basis.shape[1], generator=random, dtype=torch.float32).to(basis)
     _orthogonalise(vector, basis)
     return vector.div_(euclidean_norm(vector))
 

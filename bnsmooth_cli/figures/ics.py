@@ -13,6 +13,7 @@ from bnsmooth_cli.figures import scales
 from bnsmooth_cli.figures import training as curves
 from bnsmooth_cli.figures.page import Band, Panel
 from bnsmooth_cli.figures.panels import Curves, layers_over_depth, papers, series, shared
+from bnsmooth_cli.storage.tables import after_the_first
 
 _COSINE: Final = scales.Scale("linear", -1.05, 1.05)
 _WIDTH: Final = 1.3  # of a panel
@@ -28,7 +29,7 @@ def panels(
     shift: list[Curves] = []
     cosine: list[Curves] = []
     # The first layer is left out unless it is asked for: nothing below it is updated, so its shift is 0.
-    above = table[table["layer"] > 1]
+    above = after_the_first(table)
     whole = table if above.empty or "layers" in selected else above
     for layer in layers_over_depth(whole, paper, every="layers" in selected):
         rows = table[table["layer"] == layer]

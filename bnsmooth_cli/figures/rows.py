@@ -82,7 +82,8 @@ class Selection:
             known = table.drop_duplicates("layer").sort_values("layer")
             there = ", ".join(f"{row.layer} ({row.layer_name})" for row in known.itertuples())
             raise InputError(f"--layers {','.join(lacking)[:60]}: the table has the layers {there}")
-        return names.isin(wanted) | numbers.isin(wanted)
+        numbered = [layer for layer in wanted if not names.eq(layer).any()]  # a name may be a number
+        return names.isin(wanted) | numbers.isin(numbered)
 
 
 def _check_column(flag: str, column: str, kind: str, table: pd.DataFrame) -> None:

@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.measures.landscape import finer, line_alphas, resolves
+from bnsmooth_cli.measures.landscape import finer, resolves, step_lengths
 from bnsmooth_cli.measures.landscape import plan as plan_line
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import second_order
 from bnsmooth_cli.networks.parameters import positions
-from bnsmooth_cli.networks.structure import chosen_layers
+from bnsmooth_cli.networks.structure import chosen_layers, layer_numbers
 from bnsmooth_cli.networks.vectors import euclidean_norm
 from bnsmooth_cli.points.point import Point
 
@@ -58,7 +58,7 @@ def smoothness_by_layer(
     """
     point = point.at(objective)
     chosen = chosen_layers(point.structure, layers)
-    lengths = line_alphas(point.config.problem) if alphas is None else list(alphas)
+    lengths = step_lengths(point.config.problem, alphas)
     etas = [alpha * point.lr for alpha in lengths]
     places = [positions(point.parameters, names) for _, names in chosen]
     theta, gradients, rows = point.theta, point.gradients_at(point.theta[None])[1][0], []
@@ -66,7 +66,7 @@ def smoothness_by_layer(
     if not resolved and (double := finer(point)) is not None:
         point, resolved = double, True
         gradients = point.gradients_at(point.theta[None])[1][0]
-    for number, (where, (name, names)) in enumerate(zip(places, chosen, strict=True), 1):
+    for number, where, (name, names) in zip(layer_numbers(point.structure, chosen), places, chosen, strict=True):
         gradient = gradients[where]
         second = second_order(point, names, number)
         norm, beta = euclidean_norm(gradient), math.nan

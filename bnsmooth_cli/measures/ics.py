@@ -16,7 +16,7 @@ from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.networks.chain import Chain
 from bnsmooth_cli.networks.parameters import flatten, restored, unflatten
-from bnsmooth_cli.networks.structure import Names, chosen_layers
+from bnsmooth_cli.networks.structure import Names, chosen_layers, layer_numbers
 from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.norms.state import prepared
 from bnsmooth_cli.points.point import Point
@@ -77,7 +77,7 @@ def ics(point: Point, layers: Sequence[str] | None = None) -> pd.DataFrame:
     cosines[0] = 1.0 if sizes[0] > 0 else np.nan  # exact, whereas the division would round
     frame = pd.DataFrame(
         {
-            "layer": np.arange(1, len(records) + 1),
+            "layer": layer_numbers(point.structure, chosen),
             "layer_name": [name for name, _ in chosen],
             "grad_norm": sizes,
             "grad_norm_updated": sizes_updated,

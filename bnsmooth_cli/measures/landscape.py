@@ -63,10 +63,11 @@ def line_alphas(
     if alphas is not None:
         if given:
             raise InputError(f"--alphas and {given[0]}: give only one of them")
-        if not len(alphas) or not all(low < high < math.inf for low, high in itertools.pairwise([0.0, *alphas])):
-            text = ",".join(f"{alpha:g}" for alpha in alphas)
+        lengths = step_lengths(problem, alphas)
+        if not lengths or not all(low < high for low, high in itertools.pairwise(lengths)):
+            text = ",".join(f"{alpha:g}" for alpha in lengths)
             raise InputError(f"--alphas {text[:60]}: give step lengths above 0 in ascending order, as in 0.5,1,2,4")
-        return [float(alpha) for alpha in alphas]
+        return lengths
     if not given:
         return list(usual)
     low, high = (usual[0] if min_alpha is None else min_alpha), (usual[-1] if max_alpha is None else max_alpha)
@@ -78,6 +79,23 @@ def line_alphas(
     if count < 1:
         raise InputError(f"--points {count}: give a whole number of at least 1")
     return [float(alpha) for alpha in np.linspace(low, high, count)]
+
+
+def step_lengths(problem: str, alphas: Sequence[float] | None) -> list[float]:
+    """The step lengths that a measurement is given, in any order and perhaps none; those of the problem by default.
+
+    Raises:
+        InputError: If one is not above 0 and finite.
+    """
+    if alphas is None:
+        return list(find_problem(problem).alphas)
+    try:
+        lengths = [float(alpha) for alpha in ("" if isinstance(alphas, str) else alphas)]
+    except (TypeError, ValueError):
+        lengths = [math.nan]
+    if isinstance(alphas, str) or not all(0 < alpha < math.inf for alpha in lengths):
+        raise InputError(f"--alphas {str(alphas)[:60]}: give step lengths above 0, as in [0.5, 1, 2, 4]")
+    return lengths
 
 
 def plan(config: Config, objective: str = "batch", **line: Any) -> dict[str, Any]:
@@ -163,7 +181,8 @@ def direction_vector(point: Point, gradient: Float[Tensor, " n"], direction: str
             own = point.at("batch")  # training takes its step
             (gradient,) = own.gradients_at(own.theta[None])[1]
         return point.optimiser.direction(gradient, point.step)
-    random = torch.randn(len(gradient), generator=generator(point.config.seed, "direction", point.step)).to(gradient)
+    draws = generator(point.config.seed, "direction", point.step)
+    random = torch.randn(len(gradient), generator=draws, dtype=torch.float32).to(gradient)
     return random.mul_(euclidean_norm(gradient) / euclidean_norm(random))
 
 
@@ -189,7 +208,7 @@ class Line(NamedTuple):
 
 def probe(point: Point, alphas: Sequence[float] | None = None, direction: str = "gradient") -> Line:
     """Probe the line; the arguments are those of `landscape`."""
-    alphas = line_alphas(point.config.problem) if alphas is None else list(alphas)
+    alphas = step_lengths(point.config.problem, alphas)
     lr = point.lr
     loss, gradient = point.gradients_at(point.theta[None])
     norm, vector = euclidean_norm(gradient), direction_vector(point, gradient[0], direction)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 
+from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import structure_of
 from bnsmooth_cli.problems.base import Problem
@@ -66,6 +67,14 @@ def measured(rows: Callable[Concatenate[Point, P], pd.DataFrame]) -> Callable[Co
 
     @functools.wraps(rows)
     def measure(point: Point, /, *args: P.args, **kwargs: P.kwargs) -> pd.DataFrame:
+        if not isinstance(point, Point):
+            kind = type(point).__name__
+            raise InputError(f"{rows.__name__}: takes a point, as bns.load_point gives it, and this is a {kind}")
+        for name in ("layers", "units"):
+            chosen: Any = kwargs.get(name)
+            listed = isinstance(chosen, Collection) and not isinstance(chosen, str) and len(chosen) > 0
+            if chosen is not None and not listed:
+                raise InputError(f"{name}: {chosen!r} is no list of {name}; give one, as in ['fc1'] or [0, 3]")
         with point.undisturbed():
             return _label(point, rows(point, *args, **kwargs))
 

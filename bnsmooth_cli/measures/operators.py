@@ -157,7 +157,7 @@ def start_vector(point: Point, gradient: Float[Tensor, " n"], place: int) -> Flo
     """The gradient and a random vector, of equal length. The gradient lies mostly in the sharp directions, which saves
     products. The random part covers the others."""
     random = generator(point.config.seed, "lanczos", point.step, place)
-    start = torch.randn(len(gradient), generator=random).to(gradient)
+    start = torch.randn(len(gradient), generator=random, dtype=torch.float32).to(gradient)
     length = euclidean_norm(gradient)
     if not (torch.isfinite(length) and length > 0):
         return start

@@ -50,13 +50,20 @@ def select(
             "normalised input, so that it is no norm, which activations and theory need; leave them out"
         )
     if not sites:
-        raise InputError("no layer of this network takes a norm, so nothing can be measured")
+        raise InputError(
+            "no layer of this network takes a norm, or none runs once on a batch, so nothing can be measured; give a "
+            "loss that runs the network once"
+        )
+    names = {site.name: site for site in sites}
+    numbered = {str(site.number): site for site in sites}
     for name in layers or ():
-        if not any(name in (str(site.number), site.name) for site in sites):
-            raise unknown("layer", name, [site.name for site in sites])
+        if name not in names and name not in numbered:
+            raise unknown("layer", name, list(names))
+    # A name may be a number, as in nn.Sequential.
+    wanted = sites if layers is None else [names.get(name) or numbered[name] for name in layers]
     selected = []
     for site in sites:
-        if layers is None or not {str(site.number), site.name}.isdisjoint(layers):
+        if site in wanted:
             for unit in units or ():
                 if not 0 <= unit < site.width:
                     raise InputError(f"--units {unit}: the layer {site.name} has the units 0 to {site.width - 1}")

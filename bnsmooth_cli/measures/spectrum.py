@@ -179,7 +179,7 @@ def _density(point: Point, nodes: int, vectors: int, operator: Operator) -> pd.D
     frames = []
     for number in range(vectors):
         random = generator(point.config.seed, "density", point.step, number)
-        start = torch.randn(len(operator.start), generator=random).to(operator.start)
+        start = torch.randn(len(operator.start), generator=random, dtype=torch.float32).to(operator.start)
         values, weights = quadrature(operator.product, start, min(nodes, len(start)), operator.symmetry)
         frames.append(pd.DataFrame({"vector": number, "rank": range(len(values)), "node": values, "weight": weights}))
     return pd.concat(frames, ignore_index=True)

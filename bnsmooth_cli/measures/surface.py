@@ -21,7 +21,7 @@ from bnsmooth_cli.measures import DIRECTIONS
 from bnsmooth_cli.measures.landscape import plan_objective
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.operators import Operator, with_operator
-from bnsmooth_cli.networks.parameters import flatten, of_norms
+from bnsmooth_cli.networks.parameters import flatten, of_norms, weight_normed
 from bnsmooth_cli.networks.structure import is_transposed
 from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
 from bnsmooth_cli.points.point import Point
@@ -201,9 +201,13 @@ def _buffers(point: Point, state: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
-    """Filter-normalised random directions."""
+    """Filter-normalised random directions.
+
+    Raises:
+        InputError: If no parameter has filters, or all of them are 0.
+    """
     random = generator(point.config.seed, "surface", point.step)
-    still = {id(p) for p in of_norms(point.model)}
+    still = {id(p) for p in (*of_norms(point.model), *(length for length, _ in weight_normed(point.model)))}
     groups = {  # not of a parametrised weight, which is no parameter
         id(module._parameters.get("weight")): getattr(module, "groups", 1)
         for module in point.model.modules()
@@ -211,10 +215,13 @@ def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
     }
 
     def direction(p: Tensor) -> Tensor:
-        drawn = torch.randn(p.shape, generator=random).to(p)
+        drawn = torch.randn(p.shape, generator=random, dtype=torch.float32).to(p)
         return torch.zeros_like(drawn) if id(p) in still else _like(p.detach(), drawn, groups.get(id(p)))
 
-    return [flatten(map(direction, point.parameters.values())) for _ in range(count)]
+    found = [flatten(map(direction, point.parameters.values())) for _ in range(count)]
+    if not any(axis.any() for axis in found):
+        raise InputError("--directions random: moves the weights of layers, and none of them is trained; give top")
+    return found
 
 
 def top_directions(point: Point, count: int) -> tuple[list[Float[Tensor, " n"]], list[float]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.networks.parameters import restored
 
 
 @contextmanager
@@ -34,14 +35,23 @@ def is_transformed(value: Tensor) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set the network to eval mode, and restore each module's mode when the context ends."""
+    """Set the network to eval mode, and give each module its mode back when the context ends.
+
+    A user's module may do more than that in its `train`, such as merge low-rank weights into others. Its `train` is
+    called on the way back too, and the rounding that this leaves in its parameters is undone.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    own = any(type(module).train is not nn.Module.train for module, _ in modes)
+    with restored([*model.parameters()] if own else []):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                if module.training != training:
+                    module.train(training)
+            for module, training in modes:
+                module.training = training
 
 
 def captured(modules: Sequence[nn.Module], forward: Callable[[], object]) -> list[tuple[Tensor, Tensor]]:

@@ -109,6 +109,28 @@ def of_norms(model: nn.Module) -> list[nn.Parameter]:
     return [p for module in model.modules() if isinstance(module, norms) for p in module.parameters()]
 
 
+def weight_normed(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The lengths g and the directions v of each weight with weight normalisation, of either of torch's kinds.
+
+    >>> ((g, v),) = weight_normed(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    >>> g.shape, v.shape
+    (torch.Size([2, 1]), torch.Size([2, 3]))
+    """
+    chains = [
+        chain
+        for module in model.modules()
+        for chain in getattr(module, "parametrizations", {}).values()
+        if any(isinstance(step, _WeightNorm) for step in chain)
+    ]
+    pairs = [(chain.original0, chain.original1) for chain in chains]
+    return pairs + [
+        (getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v"))
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm)
+    ]
+
+
 def penalised(model: nn.Module) -> list[str]:
     """The names of the parameters whose squares an L2 penalty of the weights sums up.
 
@@ -123,19 +145,7 @@ def penalised(model: nn.Module) -> list[str]:
     >>> penalised(nn.utils.weight_norm(nn.Linear(3, 2)))
     ['weight_g']
     """
-    chains = [
-        chain
-        for module in model.modules()
-        for chain in getattr(module, "parametrizations", {}).values()
-        if any(isinstance(step, _WeightNorm) for step in chain)
-    ]
-    pairs = [(chain.original0, chain.original1) for chain in chains]
-    pairs += [
-        (getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v"))
-        for module in model.modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, WeightNorm)
-    ]
+    pairs = weight_normed(model)
     lengths = {id(length) for length, _ in pairs}
     others = {id(p) for p in of_norms(model)} | {id(direction) for _, direction in pairs}
     return [name for name, p in trainable(model).items() if id(p) in lengths or (p.dim() > 1 and id(p) not in others)]

@@ -20,6 +20,26 @@ _OPERATIONS: Final[list[Any]] = [
 
 
 @contextmanager
+def single_precision() -> Iterator[None]:
+    """A context in which new tensors are of float32, whatever the default type of the user's session.
+
+    >>> torch.set_default_dtype(torch.float64)
+    >>> with single_precision():
+    ...     print(torch.ones(1).dtype, torch.nn.Linear(1, 1).weight.dtype)
+    torch.float32 torch.float32
+    >>> torch.ones(1).dtype
+    torch.float64
+    >>> torch.set_default_dtype(torch.float32)
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
     """A context in which float32 is not rounded to TF32 or bfloat16.
 

@@ -18,6 +18,7 @@ from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.networks.rescaling import is_known, is_norm, unaltered
 from bnsmooth_cli.networks.wrappers import on_one_device
 from bnsmooth_cli.norms.batch import UnitNorm
+from bnsmooth_cli.norms.noise import Noise
 from bnsmooth_cli.norms.over_units import OverUnits
 from bnsmooth_cli.norms.per_sample import RmsNorm
 from bnsmooth_cli.norms.state import stateful
@@ -75,8 +76,10 @@ def replace_norms(model: nn.Module, norm: str | type[nn.Module]) -> Replacement:
     so that replacing a norm by itself changes nothing but its $\epsilon$ and the momentum of its running statistics.
     If the old norm has neither $\gamma$ nor $\beta$, those of the new one are not trained. If the old norm multiplies
     by another function of its weight ($1 + w$), the new one starts with $\gamma = 1$ and $\beta = 0$. Parameters that
-    several norms share stay shared. Running statistics are kept if both norms have the same. Norms with hooks are left
-    in place.
+    several norms share stay shared. Running statistics are kept if both norms have the same; the new norm has those of
+    its kind, whatever `track_running_stats` was. Norms with hooks are left in place. The noise of `noisy-batch` and
+    `noisy-none` stays the same in a loop of your own, unless you set the `key` of each `bns.norms.noise.Noise` to a new
+    step.
 
     Args:
         model: The model. Modules that are used at several places are replaced by one new module.
@@ -134,6 +137,8 @@ def put(model: nn.Module, name: str) -> Replacement:
         if isinstance(parent, OverUnits) and isinstance(new, OverUnits):  # it was replaced before
             new = new.get_submodule("norm")
         parent._modules[key] = new
+    for place, noise in enumerate(module for module in model.modules() if isinstance(module, Noise)):
+        noise.key = (0, 0, place)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # else its fused path in eval mode reads the weights of its LayerNorms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli.errors import InputError, unknown
 from bnsmooth_cli.networks.chain import Chain
-from bnsmooth_cli.networks.hooks import captured, hooked, observable
+from bnsmooth_cli.networks.hooks import captured, hooked, is_transformed, observable
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.networks.rescaling import is_known, is_norm
 from bnsmooth_cli.networks.transformer import Transformer
@@ -118,9 +119,9 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
 
     The layers of any other module are the modules with parameters of their own, in the order in which they are first
     called. A norm that acts on the output of the module before it, and is called once, belongs to that module's layer;
-    so does a module that only scales or shifts. The parameters of modules that are not called (as in
-    nn.MultiheadAttention) belong to the module that contains them. The sites are the linear maps and convolutions that
-    are called once.
+    so does a module that only scales or shifts. Of a loss that runs the network several times, each run counts for
+    itself. The parameters of modules that are not called (as in nn.MultiheadAttention) belong to the module that
+    contains them. The sites are the linear maps and convolutions that are called once on a batch.
 
     Args:
         model: The network.
@@ -134,7 +135,7 @@ def structure(model: nn.Module, forward: Callable[[], object]) -> Structure:
     sites = [
         Site(i, group.name, group.module, tuple(group.norms), group.units_last, group.unfit)
         for i, group in enumerate(groups, 1)
-        if _is_linear(group.module) and group.calls == 1
+        if _is_linear(group.module) and group.calls == 1 and group.batched
     ]
     return Structure(model, [(group.name, group.parameters) for group in groups], sites)
 
@@ -176,7 +177,7 @@ def chosen_layers(structure: Structure, layers: Sequence[str] | None) -> Names:
     numbered = {str(i): name for i, name in enumerate(known, 1)}
     chosen: Names = []
     for text in layers:
-        name = numbered.get(text, text)
+        name = text if text in known else numbered.get(text, text)  # names may be numbers, as in nn.Sequential
         if name not in known and name not in modules:
             raise unknown("layer", text, known)
         parameters = known.get(name) or _within(structure.model, name)
@@ -187,6 +188,13 @@ def chosen_layers(structure: Structure, layers: Sequence[str] | None) -> Names:
                 raise InputError(f"--layers {text}: shares parameters with {other}; give each parameter once")
         chosen.append((name, parameters))
     return chosen
+
+
+def layer_numbers(structure: Structure, chosen: Names) -> list[int]:
+    """The numbers of chosen layers, from 1 in the order of the network; other modules have the numbers after them."""
+    known = {name: number for number, (name, _) in enumerate(structure.layers, 1)}
+    others = itertools.count(len(known) + 1)
+    return [known[name] if name in known else next(others) for name, _ in chosen]
 
 
 def _within(model: nn.Module, module: str) -> list[str]:
@@ -206,6 +214,11 @@ class _Group:
     unfit: str = ""
 
     @property
+    def batched(self) -> bool:
+        """Whether the first dimension of the module's output is that of samples."""
+        return self.rank == 4 if isinstance(self.module, nn.Conv2d) else self.rank > 1
+
+    @property
     def units_last(self) -> bool:
         """Whether the last dimension of the module's output holds the units."""
         return not isinstance(self.module, nn.Conv2d) and _is_linear(self.module) and self.rank > 2
@@ -215,7 +228,7 @@ class _Trace:
     """Runs a network and groups the modules that it calls into layers.
 
     It runs the network twice. The first pass counts the calls of each module, because only a module that is called once
-    counts as a norm.
+    counts as a norm: once in each pass of the network, of which a loss may have several.
     """
 
     def __init__(self, model: nn.Module, forward: Callable[[], object]) -> None:
@@ -226,6 +239,7 @@ class _Trace:
         self.hooked = {module for _, module in modules if module._forward_hooks or module._forward_pre_hooks}
         with hooked([m.register_forward_pre_hook(lambda m, _, n=n: self.calls.update([n])) for n, m in modules]):
             forward()
+        self.passes = max(1, self.calls[""])
         self.parameters: dict[str, list[str]] = {}  # by the called module that contains them
         for name in trainable(model):
             self.parameters.setdefault(self._owner(name), []).append(name)
@@ -261,7 +275,7 @@ class _Trace:
             return
         _, output, version = self.last or (None, None, 0)
         takes_output = output is not None and bool(inputs) and inputs[0] is output and output._version == version
-        if takes_output and self.calls[name] == 1 and self._is_norm(name, module):
+        if takes_output and self.calls[name] == self.passes and self._is_norm(name, module):
             self.norm = name
         elif name in self.parameters and name not in self.groups:
             self.groups[name] = _Group(name or type(self.model).__name__, module, self.parameters[name])
@@ -299,13 +313,15 @@ class _Trace:
         group = self.groups.get(name) if self.norm is None else self._end_norm(name, module)
         if group is not None and isinstance(output, Tensor):
             if group.module is module:
-                group.calls, group.rank = group.calls + 1, output.dim()
+                group.calls, group.rank = group.calls + 1, output.dim() + is_transformed(output)
             self.last = group, output, output._version
 
     def _end_norm(self, name: str, module: nn.Module) -> _Group:
         assert self.last is not None
         self.norm = None
         group = self.last[0]
+        if module in group.norms:  # in a second pass
+            return group
         group.norms.append(module)
         group.unfit = ""  # a container of this norm
         for holder, parameters in self.parameters.items():

@@ -37,8 +37,8 @@ class LpNorm(UnitNorm):
             return self.normalise(y, self.running_mean, self.running_scale)
         out, mean, scale = _FusedLpNorm.apply(y, self.gamma, self.beta, self)
         if self.update_statistics:
-            self.running_mean.lerp_(mean, MOMENTUM)
-            self.running_scale.lerp_(scale, MOMENTUM)
+            self.running_mean.lerp_(mean.to(self.running_mean), MOMENTUM)  # under autocast they have fewer bits
+            self.running_scale.lerp_(scale.to(self.running_scale), MOMENTUM)
         return out
 
     def extra_repr(self) -> str:

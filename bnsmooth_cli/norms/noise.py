@@ -45,11 +45,11 @@ class Noise(nn.Module):
             return a * ((1 + self.n_sigma) / 2)
         seed, step, place = self.key
         random = generator(seed, "noise", step, place, device=a.device)
-        per_unit = torch.rand(2, a.shape[1], generator=random, device=a.device)
+        per_unit = torch.rand(2, a.shape[1], generator=random, device=a.device, dtype=torch.float32)
         centre = (2 * per_unit[0] - 1) * self.n_mu
         spread = 1 + per_unit[1] * (self.n_sigma - 1)
         # Drawn with the channels last whatever the layout of a, because the draw may depend only on the shape.
-        shift = torch.empty(a.movedim(1, -1).shape, device=a.device)
+        shift = torch.empty(a.movedim(1, -1).shape, device=a.device, dtype=torch.float32)
         scale = torch.empty_like(shift).normal_(0.0, self.r_sigma, generator=random).add_(spread)
         shift.uniform_(-self.r_mu, self.r_mu, generator=random).add_(centre)
         return torch.addcmul(shift.to(a.dtype).movedim(-1, 1), scale.to(a.dtype).movedim(-1, 1), a)

@@ -35,7 +35,7 @@ def group_norm(num_features: int, groups: int) -> nn.Module:
 class InstanceNorm(nn.InstanceNorm2d):
     r"""InstanceNorm (Ulyanov et al. 2016): $\gamma (y - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$.
 
-    $\mu$ and $\sigma^2$ are those of one unit over the positions of one image. Activations without positions, (N, C),
+    $\mu$ and $\sigma^2$ are those of one unit over the positions of one sample. Activations without positions, (N, C),
     are not normalised: only gamma and beta act.
 
     >>> y = torch.randn(2, 3, 8, 8)
@@ -47,7 +47,7 @@ class InstanceNorm(nn.InstanceNorm2d):
         super().__init__(num_features, affine=True)
 
     def forward(self, y: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
-        return torch.addcmul(self.bias, y, self.weight) if y.dim() == 2 else super().forward(y)
+        return torch.addcmul(self.bias, y, self.weight) if y.dim() == 2 else self._apply_instance_norm(y)
 
 
 class RmsNorm(nn.Module):

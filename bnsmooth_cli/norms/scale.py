@@ -28,5 +28,5 @@ class ScaleNorm(UnitNorm):
     def forward(self, y: Float[Tensor, "batch channels *positions"]) -> Float[Tensor, "batch channels *positions"]:
         var = y.var((0, *range(2, y.dim())), unbiased=False) if self.training else self.running_var
         if self.training and self.update_statistics:
-            self.running_var.lerp_(var.detach(), MOMENTUM)
+            self.running_var.lerp_(var.detach().to(self.running_var), MOMENTUM)  # under autocast it has fewer bits
         return y * per_unit(self.gamma / (var + EPSILON).sqrt(), y) + per_unit(self.beta, y)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnsmooth_cli.norms.noise import Noise
 
@@ -17,10 +19,16 @@ _SWITCHES: Final = ("update_statistics", "track_running_stats")
 def stateful(model: nn.Module) -> tuple[nn.Module, ...]:
     """The modules that `prepare` sets, in the network's order: noise, and every norm with running statistics.
 
-    Those norms are PyTorch's BatchNorm and every module with an attribute `update_statistics`, users' own included.
+    Those norms are PyTorch's BatchNorm, unless the user has switched its running statistics off, and every module with
+    an attribute `update_statistics`, users' own included.
     """
-    kinds = (Noise, nn.modules.batchnorm._BatchNorm)
-    return tuple(m for m in model.modules() if isinstance(m, kinds) or hasattr(m, "update_statistics"))
+    return tuple(module for module in model.modules() if _is_stateful(module))
+
+
+def _is_stateful(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return bool(module.track_running_stats)
+    return isinstance(module, Noise) or hasattr(module, "update_statistics")
 
 
 def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statistics: bool = False) -> None:
@@ -44,13 +52,43 @@ def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statis
 
 
 @contextmanager
+def others_still(model: nn.Module) -> Iterator[None]:
+    """Update no running statistics of other networks, which a user's loss may run, such as a discriminator."""
+    own, switched = {*model.modules()}, dict[nn.Module, dict[str, object]]()
+
+    def switch_off(module: nn.Module, inputs: object) -> None:
+        if module not in own and _is_stateful(module) and any(getattr(module, name, False) for name in _SWITCHES):
+            switched[module] = _settings(module)
+            prepare([module], 0, 0)
+
+    handle = register_module_forward_pre_hook(switch_off)
+    try:
+        with warnings.catch_warnings():  # of PyTorch, that such a hook is called twice for a compiled module
+            warnings.filterwarnings("ignore", ".*there are global hooks on modules", UserWarning)
+            yield
+    finally:
+        handle.remove()
+        for module, settings in switched.items():
+            _restore(module, settings)
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    return {name: vars(module)[name] for name in ("key", *_SWITCHES) if name in vars(module)}
+
+
+def _restore(module: nn.Module, settings: dict[str, object]) -> None:
+    for name in ("key", *_SWITCHES):
+        vars(module).pop(name, None)  # if it was that of its class
+    vars(module).update(settings)
+
+
+@contextmanager
 def prepared(modules: tuple[nn.Module, ...], seed: int, step: int) -> Iterator[None]:
     """Set norms to a step for a measurement, without updating statistics, and restore their settings afterwards."""
-    names = ("key", *_SWITCHES)
-    before = [{name: vars(module)[name] for name in names if name in vars(module)} for module in modules]
+    before = [_settings(module) for module in modules]
     prepare(modules, seed, step)
     try:
         yield
     finally:
-        for module, values in zip(modules, before, strict=True):
-            vars(module).update(values)
+        for module, settings in zip(modules, before, strict=True):
+            _restore(module, settings)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,8 @@ from bnsmooth_cli.networks.parameters import (
 from bnsmooth_cli.networks.structure import Names, Structure, structure
 from bnsmooth_cli.networks.undisturbed import recording, undisturbed
 from bnsmooth_cli.networks.wrappers import unwrapped
-from bnsmooth_cli.norms.state import prepared, stateful
+from bnsmooth_cli.norms.noise import Noise
+from bnsmooth_cli.norms.state import others_still, prepared, stateful
 from bnsmooth_cli.optimisers import check_users, unscheduled
 from bnsmooth_cli.points.objective import Batch, Objective
 from bnsmooth_cli.problems.base import Problem
@@ -194,7 +195,14 @@ class Point(Shown):
     @functools.cached_property
     def norms(self) -> tuple[nn.Module, ...]:
         """The modules that `prepared` sets to a step; cached because each pass needs them."""
-        return stateful(self.model)
+        return self._stateful(self.model)
+
+    def _stateful(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules of a network that are set to a step. The noise in a user's own loop is the loop's."""
+        modules = stateful(model)
+        if isinstance(self.problem, ExternalLoop):
+            return tuple(module for module in modules if not isinstance(module, Noise))
+        return modules
 
     @functools.cached_property
     def structure(self) -> Structure:
@@ -208,9 +216,15 @@ class Point(Shown):
         """The network if it is a chain; None in a user's loop, whose loss may use its outputs in any way."""
         return self.model if isinstance(self.model, Chain) and not isinstance(self.problem, ExternalLoop) else None
 
-    def undisturbed(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
         """The context of a measurement (`networks.undisturbed`). Built-in networks need no more than gradients."""
-        return undisturbed(self.model) if self.problem.has_users_code else recording()
+        if not self.problem.has_users_code:
+            with recording():
+                yield
+            return
+        with undisturbed(self.model), others_still(self.model):
+            yield
 
     @functools.cached_property
     def own_functions(self) -> list[str]:
@@ -323,7 +337,7 @@ class Point(Shown):
         """The share, the outputs and the loss as a function of outputs of each batch of the objective."""
         modules, parameters = self.norms, self.parameters
         if model is not self.model:
-            modules, parameters = stateful(model), trainable(model)
+            modules, parameters = self._stateful(model), trainable(model)
         device, types = next(iter(parameters.values())).device, {p.dtype for p in parameters.values()}
         dtype = types.pop() if len(types) == 1 else None
         with self._mode(model):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from bnsmooth_cli import problems, stopping
@@ -28,6 +29,7 @@ from bnsmooth_cli.user_code import digest, is_code, name_of
 #: others, which round differently.
 _TOLERANCE: Final = 1e-3
 _TOLERANCE_ELSEWHERE: Final = 0.02
+_SLACK: Final = 1e-4  # of the largest number that training recorded, which counts as 1 at most
 
 
 def open_problem(source: CheckpointSource, device: str = "auto") -> Problem:
@@ -78,6 +80,7 @@ def visit(
         InputError: If a step is out of reach, or the source's problem cannot be opened.
     """
     reached = nearest_checkpoints(source, steps)
+    last = max(reached, default=0)
     trajectory = Trajectory(problem or open_problem(source, device))
     for place, (step, nearest) in enumerate(reached.items()):
         if source.weights is None and (place == 0 or trajectory.step < nearest):
@@ -88,7 +91,7 @@ def visit(
             trajectory.advance()
         if stopping.told():
             return
-        if is_code(source.config.optimizer):  # the network is the run's, but its steps may not be
+        if step == last or is_code(source.config.optimizer):  # what the first point had may be lost on the way
             _check_record(source, trajectory)
         yield point_of(trajectory, source.name)
 
@@ -112,7 +115,8 @@ def _check_record(source: CheckpointSource, trajectory: Trajectory) -> None:
     loss, norm = _recomputed(trajectory)
     old_loss, old_norm = float(row["loss"].iloc[0]), float(row["grad_norm"].iloc[0])
     tolerance = _TOLERANCE if exact else _TOLERANCE_ELSEWHERE
-    if not _agree(loss, old_loss, tolerance) or (exact and not _agree(norm, old_norm, tolerance)):
+    loss_size, norm_size = (float(rows.loc[np.isfinite(rows[name]), name].max()) for name in ("loss", "grad_norm"))
+    if not _agree(loss, old_loss, tolerance, loss_size) or (exact and not _agree(norm, old_norm, tolerance, norm_size)):
         raise InputError(
             f"{source.path}: at step {trajectory.step} the loss is {loss:.6g} and its gradient's norm {norm:.6g}, but "
             f"training recorded {old_loss:.6g} and {old_norm:.6g}; {_cause(source, rows.attrs['bnsmooth'], problem)} "
@@ -167,10 +171,11 @@ def _listed(names: Any) -> str:
     return ", ".join(map(str, names if isinstance(names, list | dict) else ["another one"]))[:200]
 
 
-def _agree(value: float, recorded: float, tolerance: float) -> bool:
+def _agree(value: float, recorded: float, tolerance: float, size: float) -> bool:
+    """Whether two numbers agree, of which the largest is `size`: near 0, they are differences of larger ones."""
     if not math.isfinite(value) or not math.isfinite(recorded):
         return not math.isfinite(value) and not math.isfinite(recorded)
-    return abs(value - recorded) <= tolerance * abs(recorded) + 1e-4
+    return abs(value - recorded) <= tolerance * abs(recorded) + _SLACK * min(1.0, abs(size))
 
 
 def nearest_checkpoints(source: CheckpointSource, steps: Iterable[int]) -> dict[int, int]:
@@ -187,7 +192,11 @@ def reachable(source: CheckpointSource, steps: Iterable[int]) -> list[int]:
     if not source.checkpoints:
         raise InputError(f"{source.path}: has no checkpoints yet; train it first")
     first, last = min(source.checkpoints), max(source.config.steps, *source.checkpoints)
-    wanted = sorted(set(steps))
+    steps = list(steps)
+    for step in steps:
+        if isinstance(step, bool) or not hasattr(step, "__index__"):
+            raise InputError(f"step {str(step)[:40]}: give a whole number")
+    wanted = sorted({int(step) for step in steps})
     for step in wanted:
         if not first <= step <= last:
             removed = 0 <= step < first and source.path.is_dir()  # a run begins with a checkpoint of step 0

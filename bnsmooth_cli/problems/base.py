@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.hooks import evaluating
-from bnsmooth_cli.networks.precision import full_precision
+from bnsmooth_cli.networks.precision import full_precision, single_precision
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.batches import Values, mapped, size
 from bnsmooth_cli.randomness import generator, seeded
@@ -67,7 +67,8 @@ class Problem(ABC):
     def initial(self) -> nn.Module:
         """The network at step 0 on the problem's device. Do not change it: the next `build` returns it."""
         if self._initial is None:
-            with seeded(self.config.seed):  # torch's own initialisation draws from the user's generator
+            # Torch's own initialisation draws from the user's generator. A network of the user's is made already.
+            with seeded(self.config.seed), nullcontext() if is_code(self.config.problem) else single_precision():
                 model = self.network()
             if self.has_users_code:
                 self._run_once(model)
@@ -116,7 +117,7 @@ class Problem(ABC):
         """
         if self.has_users_code:
             return None
-        with seeded(self.config.seed), torch.device("meta"):
+        with seeded(self.config.seed), single_precision(), torch.device("meta"):
             return self.network()
 
     def data(self) -> list[Tensor]:
@@ -185,7 +186,7 @@ class Problem(ABC):
         """Mean loss and accuracy over the test set in eval mode; NaN without a test set."""
         if not self.test_size:
             return torch.nan, torch.nan
-        sums = torch.zeros(3, device=self.device)
+        sums = torch.zeros(3, device=self.device, dtype=torch.float32)
         with evaluating(model), self.forward_only():
             for inputs, targets in self.test_batches():
                 outputs = self.call(model, inputs)

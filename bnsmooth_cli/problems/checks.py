@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from bnsmooth_cli.networks.undisturbed import gradients_kept
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.problems.batches import described
-from bnsmooth_cli.randomness import seeded
+from bnsmooth_cli.problems.draws import DRAWS
+from bnsmooth_cli.randomness import seeded, states
 from bnsmooth_cli.user_code import explaining
 
 
@@ -29,6 +30,8 @@ def check(problem: Problem) -> None:
             that is at fault.
     """
     option, model = problem.option, problem.initial
+    if lost := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+        raise InputError(f"{option}: checkpoints do not hold its state '{lost[0]}' (get_extra_state); make it a buffer")
     inputs, targets = problem.batch(0)
     with prepared(stateful(model), problem.config.seed, 0), torch.enable_grad():
         with explaining(f"{option}: its model does not take a batch"):
@@ -120,8 +123,8 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
     """Check that a loss is a differentiable function of the model's parameters alone.
 
     The loss must be a scalar with a graph, which begins at the parameters. A second evaluation must give the same
-    outputs of all modules and the same loss, whatever the random generators are. An evaluation must change no buffer,
-    parameter or gradient. The random generators and the buffers are left as they were.
+    outputs of all modules and the same loss, whatever is drawn at random (`draws`). An evaluation must change no
+    buffer, parameter or gradient. The random generators and the buffers are left as they were.
 
     Args:
         model: The network.
@@ -132,7 +135,7 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
         InputError: If a condition is violated.
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    versions = {name: p._version for name, p in model.named_parameters()}
+    before = {name: (p._version, p.detach().clone()) for name, p in model.named_parameters() if not is_lazy(p)}
     try:
         with (
             torch.enable_grad(), seeded(0), gradients_kept(model), restored(list(model.parameters())),
@@ -142,7 +145,7 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
             if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
                 kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(f"{option}: its loss is no scalar of floating point ({kind}); as in reduction='mean'")
-            _check_effects(model, versions, option)
+            _check_effects(model, before, option)
             if not value.requires_grad:
                 raise InputError(f"{option}: its loss does not depend on the model's parameters")
             _check_buffers(model, buffers, option)
@@ -155,15 +158,15 @@ def check_loss(model: nn.Module, loss: Callable[[], Any], option: str) -> None:
                     buffer.copy_(buffers[name])
 
 
-def _check_effects(model: nn.Module, versions: dict[str, int], option: str) -> None:
+def _check_effects(model: nn.Module, before: dict[str, tuple[int, Tensor]], option: str) -> None:
     """Check that computing the loss has changed neither gradients nor parameters."""
     if any(p.grad is not None for p in model.parameters()):
         raise InputError(f"{option}: calls backward(); give a function that returns the loss and leaves backward() out")
     for name, p in model.named_parameters():
-        if p._version != versions.get(name):
+        if name not in before or p._version != before[name][0] or not _same(p.detach(), before[name][1]):
             raise InputError(
                 f"{option}: changes the parameter '{name}'; leave out what writes to it (an optimiser's step, "
-                "nn.Embedding's max_norm)"
+                "nn.Embedding's max_norm, a moving average inside forward)"
             )
 
 
@@ -236,9 +239,17 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
+#: What an objective has to be, for messages.
+_FUNCTION: Final = (
+    "the loss has to be a function of the parameters: leave out what draws (dropout), or set its probability to 0"
+)
+#: The relative difference of two evaluations that may be rounding. Those of a GPU may add in another order.
+_ROUNDING: Final = {"cpu": 1e-5}
+
+
 def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str) -> None:
     runs: list[dict[str, Tensor]] = []
-    for run in range(2):
+    for draws in DRAWS:
         outputs: dict[str, Tensor] = {}
 
         def record(name: str, output: object, outputs: dict[str, Tensor] = outputs) -> None:
@@ -249,21 +260,27 @@ def _check_repeatable(model: nn.Module, loss: Callable[[], Tensor], option: str)
             m.register_forward_hook(lambda m, _, output, name=name, record=record: record(name, output))
             for name, m in observable(model)
         ]
-        with seeded(run), hooked(handles):
+        with draws(), hooked(handles):
+            before = states()
             outputs["loss"] = loss().detach()
+            drawn = states() != before
         runs.append(outputs)
+        if len(runs) == 2 and not drawn:
+            break
     modules = dict(model.named_modules())
+    rounding = _ROUNDING.get(next(model.parameters()).device.type, 1e-3)
     # Modules are in the order in which they end: the innermost one at fault comes first, and the whole loss last.
-    for name in sorted(runs[0], key=lambda name: name == "loss"):
-        first, second = runs[0][name], cast(Tensor, runs[1].get(name))
+    pairs = ((name, other) for name in sorted(runs[0], key=lambda name: name == "loss") for other in runs[1:])
+    for name, others in pairs:
+        if name not in others:  # what takes its output differs then, if that matters
+            continue
+        first, second = runs[0][name], others[name]
         size = float(first.nan_to_num(0, 0, 0).abs().max()) if first.numel() else 0.0  # of the finite numbers
-        other = second is None or first.shape != second.shape
-        if other or not torch.allclose(first, second, rtol=1e-3, atol=1e-5 * size, equal_nan=True):
+        if first.shape != second.shape or not torch.allclose(
+            first, second, rtol=rounding, atol=rounding / 10 * size, equal_nan=True
+        ):
             part = f"the module '{name or 'model'}' ({type(modules[name]).__name__})" if name in modules else "the loss"
-            raise InputError(
-                f"{option}: {part} gives another output each time; the loss has to be a function of the parameters: "
-                f"leave out what draws (dropout), or set its probability to 0{_probabilities(model)}"
-            )
+            raise InputError(f"{option}: {part} gives another output each time; {_FUNCTION}{_probabilities(model)}")
 
 
 def _probabilities(model: nn.Module) -> str:

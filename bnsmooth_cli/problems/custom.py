@@ -113,6 +113,10 @@ class CustomProblem(Problem):
         parameters = [*model.parameters()]
         if parameters and not any(map(is_lazy, parameters)):  # others come with the first forward pass
             check_parameters(model, self._option)
+        loss = parts[1]
+        if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+            said = "its loss has parameters, which are not trained; those of the model are (or set requires_grad=False)"
+            warnings.warn(f"{self._option}: {said}", Remark, stacklevel=2)
         if isinstance(settings := self.config.settings, CustomSettings) and settings.swap_norm:
             with seeded(self.config.seed), user_code.explaining(f"{self._option}: --swap-norm"):
                 replaced = put(model, name)

@@ -34,9 +34,9 @@ class DeepLinear(Problem):
             raise InputError(f"--norm {config.norm}: takes statistics over the positions of images, and dln has none")
         self._fast = entry is not None and entry.fast_path
         random = generator(config.seed, "data")
-        inputs = torch.randn(self.num_samples, dimension, generator=random)
+        inputs = torch.randn(self.num_samples, dimension, generator=random, dtype=torch.float32)
         draw = torch.randn if self.settings.matrix == "normal" else torch.rand
-        matrix = draw(dimension, dimension, generator=random)
+        matrix = draw(dimension, dimension, generator=random, dtype=torch.float32)
         self._inputs = inputs.to(device)
         self._targets = (inputs @ matrix.T).to(device)
         self._fast_paths: dict[tuple[torch.dtype, torch.device], FastPath] = {}

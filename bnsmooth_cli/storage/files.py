@@ -60,7 +60,8 @@ def atomic(path: Path, make_folder: bool = True) -> Iterator[Path]:
             temporary.replace(path)
             _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"{path}: not written ({error.strerror or error}); the old file is unchanged") from error
+        old = "; the old file is unchanged" if path.exists() else ""
+        raise InputError(f"{path}: not written ({error.strerror or error}){old}") from error
     finally:
         held.close()
         with suppress(OSError):
@@ -73,6 +74,8 @@ def hidden(path: Path, ending: str) -> Path:
     >>> hidden(Path("run/ics.parquet"), "lock").name
     '.ics.lock'
     """
+    if not path.name:
+        raise InputError(f"{path}: is a folder; choose another file name")
     return path.with_name(f"{_prefix(path)}{ending}")
 
 

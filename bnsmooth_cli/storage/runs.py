@@ -298,7 +298,9 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
 def _restart(run: Run) -> Run:
     """Remove the files that a run writes, and nothing else."""
     names = "|".join(kind.name for kind in kinds.KINDS if not kind.compared)
-    own_file = re.compile(rf"\.?({names})(\.test|\.train\d+)?\.(parquet|tfevents|points|again)")
+    own_file = re.compile(
+        rf"\.{{0,2}}({names})(\.test|\.eval|\.train\d+)?\.([a-z0-9_]{{8}}\.tmp\.)?(parquet|tfevents|points|again)"
+    )
     with run.locked():
         for file in (*run.checkpoints().values(), *run.stopped().values(), *run.path.iterdir()):
             if file.parent != run.path or own_file.fullmatch(file.name):

@@ -97,6 +97,10 @@ def write_table(
 
 def kind_of(frame: pd.DataFrame) -> str:
     """The kind of table that has these columns. Raises InputError if none has."""
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(
+            f"rows: are a {type(frame).__name__}; give a DataFrame of a measurement (bns.read_table reads one)"
+        )
     names = set(frame.columns)
     directions = {*frame["direction"]} if "direction" in names else {""}
     for kind in kinds.KINDS:
@@ -113,7 +117,7 @@ def save_table(rows: pd.DataFrame, path: Path | str) -> None:
         path: The Parquet file.
 
     Raises:
-        InputError: If no kind of table has these columns, or the file cannot be written.
+        InputError: If no kind of table has these columns, a value is of another type, or the file cannot be written.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +126,12 @@ def save_table(rows: pd.DataFrame, path: Path | str) -> None:
     ...     len(bns.read_table(f"{folder}/ics.parquet", "ics"))
     25
     """
-    write_table(Path(path), kind_of(rows), [rows], {"version": __version__})
+    if (suffix := Path(path).suffix) not in ("", ".parquet"):
+        raise InputError(f"{path}: a table is a Parquet file, not {suffix}; give another name, or rows.to_csv(...)")
+    try:
+        write_table(Path(path), kind_of(rows), [rows], {"version": __version__})
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: a column has values of another type ({first_line(error)})") from error
 
 
 def _groups(kind: str, frames: Iterable[pd.DataFrame | pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -168,6 +177,19 @@ def read_provenance(path: Path, kind: str | None = None) -> dict[str, Any]:
     """What a table records about itself, without reading its rows. Raises InputError as `read_table` does."""
     with _opened(path) as file:
         return _provenance(path, file, kind)
+
+
+def after_the_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of kind `ics` without those of the first layer, before which nothing moves: its shift is 0 by definition.
+
+    It is layer 1, or the first one of those that the user has chosen.
+
+    >>> shift = pd.DataFrame({"step": [0, 0, 0, 0], "layer": [1, 2, 3, 4], "ics": [0.0, 0.5, 0.0, 0.2]})
+    >>> after_the_first(shift)["layer"].tolist(), after_the_first(shift[2:])["layer"].tolist()
+    ([2, 3, 4], [4])
+    """
+    first = rows.groupby([key for key in ("run", "step") if key in rows], sort=False).cumcount() == 0
+    return rows[(rows["layer"] > 1) & ~(first & (rows["ics"] == 0))]
 
 
 def steps_in(written: Mapping[str, Any], run: str) -> set[int]:

@@ -27,7 +27,8 @@ class Advice:
     Attributes:
         request: The request.
         folder: The folder of the study.
-        runs: The runs that the study takes; none if it has them already.
+        runs: The runs that the study takes; none if it has them already, and none that could not be measured from
+            step 0 on, because checkpoints were removed (`--keep`).
         enough: Whether the runs have as many seeds as a verdict takes.
     """
 
@@ -56,7 +57,8 @@ class Advice:
             request["lrs"] = lrs
         request["measure"] = _measured(runs)
         return Advice(request, folder if study is None else study.path,
-                      () if study else tuple(run.path for run in runs), len(seeds) >= SEEDS)  # fmt: skip
+                      () if study else tuple(run.path for run in runs if 0 in run.checkpoints()),
+                      len(seeds) >= SEEDS)  # fmt: skip
 
     def command(self, change: Mapping[str, Sequence[Any]]) -> str:
         """The command for a change: its norms and measurements are added to those of the runs."""
@@ -97,7 +99,7 @@ def _recorded(study: Study) -> dict[str, Any]:
 def _described(runs: Sequence[Run]) -> dict[str, Any]:
     """A request for runs that belong to no study, with the steps that they are measured at."""
     config, usual = runs[0].config, _usual(runs[0])
-    left_out = ("problem", *KNOWN_LATER, *VARIED)
+    left_out = ("problem", "keep", *KNOWN_LATER, *VARIED)
     different = {k: v for k, v in config.as_dict().items() if k not in left_out and v != usual.get(k)}
     steps = next((steps for run in runs for kind in _measured([run]) if len(steps := _steps(run, kind)) > 1), [])
     every = steps[1] - steps[0] if steps else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.identity import alike, differing
 from bnsmooth_cli.studies.evidence import Case, Record
 from bnsmooth_cli.studies.folder import Source, labels, opened
@@ -43,7 +44,8 @@ def compare(
         The columns of a table of kind `compare`.
 
     Raises:
-        InputError: If a folder is not a run, has no train table, or is given twice.
+        InputError: If there is no run, a folder is not a run, has no train table, or is given twice, or no run could
+            reach a target.
 
     >>> import tempfile
     >>> from bnsmooth_cli.measures.one_pass import train
@@ -52,14 +54,25 @@ def compare(
     ...     bool(compare([runs[0], runs[1].path])["ratio_final_loss"].notna().all())
     True
     """
+    check_targets(target_loss, target_accuracy)
     records = [Record.of_run(run, name) for name, run in labels(opened(sources)).items()]
     return compare_records(records, target_loss, target_accuracy)
+
+
+def check_targets(loss: float | None, accuracy: float | None) -> None:
+    """Raise InputError for a target that is no loss or no accuracy."""
+    if loss is not None and not math.isfinite(loss):
+        raise InputError(f"--target-loss {loss:g}: give a finite number")
+    if accuracy is not None and not 0 < accuracy <= 1:
+        raise InputError(f"--target-accuracy {accuracy:g}: give a share above 0 and up to 1, as in 0.8")
 
 
 def compare_records(
     runs: Sequence[Record], target_loss: float | None = None, target_accuracy: float | None = None
 ) -> pd.DataFrame:
     """`compare` for runs whose tables are read."""
+    if not runs:
+        raise InputError("nothing to compare: give runs, studies or folders that have ended runs")
     records = {record.name: record for record in runs}
     frame = pd.DataFrame([_row(record) for record in runs])
     for problem, rows in frame.groupby("problem"):

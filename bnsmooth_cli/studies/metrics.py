@@ -54,7 +54,7 @@ def _of_spectrum(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_shift(rows: pd.DataFrame) -> pd.DataFrame:
-    rows = rows[rows["layer"] > 1]  # nothing moves before the first layer
+    rows = tables.after_the_first(rows)
     return rows.assign(relative_ics=rows["ics"] / rows["grad_norm"], cosine_size=rows["cosine"].abs())
 
 

@@ -21,6 +21,7 @@ from bnsmooth_cli.storage.live import Exports, Live
 from bnsmooth_cli.storage.locks import locked
 from bnsmooth_cli.storage.runs import Run, open_run
 from bnsmooth_cli.studies import executors
+from bnsmooth_cli.studies.comparison import check_targets
 from bnsmooth_cli.studies.executors import Retired
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import VARIED, Grid, read_grid
@@ -142,6 +143,7 @@ def study(
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise InputError("a worker process imports this script again: call bns.study under if __name__ == '__main__'")
+    check_targets(target_loss, target_accuracy)
     if settings.get("optimizer") is not None:
         settings["optimizer"] = user_code.name_of(settings["optimizer"], "optimizer")  # workers import it
     names = norms.split(",") if isinstance(norms, str) else norms

@@ -20,7 +20,7 @@ from bnsmooth_cli.errors import DamagedError, InputError
 from bnsmooth_cli.networks.parameters import flatten, penalised, trainable, unflatten
 from bnsmooth_cli.randomness import generator, kept, seeded
 from bnsmooth_cli.training.optimiser_copies import copied, equal_states, is_torchs, keep_types, no_hooks, strange_type
-from bnsmooth_cli.training.preconditioners import DIVISORS, decoupled, rule_of, shared_options
+from bnsmooth_cli.training.preconditioners import DIVISORS, decoupled, options_of, rule_of, shared_options
 from bnsmooth_cli.training.restoring import copy_into, numbered
 from bnsmooth_cli.user_code import explaining
 
@@ -380,14 +380,15 @@ class _Torch(Optimiser):
         parameters = {id(place): parameter.detach() for place, parameter in zip(places, self._moving, strict=True)}
         assert rule is not None
         for group in twin.param_groups:
-            decay, group["weight_decay"] = float(group.get("weight_decay", 0)), 0.0
+            options = options_of(twin, group)
+            decay, group["weight_decay"] = float(options.get("weight_decay", 0)), 0.0
             for place in group["params"] if decay else ():
                 if place.grad is None:
                     continue
-                if decoupled(rule, group):
+                if decoupled(rule, options):
                     shares[id(place)] = float(group["lr"]) * decay
                 else:
-                    place.grad.add_(parameters[id(place)], alpha=-decay if group.get("maximize") else decay)
+                    place.grad.add_(parameters[id(place)], alpha=-decay if options.get("maximize") else decay)
         return [shares[id(place)] for place in places]
 
     def preconditioner(self, step: int) -> Theta | None:

@@ -25,10 +25,24 @@ _DECISIVE: Final = ("lr", "betas", "momentum", "dampening", "nesterov")
 
 def shared_options(optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """The options that all parameters share, as far as stability depends on them; None if they share none."""
-    first, *others = optimizer.param_groups
-    known = not any(group.get(name) for group in optimizer.param_groups for name in _OTHER_FORMS)
+    first, *others = [options_of(optimizer, group) for group in optimizer.param_groups]
+    known = not any(group.get(name) for group in (first, *others) for name in _OTHER_FORMS)
     alike = all(group.get(name) == first.get(name) for group in others for name in _DECISIVE)
     return first if known and alike else None
+
+
+def options_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a group that are those of this optimiser.
+
+    PyTorch writes the defaults of an optimiser into the groups that it is given, and the next one given these groups
+    does not read those that it does not have.
+
+    >>> groups = [{"params": [torch.zeros(1, requires_grad=True)]}]
+    >>> _, later = torch.optim.AdamW(groups), torch.optim.SGD(groups, lr=0.1)
+    >>> "betas" in later.param_groups[0], "betas" in options_of(later, later.param_groups[0])
+    (True, False)
+    """
+    return {name: value for name, value in group.items() if name in optimizer.defaults}
 
 
 def decoupled(rule: optimisers.Rule, group: Mapping[str, Any]) -> bool:

@@ -46,6 +46,8 @@ class Trajectory:
         self._weights = [place for place, name in enumerate(trainable(self.model)) if name in weights]
         self.step = 0
         self._names = {*self.model.state_dict()}
+        #: The first values of the buffers that a state dict leaves out (persistent=False).
+        self._first = {name: b.clone() for name, b in self.model.named_buffers() if name not in self._names}
         self._fast_path = problem.fast_path(self.parameters[0].dtype, problem.device)
         joined = None
         if self._fast_path is not None:  # one vector holds all parameters
@@ -65,7 +67,15 @@ class Trajectory:
                 f"{self.problem.option}: its model makes or replaces parameters or buffers in later forward passes; "
                 "make them in the constructor, and set their values in place"
             )
-        return {"model": state, **self.optimiser.state()}
+        others = self._others()
+        changed = others.keys() != self._first.keys() or any(
+            not torch.equal(others[n], b) for n, b in self._first.items()
+        )
+        return {"model": state, **({"others": others} if changed else {}), **self.optimiser.state()}
+
+    def _others(self) -> dict[str, Tensor]:
+        """The buffers that a state dict leaves out."""
+        return {name: buffer for name, buffer in self.model.named_buffers() if name not in self._names}
 
     def load(self, checkpoint: Path, step: int) -> None:
         """Load the state at a step from its checkpoint.
@@ -84,6 +94,8 @@ class Trajectory:
             raise DamagedError(f"{checkpoint}: holds no tensors of a network")
         try:
             copy_into(self.model.state_dict(), model)
+            others = content.get("others", self._first)
+            copy_into(self._others(), others if isinstance(others, dict) else {})
             self.optimiser.load(content, step)
         except Misfit as misfit:
             if self.problem.has_users_code:

@@ -66,6 +66,15 @@ def test_files_of_other_programs_and_hidden_folders_are_no_runs(folder):
     assert [*states(folder)] == ["one"]
 
 
+def test_a_run_behind_a_link_is_listed_once_and_a_circle_ends(folder):
+    links = folder / "links"
+    links.mkdir()
+    for name, target in (("there", folder / "runs"), ("again", folder / "runs/one"), ("circle", links)):
+        (links / name).symlink_to(target)
+    assert [*states(links)] == ["one"]
+    assert [*states(folder)] == ["one"]
+
+
 def test_runs_of_a_study_name_it(tmp_path):
     bns.study(["none", "l1"], output=tmp_path / "s", **SMALL)
     assert [*list_runs(tmp_path)["study"]] == [str(tmp_path / "s")] * 2

@@ -366,7 +366,7 @@ class LayerOptions(MeasureOptions):
     """Which parts of the network count as layers."""
 
     layers: str | None = option(
-        "The layers, in order: modules of the network, or layers by name or number (default: all layers).",
+        "The layers, in order: modules of the network, or layers by name, else by number (default: all layers).",
         metavar="A,B,C",
     )
 
@@ -375,7 +375,7 @@ class LayerOptions(MeasureOptions):
 class UnitOptions(MeasureOptions):
     """Which layers and units are measured."""
 
-    layers: str | None = option("Measure these layers, by name or number, as in conv1,fc2.", metavar="A,B,C")
+    layers: str | None = option("Measure these layers, by name or else by number, as in conv1,fc2.", metavar="A,B,C")
     units: str | None = option("Measure these units of each layer, counted from 0.", metavar="A,B,C")
 
 

@@ -48,7 +48,7 @@ class FormOptions(Options):
 class RowOptions(Options):
     """The rows that are drawn."""
 
-    layers: str | None = option("Draw these layers, by name or number, as in conv1,fc2.", _ROWS, metavar="A,B")
+    layers: str | None = option("Draw these layers, by name or else by number, as in conv1,fc2.", _ROWS, metavar="A,B")
     units: str | None = option("Draw these units, counted from 0.", _ROWS, metavar="A,B")
     steps: str | None = option("Draw these steps, as in 0-100, or one step.", _ROWS, metavar="A-B")
 

@@ -98,8 +98,13 @@ def list_runs(folder: Path | str = ".") -> pd.DataFrame:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """The folders of runs, in the order of their paths."""
-    for place, folders, files in os.walk(folder, onerror=_remark_unread):
+    """The folders of runs, in the order of their paths; also those that symbolic links lead to, each once."""
+    seen = set[str]()
+    for place, folders, files in os.walk(folder, onerror=_remark_unread, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # links may lead in a circle
+            folders.clear()
+            continue
+        seen.add(real)
         if "config.json" in files and _is_run(Path(place)):
             folders.clear()
             yield Path(place)

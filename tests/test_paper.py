@@ -222,6 +222,7 @@ def test_a_band_of_the_paper_is_its_two_edges() -> None:
         figure = render("landscape", table, paper=names)
         assert sum(bool(under(axes)) for axes in figure.axes) == count
     loss = axes_of(figure, "loss range")
+    assert loss.get_yscale() == "log"  # as in the paper
     edges = [[*map(float, line.get_ydata())] for line in loss.lines if line.get_zorder() == 1.5]  # type: ignore[arg-type]
     shown = paper.read("11b").query("norm == 'none'")
     shown = shown[shown["step"] <= table["step"].max()]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import matplotlib
@@ -68,7 +68,10 @@ def _row(probed: pd.DataFrame, suffix: str, change: str, paper: pd.DataFrame | N
         title, symbol = along(probed, f"{title}{about}", change if name == "grad_distance" else symbol)
         drawn = series(probed, name, x, spread)
         title = of_band(title, drawn) if band else title
-        curves.append(Curves(title, symbol, drawn, papers(paper, probed, *edges), band=band))
+        panel = Curves(title, symbol, drawn, papers(paper, probed, *edges), band=band)
+        if panel.papers and name == "loss":  # whose axis is logarithmic in the paper
+            panel = replace(panel, scale=scales.fit(panel.drawn(), decades=1))
+        curves.append(panel)
     return in_row(*curves)
 
 

@@ -23,6 +23,8 @@ BEGUN: Final = time.monotonic()
 _MAX_MESSAGE: Final = 10_000  # characters; a file can contain a path of any length
 #: Flags that make a command start again. Once results are kept, the command that continues must not have them.
 _ANEW: Final = ("--force", "--no-resume")
+#: Options with a path.
+_PATHS: Final = ("-o", "--output", "--data", "--weights", "--log", "--study")
 _WHOLE: Final = "no file is half written"
 
 
@@ -74,14 +76,13 @@ def _run(words: list[str]) -> object:
 
 
 def _check_words(words: list[str]) -> None:
-    """Refuse an empty word, which would stand for the present folder: it comes from a variable that is not set."""
+    """Refuse an empty path, which would stand for the present folder: it comes from a variable that is not set."""
     from bnsmooth_cli.errors import InputError
 
     for before, word in itertools.pairwise(["", *words]):
-        option, _, value = word.partition("=")
-        if (not word or (option.startswith("-") and "=" in word and not value)) and "--title" not in (before, option):
-            named = option or (before if before.startswith("-") else "")
-            raise InputError(f"{named or 'the command'}: an empty text is given; is a variable not set?")
+        option = before if not word and before.startswith("-") else word[:-1] if word.endswith("=") else ""
+        if option in _PATHS or (not word and not before.startswith("-")):
+            raise InputError(f"{option or 'the command'}: an empty text is given; is a variable not set?")
 
 
 def _remark(

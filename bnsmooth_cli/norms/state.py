@@ -12,6 +12,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnsmooth_cli.norms.noise import Noise
 
+# PyTorch's, that `others_still` is called twice for a compiled module. A filter for the time of a measurement would let
+# Python show every other warning again at the next one.
+warnings.filterwarnings("ignore", ".*there are global hooks on modules", UserWarning)
 #: Attributes that switch the update of running statistics, of our norms and users' norms, and of PyTorch's.
 _SWITCHES: Final = ("update_statistics", "track_running_stats")
 
@@ -63,9 +66,7 @@ def others_still(model: nn.Module) -> Iterator[None]:
 
     handle = register_module_forward_pre_hook(switch_off)
     try:
-        with warnings.catch_warnings():  # of PyTorch, that such a hook is called twice for a compiled module
-            warnings.filterwarnings("ignore", ".*there are global hooks on modules", UserWarning)
-            yield
+        yield
     finally:
         handle.remove()
         for module, settings in switched.items():

@@ -15,14 +15,14 @@ import pandas as pd
 
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.figures import plot_tables, style
-from bnsmooth_cli.paper import find
+from bnsmooth_cli.paper import find, read
 from bnsmooth_cli.paper.matching import distances, select
 from bnsmooth_cli.report import number, part_verdict
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.studies.claims import CLAIMS
 from bnsmooth_cli.studies.verdicts import NOT_APPLICABLE, NOT_MEASURED, deciding
 from reproduction import markdown, saturation
-from reproduction.figures import ACCURACIES, JUDGED, Numbers, Picture, Section, pictures, shown, source
+from reproduction.figures import ACCURACIES, FULL, JUDGED, Numbers, Picture, Section, pictures, shown, source
 from reproduction.saturation import paper_lr
 
 
@@ -119,13 +119,19 @@ class Results:
                 yield [title, "–", "–", "–", "–", "–", NOT_MEASURED]
 
     def accuracies(self) -> Iterator[list[str]]:
-        """One row per study, learning rate and norm: the paper's test accuracy, and the last and the best here."""
+        """One row per study, learning rate and norm: the paper's test accuracy, and the last and the best here.
+
+        The paper's is that of its text, or the last one in figure 1b at a learning rate that only the figure has.
+        """
+        figure = read("1b").sort_values("step").groupby(["norm", "lr"])["test_accuracy"].last()
         for study, stated in ACCURACIES.items():
             if study not in self._summaries:
                 continue
             summary = self._summaries[study]
             for norm, lr, metrics in _groups(summary, tuple(stated)):
                 paper = f"{stated[norm]}%" if lr == paper_lr("vgg") else "–"
+                if study == FULL and lr != paper_lr("vgg") and (norm, lr) in figure:
+                    paper = f"{markdown.percent(float(figure[norm, lr]))} (figure 1b)"
                 seeds, *cells = _cells(metrics, ("final_test_accuracy", "best_test_accuracy"))
                 yield [f"`{study}`", number(lr), _norm(norm, metrics), seeds, paper, *cells]
 

@@ -409,9 +409,11 @@ def grid(plain: Plain, point: bns.Point) -> Iterator[float]:
 
 
 def filters(model: nn.Module, p: Tensor) -> Iterator[tuple[slice | int, ...]]:
-    """Where the filters of a parameter are: all weights of one output. Norms and biases have none."""
+    """Where the filters of a parameter are: all weights of one output. Norms, biases and the lengths of weight
+    normalisation have none."""
+    name = next(name for name, own in model.named_parameters() if own is p)
     owner = next(m for m in model.modules() if any(own is p for own in m.parameters(recurse=False)))
-    if p.dim() < 2 or isinstance(owner, nn.LayerNorm):
+    if p.dim() < 2 or isinstance(owner, nn.LayerNorm) or name.endswith(("_g", "original0")):
         return
     transposed = isinstance(owner, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     if transposed and owner._parameters.get("weight") is p:

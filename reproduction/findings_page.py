@@ -66,8 +66,6 @@ class Findings:
         self._folder = folder / "tables"
         facts = json.loads((folder / "reproduction.json").read_text())
         self._settings = {name: study["settings"] for name, study in facts["studies"].items()}
-        runs = {name: about for study in facts["studies"].values() for name, about in study["runs"].items()}
-        self._diverged = frozenset(name for name, about in runs.items() if about["diverged_at"] is not None)
 
     def has(self, *names: str) -> bool:
         """Whether these tables are there."""
@@ -229,7 +227,10 @@ class Findings:
 
     def _draw_noise(self) -> Figure:
         found: list[list[Series]] = []
+        ended: set[str] = set()
         for name in _NOISE:
+            runs = self._read(name)
+            ended |= {*runs.loc[runs["diverged_at"].notna(), "run"]}
             rows = _named(self._read(f"{name}.train"))
             rows = rows.assign(test_accuracy=100 * rows["test_accuracy"]).dropna(subset=["test_accuracy"])
             found.append([replace(one, look=_look(one.look)) for one in series(rows, "test_accuracy")])
@@ -240,7 +241,7 @@ class Findings:
             f"{self._title(_NOISE[1])}": shallow,
         }
         panels = [
-            Curves(title, "test accuracy (%)", of, height=3.2, diverged=self._diverged) for title, of in drawn.items()
+            Curves(title, "test accuracy (%)", of, height=3.2, diverged=frozenset(ended)) for title, of in drawn.items()
         ]
         title = f"the noise without BatchNorm, and with parts of it: {self._title(_NOISE[0])}"
         return page([(title, [in_row(*shared(panels))])])

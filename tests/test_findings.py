@@ -263,7 +263,7 @@ def gathered(tmp_path) -> Path:
     """A folder of tables as the reproduction gathers them, in which BatchNorm is rougher at equal loss."""
     folder = tmp_path / "reproduction/tables"
     folder.mkdir(parents=True)
-    settings = {"problem": "vgg", "width": 0.25, "depth": 16}
+    settings = {"problem": "vgg", "width": 0.25, "depth": 16, "steps": 6500}
     studies = {
         "vgg": settings, "vgg-full": {**settings, "width": 1.0}, "dln": {"problem": "dln"},
         "dln-slow": {"problem": "dln"}, "vgg-noise": settings, "vgg-noise-11": {**settings, "depth": 11},

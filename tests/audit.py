@@ -190,7 +190,7 @@ class Page:
                 cells = [spread(median(of), *interval(of), text=percent) for of in values]
                 theirs = f"{stated[norm]}%" if lr == 0.1 else "–"
                 if name == "vgg" and lr == 0.5:
-                    theirs = f"{percent(last_of('1b', 'test_accuracy', lr)[norm])} (figure 1b)"
+                    theirs = rf"{percent(last_of('1b', 'test_accuracy', lr)[norm])} \(figure 1b\)"
                 expected.append([f"`{name}`", cell(lr), self._norm(study, norm, lr), str(max(map(len, values))),
                                  theirs, *cells])  # fmt: skip
         self._compare(rows, expected)

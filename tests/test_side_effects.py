@@ -265,6 +265,7 @@ def test_the_lengths_of_weight_normalisation_do_not_move_in_a_random_direction()
     {"problem": "dln", "norm": "noisy-batch", "depth": 3, "samples": 20},
     {"problem": "vgg", "norm": "l1", "width": 0.02, "batch_size": 4},
 ])  # fmt: skip
+@pytest.mark.fast(1)
 def test_a_run_is_the_same_in_a_session_of_double_precision(tmp_path, settings):
     usual = bns.train(**settings, steps=3, output=tmp_path / "usual")
     torch.set_default_dtype(torch.float64)
@@ -342,6 +343,7 @@ def test_what_is_no_point_no_list_and_no_step_is_said(tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_values_of_another_type_are_said_in_one_line(tmp_path):
     """In a process of its own: the tests check all types."""
     script = """

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Final, NoReturn
 
 from bnsmooth_cli import stopping
@@ -23,8 +23,6 @@ BEGUN: Final = time.monotonic()
 _MAX_MESSAGE: Final = 10_000  # characters; a file can contain a path of any length
 #: Flags that make a command start again. Once results are kept, the command that continues must not have them.
 _ANEW: Final = ("--force", "--no-resume")
-#: Options with a path.
-_PATHS: Final = ("-o", "--output", "--data", "--weights", "--log", "--study")
 _WHOLE: Final = "no file is half written"
 
 
@@ -65,23 +63,29 @@ def _run(words: list[str]) -> object:
 
     from bnsmooth_cli.cli import terminal
     from bnsmooth_cli.cli.commands import app
+    from bnsmooth_cli.cli.options import path_flags
     from bnsmooth_cli.memory import keep_freed_memory
 
     terminal.reset()
-    _check_words(words)
     keep_freed_memory()
     warnings.showwarning = functools.partial(_remark, set(), warnings.showwarning)
+    _check_words(words, {flag for command in app.registered_commands for flag in path_flags(command.callback)})
     result = typer.main.get_command(app).main(words, prog_name="bnsmooth", standalone_mode=False)
     return KeyboardInterrupt() if result == 130 else result  # typer's status after Ctrl-C between words and command
 
 
-def _check_words(words: list[str]) -> None:
-    """Refuse an empty path, which would stand for the present folder: it comes from a variable that is not set."""
+def _check_words(words: list[str], paths: Container[str]) -> None:
+    """Refuse an empty path, which would stand for the present folder: it comes from a variable that is not set.
+
+    Args:
+        words: The command line.
+        paths: The options whose values are paths. So are the arguments.
+    """
     from bnsmooth_cli.errors import InputError
 
     for before, word in itertools.pairwise(["", *words]):
         option = before if not word and before.startswith("-") else word[:-1] if word.endswith("=") else ""
-        if option in _PATHS or (not word and not before.startswith("-")):
+        if option in paths or (not word and not before.startswith("-")):
             raise InputError(f"{option or 'the command'}: an empty text is given; is a variable not set?")
 
 

@@ -515,6 +515,15 @@ def printing(name: str, command: Function) -> Function:
 PLACEHOLDERS: Final = {int: ("N", "whole number"), float: ("X", "number"), str: ("NAME", ""), Path: ("FILE", "")}
 
 
+def path_flags(command: Any) -> list[str]:
+    """The flags of a command's options whose values are paths."""
+    annotated = (get_args(parameter.annotation) for parameter in inspect.signature(command).parameters.values())
+    options = ((kind, info) for kind, info, *_ in annotated if isinstance(info, typer.models.OptionInfo))
+    # In an annotation, typer takes the first flag for a default.
+    return [str(name) for kind, info in options if Path in (kind, *get_args(kind))
+            for name in (info.default, *(info.param_decls or ()))]  # fmt: skip
+
+
 def _quoting(parameter: inspect.Parameter) -> inspect.Parameter:
     """Give an option its placeholder, and let the error for what is no number quote it."""
     kind, info = get_args(parameter.annotation)

@@ -220,7 +220,9 @@ def random_directions(point: Point, count: int) -> list[Float[Tensor, " n"]]:
 
     found = [flatten(map(direction, point.parameters.values())) for _ in range(count)]
     if not any(axis.any() for axis in found):
-        raise InputError("--directions random: moves the weights of layers, and none of them is trained; give top")
+        raise InputError(
+            "--directions random: moves the weights of layers, and none of them is trained and not 0; give top"
+        )
     return found
 
 

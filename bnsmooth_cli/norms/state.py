@@ -12,11 +12,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnsmooth_cli.norms.noise import Noise
 
-# PyTorch's, that `others_still` is called twice for a compiled module. A filter for the time of a measurement would let
-# Python show every other warning again at the next one.
+# PyTorch warns that the hook of `others_still` is called twice for a compiled module, which does no harm. The filter
+# stays: one for the time of a measurement would let Python show all other warnings again at the next measurement.
 warnings.filterwarnings("ignore", ".*there are global hooks on modules", UserWarning)
 #: Attributes that switch the update of running statistics, of our norms and users' norms, and of PyTorch's.
 _SWITCHES: Final = ("update_statistics", "track_running_stats")
+#: All attributes that `prepare` sets.
+_SET: Final = ("key", *_SWITCHES)
 
 
 def stateful(model: nn.Module) -> tuple[nn.Module, ...]:
@@ -74,11 +76,11 @@ def others_still(model: nn.Module) -> Iterator[None]:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    return {name: vars(module)[name] for name in ("key", *_SWITCHES) if name in vars(module)}
+    return {name: vars(module)[name] for name in _SET if name in vars(module)}
 
 
 def _restore(module: nn.Module, settings: dict[str, object]) -> None:
-    for name in ("key", *_SWITCHES):
+    for name in _SET:
         vars(module).pop(name, None)  # if it was that of its class
     vars(module).update(settings)
 

@@ -1,0 +1,87 @@
+"""Losses that draw random numbers: refused where a draw has an effect, however rare, and measured where none has."""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnsmooth_cli as bns
+from bnsmooth_cli import InputError
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(0)
+    return torch.randn(16, 3).double(), torch.randint(2, (16,))
+
+
+def classifier(*parts):
+    torch.manual_seed(1)
+    return nn.Sequential(*[part() for part in parts]).double()
+
+
+def point_of(model, loss):
+    return bns.Point.of(model, loss, lr=0.1)
+
+
+def test_a_loss_that_draws_leaves_all_generators_as_they_were(data):
+    x, _ = data
+    model = nn.Linear(3, 2).double()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    for draw in (lambda: torch.rand(1).double(), lambda: np.random.rand(), lambda: random.random()):
+        with pytest.raises(InputError, match="another output each time"):
+            point_of(model, lambda: (model(x) * draw()).square().mean())  # noqa: B023
+        assert torch.equal(torch.get_rng_state(), expected[0])
+        assert np.random.get_state()[1].tolist() == expected[1]
+
+
+class Dropping(nn.Module):
+    """A layer that is left out with a probability p, drawn as in LayerDrop or by other generators."""
+
+    def __init__(self, p, draw):
+        super().__init__()
+        self.p, self.draw, self.inner = p, draw, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x if self.draw() < self.p else x + self.inner(x)
+
+
+DRAWS = {
+    "torch": lambda: torch.rand(()),
+    "uniform": lambda: torch.empty(()).uniform_(0, 1),
+    "bernoulli": lambda: 1 - torch.bernoulli(torch.tensor(1e-3)),
+    "numpy": lambda: np.random.rand(),
+    "random": lambda: random.random(),
+    "kept": lambda: 1 - torch.rand(()),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_layer_that_is_dropped_once_in_a_thousand_times_is_refused_and_one_never_dropped_is_measured(data, draw):
+    x, y = data
+    rare, never = (classifier(lambda p=p: Dropping(p, DRAWS[draw]), lambda: nn.Linear(3, 2)) for p in (1e-3, 0.0))
+    with pytest.raises(InputError, match=r"the module '0' \(Dropping\) gives another output each time"):
+        point_of(rare, lambda: F.cross_entropy(rare(x), y))
+    point = point_of(never, lambda: F.cross_entropy(never(x), y))
+    for measure in (bns.landscape, bns.smoothness, bns.ics, bns.spectrum, bns.activations):
+        before = torch.get_rng_state(), np.random.get_state()[2], random.getstate()
+        measure(point)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[2], random.getstate()) == before[1:]
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_dropout_that_rarely_drops_is_refused_and_dropout_that_is_off_is_not(data, kind):
+    x, y = data
+    for p, mode, refused in ((1e-4, True, True), (0.0, True, False), (1e-4, False, False)):
+        model = classifier(lambda: nn.Linear(3, 4), lambda p=p: kind(p), lambda: nn.Linear(4, 2)).train(mode)
+        with pytest.raises(InputError, match=r"module '1'") if refused else nullcontext():
+            point_of(model, lambda: F.cross_entropy(model(x), y))  # noqa: B023

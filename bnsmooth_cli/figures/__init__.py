@@ -146,7 +146,7 @@ def _remark_other_settings(theirs: pd.DataFrame, table: pd.DataFrame) -> None:
         words = differing(problem, [text, preset])
         if text and words[text]:
             said = f"these runs of {problem} have {words[text]} where the preset paper has {words[preset]}"
-            warnings.warn(f"{said}; their distance from the paper's curves is also due to that", Remark, stacklevel=2)
+            warnings.warn(f"{said}; the paper's curves are compared with other settings", Remark, stacklevel=2)
 
 
 def _by_kind(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> dict[str, pd.DataFrame]:

@@ -15,6 +15,9 @@ from bnsmooth_cli.errors import unknown
 
 Type = Literal["string", "int64", "double", "bool", "list"]
 
+#: The options of measurements that choose rows, and change no number in them.
+SELECTING: Final = ("layers", "units")
+
 
 @dataclass(frozen=True)
 class Column:
@@ -107,6 +110,9 @@ class Kind:
         section: How the report shows it; None if it does not.
         compared: Whether `compare` computes it from several runs.
         direction: The direction of the line in its column `direction`; empty without this column.
+        additions: The options that fill columns which are null without them. A table that has them answers a request
+            without them; a table without them is measured again. A table that has them with another value is another
+            table.
     """
 
     name: str
@@ -120,6 +126,7 @@ class Kind:
     section: Section | None = None
     compared: bool = False
     direction: str = ""
+    additions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,12 +156,14 @@ METRICS: Final = (
     Metric("final_loss", "last training loss; with minibatches, a mean over 50 steps", "train",
            "Last training loss"),
     Metric("best_loss", "smallest training loss, averaged in the same way", "train"),
-    Metric("mean_log_loss", "natural logarithm of the training loss, averaged over the run", "train",
+    Metric("mean_log_loss", "natural logarithm of the training loss, averaged over the run; after a divergence, of the "
+           "loss of the best constant answer, or infinite if that is unknown", "train",
            "Logarithm of the loss, averaged over the run", has_ratio=False, added=True),
-    Metric("mean_accuracy", "training accuracy, averaged over the run", "train",
+    Metric("mean_accuracy", "training accuracy, averaged over the run; after a divergence, that of the best constant "
+           "answer", "train",
            "Training accuracy, averaged over the run", added=True),
-    Metric("final_test_accuracy", "test accuracy: mean of the last five evaluations in the last third of the run",
-           "train", "Last test accuracy"),
+    Metric("final_test_accuracy", "test accuracy: mean of the last five evaluations in the last third of the run; "
+           "null if the run diverged", "train", "Last test accuracy"),
     Metric("best_test_accuracy", "best test accuracy", "train"),
     Metric("steps_to_loss", "first step at or below `target_loss`; null if never", "train",
            "Steps to none's last loss", target="`--target-loss`, or the `none` run's last loss"),
@@ -379,6 +388,7 @@ KINDS: Final = (
     Kind("smoothness", "smoothness", "a measured step", _SMOOTHNESS,
         measurement="smoothness:MEASUREMENT",
         figures=(Drawing("curves", "smoothness:panels", draws="4c, 9c, 11d, 12d"),), studied=True, tensorboard=True,
+        additions=("batches",),
         section=Section("Smoothness", "The largest change of the gradient on the line per unit of distance: lower is "
                         "smoother.", ("beta", "beta_unsaturated", "sharpness"), (7,))),
     Kind("landscape-update", "landscape", "a step length along the optimiser's update at a measured step",
@@ -389,7 +399,7 @@ KINDS: Final = (
     Kind("smoothness-update", "smoothness", "a measured step, along the optimiser's update",
          {**_SMOOTHNESS, **_UPDATE},
         measurement="smoothness:UPDATE", direction="update", figures=(Drawing("curves", "smoothness:panels"),),
-        studied=True, tensorboard=True),
+        studied=True, tensorboard=True, additions=("batches",)),
     Kind("landscape-random", "landscape", "a step length along a random direction at a measured step",
          {**_LANDSCAPE, **_RANDOM},
         measurement="landscape:RANDOM", direction="random",
@@ -400,7 +410,7 @@ KINDS: Final = (
     Kind("smoothness-random", "smoothness", "a measured step, along a random direction",
          {**_SMOOTHNESS, **_RANDOM},
         measurement="smoothness:RANDOM", direction="random", figures=(Drawing("curves", "smoothness:panels"),),
-        studied=True, tensorboard=True),
+        studied=True, tensorboard=True, additions=("batches",)),
     Kind("surface", "surface", "a point of the grid, or of the run's path", {
             **_STEP,
             "x": _double("coordinate along the first direction"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from helpers import DLN
 from judged_runs import (
     RIGHT,
     STEPS,
@@ -13,6 +14,7 @@ from judged_runs import (
     write_run,
 )
 
+from bnsmooth_cli.storage.runs import open_run
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import Grid
 from bnsmooth_cli.studies.outcome import conclude
@@ -47,6 +49,15 @@ def test_the_commands_have_as_many_seeds_as_a_verdict_takes(tmp_path, seeds, wan
     lines = conclude(runs).next
     assert lines
     assert all(f"--seeds {wanted} " in line for line in lines)
+
+
+def test_a_renamed_run_is_measured_at_the_steps_of_its_table(cli, tmp_path):
+    assert cli(f"train {DLN} --steps 20 -o before")[0] == 0
+    assert cli("smoothness before --every 5")[0] == 0
+    (tmp_path / "before").rename(tmp_path / "after")
+    lines = conclude([open_run(tmp_path / "after")]).next
+    assert lines
+    assert all(" --every 5 " in line for line in lines)
 
 
 @pytest.mark.slow

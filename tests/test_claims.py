@@ -247,6 +247,10 @@ def test_claim_2_is_corrected_for_the_number_of_learning_rates(seeds, verdict):
     rows = judge(runs)
     assert part_of(rows, 2, "", 0.5)["p_value"] == 2 * 2.0**-seeds
     assert verdicts_of(rows)[2] == verdict
+    at_least = stats.norm.cdf(1.0) ** 6
+    assert parts_of(rows, 2)["power"].tolist() == pytest.approx([0.0 if seeds == 5 else at_least] * 2)
+    planned = plan("vgg", [0.1, 0.5], rows).set_index("claim").loc[2]
+    assert planned["seeds"] == 6  # all seeds are far beyond the rule, and five cannot decide
 
 
 def test_if_none_fails_at_one_learning_rate_and_batchnorm_trains_at_another_claim_2_is_not_shown():

@@ -320,6 +320,18 @@ def test_one_norm_that_is_far_wider_does_not_flatten_the_others() -> None:
     assert -100 < low < -4 < 4 < high < 100
 
 
+def test_a_norm_whose_values_overflow_does_not_flatten_the_others() -> None:
+    table = make(activations, norms=("none", "batch"))
+    over = make(activations, norms=("l1",))
+    over[["q01", "q99"]] = np.inf
+    over["quantiles"] = [np.full(11, np.inf)] * len(over)
+    alone, beside = (
+        np.asarray(render("activations", rows).axes[0].lines[-1].get_ydata(), float)
+        for rows in (table, pd.concat([table, over], ignore_index=True))
+    )
+    np.testing.assert_allclose(beside, alone)
+
+
 def test_many_layers_are_shown_by_five_of_them() -> None:
     figure = render("activations", make(lambda r, n: activations(r, n, layers=25), norms=("batch",)))
     assert [axes.get_title().split(",")[0] for axes in figure.axes[:5]] == [

@@ -13,6 +13,7 @@ from interrupted import SETTINGS, Stop, half, stopping_at, trained
 import bnsmooth_cli as bns
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.measures.measuring import measure
+from bnsmooth_cli.storage import journal as journals
 from bnsmooth_cli.storage.journal import Journal, journal_path
 from bnsmooth_cli.storage.tables import schema_of, to_arrow
 
@@ -87,6 +88,22 @@ def test_a_journal_that_a_kill_left_behind_is_removed(tmp_path):
     left.write_bytes(content)  # as if the process had died before it removed the file
     measure("ics", [run.source()], every=3)
     assert not left.exists()
+
+
+def test_a_kill_while_a_measurement_is_begun_anew_keeps_no_point_that_was_to_go(tmp_path, monkeypatch):
+    path, _ = journal_of(tmp_path)
+    table = tmp_path / "run/ics.parquet"
+    table.touch()
+    kept = journal_path(table)
+    path.rename(kept)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journals, "atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        journals.begin_anew(table, "ics")
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("by", [5, [1], "cpu", {"first": "x"}, {"torch": {"a": 1}}])

@@ -413,6 +413,20 @@ def test_a_full_folder_is_not_written_over_and_is_continued(tmp_path):
         loop.monitor(tmp_path / "run")
 
 
+def test_a_step_that_a_resumed_loop_measures_is_not_skipped(tmp_path):
+    loop = Loop()
+    with pytest.warns(Remark, match="is skipped at step"), \
+            loop.monitor(tmp_path / "mine", every=1, measures=["landscape"], budget=1e-9) as monitor:  # fmt: skip
+        loop.run(6, monitor)
+    before = tables.read_provenance(tmp_path / "mine/landscape.parquet")
+    assert len(before["skipped"]) >= 4
+    with loop.monitor(tmp_path / "mine", every=1, measures=["landscape"], start_step=4) as monitor:
+        loop.run(4, monitor)
+    after = tables.read_provenance(tmp_path / "mine/landscape.parquet")
+    assert {4, 5, 6, 7} <= {*after["steps"]["mine"]}
+    assert after["skipped"] == [step for step in before["skipped"] if step < 4]
+
+
 def test_a_second_monitor_on_a_folder_is_refused(tmp_path):
     loop = Loop()
     with loop.monitor(tmp_path / "mine"), pytest.raises(InputError, match="close the monitor that does"):

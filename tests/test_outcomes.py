@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+from helpers import DLN
 from judged_runs import RIGHT, world, write_run
 from rich.console import Console
 
 from bnsmooth_cli.cli import outcomes, terminal
-from bnsmooth_cli.studies.outcome import conclude
+from bnsmooth_cli.errors import DamagedError
+from bnsmooth_cli.studies.folder import table_paths
+from bnsmooth_cli.studies.outcome import Outcome, conclude
 
 BOTH = "none", "batch"
 
@@ -106,3 +109,44 @@ def test_a_pipe_gets_whole_lines(cli, tmp_path):
     out = cli(f"compare {' '.join(str(run.path) for run in runs)}")[1]
     (line,) = [line for line in out.splitlines() if "distance of the layers' gradients, batch / none" in line]
     assert re.search(r"> 0\.8 +1\.7 +reproduced$", line)
+
+
+# What is refused.
+
+
+def test_tables_that_were_measured_with_other_options_are_not_compared(cli):
+    for norm in ("none", "batch"):
+        assert cli(f"train --norm {norm} {DLN} --steps 20 -o {norm}")[0] == 0
+        assert cli(f"smoothness {norm} --every 5")[0] == 0
+    assert cli("compare none batch")[0] == 0
+    assert cli("smoothness batch --every 10 --batches 2 --force")[0] == 0
+    assert cli("compare none batch --force")[0] == 0  # other steps, and columns that are added to the same numbers
+    assert cli("smoothness batch --every 5 --alphas 100,1000 --force")[0] == 0
+    code, out, err = cli("compare none batch --force")
+    assert (code, out) == (2, "")
+    assert "tables of kind smoothness are of different options (alphas [" in err
+    assert "--force" in err
+    assert len(err.strip().splitlines()) == 1
+    assert cli("smoothness none --every 5 --alphas 100,1000 --force")[0] == 0
+    assert cli("compare none batch --force")[0] == 0
+
+
+def test_tables_of_two_comparisons_are_not_read_as_one(tmp_path):
+    runs = world(tmp_path, "dln", RIGHT, 3, BOTH, kinds=("smoothness",))
+    path = tmp_path / "compare.parquet"
+    first, second = conclude(runs[:4]), conclude(runs, target_loss=50.0)
+    first.write(path, runs[:4])
+    assert len(Outcome.read(path).comparison) == 4
+    parts = {file: file.read_bytes() for file in [*table_paths(path).values()][1:]}
+    second.write(path, runs)
+    assert Outcome.read(path).targets == {"target_loss": 50.0}
+    for file, content in parts.items():  # as a kill between the files leaves them
+        file.write_bytes(content)
+    with pytest.raises(DamagedError, match=r"is of another comparison than .*compare\.parquet; compare again"):
+        Outcome.read(path)
+    second.write(path, runs)
+    conclude(runs).write(tmp_path / "other.parquet", runs)
+    for file, other in zip(parts, [*table_paths(tmp_path / "other.parquet").values()][1:], strict=True):
+        file.write_bytes(other.read_bytes())  # of the same runs, with another target
+    with pytest.raises(DamagedError, match="compare again"):
+        Outcome.read(path)

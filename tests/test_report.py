@@ -113,6 +113,16 @@ def test_the_commands_of_the_page_make_it_again(cli, tmp_path, study):
     assert first.replace(str(study), "again").replace(">study<", ">again<").replace(": study", ": again") == again
 
 
+def test_a_chosen_target_is_named_and_in_the_command(cli, tmp_path, study):
+    shutil.copytree(study, tmp_path / "aimed")
+    assert cli(f"{GRID} --target-loss 1e9 -o aimed")[0] == 0
+    assert cli("report aimed --format md -o page.md")[0] == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "Steps to a loss of 1e+09 (×: ratio to none): " in page
+    assert "none's last" not in page
+    assert "--target-loss 1e+09 -o aimed" in page
+
+
 def test_the_page_says_when_the_study_was_made_and_how_long_it_took(tmp_path, study):
     made = bns.Study(study)
     today = datetime.now(timezone.utc).date()

@@ -98,7 +98,8 @@ def _column(table: pd.DataFrame) -> tuple[list[Panel], Curves, Curves]:
     edges = _edges([rows for _, rows in pictured])
     densities = [_densities(rows, edges) for _, rows in pictured]
     peaks = [float(np.median(density.max(axis=1))) for density in densities]
-    top = min(max(peaks), 4 * min(peaks)) or 1.0
+    # A norm whose values all lie outside of the bins has no peak.
+    top = min(max(peaks), 4 * min((peak for peak in peaks if peak > 0), default=1.0)) or 1.0
     column: list[Panel] = []
     for (look, rows), density in zip(pictured, densities, strict=True):
         title = f"{name}, unit {rows['unit'].iloc[0]}"

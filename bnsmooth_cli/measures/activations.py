@@ -244,4 +244,4 @@ def moved(before: pd.DataFrame | None, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**{name: _finite(values) for name, values in columns.items()})
 
 
-MEASUREMENT: Final = Measurement(activations, plan, select, since=moved, additions=frozenset({"probe"}))
+MEASUREMENT: Final = Measurement(activations, plan, select, since=moved)

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec
 import pandas as pd
 
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.kinds import SELECTING
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.points.reaching import structure_of
 from bnsmooth_cli.problems.base import Problem
@@ -31,9 +32,6 @@ class Measurement:
         context: Computes keyword arguments of `rows` that need more than one point of the source. It takes the source,
             the planned arguments and the source's problem. None if a point is measured for itself.
         last_only: Whether only the last checkpoint is measured by default.
-        additions: The names of keyword arguments of `rows` that fill columns which are null without them. A table that
-            has them answers a request without them; a table without them is measured again. A table that has them with
-            another value is another table.
     """
 
     rows: Callable[..., pd.DataFrame]
@@ -42,7 +40,6 @@ class Measurement:
     since: Callable[[pd.DataFrame | None, pd.DataFrame], pd.DataFrame] | None = None
     context: Callable[[CheckpointSource, dict[str, Any], Problem], dict[str, Any]] | None = None
     last_only: bool = False
-    additions: frozenset[str] = frozenset()
 
     def confirm(self, arguments: dict[str, Any], open_problem: Callable[[], Problem]) -> Problem | None:
         """Check planned arguments that name layers or units.
@@ -53,7 +50,7 @@ class Measurement:
         Raises:
             InputError: If the network does not have a layer or unit.
         """
-        names = {key: arguments[key] for key in ("layers", "units") if arguments.get(key)}
+        names = {key: arguments[key] for key in SELECTING if arguments.get(key)}
         if not names:
             return None
         problem = open_problem()
@@ -70,7 +67,7 @@ def measured(rows: Callable[Concatenate[Point, P], pd.DataFrame]) -> Callable[Co
         if not isinstance(point, Point):
             kind = type(point).__name__
             raise InputError(f"{rows.__name__}: takes a point, as bns.load_point gives it, and this is a {kind}")
-        for name in ("layers", "units"):
+        for name in SELECTING:
             chosen: Any = kwargs.get(name)
             listed = isinstance(chosen, Collection) and not isinstance(chosen, str) and len(chosen) > 0
             if chosen is not None and not listed:

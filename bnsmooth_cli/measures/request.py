@@ -83,25 +83,25 @@ class Request:
         Other steps are no difference: each point is measured for itself. Where it is not (`Measurement.context`), every
         entry has to be the same. Nor are the measurement's additions, if only one of the two has them.
         """
-        own, definition = self.provenance(), measurement(self.kind)
+        own = self.provenance()
         decisive = {**own, "code": self.code, "weights": self.weights}  # which provenance leaves out where it is empty
         different = {key for key, value in decisive.items() if written.get(key, {}) != value}
-        if definition.context is None:
+        if measurement(self.kind).context is None:
             different.discard("steps")
             if _same_trajectories(written.get("runs"), self.sources):
                 different.discard("runs")
         if "runs" in different and (renamed := _other_names(written.get("runs"), own["runs"])):
             return [f"runs ({renamed})"]  # the options are listed by run
         theirs = written.get("options")
-        added, present = _additions(definition, self.arguments), _additions(definition, theirs)
+        added, present = _additions(self.kind, self.arguments), _additions(self.kind, theirs)
         alike = not added or not present or added == present
-        if alike and _bare(definition, theirs) == _bare(definition, self.arguments):
+        if alike and _bare(self.kind, theirs) == _bare(self.kind, self.arguments):
             different.discard("options")
         return [key for key in decisive if key in different]
 
     def has_additions(self, written: Mapping[str, Any]) -> bool:
         """Whether points have the measurement's additions, given the provenance that is written with them."""
-        return bool(_additions(measurement(self.kind), written.get("options")))
+        return bool(_additions(self.kind, written.get("options")))
 
     def lacks_additions(self, written: Mapping[str, Any]) -> bool:
         """Whether points lack additions that are requested: they are measured anew."""
@@ -109,7 +109,7 @@ class Request:
 
     def with_additions(self, written: Mapping[str, Any]) -> Request:
         """The same request with the additions that points have, given the provenance that is written with them."""
-        added = _additions(measurement(self.kind), written.get("options"))
+        added = _additions(self.kind, written.get("options"))
         return replace(self, arguments={run: chosen | added.get(run, {}) for run, chosen in self.arguments.items()})
 
     def read(self) -> dict[str, Any] | None:
@@ -167,24 +167,24 @@ def _other_names(written: object, own: Mapping[str, Any]) -> str:
     return f"{', '.join(map(str, written))}; now {', '.join(own)}"
 
 
-def _bare(definition: Measurement, options: object) -> object:
+def _bare(kind: str, options: object) -> object:
     """Options by run, without the measurement's additions."""
     if not isinstance(options, dict):
         return options
     return {
-        run: {key: value for key, value in arguments.items() if key not in definition.additions}
+        run: {key: value for key, value in arguments.items() if key not in kinds.get(kind).additions}
         if isinstance(arguments, dict)
         else arguments
         for run, arguments in options.items()
     }
 
 
-def _additions(definition: Measurement, options: object) -> dict[str, dict[str, Any]]:
+def _additions(kind: str, options: object) -> dict[str, dict[str, Any]]:
     """The measurement's additions among options, by the runs that have some."""
     by_run = options if isinstance(options, dict) else {}
     return {
         run: chosen
         for run, arguments in by_run.items()
         if isinstance(arguments, dict)
-        and (chosen := {key: value for key, value in arguments.items() if key in definition.additions})
+        and (chosen := {key: value for key, value in arguments.items() if key in kinds.get(kind).additions})
     }

@@ -247,6 +247,6 @@ def _of_hessian(
     return SecondOrder(curvature, sharpness, preconditioned), make
 
 
-MEASUREMENT: Final = Measurement(smoothness, plan, additions=frozenset({"batches"}))
-UPDATE: Final = Measurement(functools.partial(smoothness, direction="update"), plan, additions=frozenset({"batches"}))
-RANDOM: Final = Measurement(functools.partial(smoothness, direction="random"), plan, additions=frozenset({"batches"}))
+MEASUREMENT: Final = Measurement(smoothness, plan)
+UPDATE: Final = Measurement(functools.partial(smoothness, direction="update"), plan)
+RANDOM: Final = Measurement(functools.partial(smoothness, direction="random"), plan)

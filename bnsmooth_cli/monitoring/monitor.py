@@ -241,13 +241,19 @@ class Monitor(Shown):
         """Open the table of a request."""
         path, steps = request.path, request.steps[self.run]
         before = tables.read_provenance(path, request.kind) if path.exists() else {}
+        last = steps[-1] if steps else -1
+
+        def past(listed: object) -> list[int]:
+            """Those of some steps that this loop does not come to, or leaves as they are."""
+            return [step for step in _if(list, listed) if step < self.next_step or step <= last]
+
         table = stack.enter_context(recording(request))
         return _Measure(
             table,
             {name: value for name, value in request.arguments[self.run].items() if name != "objective"},
-            last=steps[-1] if steps else -1,
-            skipped=[*_if(list, before.get("skipped"))],
-            failed={**_if(dict, before.get("failed"))},
+            last=last,
+            skipped=past(before.get("skipped")),
+            failed={reason: kept for reason, at in _if(dict, before.get("failed")).items() if (kept := past(at))},
             written={*steps} == tables.steps_in(before, self.run),
         )
 

@@ -165,6 +165,7 @@ def _read(study: Study) -> Outcome:
 def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, Any]:
     """The content of the templates, except the figures."""
     content, comparison = study.read(), outcome.comparison
+    requests = [*content["requests"][:-1], content["requests"][-1] | outcome.targets]
     columns = [name for name in _COLUMNS if comparison[name].notna().any()]
     rows = comparison[columns].astype(object)
     for target in ("loss", "accuracy"):
@@ -187,7 +188,7 @@ def _content(study: Study, runs: Sequence[Run], outcome: Outcome) -> dict[str, A
         "grid": {name: sorted(comparison[name].unique(), key=style.rank if name == "norm" else None)
                  for name in ("norm", "lr", "seed")},
         "makers": _makers(runs),
-        "commands": [*(command(request, study.path) for request in content["requests"]),
+        "commands": [*(command(request, study.path) for request in requests),
                      shlex.join(["bnsmooth", "report", str(study.path), "-o", "report.html"])],
         "seeds_needed": SEEDS,
     }  # fmt: skip
@@ -249,9 +250,17 @@ def _quotes(section: Section, outcome: Outcome) -> Iterator[str]:
     for metric in (metric for metric in kinds.METRICS if metric.name in section.metrics):
         rows = outcome.summary[outcome.summary["figure"] == metric.name]
         if len(rows):
-            yield f"{metric.words} (×: ratio to none): " + "; ".join(_by_norm(rows, metric.name)) + "."
+            yield f"{_named(metric, outcome)} (×: ratio to none): " + "; ".join(_by_norm(rows, metric.name)) + "."
     verdicts = outcome.claims[outcome.claims["claim"].isin(section.claims)].drop_duplicates("claim")
     yield "Claims: " + ", ".join(f"{row.claim} {row.verdict}" for row in verdicts.itertuples()) + "."
+
+
+def _named(metric: kinds.Metric, outcome: Outcome) -> str:
+    """The words for a metric; those for the steps to a target name it if the user has chosen it."""
+    chosen = outcome.targets.get(metric.name.replace("steps_to", "target"))
+    if chosen is None or not metric.target:
+        return metric.words
+    return f"Steps to {'a loss' if metric.name.endswith('loss') else 'an accuracy'} of {number(chosen)}"
 
 
 def _by_norm(rows: pd.DataFrame, metric: str) -> Iterator[str]:

@@ -41,12 +41,12 @@ def begin_anew(table: Path, kind: str) -> None:
     """
     if table.parent.is_dir():
         with locked(table.parent, f"{kind} table", table):
+            journal = journal_path(table)
+            if not journal.is_dir():  # which is named when it is opened
+                journal.unlink(missing_ok=True)  # before the mark, beside which its points would count
             if table.exists():
                 with atomic(_mark(table)):
                     pass
-            journal = journal_path(table)
-            if not journal.is_dir():  # which is named when it is opened
-                journal.unlink(missing_ok=True)
 
 
 def begun_anew(table: Path) -> bool:

@@ -52,8 +52,8 @@ class RunList(pd.DataFrame):
 def list_runs(folder: Path | str = ".") -> pd.DataFrame:
     """The runs in a folder and in the folders below it, one row each, in the order of their paths.
 
-    Hidden folders and symbolic links are left out, and a run's own folder is not searched for others. Only the metadata
-    of tables is read, so a thousand runs take about a second.
+    Hidden folders are left out, a run behind a symbolic link is listed once, and a run's own folder is not searched for
+    others. Only the metadata of tables is read, so a thousand runs take about a second.
 
     Args:
         folder: The folder.

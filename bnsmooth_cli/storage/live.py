@@ -170,6 +170,8 @@ class Feed:
         rows = tables.read_table(table)
         provenance = rows.attrs["bnsmooth"]
         kind, options = provenance["kind"], provenance.get("options")
+        names = [*provenance["runs"]]
+        name = names[0] if len(names) == 1 else self._source.name  # the source may have been renamed
         if kinds.get(kind).tensorboard:
-            begins = label(kind, options.get(self._source.name) if isinstance(options, dict) else None)
-            self._wandb.add(begins, scalars(kind, rows[rows["run"] == self._source.name], begins))
+            begins = label(kind, options.get(name) if isinstance(options, dict) else None)
+            self._wandb.add(begins, scalars(kind, rows[rows["run"] == name], begins))

@@ -119,4 +119,6 @@ def _measured(runs: Sequence[Run]) -> list[str]:
 
 
 def _steps(run: Run, kind: str) -> list[int]:
-    return sorted(tables.steps_in(tables.read_provenance(run.source().table_path(kind), kind), run.name))
+    provenance = tables.read_provenance(run.source().table_path(kind), kind)
+    (recorded,) = provenance["runs"]  # another name than the folder's, if that was renamed
+    return sorted(tables.steps_in(provenance, recorded))

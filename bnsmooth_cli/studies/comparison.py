@@ -44,8 +44,8 @@ def compare(
         The columns of a table of kind `compare`.
 
     Raises:
-        InputError: If there is no run, a folder is not a run, has no train table, or is given twice, or no run could
-            reach a target.
+        InputError: If there is no run, a folder is not a run, has no train table, or is given twice, no run could
+            reach a target, or runs that are compared with each other were measured with different options.
 
     >>> import tempfile
     >>> from bnsmooth_cli.measures.one_pass import train
@@ -74,6 +74,8 @@ def compare_records(
     if not runs:
         raise InputError("nothing to compare: give runs, studies or folders that have ended runs")
     records = {record.name: record for record in runs}
+    for _, group in groups(runs):
+        _check_options(group)
     frame = pd.DataFrame([_row(record) for record in runs])
     for problem, rows in frame.groupby("problem"):
         same = alike(str(problem), rows["settings"])
@@ -103,6 +105,21 @@ def groups(runs: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
         for text in dict.fromkeys(same.values()):
             title = ": ".join(filter(None, [problem, words[text]]))
             yield title, [record for record in of_problem if same[record.settings] == text]
+
+
+def _check_options(runs: Sequence[Record]) -> None:
+    """Raise InputError if measurements of runs that are compared with each other have different options."""
+    first: dict[tuple[str, float], Record] = {}
+    for record in runs:
+        for kind, options in record.options.items():
+            other = first.setdefault((kind, record.lr), record)
+            if options != (others := other.options[kind]):
+                differ = [name for name in {**others, **options} if others.get(name) != options.get(name)]
+                said = ", ".join(f"{name} {others.get(name)} and {options.get(name)}" for name in differ)
+                raise InputError(
+                    f"{other.name} and {record.name}: their tables of kind {kind} are of different options ({said}), "
+                    "so their numbers do not compare; measure one run again with the other's options and --force"
+                )
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -180,7 +197,7 @@ def worst_where_diverged(comparison: pd.DataFrame) -> pd.DataFrame:
     frame = comparison.copy()
     diverged = frame["diverged_at"].notna()
     frame.loc[diverged, "final_loss"] = np.inf
-    tested = frame.groupby(["problem", "settings"])["final_test_accuracy"].transform("count") > 0
+    tested = frame.groupby(["problem", "settings"])["best_test_accuracy"].transform("count") > 0
     chance = frame["baseline_accuracy"].astype("float64").fillna(0.0)
     frame["final_test_accuracy"] = frame["final_test_accuracy"].mask(diverged & tested, chance)
     for target in ("loss", "accuracy"):

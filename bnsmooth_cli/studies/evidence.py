@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from bnsmooth_cli.studies.metrics import (
     bare,
     by_layer,
     logarithm,
+    measured_options,
     measured_rows,
     of_training,
     paired,
@@ -53,6 +54,7 @@ class Record:
         read: Reads the rows of a kind of table, of all columns or those named; no rows without a table.
         kinds: The kinds of tables that it has.
         settings: The column `settings` of its rows.
+        options: The options of its measurements that their numbers depend on, by kind of table.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Record:
     read: Callable[..., pd.DataFrame]
     kinds: frozenset[str]
     settings: str = ""
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
     _rows: dict[str, pd.DataFrame] = field(default_factory=dict)
     _layers: dict[str, pd.DataFrame] = field(default_factory=dict)
 
@@ -78,7 +81,7 @@ class Record:
         record = Record(name or run.name, config.problem, config.norm, config.lr, config.seed, config.steps,
                         provenance.get("diverged_at"), provenance.get("baseline", {}),
                         functools.partial(measured_rows, run), frozenset(measured | {"train"}),
-                        config.settings_text)  # fmt: skip
+                        config.settings_text, measured_options(run))  # fmt: skip
         record._rows["train"] = bare(rows)
         return record
 
@@ -104,8 +107,20 @@ class Record:
 
     @functools.cached_property
     def training(self) -> dict[str, float]:
-        """The metrics of its train table."""
-        return of_training(self.rows("train"))
+        """The metrics of its train table. After a divergence, the means are of the best constant answer."""
+        rows = self.rows("train")
+        metrics = of_training(rows)
+        if self.diverged_at is not None:
+            share, loss = self.diverged_at / self.steps, self.baseline.get("loss", math.inf)
+            means = of_training(rows[rows["step"] < self.diverged_at]) if share else {}
+            constants = {
+                "mean_accuracy": self.baseline.get("accuracy", math.nan),
+                "mean_log_loss": math.log(loss) if loss > 0 else math.nan,
+            }
+            for name, constant in constants.items():
+                metrics[name] = share * means[name] + (1 - share) * constant if share else constant
+            metrics["final_test_accuracy"] = math.nan
+        return metrics
 
     @functools.cached_property
     def statements(self) -> dict[str, pd.DataFrame]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -139,7 +139,9 @@ def train_rows(run: Run) -> pd.DataFrame:
         raise DamagedError(f"{run.train_path}: a finished run without rows")
     if run.config.batch_size != run.config.settings.full_batch:
         losses = ["loss", "penalty"]
+        overflow = ~np.isfinite(rows["loss"].astype("float64"))
         rows[losses] = rows[losses].astype("float64").rolling(SMOOTHING, min_periods=1).mean()
+        rows.loc[overflow, "loss"] = np.inf  # which the rolling mean leaves out
     return rows
 
 
@@ -149,6 +151,25 @@ def measured_rows(run: Run, kind: str, columns: Sequence[str] | None = None) -> 
     if not path.is_file():
         return pd.DataFrame(columns=list(columns or kinds.get(kind).columns), dtype="float64")
     return _read(run, path, kind, columns)
+
+
+def measured_options(run: Run) -> dict[str, dict[str, Any]]:
+    """The options that the numbers in a run's tables depend on, by the kinds of tables that metrics come from.
+
+    Raises:
+        DamagedError: If a table cannot be read, or is of another run.
+    """
+    options = {}
+    for kind in dict.fromkeys(metric.kind for metric in kinds.METRICS if metric.kind != "train"):
+        path = run.source().table_path(kind)
+        if not path.is_file():
+            continue
+        provenance = tables.read_provenance(path, kind)
+        run.check_provenance(path, provenance)
+        left_out = {*kinds.SELECTING, *kinds.get(kind).additions}
+        (by_run,) = (provenance.get("options") or {"": {}}).values()
+        options[kind] = {name: value for name, value in by_run.items() if name not in left_out}
+    return options
 
 
 def _read(run: Run, path: Path, kind: str, columns: Sequence[str] | None = None) -> pd.DataFrame:

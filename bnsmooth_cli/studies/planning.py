@@ -62,23 +62,30 @@ def plan(problem: str, lrs: Sequence[float], judged: pd.DataFrame | None = None)
         refuting = sum(refutes(problem, lr) for lr in lrs) if exists else tests
         row["refuted_1"] = seeds_for([1.0], refuting) if refuting else None
         if judged is not None:
-            row |= _estimated(judged[judged["claim"] == claim.number])
+            row |= _estimated(judged[judged["claim"] == claim.number], exists)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _estimated(parts: pd.DataFrame) -> dict[str, Any]:
-    """The weakest effect of a claim's deciding parts, and the seeds that the effects take."""
+def _estimated(parts: pd.DataFrame, exists: bool) -> dict[str, Any]:
+    """The weakest effect of a claim's deciding parts, and the seeds that the effects take.
+
+    `exists` says whether the claim is that something holds at some learning rate.
+    """
     decides = parts[parts["decides"].eq(True)]
     tested = decides[decides["p_value"].notna()]
     effects = {(row["part"], row["rule"], row["lr"]): effect(np.asarray(row["values"], np.float64), row["rule"])
                for _, row in tested.iterrows()}  # fmt: skip
     if not effects:
         return {"weakest": math.nan, "weakest_part": "", "seeds": None}
+    if exists:  # the learning rate that shows it best suffices
+        best = max(effects, key=lambda part: -math.inf if math.isnan(effects[part]) else effects[part])
+        effects = {best: effects[best]}
     weakest = min(effects, key=lambda part: -math.inf if math.isnan(effects[part]) else effects[part])
     known = not any(map(math.isnan, effects.values())) and not decides["part_verdict"].eq(NOT_MEASURED).any()
+    tried = int(parts["p_value"].notna().sum()) if exists else 1
     return {"weakest": effects[weakest], "weakest_part": weakest[0],
-            "seeds": seeds_for([*effects.values()]) if known else None}  # fmt: skip
+            "seeds": seeds_for([*effects.values()], tried) if known else None}  # fmt: skip
 
 
 def effect(values: np.ndarray[Any, np.dtype[np.float64]], rule: str) -> float:

@@ -223,7 +223,8 @@ def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
     """Summarise a comparison over seeds: one row per norm, learning rate and metric of each setting.
 
     `median`, `low`, `high` and `confidence` describe the seeds that have the metric. `ratio`, `ratio_low`, `ratio_high`
-    and `ratio_confidence` describe the ratios to the `none` run of the same seed.
+    and `ratio_confidence` describe the ratios to the `none` run of the same seed. A ratio of two infinite values, as of
+    two runs that diverge, could be anything; with half of them or more, `ratio` is null.
 
     Args:
         comparison: A comparison as `worst_where_diverged` returns it.
@@ -244,11 +245,15 @@ def summarise(comparison: pd.DataFrame) -> pd.DataFrame:
             if metric.name.startswith("steps_to"):
                 row["never"] = int(np.isinf(values).sum())
             row["low"], row["high"], row["confidence"] = interval(values)
-            ratios = runs[f"ratio_{metric.name}"] if metric.has_ratio else pd.Series(dtype="float64")
-            paired = ratios.dropna().to_numpy(np.float64)
-            row["ratio"], (row["ratio_low"], row["ratio_high"], row["ratio_confidence"]) = (
-                median(paired),
-                interval(paired),
-            )
+            paired = _ratios(runs, metric) if metric.has_ratio else np.empty(0)
+            row["ratio"] = median(paired) if 2 * np.isnan(paired).sum() < len(paired) else math.nan
+            row["ratio_low"], row["ratio_high"], row["ratio_confidence"] = interval(paired)
             rows.append(row)
     return pd.DataFrame(rows, columns=list(kinds.get("compare-summary").columns))
+
+
+def _ratios(runs: pd.DataFrame, metric: kinds.Metric) -> NDArray[np.float64]:
+    """The ratios of a metric over seeds, with NaN where both values are infinite or both are zero."""
+    ratios, own = (runs[name].astype("float64") for name in (f"ratio_{metric.name}", metric.name))
+    undefined = ratios.isna() & (own.eq(0) | np.isinf(own))
+    return ratios[ratios.notna() | undefined].to_numpy(np.float64)

@@ -125,10 +125,23 @@ def _judge(claim: Claim, parts: Sequence[Part], grouped: dict[float, list[Case]]
         if row["part_verdict"] == INCONCLUSIVE and against and (row["decides"] or row["judged"] == MEDIAN):
             row["part_verdict"] = NOT_REPRODUCED
     verdict = _verdict(rows)
-    # The power of an intersection-union test of independent parts.
-    strength = math.prod(power(row["seeds"], 1.0) for row in tested) if tested else math.nan
+    strength = _power(tested, sum(row["judged"] == EXISTS and row.get("p_value") is not None for row in rows))
     about = {"problem": problem, "claim": claim.number, "title": claim.title, "verdict": verdict, "power": strength}
     return [{**row, **about} for row in rows]
+
+
+def _power(tested: Sequence[dict[str, Any]], tried: int) -> float:
+    """The probability that every deciding part is found, for independent parts and effects of one standard deviation.
+
+    Of a claim that something holds at some learning rate, one suffices, at the level for all that were tried.
+
+    Args:
+        tested: The rows of the deciding parts.
+        tried: The number of learning rates at which such a claim was tested.
+    """
+    existing = [power(row["seeds"], 1.0, tried) for row in tested if row["judged"] == EXISTS]
+    others = [power(row["seeds"], 1.0) for row in tested if row["judged"] != EXISTS]
+    return math.prod([*others, *([max(existing)] if existing else [])]) if tested else math.nan
 
 
 def _rows(claim: Claim, part: Part, grouped: dict[float, list[Case]], problem: str) -> list[dict[str, Any]]:

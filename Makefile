@@ -110,7 +110,7 @@ sharpness: norms-gpt
 
 # docs/reproduction/: the paper's figures and claims. After an interruption, the same command resumes.
 #   SCALE=quick    minutes, on the built-in images; the page is written to docs/reproduction/quick/
-#   SCALE=quarter  days on two cores: a quarter of all widths, on CIFAR-10
+#   SCALE=quarter  days on two cores: a quarter of VGG's widths, on CIFAR-10
 #   SCALE=paper    every setting of the paper; needs a GPU
 #   DATA=PATH      where CIFAR-10 is (default: it is downloaded)
 #   ONLY=A,B       these studies of the scale, such as dln,dln-slow; dln is always among them
@@ -152,7 +152,7 @@ test: setup
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Many attempts to break every command by kills, damaged files and odd options, and measurements by odd networks. Takes two
+# Many attempts to break every command by kills, damaged files and odd options, and measurements by odd networks. Takes three
 # hours, resumes after an interruption, and prints a table at the end (docs/reliability.md).
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/torture.py

@@ -488,7 +488,7 @@ CLAIMS: dict[int, tuple[str, list[Part]]] = {
     1: ("BatchNorm trains faster than none at each learning rate",
         [gain("batch", "none", "> 0.01"), loss("batch", "none", "< 0.95")]),
     2: ("BatchNorm trains at a learning rate where none does not", [
-        Part("the smaller of two margins: batch's last test accuracy above the bar, and none's below it (the bar is "
+        Part("the smaller of two margins: batch's last test accuracy above the bar, and none's below the bar (which is "
              "0.1 above the best constant answer)", "> 0", PLAIN, "train",
              lambda case: np.minimum(case.margin("batch"), -case.margin("none")), "accuracy", exists=True),
         Part("the smaller of two margins of the logarithm: batch's last loss below the bar, and none's above it (the "
@@ -510,7 +510,8 @@ CLAIMS: dict[int, tuple[str, list[Part]]] = {
     5: ("The loss varies less along the gradient with BatchNorm, most of all early", [
         ratio("range of the loss on the line", "loss_range", "batch", "none", "< 0.95"),
         ratio("range of the loss on the line early", "loss_range", "batch", "none", "< 0.95", "early"),
-        Part("that ratio early, over that ratio later", "< 0.95", PLAIN, "smoothness",
+        Part("range of the loss on the line, batch / none: the early ratio over the later one", "< 0.95", PLAIN,
+             "smoothness",
              lambda case: case.ratio("loss_range", "batch", "none", "early")
              / case.ratio("loss_range", "batch", "none", "late"))]),
     6: ("Gradients are more predictive with BatchNorm, early by about two orders of magnitude", [
@@ -538,31 +539,31 @@ CLAIMS: dict[int, tuple[str, list[Part]]] = {
     10: ("BatchNorm's gradient is the plain one, rescaled and reduced (4.1)", [
         identity("fact C.1", "fact C.2", "4.1"),
         theory("squared length of BatchNorm's gradient (gamma = 1) over that of the plain network's at the same layer "
-               "output: median over units, of the norm with the largest",
+               "output: median over units; of the norms, the largest",
                lambda case: largest(median(rows["lhs"] / rows["grad_norm"] ** 2) for rows in case.theory("4.1 at y")),
                "< 0.95"),
         theory("share of units where 4.1 holds with the plain network's gradient at the same layer output, of the norm "
                "with the least", lambda case: least(share(rows["holds"]) for rows in case.theory("4.1 at y"))),
-        theory("reduction beside the factor gamma^2 / sigma^2: median over units, of the norm with the least",
+        theory("reduction beside the factor gamma^2 / sigma^2: median over units; of the norms, the smallest",
                lambda case: least(median(rows["mean_fraction"] + rows["output_fraction"])
                                   for rows in case.theory("4.1", "identity")))]),
     11: ("The gradient's own quadratic form is reduced: more predictive gradients (4.2)", [
         identity("4.2"),
-        theory("share of cases where the second inequality of 4.2 holds, of those where its condition is met, of the "
-               "norm with the least", lambda case: least(
+        theory("share of cases where the second inequality of 4.2 holds, of those where its condition is met; of "
+               "the norms, the smallest", lambda case: least(
                    share(rows["holds"][rows["condition"] == True]) for rows in case.theory("4.2b")),  # noqa: E712
                "every case"),
         theory("quadratic form with BatchNorm over the plain network's, where 4.2's conditions hold: median over "
-               "units, of the norm with the largest", lambda case: largest(case.forms()), "< 0.95"),
-        theory("share of units where 4.2's conditions hold, of the norm with the least",
+               "units; of the norms, the largest", lambda case: largest(case.forms()), "< 0.95"),
+        theory("share of units where 4.2's conditions hold; of the norms, the smallest",
                lambda case: least(share(rows["condition"]) for rows in case.theory("4.2")))]),
     12: ("Minima are preserved: a gamma and beta give identical activations (4.3)", [identity("4.3")]),
     13: ("The worst-case gradient of the weights is reduced (4.4)", [identity("4.4")]),
     14: ("The nearest optimum is closer to the initial weights (4.5)", [
         identity("4.5"),
-        theory("share of units where its condition holds, of the norm with the least",
+        theory("share of units where its condition holds; of the norms, the smallest",
                lambda case: least(share(rows["condition"]) for rows in case.theory("4.5"))),
-        theory("reduction of the distance where it does: median over units, of the norm with the least",
+        theory("reduction of the distance where it does: median over units; of the norms, the smallest",
                lambda case: least(median(rows["reduction"][rows["condition"] == True])  # noqa: E712
                                   for rows in case.theory("4.5")))]),
     15: ("Random directions behave like the gradient's: the loss and its gradient vary less with BatchNorm", [

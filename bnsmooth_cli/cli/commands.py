@@ -47,11 +47,11 @@ def bnsmooth(
         typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Does a normalisation make the loss landscape smoother, and does that explain why it trains better?
+    """Does a normalisation layer make the loss landscape smoother, and do networks train better where it does?
 
     bnsmooth runs the experiments of Santurkar et al., "How Does Batch Normalization Help Optimization?" (2018). It
-    trains networks with different norms, measures the loss landscape and internal covariate shift, verifies the
-    theorems, and compares and plots the results. Every command writes a Parquet table that the next one reads.
+    trains networks with different norms, measures the loss landscape and internal covariate shift, tests the theorems,
+    and compares and plots the results. Every command writes a Parquet table that the next one reads.
     """
     output.apply()
 

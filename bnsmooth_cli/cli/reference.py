@@ -121,7 +121,8 @@ def page() -> str:
                 (f"`{norms.USER_NORM}`", "a class of your own ([my norm](how-to/norm.md))", "")]),
         "## Problems and presets\n",
         "The preset `quick` is the default. The preset `paper` has the learning rate, batch size and number of steps "
-        "that the paper states; VGG-A and the scale of the linear network's loss are our choice. The transformer `gpt` "
+        "that the paper states; its other settings, such as VGG-16 and the linear network's matrix, are inferred from "
+        "the paper's figures ([paper.md](paper.md)). The transformer `gpt` "
         "is not in the paper. It has the architecture and the initialisation of GPT-2 (Radford et al. 2019) in small, "
         "with the norm before every attention, every perceptron and the output. A norm acts on the tokens "
         "of all windows, (N, C), so that `layer` and `rms` normalise each token, and `batch` each unit over all "

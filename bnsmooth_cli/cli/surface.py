@@ -15,8 +15,8 @@ def surface(rows: Rows) -> None:
     noise of that step.
 
     With --directions pca, it takes the plane that captures most of the run's path, and records the path too. This needs
-    three checkpoints besides the point's own. With --directions top, it takes the plane of the Hessian's two largest
-    eigenvalues.
+    three checkpoints besides the point's own. With --directions top, it takes the plane of the Hessian's two top
+    eigenvectors.
 
     [bold]Examples[/]
 

@@ -10,10 +10,10 @@ from bnsmooth_cli.cli.options import UnitOptions
 
 @measuring(UnitOptions, problem="dln")
 def theory(rows: Rows) -> None:
-    """Verify the theory of section 4 and appendix C, unit by unit in float64 (figure 5).
+    """Test the theory of section 4 and appendix C, unit by unit in float64 (figure 5).
 
     These are facts C.1 and C.2, theorems 4.1, 4.2, 4.4 and C.1, observation 4.3 and lemma 4.5. 4.2b is the second part
-    of theorem 4.2. 4.2b and theorem C.1 are not proved: they hold under conditions.
+    of theorem 4.2. 4.2b and theorem C.1 are not proved, and can fail even where the paper's conditions hold.
 
     The table has one row per measured step, statement, layer and unit, with both sides and the sizes of the reductions.
 

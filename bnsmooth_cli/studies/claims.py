@@ -308,7 +308,7 @@ CLAIMS: Final = (
         _loss("batch", "none", SMALLER),
     ), _PLAIN),
     Claim(2, "more lrs", "BatchNorm trains at a learning rate where none does not", (
-        Part("the smaller of two margins: batch's last test accuracy above the bar, and none's below it (the bar is "
+        Part("the smaller of two margins: batch's last test accuracy above the bar, and none's below the bar (which is "
              f"{ABOVE_CHANCE} above the best constant answer)", _survives, _PLAIN, rule=(">", 0.0), judged=EXISTS,
              only="accuracy"),
         Part("the smaller of two margins of the logarithm: batch's last loss below the bar, and none's above it (the "
@@ -336,8 +336,8 @@ CLAIMS: Final = (
     Claim(5, "loss varies less", "The loss varies less along the gradient with BatchNorm, most of all early", (
         _batch("loss_range", "range of the loss on the line", ("<", SMALLER), parted=(("dln", 1e-6),)),
         _batch("loss_range", "range of the loss on the line early", ("<", SMALLER), "early"),
-        Part("that ratio early, over that ratio later", _early_over_late, _PLAIN, ("smoothness",), ("<", SMALLER),
-             parted=(("vgg", 0.1),)),
+        Part("range of the loss on the line, batch / none: the early ratio over the later one", _early_over_late,
+             _PLAIN, ("smoothness",), ("<", SMALLER), parted=(("vgg", 0.1),)),
     ), _PLAIN, together=True),
     Claim(6, "predictive",
           "Gradients are more predictive with BatchNorm, early by about two orders of magnitude", (
@@ -377,23 +377,23 @@ CLAIMS: Final = (
     Claim(10, "theorem 4.1", "BatchNorm's gradient is the plain one, rescaled and reduced (4.1)", (
         _identity("fact C.1", "fact C.2", "4.1"),
         Part("squared length of BatchNorm's gradient (gamma = 1) over that of the plain network's at the same layer "
-             "output: median over units, of the norm with the largest",
+             "output: median over units; of the norms, the largest",
              lambda of: _largest(_gradient_ratios(of)), (), ("theory",), ("<", SMALLER)),
-        _reported("share of units where 4.1 holds with the plain network's gradient at the same layer output, of the "
-                  "norm with the least", lambda of: _least(_mean(rows["holds"]) for rows in of.theory("4.1 at y"))),
-        _reported("reduction beside the factor gamma^2 / sigma^2: median over units, of the norm with the least",
+        _reported("share of units where 4.1 holds with the plain network's gradient at the same layer output; of "
+                  "the norms, the smallest", lambda of: _least(_mean(rows["holds"]) for rows in of.theory("4.1 at y"))),
+        _reported("reduction beside the factor gamma^2 / sigma^2: median over units; of the norms, the smallest",
                   lambda of: _least(float((rows["mean_fraction"] + rows["output_fraction"]).median())
                                     for rows in of.theory("4.1", affine="identity"))),
     )),
     Claim(11, "theorem 4.2", "The gradient's own quadratic form is reduced: more predictive gradients (4.2)", (
         _identity("4.2"),
-        Part("share of cases where the second inequality of 4.2 holds, of those where its condition is met, of the "
-             "norm with the least", lambda of: _least(_mean(rows["holds"][rows["condition"].eq(True)])
+        Part("share of cases where the second inequality of 4.2 holds, of those where its condition is met; of "
+             "the norms, the smallest", lambda of: _least(_mean(rows["holds"][rows["condition"].eq(True)])
                                                       for rows in of.theory("4.2b")),
              (), ("theory",), (">", 0), EVERY),
-        Part("quadratic form with BatchNorm over the plain network's, where 4.2's conditions hold: median over units, "
-             "of the norm with the largest", lambda of: _largest(_form_ratios(of)), (), ("theory",), ("<", SMALLER)),
-        _reported("share of units where 4.2's conditions hold, of the norm with the least",
+        Part("quadratic form with BatchNorm over the plain network's, where 4.2's conditions hold: median over units; "
+             "of the norms, the largest", lambda of: _largest(_form_ratios(of)), (), ("theory",), ("<", SMALLER)),
+        _reported("share of units where 4.2's conditions hold; of the norms, the smallest",
                   lambda of: _least(_mean(rows["condition"]) for rows in of.theory("4.2"))),
     )),
     Claim(12, "observation 4.3", "Minima are preserved: a gamma and beta give identical activations (4.3)", (
@@ -402,9 +402,9 @@ CLAIMS: Final = (
     Claim(13, "theorem 4.4", "The worst-case gradient of the weights is reduced (4.4)", (_identity("4.4"),)),
     Claim(14, "lemma 4.5", "The nearest optimum is closer to the initial weights (4.5)", (
         _identity("4.5"),
-        _reported("share of units where its condition holds, of the norm with the least",
+        _reported("share of units where its condition holds; of the norms, the smallest",
                   lambda of: _least(_mean(rows["condition"]) for rows in of.theory("4.5"))),
-        _reported("reduction of the distance where it does: median over units, of the norm with the least",
+        _reported("reduction of the distance where it does: median over units; of the norms, the smallest",
                   lambda of: _least(float(rows["reduction"][rows["condition"].eq(True)].median())
                                     for rows in of.theory("4.5"))),
     )),

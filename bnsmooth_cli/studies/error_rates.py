@@ -34,9 +34,9 @@ probabilities with {seeds} seeds.
 - ***reproduced* if true**: every part obeys its rule by 1 sd.
 - ***not reproduced* if false**: one part breaks its rule by 1 sd, and all others obey by as much.
 
-The number of seeds must be fixed beforehand. Whoever looks after each seed from {first} to {most}, and stops at
-*reproduced*, is wrong with a probability of up to {looking:.2f} instead of {once:.2f}. Each claim has its own errors:
-nothing is corrected for the number of claims.
+The number of seeds must be fixed beforehand. If you test after every seed from {first} to {most} and stop at
+*reproduced*, the probability of an error rises from {once:.2f} to as much as {looking:.2f}. Each claim has its own
+errors: nothing is corrected for the number of claims.
 
 With several learning rates there are as many more parts: the two errors keep their limits, and the last two
 probabilities fall. Parts of one claim come from the same runs and usually agree more than independent ones, which
@@ -98,7 +98,7 @@ def rates(claim: Claim, problem: str, seeds: int) -> Rates:
 
 
 def looking(most: int) -> float:
-    """The probability that a median at its bound is found to obey the rule by someone who looks after each seed.
+    """The probability that a median at its bound is found to obey the rule if one tests after every seed.
 
     Args:
         most: The largest number of seeds; the smallest one is that of SEEDS.

@@ -55,6 +55,8 @@ HISTORY: Final = (
             "judged on it. Nothing else changes. Known by then: as above."),
     Edition("2026-11-28", "0a083cfa3e97f201", "Wording alone: sentences that a reader had misunderstood. No rule "
             "changes."),
+    Edition("2026-11-28", "569940a564074228", "Wording alone: the names of some statistics, and a sentence about "
+            "undefined comparisons. No rule changes."),
 )  # fmt: skip
 
 _RULES: Final = """\
@@ -79,8 +81,8 @@ _RULES: Final = """\
 - **inconclusive**: neither. `bnsmooth compare --plan` says how many seeds a claim needs.
 - **not measured**: a norm or a table that the claim needs is missing; the command that would make it is named.
 - A seed whose value is **undefined** counts for neither side. It widens the interval at both ends, as its value could
-  be anything. A comparison is undefined if the common steps of two runs end before {COVERED:.0%} of the run, or of the
-  part of the run that it is about.
+  be anything. A comparison of two runs is undefined if the steps that both have measured end before {COVERED:.0%} of
+  the run, or, for a claim about a part of the run, of that part.
 - A learning rate at which neither the plain network nor BatchNorm trains, in any seed, is **not applicable**. Claims
   {together} are about the landscape or the shift of two networks that learn. They do not apply where one of the
   two never learns, because its loss is then flat rather than smooth.

@@ -116,7 +116,7 @@ class Results:
                     yield [title, f"`{study}`", *_verdict(row)]
                     title, judged = "", True
             if not judged:
-                yield [title, "–", "–", "–", "–", "–", NOT_MEASURED]
+                yield [title, "–", "–", "–", "–", "–", "–", NOT_MEASURED]
 
     def accuracies(self) -> Iterator[list[str]]:
         """One row per study, learning rate and norm: the paper's test accuracy, and the last and the best here.
@@ -286,11 +286,11 @@ class Results:
 
 
 def _verdict(row: Mapping[str, Any] | pd.Series[Any]) -> list[str]:
-    """The cells of a verdict: its statistic and rule, the statistic of the paper's figure and ours, and the verdict."""
+    """The cells of a verdict: its statistic, learning rate and rule, the paper's value and ours, and the verdict."""
     count, *undefined = _seeds(row).split(", ")
     here = ", ".join([_cell("", row), _count(int(count), "seed"), *undefined])
     power = "" if math.isnan(row["power"]) else f"; power {number(row['power'])}"
-    return [row["part"], row["rule"], number(row["paper"]), here, f"**{row['verdict']}**{power}"]
+    return [row["part"], number(row["lr"]), row["rule"], number(row["paper"]), here, f"**{row['verdict']}**{power}"]
 
 
 def _groups(summary: pd.DataFrame, norms: tuple[str, ...]) -> Iterator[tuple[str, float, pd.DataFrame]]:

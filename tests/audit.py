@@ -145,12 +145,13 @@ class Page:
                 undefined = int(np.isnan(values).sum())
                 here = f"{spread(median(values), *interval(values))}, {len(values)} seed{'s' * (len(values) != 1)}"
                 likely = "" if math.isnan(strength) else f"; power {cell(strength)}"
-                expected.append([said, f"`{name}`", re.escape(part.text), re.escape(part.rule or "reported"),
-                                 cell(row["paper"]), here + f", {undefined} undefined" * (undefined > 0),
+                expected.append([said, f"`{name}`", re.escape(part.text), cell(row["lr"]),
+                                 re.escape(part.rule or "reported"), cell(row["paper"]),
+                                 here + f", {undefined} undefined" * (undefined > 0),
                                  rf"\*\*{verdict}\*\*{likely}"])  # fmt: skip
                 said = ""
             if said:
-                expected.append([said, *"–––––", "not measured"])
+                expected.append([said, *"––––––", "not measured"])
         self._compare(rows, expected)
 
     def _parts(self, headings: list[str], rows: list[list[str]]) -> None:

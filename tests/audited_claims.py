@@ -81,10 +81,13 @@ def holm(p_values: list[float]) -> list[float]:
     return [float(stepped[order.index(i)]) for i in range(len(order))]
 
 
-def power(seeds: int) -> float:
-    """Of the sign test, if the median lies one standard deviation of a normal distribution inside the rule."""
+def power(seeds: int, tried: int = 1) -> float:
+    """Of the sign test, if the median lies one standard deviation of a normal distribution inside the rule.
+
+    The level is divided by the number of learning rates that were tried where one of them suffices.
+    """
     inside = 0.5 * (1 + math.erf(1 / math.sqrt(2)))
-    needed = next((k for k in range(seeds + 1) if tail(seeds, k) <= LEVEL), None)
+    needed = next((k for k in range(seeds + 1) if tail(seeds, k) <= LEVEL / tried), None)
     return 0.0 if needed is None else tail(seeds, needed, inside)
 
 
@@ -643,7 +646,10 @@ def judged(number: int, study: Study) -> tuple[str, float, list[dict[str, Any]]]
     verdicts = {row["verdict"] for row in rows if row["decides"] or row["verdict"] == "not applicable"}
     if not rows:  # a claim about other problems or learning rates
         verdicts.add("not applicable")
-    strength = math.prod(power(len(row["values"])) for row in counted) if counted else math.nan
+    tried = sum(row["part"].exists and not math.isnan(row.get("p", math.nan)) for row in rows)
+    shown = [power(len(row["values"]), tried) for row in counted if row["part"].exists]
+    others = [power(len(row["values"])) for row in counted if not row["part"].exists]
+    strength = math.prod([*others, *([max(shown)] if shown else [])]) if counted else math.nan
     return next((verdict for verdict in ORDER if verdict in verdicts), "inconclusive"), strength, rows
 
 

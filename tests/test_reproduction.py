@@ -382,7 +382,7 @@ def test_the_verdicts_of_the_published_page_are_those_of_its_claims_tables():
         if found := re.match(r"(\d+)\. ", cells[0]):
             number = int(found[1])
         if number:
-            said[number, cells[-6].strip("`")] = cells[-1].split(";")[0].strip("*")
+            said[number, cells[-7].strip("`")] = cells[-1].split(";")[0].strip("*")
     for study in (name for name in JUDGED if (PUBLISHED / f"tables/{name}.claims.parquet").is_file()):
         claims = bns.read_table(PUBLISHED / f"tables/{study}.claims.parquet")
         for claim, parts in claims.groupby("claim"):

@@ -15,7 +15,7 @@ class DamagedError(InputError):
 
 
 class Remark(UserWarning):
-    """What a user should know about a result that is right. The command line prints it as one line on stderr."""
+    """A note about a valid result. The command line prints it as one line on stderr."""
 
 
 class IncompleteError(RuntimeError):

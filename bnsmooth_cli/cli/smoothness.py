@@ -38,8 +38,8 @@ def smoothness(rows: Rows) -> None:
 
     The table has one row per measured step. Sharpness is the Hessian's eigenvalue of largest magnitude, by Lanczos'
     iteration to a relative accuracy of 0.005. At a saturated point, the gradient vanishes within the shortest step, and
-    beta is 1 / (shortest step * lr), whatever the network. The critical learning rate is the smallest step after which
-    the loss is higher. With --batches, batch sharpness is the mean curvature of minibatch losses along their own
+    beta is 1 / (shortest step * lr), whatever the network. The critical learning rate is the shortest step that raises
+    the loss. With --batches, batch sharpness is the mean curvature of minibatch losses along their own
     gradients.
 
     Preconditioned sharpness accounts for the diagonal preconditioner of Adam or RMSProp; the threshold is the largest

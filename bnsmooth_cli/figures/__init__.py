@@ -176,9 +176,10 @@ def plot(
 
     Args:
         table: Rows from a measurement, `read_table` or `compare`, or several such results concatenated.
-        training: As in `render`.
+        training: For rows of ICS, the train rows of the same runs, whose curves become the first panel (figure 3).
         figure: The figure's name, for kinds with several figures: "bands" or "steps" for a landscape.
-        paper: Figures of the paper to draw under the table's curves, as in `render`: "4a,4b" or "4".
+        paper: Figures of the paper whose curves are drawn under those of the table, as "4a,4b"; "4" stands for all
+            parts of figure 4 that this kind of table shows.
         layers: The layers to draw, by name or number, for kinds with layers.
         units: The units to draw, by number, for kinds with units.
         steps: The first and the last step to draw.

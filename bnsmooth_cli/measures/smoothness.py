@@ -66,8 +66,8 @@ def smoothness(
     (`batch_sharpness`), over `batches` random batches of the training set.
 
     Along another direction d (`landscape`), $\theta - \eta d$ replaces $\theta - \eta g$, and the curvature is
-    $d^T H d / d^T d$. Beta at a saturated point is then $\|g\| / (\|d\| \alpha_{\min} \mathrm{lr})$. The sharpness is
-    that of the gradient's line.
+    $d^T H d / d^T d$. Beta at a saturated point is then $\|g\| / (\|d\| \alpha_{\min} \mathrm{lr})$. The sharpness
+    does not depend on the direction.
 
     Args:
         point: Where to measure.
@@ -93,8 +93,8 @@ def smoothness(
         direction than the gradient, there is also the column `direction`.
 
     Raises:
-        InputError: If the problem does not have the objective, the direction is unknown, or batches are asked of a loss
-            that has none: that of the test set, or of your own training loop.
+        InputError: If the problem does not have the objective, the direction is unknown, or `batches` is given for a
+            loss without random batches: that of the test set, or of your own training loop.
 
     >>> import tempfile, bnsmooth_cli as bns
     >>> with tempfile.TemporaryDirectory() as folder:

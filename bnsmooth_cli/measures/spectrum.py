@@ -155,8 +155,8 @@ def spectral_density(
 
     Returns:
         One row per node. Columns: `vector`, the number of the random vector, and `rank`, that of the node, both from 0;
-        `node`, in ascending order, and `weight`. The weights of
-        each vector add up to 1. Fewer nodes than asked are exact. If a product is not finite, both are null.
+        `node`, in ascending order, and `weight`. The weights of each vector add up to 1. Fewer nodes than requested are
+        an exact density. If a product is not finite, both are null.
 
     Raises:
         InputError: If there are fewer than two nodes or no vector, the problem does not have the objective, or the

@@ -168,7 +168,7 @@ class Study(Shown):
     def check(self, grid: Grid) -> None:
         """Check that the runs of a grid may join those in the folder, which share all settings but norm, lr and seed.
 
-        Settings that do not define a run may differ, which a `Remark` tells.
+        Settings that do not define a run may differ. A `Remark` names them.
 
         Raises:
             InputError: If they may not, the folder cannot be written, or it holds something else.

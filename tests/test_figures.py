@@ -232,6 +232,21 @@ def test_the_narrower_band_is_drawn_on_top() -> None:
     assert list(dict.fromkeys(line.get_color() for line in lines)) == ["#000000", "#0072B2"]
 
 
+def test_many_bands_have_a_panel_each_on_one_scale() -> None:
+    norms = ("none", "batch", "l1", "l2")
+    figure = render("landscape", make(landscape, norms=norms), paper="11b,11c")
+    upper, lower = figure.axes[:4], figure.axes[4:]
+    assert [axes.get_title() for axes in upper] == [*norms]
+    for row, ylabel in ((upper, "range of L("), (lower, "range of ")):
+        assert row[0].get_ylabel().startswith(ylabel)
+        assert len({axes.get_ylim() for axes in row}) == 1
+        for axes in row:
+            ours = {to_hex(line.get_color()) for line in axes.lines if line.get_zorder() > 1.5}
+            assert len(ours) == 1
+            assert len([line for line in axes.lines if line.get_zorder() == 1.5]) == 2  # the edges of the paper's band
+    assert len({to_hex(axes.lines[-1].get_color()) for axes in upper}) == 4
+
+
 def test_a_landscape_of_one_step_is_drawn_along_the_line() -> None:
     one_step = make(lambda rough, noise: landscape(rough, noise, steps=[100]), norms=("none", "batch"))
     figure = render("landscape", one_step)

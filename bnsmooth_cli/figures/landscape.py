@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -30,13 +31,15 @@ _SUM: Final = "grad_distance_summed"  # the quantity of the paper's figures, as 
 _SHARES: Final = {False: (0.1, 1.0), True: (0.75, 0.0)}
 _GREYS: Final = ListedColormap(matplotlib.colormaps["Greys"](np.linspace(0.3, 0.8, 256)))  # for the paper's lines
 _IN_ROW: Final = 3  # panels of figure 10
+_TOGETHER: Final = 3  # bands in a panel
 
 
 def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]:
     """Figures 4a-b, 9a-b, 11b-c, 12b-c: loss and gradient predictiveness on the line, a row for each learning rate.
 
     The length of the line is proportional to the learning rate, so bands of different learning rates do not compare.
-    They share a row only if each norm has one learning rate, as when each was trained at its best one.
+    They share a row only if each norm has one learning rate, as when each was trained at its best one. More than three
+    bands have a panel each.
     """
     table, symbol = _comparable(table, paper)
     probed = _probed(table)
@@ -72,7 +75,23 @@ def _row(probed: pd.DataFrame, suffix: str, change: str, paper: pd.DataFrame | N
         if panel.papers and name == "loss":  # whose axis is logarithmic in the paper
             panel = replace(panel, scale=scales.fit(panel.drawn(), decades=1))
         curves.append(panel)
-    return in_row(*curves)
+    return _apart(curves) if band and len(curves[0].series) > _TOGETHER else in_row(*curves)
+
+
+def _apart(curves: Sequence[Curves]) -> Band:
+    """A panel for each series, the quantities below each other: many bands would cover each other."""
+    columns: list[list[Curves]] = [[] for _ in curves[0].series]
+    for panel in curves:
+        scale = panel.scale or scales.fit(panel.drawn())
+        label = of_band(f"range of {panel.ylabel}", panel.series)
+        for column, drawn in zip(columns, panel.series, strict=True):
+            name = drawn.look.label
+            theirs = [other for other in panel.papers if name.startswith(other.look.label.removeprefix(style.PAPER))]
+            title = "" if column else name
+            column.append(
+                replace(panel, title=title, ylabel=label, series=[drawn], papers=theirs, scale=scale, width=1.3)
+            )
+    return Band([columns])
 
 
 @dataclass(frozen=True, eq=False)

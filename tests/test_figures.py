@@ -245,6 +245,9 @@ def test_many_bands_have_a_panel_each_on_one_scale() -> None:
             assert len(ours) == 1
             assert len([line for line in axes.lines if line.get_zorder() == 1.5]) == 2  # the edges of the paper's band
     assert len({to_hex(axes.lines[-1].get_color()) for axes in upper}) == 4
+    figure.draw_without_rendering()
+    for axes in (*upper[1:], *lower[1:]):
+        assert not [tick for tick in axes.yaxis.get_minor_ticks() if tick.label1.get_visible()]
 
 
 def test_a_landscape_of_one_step_is_drawn_along_the_line() -> None:

@@ -197,7 +197,7 @@ def _draw(part: SubFigure, block: _Block) -> dict[str, Line2D]:
     repeating = [panel for left, panel in _neighbours(block.cells) if _shares_y(left, panel, drawn)]
     for panel, axes in drawn.items():
         axes.set_ylabel("" if panel in repeating else panel.ylabel)
-        axes.tick_params(axis="y", labelleft=panel not in repeating)
+        axes.tick_params(axis="y", which="both", labelleft=panel not in repeating)
     for panel, axes in drawn.items():
         if _is_labelled_below(panel, block.cells, drawn):
             axes.set_xlabel("")

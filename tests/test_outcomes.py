@@ -122,11 +122,12 @@ def test_tables_that_were_measured_with_other_options_are_not_compared(cli):
     assert cli("smoothness batch --every 10 --batches 2 --force")[0] == 0
     assert cli("compare none batch --force")[0] == 0  # other steps, and columns that are added to the same numbers
     assert cli("smoothness batch --every 5 --alphas 100,1000 --force")[0] == 0
-    code, out, err = cli("compare none batch --force")
-    assert (code, out) == (2, "")
-    assert "tables of kind smoothness are of different options (alphas [" in err
-    assert "--force" in err
-    assert len(err.strip().splitlines()) == 1
+    for line in ("compare none batch --force", "compare --plan none batch"):
+        code, out, err = cli(line)
+        assert (code, out) == (2, "")
+        assert "tables of kind smoothness are of different options (alphas [" in err
+        assert "--force" in err
+        assert len(err.strip().splitlines()) == 1
     assert cli("smoothness none --every 5 --alphas 100,1000 --force")[0] == 0
     assert cli("compare none batch --force")[0] == 0
 

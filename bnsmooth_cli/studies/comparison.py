@@ -14,7 +14,7 @@ import pandas as pd
 from bnsmooth_cli import kinds
 from bnsmooth_cli.errors import InputError, Remark
 from bnsmooth_cli.identity import alike, differing
-from bnsmooth_cli.studies.evidence import Case, Record
+from bnsmooth_cli.studies.evidence import Case, Record, check_options
 from bnsmooth_cli.studies.folder import Source, labels, opened
 from bnsmooth_cli.studies.metrics import of_measurements
 
@@ -75,7 +75,7 @@ def compare_records(
         raise InputError("nothing to compare: give runs, studies or folders that have ended runs")
     records = {record.name: record for record in runs}
     for _, group in groups(runs):
-        _check_options(group)
+        check_options(group)
     frame = pd.DataFrame([_row(record) for record in runs])
     for problem, rows in frame.groupby("problem"):
         same = alike(str(problem), rows["settings"])
@@ -105,21 +105,6 @@ def groups(runs: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
         for text in dict.fromkeys(same.values()):
             title = ": ".join(filter(None, [problem, words[text]]))
             yield title, [record for record in of_problem if same[record.settings] == text]
-
-
-def _check_options(runs: Sequence[Record]) -> None:
-    """Raise InputError if measurements of runs that are compared with each other have different options."""
-    first: dict[tuple[str, float], Record] = {}
-    for record in runs:
-        for kind, options in record.options.items():
-            other = first.setdefault((kind, record.lr), record)
-            if options != (others := other.options[kind]):
-                differ = [name for name in {**others, **options} if others.get(name) != options.get(name)]
-                said = ", ".join(f"{name} {others.get(name)} and {options.get(name)}" for name in differ)
-                raise InputError(
-                    f"{other.name} and {record.name}: their tables of kind {kind} are of different options ({said}), "
-                    "so their numbers do not compare; measure one run again with the other's options and --force"
-                )
 
 
 def _row(record: Record) -> dict[str, Any]:

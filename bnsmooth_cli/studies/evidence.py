@@ -291,12 +291,30 @@ class Case:
                 yield rows if affine is None else rows[rows["affine"] == affine]
 
 
+def check_options(records: Iterable[Record]) -> None:
+    """Raise InputError if measurements of runs that are compared with each other have different options."""
+    first: dict[tuple[str, float], Record] = {}
+    for record in records:
+        for kind, options in record.options.items():
+            other = first.setdefault((kind, record.lr), record)
+            if options != (others := other.options[kind]):
+                differ = [name for name in {**others, **options} if others.get(name) != options.get(name)]
+                said = ", ".join(f"{name} {others.get(name)} and {options.get(name)}" for name in differ)
+                raise InputError(
+                    f"{other.name} and {record.name}: their tables of kind {kind} are of different options ({said}), "
+                    "so their numbers do not compare; measure one run again with the other's options and --force"
+                )
+
+
 def cases(records: Iterable[Record]) -> dict[float, list[Case]]:
     """The cases of some runs of a problem: by learning rate, in the order of the seeds.
 
     Raises:
-        InputError: If two runs share norm, learning rate and seed, because no seed may count twice.
+        InputError: If two runs share norm, learning rate and seed, because no seed may count twice, or their
+            measurements have different options.
     """
+    records = list(records)
+    check_options(records)
     grouped: dict[tuple[float, int], dict[str, Record]] = {}
     for record in records:
         of_seed = grouped.setdefault((record.lr, record.seed), {})

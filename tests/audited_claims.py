@@ -513,7 +513,7 @@ CLAIMS: dict[int, tuple[str, list[Part]]] = {
     5: ("The loss varies less along the gradient with BatchNorm, most of all early", [
         ratio("range of the loss on the line", "loss_range", "batch", "none", "< 0.95"),
         ratio("range of the loss on the line early", "loss_range", "batch", "none", "< 0.95", "early"),
-        Part("range of the loss on the line, batch / none: the early ratio over the later one", "< 0.95", PLAIN,
+        Part("ratio of the loss's range, batch / none: early over later", "< 0.95", PLAIN,
              "smoothness",
              lambda case: case.ratio("loss_range", "batch", "none", "early")
              / case.ratio("loss_range", "batch", "none", "late"))]),

@@ -472,12 +472,12 @@ def test_early_is_in_steps_however_long_the_run_is(problem, early, steps):
     about = {"none": PLAIN | {"rough": 1.0}, "batch": PLAIN | {"rough": smoother}}
     rows = judge(grid(problem, about, 2, ("none", "batch"), kinds=("smoothness",), steps=steps))
     assert part_of(rows, 5, "on the line early")["median"] == pytest.approx(0.001)
-    assert part_of(rows, 5, "ratio early, over")["median"] == pytest.approx(0.0001)
+    assert part_of(rows, 5, "early over later")["median"] == pytest.approx(0.0001)
 
 
 def test_a_run_without_late_steps_says_nothing_of_early_and_late():
     rows = judge(grid("dln", RIGHT, 5, ("none", "batch"), kinds=("smoothness",), steps=800))
-    assert part_of(rows, 5, "ratio early, over")["undefined"] == 5
+    assert part_of(rows, 5, "early over later")["undefined"] == 5
     assert verdicts_of(rows)[5] == INCONCLUSIVE
 
 

@@ -336,7 +336,7 @@ CLAIMS: Final = (
     Claim(5, "loss varies less", "The loss varies less along the gradient with BatchNorm, most of all early", (
         _batch("loss_range", "range of the loss on the line", ("<", SMALLER), parted=(("dln", 1e-6),)),
         _batch("loss_range", "range of the loss on the line early", ("<", SMALLER), "early"),
-        Part("range of the loss on the line, batch / none: the early ratio over the later one", _early_over_late,
+        Part("ratio of the loss's range, batch / none: early over later", _early_over_late,
              _PLAIN, ("smoothness",), ("<", SMALLER), parted=(("vgg", 0.1),)),
     ), _PLAIN, together=True),
     Claim(6, "predictive",

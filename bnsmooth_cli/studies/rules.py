@@ -55,7 +55,7 @@ HISTORY: Final = (
             "judged on it. Nothing else changes. Known by then: as above."),
     Edition("2026-11-28", "0a083cfa3e97f201", "Wording alone: sentences that a reader had misunderstood. No rule "
             "changes."),
-    Edition("2026-11-28", "569940a564074228", "Wording alone: the names of some statistics, and a sentence about "
+    Edition("2026-11-28", "ce875f64e2f70280", "Wording alone: the names of some statistics, and a sentence about "
             "undefined comparisons. No rule changes."),
 )  # fmt: skip
 

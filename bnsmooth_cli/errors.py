@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+from weakref import WeakKeyDictionary
+
+#: The files whose lines are not those of the user.
+_NOT_THE_USERS: Final = (str(Path(__file__).parent), contextlib.__file__)
+#: What was remarked of an object.
+_SAID: Final[WeakKeyDictionary[object, set[str]]] = WeakKeyDictionary()
 
 
 class InputError(ValueError):
@@ -20,6 +31,24 @@ class Remark(UserWarning):
 
 class IncompleteError(RuntimeError):
     """A part of the work failed and was reported. The command line prints the message and exits with status 1."""
+
+
+def remark(text: str, about: object = None) -> None:
+    """Warn with a `Remark` at the line of the user's code that has led here.
+
+    Args:
+        text: The text.
+        about: An object, such as a network, of which this is said once only. Python's own record of what it has shown
+            does not last, because pandas empties it when it changes a filter for itself.
+    """
+    if about is not None:
+        if text in _SAID.setdefault(about, set()):
+            return
+        _SAID[about].add(text)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, Remark, stacklevel=level)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -468,7 +468,11 @@ def of_figure_4c() -> list[str]:
 
 
 def of_saturation() -> list[str]:
-    return [*of_figure_4c(), "at 1 / (shortest step), and the edge of stability at 2 for every step up to 1/2."]
+    return [
+        *of_figure_4c(),
+        "It is 1 / (shortest step) if the probe is saturated, and 2, for every shortest step up to 1/2, at the edge of "
+        "stability.",
+    ]
 
 
 def of_figure_7() -> list[str]:
@@ -517,7 +521,7 @@ _NORM = "`(?:" + "|".join(NORMS) + ")`"
 #: A kind of table -> its headings. Every one has a column with the number of seeds, runs, units, points or cases.
 KNOWN = {
     "studies": r"study\|content\|runs\|steps\|recorded time",
-    "claims": r"the paper's claim\|study\|statistic\|rule\|the paper's figure\|here\|verdict",
+    "claims": r"the paper's claim\|study\|statistic\|lr\|rule\|the paper's figure\|here\|verdict",
     "accuracies": r"study\|lr\|norm\|seeds\|the paper\|here, last\|here, best",
     "medians": rf"`[\w-]+`\|lr\|seeds(\|({'|'.join(map(re.escape, HEADINGS))}))+",
     "distances": rf"the paper's figure\|lr\|seeds\|steps(\|{_NORM})+\|unit",

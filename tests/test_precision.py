@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
 import pytest
 import torch
+from helpers import ENVIRONMENT
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,3 +122,26 @@ def test_threads_that_measure_at_the_same_time_leave_torch_as_it_was():
     leave.set()
     thread.join()
     assert before == (torch.autocast.__enter__, nn.SyncBatchNorm.forward, torch.backends.cudnn.deterministic)
+
+
+LOOP = """
+import torch
+import bnsmooth_cli as bns
+from torch import nn
+from torch.nn import functional as F
+model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).bfloat16()
+x, y = torch.randn(16, 4).bfloat16(), torch.randint(2, (16,))
+for step in range(3):
+    point = bns.Point.of(model, lambda: F.cross_entropy(model(x).float(), y), lr=0.1, step=step, run="mine")
+    bns.landscape(point)
+"""
+
+
+def test_a_remark_about_a_network_is_made_once_and_at_the_users_line(tmp_path):
+    (tmp_path / "loop.py").write_text(LOOP)
+    shown = subprocess.run(
+        [sys.executable, "loop.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    ).stderr
+    first, line = shown.splitlines()
+    assert re.search(r"loop\.py:9: Remark: parameters of bfloat16 are measured in float32$", first)
+    assert line.strip().startswith("point = bns.Point.of(")

@@ -481,7 +481,7 @@ def test_the_page_of_differences_quotes_the_tables():
         f"loss with `l1` is {part(linear, 'training loss, geometric mean over the run, l1'):.3g} of BatchNorm's",
         f"`linf`'s is {part(linear, 'training loss, geometric mean over the run, linf'):.3g} times BatchNorm's",
         f"and {part(slow, 'training loss, geometric mean over the run, linf'):.3g} times at 1e-07",
-        f"in at least {part(linear, 'share of units where 4.2'):.0%} of cases",
+        f"in {part(linear, 'share of units where 4.2'):.0%} of cases at the median over seeds",
         f"with BatchNorm is {part(linear, 'quadratic form'):.3g} of the plain network's",
     ]
     fresh = bns.read_table(PUBLISHED / "tables/dln-fresh.claims.parquet").query("lr == 1e-6")
@@ -497,7 +497,7 @@ def test_the_page_of_differences_quotes_the_tables():
         f"change of the gradient is {spread('largest change of the gradient on the line, batch')} times",
         f"the shift {spread('distance of the layers')} times.",
         f"lower with BatchNorm, {spread('effective beta where neither')} of the plain network's",
-        f"gradient seems to change more, {spread('largest change of the gradient along a random')} times as much;",
+        f"its gradient changes more, {spread('largest change of the gradient along a random')} times as much,",
     ]
     betas = saturation.betas(bns.read_table(PUBLISHED / "tables/saturation-vgg.parquet")).query("norm == 'batch'")
     quarter = betas.groupby("step")[0.25].median()
@@ -529,7 +529,7 @@ def test_the_page_of_differences_quotes_the_tables():
     frozen = (
         "change of the layer inputs' mean between measured steps: share that remains with frozen weights, noisy-batch"
     )
-    quoted += [f"the mean changes by {part(early, frozen):.0%} of the change between measured steps"]
+    quoted += [f"changes the mean by {part(early, frozen):.0%} of what it changes over 100 steps of training"]
     behind = [-part(early, f"training accuracy averaged over the run, {norm} less batch") for norm in LP[2:]]
     ahead = part(early, "training accuracy averaged over the run, linf less batch", "paper")
     quoted += [
@@ -559,8 +559,8 @@ def test_the_page_of_differences_quotes_the_tables():
         return f"{values[0]}, {values[1]} and {values[2]}"
 
     quoted += [
-        f"beta is 20 at {at_20['batch']:.0%} of BatchNorm's measured steps after step 5,000 and at "
-        f"{at_20['none']:.0%} of the plain network's",
+        f"within 2%, beta is 20 at {at_20['batch']:.0%} of the measured steps after step 5,000, in both.",
+        f"at {at_20['none']:.0%} of them instead of",
         f"The last test accuracy is {ends['batch']:.1%} with BatchNorm and {ends['none']:.1%} without",
         f"averaged over the run, is {part(full, 'training accuracy averaged over the run, batch'):.3g} higher, and "
         f"{part(full, 'training accuracy averaged over the run, batch', 'paper'):.3g} higher in the paper's figure.",

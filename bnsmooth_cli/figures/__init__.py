@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import io
 import pkgutil
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,7 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.config import resolve
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.figures import rows, style
 from bnsmooth_cli.figures.format import DPI as DPI
 from bnsmooth_cli.figures.format import METADATA, Format, Picture
@@ -146,7 +145,7 @@ def _remark_other_settings(theirs: pd.DataFrame, table: pd.DataFrame) -> None:
         words = differing(problem, [text, preset])
         if text and words[text]:
             said = f"these runs of {problem} have {words[text]} where the preset paper has {words[preset]}"
-            warnings.warn(f"{said}; the paper's curves are compared with other settings", Remark, stacklevel=2)
+            remark(f"{said}; the paper's curves are compared with other settings")
 
 
 def _by_kind(kind: str, table: pd.DataFrame, training: pd.DataFrame | None) -> dict[str, pd.DataFrame]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.selection import Selected, select
 from bnsmooth_cli.measures.selection import plan as plan_units
@@ -93,9 +92,9 @@ def activations(
         selected = [_sample(layer, point.config.seed) for layer in selected]
     for site in (layer.site for layer in selected):
         if site.unfit:
-            warnings.warn(
+            remark(
                 f"layer {site.name}: measured before {site.unfit}, which is no norm: its output is not an affine "
-                "function of its normalised input", Remark, stacklevel=2,
+                "function of its normalised input", point.model,
             )  # fmt: skip
     outputs = _outputs([*(layer.site.linear for layer in selected), *map(_last, selected)], point)
     pairs = zip(selected, outputs[: len(selected)], outputs[len(selected) :], strict=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.measures import check_direction
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.networks.parameters import coarsest
@@ -280,7 +279,7 @@ def finer(point: Point) -> Point | None:
     dtype = coarsest(point.parameters.values())
     if dtype == torch.float64 or isinstance(point.problem, ExternalLoop):
         precision = str(dtype).removeprefix("torch.")
-        warnings.warn(f"no beta: the rounding of {precision} swallows the steps of the line", Remark, stacklevel=3)
+        remark(f"no beta: the rounding of {precision} swallows the steps of the line")
         return None
     return point.to(torch.float64)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from bnsmooth_cli.derivatives.lanczos import SYMMETRY, NotSymmetricError
 from bnsmooth_cli.derivatives.products import Product, difference
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.measures import check_curvature
 from bnsmooth_cli.networks.parameters import positions
 from bnsmooth_cli.networks.vectors import euclidean_norm, inner_product
@@ -109,7 +108,7 @@ def with_operator(
             "function: is there a detach() or no_grad() in the forward pass or the loss?"
         ) from None
     said = f"products with the Hessian are differences of gradients, to {operator.error:.1g}: {reason}"
-    warnings.warn(said, Remark, stacklevel=3)
+    remark(said)
     return found
 
 

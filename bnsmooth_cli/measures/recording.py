@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from bnsmooth_cli import __version__, stopping
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.measures.measurement import Measurement
 from bnsmooth_cli.measures.request import Request, measurement
 from bnsmooth_cli.points.point import Point
@@ -77,7 +76,7 @@ class Recording:
         differing = next((found for by in earlier if (found := changed(by, now))), None)
         if differing:
             said = f"{self.request.path}: keeps points of another machine or program ({'; '.join(differing)}); "
-            warnings.warn(said + "--force measures all of them again", Remark, stacklevel=2)
+            remark(said + "--force measures all of them again")
 
     def arguments(self, source: CheckpointSource, problem: Problem) -> dict[str, Any]:
         """The keyword arguments of the measurement for the points of a source."""

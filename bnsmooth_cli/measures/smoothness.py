@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.lanczos import MAX_PRODUCTS, largest_eigenvalue
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.measures import NEAR, check_batches, check_direction
 from bnsmooth_cli.measures.batch_sharpness import batch_sharpness
 from bnsmooth_cli.measures.critical_lr import critical_lr
@@ -212,7 +211,7 @@ def second_order(
     try:
         found, make = with_operator(point, "hessian", find, names, place)
     except NoHessianError as reason:
-        warnings.warn(f"no curvature and no sharpness: {reason}", Remark, stacklevel=2)
+        remark(f"no curvature and no sharpness: {reason}")
         return SecondOrder()
     # The graph of the point's Hessian is freed by now, and those of the batches need the memory.
     if batches and not math.isnan(found.curvature):
@@ -234,7 +233,7 @@ def _of_hessian(
     curvature = (inner_product(along, product(along)) / inner_product(along, along)).item()
     sharpness = largest_eigenvalue(product, hessian.start, hessian.symmetry)
     if math.isnan(sharpness) and math.isfinite(curvature):
-        warnings.warn(f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice", Remark, stacklevel=4)
+        remark(f"no sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice")
     preconditioned, divisor = math.nan, point.optimiser.preconditioner(point.step) if whole else None
     if divisor is not None:
         scale = divisor.to(gradient).rsqrt()
@@ -243,7 +242,7 @@ def _of_hessian(
         )
         if math.isnan(preconditioned) and math.isfinite(sharpness) and torch.isfinite(scale).all():
             said = f"no preconditioned sharpness: {MAX_PRODUCTS} products with the Hessian do not suffice"
-            warnings.warn(said, Remark, stacklevel=4)
+            remark(said)
     return SecondOrder(curvature, sharpness, preconditioned), make
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.eigenpairs import extreme_eigenpairs
 from bnsmooth_cli.derivatives.lanczos import largest_eigenvalue
 from bnsmooth_cli.derivatives.quadrature import quadrature, trace
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.measures.landscape import plan_objective
 from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.operators import Operator, with_operator
@@ -106,7 +105,7 @@ def _extremes(point: Point, top: int | None, operator: Operator, place: int = 0)
         whole, error, drawn = trace(operator.product, found.values, found.vectors, random)
         if lost := int(np.isnan(values).sum()):
             said = f"{lost} of {count + 1} eigenvalues not found within {found.products} products; give a smaller --top"
-            warnings.warn(said, Remark, stacklevel=3)
+            remark(said)
     largest, smallest, of_top = values[0], values[-1], values[:-1].sum()
     return {
         "parameters": n,

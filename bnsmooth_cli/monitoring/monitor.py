@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import operator
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bnsmooth_cli import stopping
-from bnsmooth_cli.errors import InputError, Remark, unknown
+from bnsmooth_cli.errors import InputError, remark, unknown
 from bnsmooth_cli.kinds import measured
 from bnsmooth_cli.measures.recording import Recording, recording
 from bnsmooth_cli.measures.request import Request, measurement
@@ -498,4 +497,4 @@ def _no_loss() -> Tensor:
 
 
 def _say(text: str) -> None:
-    warnings.warn(text, Remark, stacklevel=2)
+    remark(text)

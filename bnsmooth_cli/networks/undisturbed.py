@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.networks.precision import full_precision
 from bnsmooth_cli.networks.wrappers import ALTERED, on_one_device, say_eager, uncompiled
 from bnsmooth_cli.randomness import kept
@@ -34,7 +33,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     device = next(model.parameters()).device.type
     with (
-        ALTERED, recording(), torch.autocast(device, enabled=False), _no_autocast(),
+        ALTERED, recording(), torch.autocast(device, enabled=False), _no_autocast(model),
         _eager(model), on_one_device(), kept(), _attributes(model), gradients_kept(model), _wide(model),
     ):  # fmt: skip
         yield
@@ -63,7 +62,7 @@ def _eager(model: nn.Module) -> Iterator[None]:
         yield
         return
     if any(uncompiled(m) is not m or vars(m).get("_compiled_call_impl") is not None for m in model.modules()):
-        say_eager()
+        say_eager(model)
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -124,13 +123,13 @@ def gradients_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _no_autocast() -> Iterator[None]:
+def _no_autocast(model: nn.Module) -> Iterator[None]:
     """Let `torch.autocast` do nothing, also where the user's code enters it."""
     enter, leave = torch.autocast.__enter__, torch.autocast.__exit__
 
     def skip(self: torch.autocast) -> torch.autocast:
         if self._enabled:
-            warnings.warn("autocast is off in measurements: they are in float32", Remark, stacklevel=2)
+            remark("autocast is off in measurements: they are in float32", model)
         return self
 
     try:
@@ -149,7 +148,7 @@ def _wide(model: nn.Module) -> Iterator[None]:
         yield
         return
     types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in narrow}))
-    warnings.warn(f"parameters of {types} are measured in float32", Remark, stacklevel=2)
+    remark(f"parameters of {types} are measured in float32", model)
     kept = [t.data for t in narrow]
     try:
         for tensor, value in zip(narrow, kept, strict=True):

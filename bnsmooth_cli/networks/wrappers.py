@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -11,7 +10,7 @@ from typing import Any, Final
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 
 #: The classes of torch.distributed.fsdp: that of its wrapper, and a base of the modules that `fully_shard` changes.
 _SHARDED: Final = frozenset({"FullyShardedDataParallel", "FSDPModule"})
@@ -50,14 +49,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """The network itself, if the argument is what `torch.compile` made of it."""
     if type(model).__name__ != "OptimizedModule":
         return model
-    say_eager()
+    say_eager(model)
     inner: Any = model._orig_mod
     return inner
 
 
-def say_eager() -> None:
+def say_eager(model: nn.Module) -> None:
     """Remark that compiled modules run eagerly."""
-    warnings.warn("compiled modules are measured in eager mode; the last digits may differ", Remark, stacklevel=2)
+    remark("compiled modules are measured in eager mode; the last digits may differ", model)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli import norms, user_code
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.networks.hooks import evaluating
 from bnsmooth_cli.networks.parameters import converted, copied, restored
 from bnsmooth_cli.networks.replacing import put
@@ -116,11 +115,11 @@ class CustomProblem(Problem):
         loss = parts[1]
         if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
             said = "its loss has parameters, which are not trained; those of the model are (or set requires_grad=False)"
-            warnings.warn(f"{self._option}: {said}", Remark, stacklevel=2)
+            remark(f"{self._option}: {said}")
         if isinstance(settings := self.config.settings, CustomSettings) and settings.swap_norm:
             with seeded(self.config.seed), user_code.explaining(f"{self._option}: --swap-norm"):
                 replaced = put(model, name)
-            warnings.warn(f"{self._option}: {replaced}", Remark, stacklevel=2)
+            remark(f"{self._option}: {replaced}")
         elif name != "none" and not requested:
             raise InputError(
                 f"{self._option}: makes no use of the norm that it is called with; give --norm none for the model as "

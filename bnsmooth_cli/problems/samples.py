@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 from torch.utils.data import default_collate
 
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.memory import in_words, main_memory
 from bnsmooth_cli.problems.batches import Values, mapped, named, size
 from bnsmooth_cli.randomness import seeded
@@ -142,9 +141,9 @@ def _of_loader(loader: torch_data.DataLoader[Any], origin: str) -> tuple[Any, Co
             )
         if isinstance(sampler, torch_data.SubsetRandomSampler):
             data = torch_data.Subset(data, [int(index) for index in sampler.indices])
-        warnings.warn(
+        remark(
             f"{origin}: of the DataLoader, the data set and collate_fn are used; --batch-size and the seed set the "
-            "batches and their order", Remark, stacklevel=2,
+            "batches and their order"
         )  # fmt: skip
     return data, None if collate is default_collate else collate
 
@@ -329,9 +328,9 @@ def _buffered(data: Iterable[Any], origin: str, collate: Collate | None, needed:
         with seeded(seed), explaining(f"{origin} cannot be read again"):
             again = [*islice(data, 2)]
         _check_again(_Items(items[: len(again)], origin, collate), _Items(again, origin, collate), origin)
-    warnings.warn(
+    remark(
         f"{origin}: {'the first' if len(items) == needed else 'all'} {len(items):,} samples of the stream are kept in "
-        f"memory ({in_words(taken)}), in their order", Remark, stacklevel=2,
+        f"memory ({in_words(taken)}), in their order"
     )  # fmt: skip
     return found
 

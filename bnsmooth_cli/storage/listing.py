@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ import pandas as pd
 
 from bnsmooth_cli import kinds
 from bnsmooth_cli.config import IDENTIFYING
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.cards import Card, shortened
 from bnsmooth_cli.storage.files import first_line, read_text, unicode
@@ -112,7 +111,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _remark_unread(error: OSError) -> None:
-    warnings.warn(f"{error.filename}: cannot be read ({error.strerror}); runs in it are missing", Remark, stacklevel=2)
+    remark(f"{error.filename}: cannot be read ({error.strerror}); runs in it are missing")
 
 
 def _is_run(folder: Path) -> bool:

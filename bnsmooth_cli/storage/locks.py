@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.storage.files import hidden, unicode
 
 try:
@@ -111,4 +110,4 @@ def _mount(folder: Path) -> _Mount:
 
 def _remark(mount: _Mount, what: str) -> None:
     advice = "do not let two commands write to one run, table or study there at the same time"
-    warnings.warn(f"{mount.folder}: the file system {what}; {advice}", Remark, stacklevel=2)
+    remark(f"{mount.folder}: the file system {what}; {advice}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import IDENTIFYING, Config, from_dict
-from bnsmooth_cli.errors import DamagedError, InputError, Remark
+from bnsmooth_cli.errors import DamagedError, InputError, remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.cards import Card, Shown, guarded, settings_in_words
 from bnsmooth_cli.storage.files import load_json, save_json, unicode
@@ -288,7 +287,7 @@ def prepare(path: Path, config: Config, *, resume: bool = True, force: bool = Fa
     if run.outcome() is not None:
         if changes := existing.config.changes(config):
             said = f"{path}: has ended, and is not trained again for other settings ({'; '.join(changes)})"
-            warnings.warn(said, Remark, stacklevel=2)
+            remark(said)
         return Run(path, config.changed(**existing.config.incidental()))
     if not resume and existing.outcome() is None:
         return _restart(run)

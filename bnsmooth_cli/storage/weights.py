@@ -6,12 +6,11 @@ What DataParallel, `torch.compile` and Lightning add to the names of a network i
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from bnsmooth_cli.errors import DamagedError, InputError, Remark
+from bnsmooth_cli.errors import DamagedError, InputError, remark
 from bnsmooth_cli.storage.files import SAFETENSORS, check_regular, first_line, kind_of, read_head
 from bnsmooth_cli.storage.tensors import load_tensors
 
@@ -218,7 +217,7 @@ def _converted(path: Path, state: State, expected: Mapping[str, Any]) -> State:
         if not exact:
             rounded.add(kinds)
     if rounded:
-        warnings.warn(f"{path}: the weights are rounded from {', '.join(sorted(rounded))}", Remark, stacklevel=2)
+        remark(f"{path}: the weights are rounded from {', '.join(sorted(rounded))}")
     return state
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bnsmooth_cli import kinds
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.identity import alike, differing
 from bnsmooth_cli.studies.evidence import Case, Record, check_options
 from bnsmooth_cli.studies.folder import Source, labels, opened
@@ -82,7 +81,7 @@ def compare_records(
         frame.loc[rows.index, "settings"] = rows["settings"].map(same)
         if len({*same.values()}) > 1:
             words = "; ".join(dict.fromkeys(differing(str(problem), same).values()))
-            warnings.warn(f"{problem}: runs of different settings are judged apart: {words}", Remark, stacklevel=2)
+            remark(f"{problem}: runs of different settings are judged apart: {words}")
     curves = {name: record.rows("train") for name, record in records.items()}
     frame = _add_targets(frame, curves, target_loss, target_accuracy)
     frame = pd.concat([with_ratios(frame), _measured_ratios(frame, records)], axis=1)

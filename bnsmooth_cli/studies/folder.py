@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pandas as pd
 
 from bnsmooth_cli import __version__, kinds
 from bnsmooth_cli.config import KNOWN_LATER, MAX_THREADS, Config, from_dict
-from bnsmooth_cli.errors import DamagedError, InputError, Remark
+from bnsmooth_cli.errors import DamagedError, InputError, remark
 from bnsmooth_cli.storage import tables
 from bnsmooth_cli.storage.cards import Card, Shown
 from bnsmooth_cli.storage.files import atomic, check_writable, load_json, save_json, unicode
@@ -199,7 +198,7 @@ class Study(Shown):
             )
         if changes := recorded.changes(first):
             said = f"{file}: other settings than before ({'; '.join(changes)}), which runs that have ended do not get"
-            warnings.warn(said, Remark, stacklevel=2)
+            remark(said)
 
     def record(self, grid: Grid) -> None:
         """Add a grid to the requests in study.json, unless it is there already."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bnsmooth_cli import stopping
 from bnsmooth_cli.bars import Bar, wanted
-from bnsmooth_cli.errors import Remark
+from bnsmooth_cli.errors import Remark, remark
 
 try:
     import fcntl
@@ -284,7 +284,7 @@ class Watch:
                 for line in path.read_text().splitlines():
                     if (text := json.loads(line)) not in self._remarks:
                         self._remarks.add(text)
-                        warnings.warn(text, Remark, stacklevel=2)
+                        remark(text)
 
     def _start(self, run: str) -> None:
         if run not in self._started:

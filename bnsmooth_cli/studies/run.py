@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bnsmooth_cli import stopping, user_code
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError, Remark
+from bnsmooth_cli.errors import DamagedError, IncompleteError, InputError, remark
 from bnsmooth_cli.stopping import Interrupted, Terminated, Withdrawn
 from bnsmooth_cli.storage.live import Exports, Live
 from bnsmooth_cli.storage.locks import locked
@@ -246,7 +245,7 @@ def _say_changed_code(finished: Iterable[Task]) -> None:
     for task in finished:
         if names := user_code.changed(Run(task.path, task.config).outcome() or {}):
             said = f"{task.path}: was trained before {names} changed; restore that, or begin another study with -o"
-            warnings.warn(said, Remark, stacklevel=3)
+            remark(said)
 
 
 def run(

@@ -6,7 +6,6 @@ import functools
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from bnsmooth_cli import kinds, norms, optimisers
 from bnsmooth_cli.config import Config
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.memory import Memory, in_words, main_memory
 from bnsmooth_cli.networks.parameters import trainable
 from bnsmooth_cli.norms.state import prepared, stateful
@@ -325,10 +324,9 @@ def check(problem: Problem, path: Path, *, resume: bool = True, force: bool = Fa
     _check_disk(needs, run, remaining)
     likely = certain - needs.data if problem.has_users_code else needs.memory()
     if room.available is not None and likely > room.available:
-        warnings.warn(
+        remark(
             f"training takes about {in_words(likely)} of memory, and {in_words(room.available)} are available; end "
             "other programs, or give a smaller --batch-size or network",
-            Remark, stacklevel=2,
         )  # fmt: skip
 
 

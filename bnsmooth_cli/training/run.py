@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from bnsmooth_cli import __version__, kinds, problems, stopping, user_code
 from bnsmooth_cli.config import CODE, Config
-from bnsmooth_cli.errors import InputError, Remark
+from bnsmooth_cli.errors import InputError, remark
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
@@ -109,7 +108,7 @@ def train_config(
     path = runs.default_folder(problem.config) if output is None else Path(output)
     if output is None and not path.exists() and (begun := runs.shorter(problem.config)) is not None:
         said = f"{begun.path}: has the first {begun.config.steps} steps of this run; -o {begun.path} would extend it"
-        warnings.warn(said, Remark, stacklevel=2)
+        remark(said)
     needs.check(problem, path, resume=resume, force=force)
     _ = problem.initial  # reports a norm or size that does not fit before anything is written
     run = runs.prepare(path, problem.config, resume=resume, force=force, parents=parents)
@@ -117,7 +116,7 @@ def train_config(
         ended = run.outcome()
         if ended is not None and (names := user_code.changed(ended)):
             said = f"{run.path}: was trained before {names} changed; restore that, or --force trains it again"
-            warnings.warn(said, Remark, stacklevel=2)
+            remark(said)
         if ended is None:
             check_writable(run.train_path)
             with observe(run, problem) as observer, stopping.deferred():
@@ -147,7 +146,7 @@ def _train(
     log.about = ({"baseline": baseline} if baseline else {}) | _code(run, problem)
     if log.earlier and (differing := changed(machine_of(log.earlier[-1]), log.machine)):
         said = f"{run.path}: resumed at step {trajectory.step} by another machine or program ({'; '.join(differing)}); "
-        warnings.warn(said + "its last bits may differ from those of an uninterrupted run", Remark, stacklevel=2)
+        remark(said + "its last bits may differ from those of an uninterrupted run")
     config = run.config
     if runs.open_run(run.path).config != config:  # more steps than before, or other intervals
         runs.write_config(run)

@@ -44,10 +44,10 @@ class Picture:
         norms: The norms that it shows.
         single: Whether to show one run per norm, at the paper's learning rate and with the smallest seed.
         layers: The layers that it shows, by number; empty for those of the study's table.
-        beside: The picture whose train table has the training curves of this one.
+        beside: The table that has the training curves of this picture.
         figure: The figure of the kind, if it is not the usual one.
         paper: The figures of the paper whose curves are drawn under ours.
-        table: The picture whose table it is drawn from; its own by default.
+        table: The table that it is drawn from; its own by default.
     """
 
     name: str
@@ -110,7 +110,6 @@ class Section:
     saturation: tuple[tuple[str, str], ...] = ()
     floors: bool = False  # whether last losses of the linear network are compared with the best maps of each rank
     theory: bool = False  # whether the statements' cases are counted
-    note: str = ""
 
 
 #: Test accuracies (%) that the paper states, by study and norm.
@@ -157,8 +156,9 @@ SECTIONS: Final = (
         "Its figure for the deep linear network: at learning rate 1e-07 the plain network's cosine is 1 for the "
         "whole run, and BatchNorm's scatters between -1 and 1; at 1e-06 both networks' median cosines are near 0.9 "
         "in layer 9 and near -0.9 in layer 17. It shows VGG's layers 5 and 10.",
-        (Picture("figure-3-vgg", "ics", FULL, PLAIN, layers=(5, 10), beside="figure-1", paper="3a"),
-         Picture("figure-3-dln", "ics", "dln", PLAIN, layers=(9, 17), beside="figure-13-dln", paper="3b")),
+        (Picture("figure-3-vgg", "ics", FULL, PLAIN, layers=(5, 10), paper="3a"),
+         Picture("figure-3-training", "train", FULL, PLAIN, paper="3a"),
+         Picture("figure-3-dln", "ics", "dln", PLAIN, layers=(9, 17), beside="dln.train", paper="3b")),
         (Numbers(FULL, PLAIN, _SHIFT), Numbers("dln", PLAIN, _SHIFT)),
         (4,),
     ),
@@ -166,8 +166,8 @@ SECTIONS: Final = (
         "Figure 3 at learning rate 1e-07: the deep linear network",
         "The paper's figure 3 shows this learning rate beside 1e-06. Figures 9 and 13 are at 1e-06 only; the "
         "similar results below are at a learning rate other than the paper's.",
-        (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, layers=(9, 17), beside="figure-13-slow", paper="3b"),
-         Picture("figure-13-slow", "train", "dln-slow", LP)),
+        (Picture("figure-3-slow", "ics", "dln-slow", PLAIN, layers=(9, 17), beside="dln-slow.train", paper="3b"),
+         Picture("figure-13-slow", "train", "dln-slow", LP, table="dln-slow.train")),
         (Numbers("dln-slow", PLAIN, _SHIFT), Numbers("dln-slow", LP, {**_LINE, **_LOSS})),
         (16,),
     ),
@@ -242,7 +242,7 @@ SECTIONS: Final = (
         "better. Its figure, last losses of the deep linear network: none 1,661, batch 479, l1 97, l2 481, linf "
         "986.",
         (Picture("figure-13-vgg", "train", EARLY, LP, paper="13a"),
-         Picture("figure-13-dln", "train", "dln", LP, paper="13b")),
+         Picture("figure-13-dln", "train", "dln", LP, paper="13b", table="dln.train")),
         (Numbers(EARLY, LP, _ACCURACY), Numbers("dln", LP, _LOSS)),
         (8,),
         floors=True,

@@ -33,7 +33,7 @@ from reproduction.published import Earlier, Published
 from reproduction.saturation import paper_lr
 from reproduction.scales import PLAIN, Plan
 
-_STEPS: Final = {"train": 200, "activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
+_STEPS: Final = {"activations": 11, "theory": 9}  # the most steps of a run; all would be megabytes
 AnyRun = TypeVar("AnyRun", Run, Run | Earlier)
 _MOST: Final = 1000  # rows of a run of minibatches in a figure's table
 #: The kinds of tables that numbers and verdicts are computed from.
@@ -318,10 +318,12 @@ def _drawn(picture: Picture, run: Run | Earlier) -> pd.DataFrame:
     """The rows of a run that a picture draws.
 
     Raises:
-        InputError: If the run is of an earlier page, which has drawn the picture from other runs.
+        InputError: If the run is of an earlier page, which has not drawn the picture, or from other runs.
     """
     if isinstance(run, Run):
         return _fewer(picture, run, measured_rows(run, picture.kind))
+    if not run.page.has(picture.name):
+        raise InputError(f"--add: the earlier page has no {picture.name}; publish all runs of {run.study} at once")
     rows = run.rows(picture.name)  # none if the run was not measured so
     if source(picture.study, picture.norms, run.page.norms()) != run.study:
         raise InputError(f"--add: the earlier page has no rows of {run.name} for {picture.name}; run its study again")

@@ -7,10 +7,11 @@ import math
 import os
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bnsmooth_cli.errors import InputError, Remark
@@ -111,7 +112,9 @@ class Results:
         for claim in CLAIMS:
             title, judged = f"{claim.number}. {claim.title}", False
             for study, claims in self._claims.items():
-                row = deciding(claims[claims["claim"] == claim.number])
+                of_claim = claims[claims["claim"] == claim.number]
+                others = ~np.isclose(of_claim["lr"], paper_lr(str(of_claim["problem"].iloc[0])))
+                row = deciding(of_claim.iloc[np.argsort(others, kind="stable")])  # the paper's learning rate first
                 if row["verdict"] not in (NOT_MEASURED, NOT_APPLICABLE):
                     yield [title, f"`{study}`", *_verdict(row)]
                     title, judged = "", True
@@ -146,10 +149,11 @@ class Results:
 
     def _caption(self, picture: Picture) -> str:
         table = self._read(picture.sources[0])
-        seeds = sorted(table["seed"].unique())
+        seeds = {number(float(lr)): sorted(table.loc[table["lr"] == lr, "seed"].unique()) for lr in style.lrs_of(table)}
+        same = len({*map(tuple, seeds.values())}) == 1
+        of_lrs = {", ".join(seeds): next(iter(seeds.values()))} if same else seeds
         parts = [f"`{source(picture.study, picture.norms, _available(self.facts))}`",
-                f"lr {', '.join(number(float(lr)) for lr in style.lrs_of(table))}",
-                f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"]  # fmt: skip
+                *(f"lr {lrs}, {_of_seeds(of_lr)}" for lrs, of_lr in of_lrs.items())]  # fmt: skip
         if picture.kind == "theory":
             parts.append(f"layers {', '.join(table['layer_name'].unique())}")
         if picture.kind != "train":
@@ -201,7 +205,9 @@ class Results:
     def _seeds(self, section: Section, figure: str, lr: float) -> str:
         """The number of seeds of each norm in the table that is compared with a figure of the paper."""
         drawn = [picture for picture in section.pictures if picture.paper and figure.startswith(picture.paper)]
-        sources = map(self._of_kind, max(drawn, key=lambda picture: len(picture.paper)).sources)
+        longest = max(len(picture.paper) for picture in drawn)
+        names = (name for picture in drawn if len(picture.paper) == longest for name in picture.sources)
+        sources = map(self._of_kind, names)
         rows = next(source["rows"] for source in sources if source["kind"] == find(figure)[0].table)
         return _range(rows[rows["lr"] == lr].groupby("norm")["seed"].nunique())
 
@@ -283,6 +289,18 @@ class Results:
                         yield [f"{claim}, `{study}`", row["part"], number(row["lr"]), _seeds(row),
                                _cell("", row), row["rule"], number(row["p_value"]), number(row["p_against"]),
                                part_verdict(row), number(row["paper"])]  # fmt: skip
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    """The seeds of a picture in words.
+
+    >>> _of_seeds([0]), _of_seeds([0, 1, 2]), _of_seeds([0, 2])
+    ('seed 0', 'seeds 0 to 2', 'seeds 0, 2')
+    """
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    whole = len(seeds) == seeds[-1] - seeds[0] + 1
+    return f"seeds {seeds[0]} to {seeds[-1]}" if whole else f"seeds {', '.join(map(str, seeds))}"
 
 
 def _verdict(row: Mapping[str, Any] | pd.Series[Any]) -> list[str]:

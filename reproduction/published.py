@@ -14,6 +14,8 @@ import pandas as pd
 import bnsmooth_cli as bns
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.errors import InputError
+from bnsmooth_cli.identity import read_settings
+from bnsmooth_cli.settings import same_digest
 from bnsmooth_cli.storage.runs import Run
 from reproduction.scales import Plan
 
@@ -76,14 +78,17 @@ class Published:
     @functools.cache  # noqa: B019  a page is read once
     def table(self, name: str) -> pd.DataFrame:
         """A table of the page; an empty one if there is none."""
-        path = self._tables / f"{name}.parquet"
-        return bns.read_table(path) if path.is_file() else pd.DataFrame({"run": []})
+        return bns.read_table(self._tables / f"{name}.parquet") if self.has(name) else pd.DataFrame({"run": []})
+
+    def has(self, name: str) -> bool:
+        """Whether the page has a table of this name."""
+        return (self._tables / f"{name}.parquet").is_file()
 
     def runs(self, plan: Plan, new: Sequence[Run]) -> list[Earlier]:
         """The runs of a study that are not among the new ones.
 
         Raises:
-            InputError: If the study had other settings.
+            InputError: If the study had other settings, or other data.
         """
         if plan.name not in self.facts["studies"]:
             return []
@@ -95,6 +100,9 @@ class Published:
             for name, value in study["settings"].items():
                 if name != "problem" and new[0].config.as_dict().get(name, value) != value:
                     raise InputError(f"--add: {plan.name} had {name} {value} on the earlier page")
+            for text in self.table(f"{plan.name}.train").get("settings", pd.Series(dtype=str)).unique():
+                if not same_digest(read_settings(study["settings"]["problem"], text).get("data_digest"), digest):
+                    raise InputError(f"--add: {plan.name} had other data on the earlier page")
         known = {key(run.config) for run in new}
         earlier = []
         for written, about in study["runs"].items():

@@ -61,6 +61,10 @@ class Table:
     def __str__(self) -> str:
         return markdown.table(self.headings, self.rows)
 
+    def at(self, heading: str, norm: str, step: str) -> float:
+        """The median in such a cell."""
+        return float(self.cell(heading, norm, step).split(" [")[0])
+
     def cell(self, heading: str, norm: str, step: str = "") -> str:
         """A cell of the row of a norm, at a step if rows have one."""
         start = [f"`{norm}`", *[step] * bool(step)]

@@ -140,6 +140,8 @@ class Page:
                 verdict, strength, parts = self.verdicts[name][number]
                 if verdict in ("not measured", "not applicable"):
                     continue
+                usual = {"vgg": 0.1, "dln": 1e-6}[self.studies[name].problem]
+                parts = sorted(parts, key=lambda row, usual=usual: row.get("lr") != usual)
                 row = next((row for row in parts if row["verdict"] == verdict and row["decides"]), None) or parts[0]
                 part, values = row["part"], row["values"]
                 undefined = int(np.isnan(values).sum())
@@ -323,9 +325,14 @@ class Page:
         for caption, line in re.findall(r"^\*(`.+?)\.\* `(bnsmooth plot .+?)`$", self.body, re.MULTILINE):
             name = Path(shlex.split(line)[2]).stem
             table, study = self.table(name), caption.split("`")[1]
-            seeds, lrs = sorted(set(table["seed"])), sorted(set(table["lr"]))
-            parts = [f"`{study}`", f"lr {', '.join(rounded(lr) for lr in lrs)}",
-                     f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"]  # fmt: skip
+            seeds = {rounded(lr): tuple(sorted(set(rows["seed"]))) for lr, rows in table.groupby("lr")}
+            if len(set(seeds.values())) == 1:
+                seeds = {", ".join(seeds): next(iter(seeds.values()))}
+            parts = [f"`{study}`"]
+            for lr, of_lr in seeds.items():
+                assert of_lr == tuple(range(of_lr[0], of_lr[-1] + 1))
+                several = f"seeds {of_lr[0]} to {of_lr[-1]}"
+                parts += [f"lr {lr}", f"seed {of_lr[0]}" if len(of_lr) == 1 else several]
             kind, steps = table.attrs["kind"], table["step"].nunique()
             if kind == "theory":
                 parts.append(f"layers {', '.join(dict.fromkeys(table['layer_name']))}")

@@ -402,8 +402,8 @@ class SurfaceOptions(MeasureOptions):
     dimensions: int | None = option("1 for a line, 2 (default) for a plane.")
     points: int | None = option("Points per axis (default: 21).")
     extent: float | None = option(
-        "Reach of the grid (default: 1), in norms of the weights (random), widths of the path (pca), or lengths in "
-        "which a quadratic loss rises by 1 (top)."
+        "Reach of the grid (default: 1), in norms of the weights (random), in 1.2 widths of the path (pca), or in "
+        "lengths in which a quadratic loss rises by 1 (top)."
     )
 
 

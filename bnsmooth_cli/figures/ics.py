@@ -9,7 +9,7 @@ from typing import Final
 
 import pandas as pd
 
-from bnsmooth_cli.figures import scales
+from bnsmooth_cli.figures import scales, style
 from bnsmooth_cli.figures import training as curves
 from bnsmooth_cli.figures.page import Band, Panel
 from bnsmooth_cli.figures.panels import Curves, layers_over_depth, papers, series, shared
@@ -40,6 +40,6 @@ def panels(
         cosine.append(Curves("", "cos(G, G′)", series(rows, "cosine"), theirs, scale=_COSINE, width=_WIDTH))
     columns: list[list[Panel]] = [[*column] for column in zip(shared(shift), cosine, strict=True)]
     if training is not None and len(training):
-        lead = replace(curves.progress(training, paper), width=_WIDTH)
+        lead = replace(curves.progress(training, paper, style.lrs_of(table)), width=_WIDTH)
         columns.insert(0, [lead, lead])
     return [Band([columns])]

@@ -62,12 +62,18 @@ class Series:
         return pd.DataFrame({name: _medians(edge.T) for name, edge in (("low", lines.min()), ("high", lines.max()))})
 
 
-def series(table: pd.DataFrame, column: str, x: str = "step", spread: str | None = None) -> list[Series]:
-    """A column of a table as series over the column `x`; `spread` is the column that a band spans."""
+def series(
+    table: pd.DataFrame, column: str, x: str = "step", spread: str | None = None, lrs: Sequence[float] | None = None
+) -> list[Series]:
+    """A column of a table as series over the column `x`.
+
+    `spread` is the column that a band spans, and `lrs` are the learning rates of the figure, if they are not those of
+    the table.
+    """
     columns = ["run"] if spread is None else ["run", spread]
     ends = _ends(table) if x == "step" else {}
     result = []
-    for look, rows in style.groups(table):
+    for look, rows in style.groups(table, lrs):
         values = rows.pivot(index=x, columns=columns, values=column).astype("float64")
         result.append(Series(look, values, {run: ends[run] for run in rows["run"].unique() if run in ends}))
     return result
@@ -105,7 +111,13 @@ def of_band(title: str, drawn: Sequence[Series]) -> str:
     return f"{title}, median of seeds" if any(len(curves.runs) > 1 for curves in drawn) else title
 
 
-def papers(paper: pd.DataFrame | None, table: pd.DataFrame, *columns: str, unit: float = 1) -> list[Series]:
+def papers(
+    paper: pd.DataFrame | None,
+    table: pd.DataFrame,
+    *columns: str,
+    unit: float = 1,
+    lrs: Sequence[float] | None = None,
+) -> list[Series]:
     """A curve of the paper, or the edges of its band, for the norms and learning rates of a table.
 
     Args:
@@ -113,13 +125,14 @@ def papers(paper: pd.DataFrame | None, table: pd.DataFrame, *columns: str, unit:
         table: The rows that are drawn above them.
         columns: The column of a curve, or the columns of a band's edges.
         unit: The number of units of the axis in one unit of the columns.
+        lrs: The learning rates of the figure, by default of the table.
     """
     if paper is None or not {*columns} <= {*paper}:
         return []
     shown = paper.dropna(subset=[*columns])
     if "layer" in table:
         shown = shown[shown["layer"].isin(table["layer"])]
-    lrs = style.lrs_of(table)
+    lrs = style.lrs_of(table) if lrs is None else lrs
     shown = shown[shown["norm"].isin(table["norm"]) & shown["lr"].isin(lrs)]
     result = []
     for look, rows in style.groups(shown, lrs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -34,24 +36,25 @@ def _learning_rate(table: pd.DataFrame) -> Curves:
     return Curves("learning rate", "learning rate", series(table, "step_lr"))
 
 
-def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> Curves:
+def progress(table: pd.DataFrame, paper: pd.DataFrame | None = None, lrs: Sequence[float] | None = None) -> Curves:
     """Figures 1a and 3, left: the running mean of the training accuracy, or the training loss.
 
-    The paper's accuracies are those of single batches, as it draws them.
+    The paper's accuracies are those of single batches, as it draws them. `lrs` are the learning rates of the figure, by
+    default of the table.
     """
     if not _classifies(table):
-        theirs = papers(paper, table, "loss")
-        return Curves("training", "loss", series(table, "loss"), theirs, diverged=_diverged(table))
+        theirs = papers(paper, table, "loss", lrs=lrs)
+        return Curves("training", "loss", series(table, "loss", lrs=lrs), theirs, diverged=_diverged(table))
     shortest = table.groupby(style.APART, observed=True)["step"].max().min()
     window = max(1, (int(shortest) + 1) // _WINDOW)
-    curves = series(table.assign(accuracy=100 * table["accuracy"]), "accuracy")
+    curves = series(table.assign(accuracy=100 * table["accuracy"]), "accuracy", lrs=lrs)
     gaps = np.diff(np.unique(table["step"]))
     every = int(np.median(gaps)) if len(gaps) else 1  # a thinned table has fewer rows
     window = max(every, window // every * every)
     for curve in curves:
         curve.values[:] = curve.values.apply(_running_mean, window=window // every)
     title = f"training, mean of {window} steps" if window > 1 else "training"
-    theirs = papers(paper, table, "accuracy", unit=100)
+    theirs = papers(paper, table, "accuracy", unit=100, lrs=lrs)
     return Curves(title, "accuracy (%)", curves, theirs, diverged=_diverged(table))
 
 

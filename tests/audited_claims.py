@@ -545,8 +545,8 @@ CLAIMS: dict[int, tuple[str, list[Part]]] = {
                "output: median over units; of the norms, the largest",
                lambda case: largest(median(rows["lhs"] / rows["grad_norm"] ** 2) for rows in case.theory("4.1 at y")),
                "< 0.95"),
-        theory("share of units where 4.1 holds with the plain network's gradient at the same layer output, of the norm "
-               "with the least", lambda case: least(share(rows["holds"]) for rows in case.theory("4.1 at y"))),
+        theory("share of units where 4.1 holds with the plain network's gradient at the same layer output; of the "
+               "norms, the smallest", lambda case: least(share(rows["holds"]) for rows in case.theory("4.1 at y"))),
         theory("reduction beside the factor gamma^2 / sigma^2: median over units; of the norms, the smallest",
                lambda case: least(median(rows["mean_fraction"] + rows["output_fraction"])
                                   for rows in case.theory("4.1", "identity")))]),

@@ -128,10 +128,12 @@ def write(path: Path, results: list[Result]) -> None:
 PAGE: Final = """# Speed
 
 `make bench` times each piece of bnsmooth's work against a reference, usually the same work in plain PyTorch, and writes
-this page. The two must agree before they are timed. They run in turns in one process, and the times are medians. What
-the ratio is depends on the goal. For "at least 3x faster" it is the reference's time over ours, so higher is better.
-For "at most 2x" it is our time over the reference's, so lower is better. For "at most 1 s more" it is the seconds that
-bnsmooth takes more. {met} of {all} goals are met.
+this page. The two must agree before they are timed. They run in turns in one process, and the times are medians; work
+of many seconds is timed once.
+
+What the ratio is depends on the goal. For "at least 3x faster" it is the reference's time over ours, so higher is
+better. For "at most 2x" it is our time over the reference's, so lower is better. For "at most 1 s more" it is the
+seconds that bnsmooth takes more. {met} of {all} goals are met.
 
 {machine}; GPU: {gpu}; {versions}.
 

@@ -66,3 +66,31 @@ class Halving(torch.optim.SGD):
 
 def halving(parameters):
     return Halving(parameters, lr=1e-4)
+
+
+def scheduled(parameters):
+    """SGD with a schedule that counts its steps for itself."""
+    optimizer = torch.optim.SGD(parameters, lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    return optimizer
+
+
+class Lookahead(torch.optim.SGD):
+    """SGD that returns half-way to where it was six steps ago, by a count that is no part of its state."""
+
+    steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if self.steps % 6 == 0:
+            self.slow = [p.clone() for group in self.param_groups for p in group["params"]]
+        super().step()
+        self.steps += 1
+        if self.steps % 6 == 0:
+            for p, slow in zip((p for group in self.param_groups for p in group["params"]), self.slow, strict=True):
+                p.lerp_(slow, 0.5)
+
+
+def looking_ahead(parameters):
+    return Lookahead(parameters, lr=0.01)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
+from bnsmooth_cli.problems.draws import extreme
 
 
 @pytest.fixture
@@ -61,6 +62,14 @@ DRAWS = {
     "numpy": lambda: np.random.rand(),
     "random": lambda: random.random(),
     "kept": lambda: 1 - torch.rand(()),
+    "randint": lambda: torch.randint(10_000, ()).double() / 10_000,
+    "randint from": lambda: torch.randint(low=1, high=10_001, size=()).double() / 10_001,
+    "random_": lambda: torch.empty((), dtype=torch.long).random_(10_000).double() / 10_000,
+    "randperm": lambda: torch.randperm(10_000)[0].double() / 10_000,
+    "multinomial": lambda: torch.multinomial(torch.tensor([1e-4, 1.0, 0.0]), 1).double() / 2,
+    "categorical": lambda: torch.distributions.Categorical(torch.tensor([1e-4, 1.0])).sample().double(),
+    "randn": lambda: (torch.randn(()) + 5.9).clamp_min(0).double(),
+    "normal": lambda: (torch.normal(0.0, 2.0, (1,)) + 11.9).clamp_min(0).double(),
 }
 
 
@@ -85,3 +94,20 @@ def test_dropout_that_rarely_drops_is_refused_and_dropout_that_is_off_is_not(dat
         model = classifier(lambda: nn.Linear(3, 4), lambda p=p: kind(p), lambda: nn.Linear(4, 2)).train(mode)
         with pytest.raises(InputError, match=r"module '1'") if refused else nullcontext():
             point_of(model, lambda: F.cross_entropy(model(x), y))  # noqa: B023
+
+
+def test_extreme_draws_are_those_that_each_function_may_make():
+    for largest in (False, True):
+        with extreme(largest):
+            assert torch.randint(3, 7, (2,)).tolist() == [6, 6] if largest else [3, 3]
+            assert torch.randint_like(torch.zeros(2), 5).tolist() == [4.0, 4.0] if largest else [0.0, 0.0]
+            assert torch.empty(2).random_(2, 9).tolist() == [8.0, 8.0] if largest else [2.0, 2.0]
+            assert torch.randperm(3).tolist() == [2, 1, 0] if largest else [0, 1, 2]
+            weights = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3])
+            assert torch.multinomial(weights, 2).tolist() == [4, 3] if largest else [1, 3]
+            assert torch.multinomial(weights, 2, replacement=True).tolist() == [4, 4] if largest else [1, 1]
+            assert torch.multinomial(torch.stack([weights, weights.flip(0)]), 1).tolist() == (
+                [[4], [3]] if largest else [[1], [0]]
+            )
+            assert torch.normal(torch.tensor([1.0, 2.0]), 0.5).tolist() == [4.0, 5.0] if largest else [-2.0, -1.0]
+            assert torch.zeros(1).normal_(1, 2).item() == 13.0 if largest else -11.0

@@ -270,10 +270,18 @@ def test_optimisers_that_cannot_be_kept_are_refused(tmp_path, function, said):
     assert "\n" not in str(error.value)
 
 
-def test_an_optimiser_that_does_not_take_back_its_state_is_refused(tmp_path):
-    run = bns.train("dln", optimizer=own_optimisers.forgetful, output=tmp_path / "run", **SMALL)
-    with pytest.raises(InputError, match=r"000003.pt: --optimizer own_optimisers:forgetful: does not take back"):
-        bns.load_point(run, step=4)
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (own_optimisers.forgetful, "own_optimisers:forgetful: does not take back its state"),
+        (own_optimisers.scheduled, "own_optimisers:scheduled: its steps depend on more than its state, so a run that"),
+        (own_optimisers.looking_ahead, "own_optimisers:looking_ahead: its steps depend on more than its state"),
+    ],
+)
+def test_an_optimiser_that_another_one_cannot_continue_is_refused_before_training(tmp_path, function, said):
+    with pytest.raises(InputError, match=said):
+        bns.train("dln", optimizer=function, output=tmp_path / "run", **SMALL)
+    assert not [*(tmp_path / "run").rglob("*.pt")]
 
 
 @pytest.mark.parametrize("content", [None, 3, [], {}, {"state": 3}, {"state": {}, "param_groups": []},
@@ -333,6 +341,38 @@ def test_hooks_of_all_optimisers_are_not_called_by_an_update():
         assert called == [1]
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("options", "threshold"),
+    [
+        ({"dampening": 0.5}, 20.0),
+        ({"momentum": 0.5, "dampening": 0.5}, 60.0),
+        ({"momentum": 0.9, "dampening": 1.0}, float("inf")),
+    ],
+)
+def test_dampening_counts_as_torch_lets_it(options, threshold):
+    loop = Loop()
+    optimizer = torch.optim.SGD(loop.model.parameters(), lr=0.1, **options)
+    row = bns.smoothness(bns.Point.of(loop.model, loop.loss, optimizer=optimizer)).iloc[0]
+    assert row["threshold"] == pytest.approx(threshold)
+
+
+def test_a_parameter_that_the_loss_never_reaches_leaves_the_preconditioner_known():
+    found = []
+    for unused in (False, True):
+        loop = Loop()
+        more = [nn.Parameter(torch.ones(3))] if unused else []
+        if unused:
+            loop.model.register_parameter("unused", more[0])
+        optimizer = torch.optim.Adam(loop.model.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loop.loss().backward()
+            optimizer.step()
+        found.append(bns.smoothness(bns.Point.of(loop.model, loop.loss, optimizer=optimizer)).iloc[0])
+    assert found[1]["threshold"] == found[0]["threshold"]
+    assert found[1]["preconditioned"] == pytest.approx(found[0]["preconditioned"], rel=1e-3)
 
 
 def test_groups_of_other_learning_rates_have_no_common_threshold():

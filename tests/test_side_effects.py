@@ -111,6 +111,44 @@ def test_running_statistics_of_another_network_in_the_loss_stay(norm):
     assert not all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
 
 
+@pytest.mark.parametrize(("passes", "critic"), [
+    (12, lambda: nn.utils.spectral_norm(nn.Linear(5, 4))),
+    (1, lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten())),
+])  # fmt: skip
+def test_buffers_of_another_network_in_the_loss_stay(passes, critic):
+    torch.manual_seed(0)
+    generator, other = nn.Linear(4, 5), critic()
+    x, _ = samples()
+    for _ in range(passes):  # a power iteration has nearly converged, as it has while a critic trains
+        other(generator(x))
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    point = bns.Point.of(generator, lambda: F.softplus(-other(generator(x))).mean(), lr=0.1)
+    for measure in (bns.landscape, bns.smoothness, bns.surface):
+        measure(point)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_eval_mode_that_merges_weights_has_losses_and_no_gradients():
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(LowRank(), nn.Linear(3, 3)), samples()
+    point = bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.1, objective="eval")
+    for measure in (bns.landscape, bns.smoothness, bns.spectrum):
+        with pytest.raises(InputError, match="eval mode merges weights into others"):
+            measure(point)
+    batch = bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.1)
+    pd.testing.assert_series_equal(
+        bns.surface(point, points=3)["loss"], bns.surface(batch, points=3)["loss"], rtol=1e-5
+    )
+
+
+def test_the_loss_of_a_loop_is_that_of_its_own_model():
+    model, (x, y) = nn.Linear(4, 3), samples()
+    point = bns.Point.of(model, lambda: F.cross_entropy(model(x), y), lr=0.1)
+    assert point.loss(model).item() == point.loss().item()
+    with pytest.raises(InputError, match="the loss of your own loop is that of its own model"):
+        point.loss(nn.Linear(4, 3))
+
+
 class Counts(nn.Module):
     """A network that depends on a buffer that its state dict leaves out, as an annealed temperature does."""
 
@@ -217,6 +255,10 @@ def test_a_layers_name_comes_before_a_number_and_its_number_is_that_of_the_netwo
     assert one[["layer", "layer_name"]].values.tolist() == [[3, "3"]]
     same = bns.smoothness_by_layer(point).query("layer_name == '3'").reset_index(drop=True)
     pd.testing.assert_frame_equal(one, same)
+    eigenvalues = bns.spectrum_by_layer(point, layers=["3"], top=1)
+    assert eigenvalues[["layer", "layer_name"]].values.tolist() == [[3, "3"]]
+    same = bns.spectrum_by_layer(point, top=1).query("layer_name == '3'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(eigenvalues, same)
     assert set(bns.activations(point, layers=["3"])["layer_name"]) == {"3"}
     assert set(bns.activations(point, layers=["4"])["layer_name"]) == {"6"}  # no layer has this name
     drawn = bns.plot(bns.ics(point), layers=["3"])

@@ -531,3 +531,16 @@ def test_the_noise_of_the_step_is_in_the_second_derivatives(small_run):
     point = bns.load_point(small_run("dln", "noisy-batch"), step=3)
     rows, elsewhere = bns.theory(point, ["fc1"]), bns.theory(dataclasses.replace(point, step=4), ["fc1"])
     assert not np.allclose(rows["lhs"], elsewhere["lhs"])
+
+
+def test_what_two_samples_leave_of_a_gradient_is_rounding_and_tests_nothing():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5).double()
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    point = bns.Point.of(model, lambda: nn.functional.cross_entropy(model(x), torch.tensor([0, 1])), lr=0.1)
+    rows = bns.theory(point)
+    proved = rows[rows["statement"].isin(kinds.PROVED)]
+    assert not proved["holds"].eq(False).any()
+    second = rows[rows["statement"].isin(("4.2", "4.2b", "C.1"))]
+    assert second["holds"].isna().all()
+    assert proved.loc[proved["statement"] == "4.1", "holds"].eq(True).any()

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
+from bnsmooth_cli.norms.lp import LpNorm
 from bnsmooth_cli.problems.checks import check_parameters
 
 SETTINGS = {"steps": 4, "save_every": 2, "eval_every": 2, "batch_size": 8, "lr": 0.1}
@@ -491,3 +493,109 @@ def test_parameters_of_one_memory_that_do_not_overlap_are_taken():
 
     check_parameters(tied(columns), "own")
     check_parameters(tied(lambda m: setattr(m[2], "weight", m[0].weight)), "own")
+
+
+class Gated(nn.Module):
+    """A block with a hard sigmoid, as MobileNetV3 has, which may be computed again in the backward pass."""
+
+    def __init__(self, again, discarded=False):
+        super().__init__()
+        self.first, self.last, self.again, self.discarded = nn.Linear(4, 8), nn.Linear(8, 2), again, discarded
+
+    def block(self, x):
+        h = self.first(x) * 2
+        gate = F.hardsigmoid(h, inplace=self.discarded)
+        return h if self.discarded else gate
+
+    def forward(self, x):
+        return self.last(checkpoint(self.block, x, use_reentrant=False) if self.again else self.block(x))
+
+
+@pytest.mark.parametrize("more", [{"again": True}, {"again": False, "discarded": True}])
+def test_a_hard_sigmoid_has_its_derivatives_where_it_is_computed_again_and_in_place(more):
+    torch.manual_seed(0)
+    plain, other = Gated(False), Gated(**more)
+    other.load_state_dict(plain.state_dict())
+    x, y = torch.randn(16, 4), torch.randn(16, 2)
+    plain, other = (bns.Point.of(m, lambda m=m: (m(x) - y).square().mean(), lr=0.1) for m in (plain, other))
+    vector = torch.randn(len(plain.theta))
+    (expected, product), (found, other_product) = plain.hessian(), other.hessian()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(other_product(vector), product(vector))
+    assert bns.spectrum(other, top=1)["products"].tolist() == ["double backward"]
+
+
+def test_weight_norm_counts_negative_dimensions_from_the_end():
+    torch.manual_seed(0)
+    models = [nn.Linear(3, 4), nn.Linear(3, 4)]
+    models[1].load_state_dict(models[0].state_dict())
+    models = [nn.utils.parametrizations.weight_norm(m, dim=dim) for m, dim in zip(models, (0, -2), strict=True)]
+    x = torch.randn(8, 3)
+    points = [bns.Point.of(m, lambda m=m: m(x).pow(4).mean(), lr=0.1) for m in models]
+    vector = torch.randn(len(points[0].theta))
+    for one, other in zip(*((p.hessian()[0], p.hessian()[1](vector)) for p in points), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Frozen(nn.Module):
+    """A norm with a parameter that is not trained."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(units), requires_grad=False)
+        self.beta = nn.Parameter(torch.zeros(units))
+
+    def forward(self, y):
+        return (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt() * self.gamma + self.beta
+
+
+class Unused(Frozen):
+    """A norm with a parameter that no output depends on."""
+
+    def __init__(self, units):
+        super().__init__(units)
+        self.gamma.requires_grad_()
+        self.extra = nn.Parameter(torch.zeros(units))
+
+
+@pytest.mark.parametrize("norm", [Frozen, Unused])
+def test_norms_with_parameters_that_do_not_count_have_their_shift(tmp_path, norm):
+    usual = bns.train("dln", "batch", steps=3, samples=20, depth=4, output=tmp_path / "batch")
+    own = bns.train("dln", norm, steps=3, samples=20, depth=4, output=tmp_path / "own")
+    found = bns.ics(bns.load_point(own, step=0, code=[norm]))
+    expected = bns.ics(bns.load_point(usual, step=0))
+    assert found["layer_name"].tolist() == expected["layer_name"].tolist()
+    assert np.isfinite(found["ics"]).all()
+    if norm is Unused:
+        np.testing.assert_allclose(found["ics"], expected["ics"], rtol=2e-3)
+
+
+@pytest.mark.parametrize("p", [1.2, 1.5, 1.9])
+def test_a_dead_unit_has_finite_second_derivatives_with_any_power(p):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5, bias=False), LpNorm(5, p), nn.ReLU(), nn.Linear(5, 2)).double()
+    x = torch.randn(16, 4).double()
+    with torch.no_grad():
+        model[0].weight[2] = 0
+    point = bns.Point.of(model, lambda: model(x).square().mean(), lr=0.1)
+    gradient, product = point.hessian()
+    direction, step = gradient / gradient.norm(), 1e-5
+    before, after = point.gradients_at(torch.stack([point.theta - step * direction, point.theta + step * direction]))[1]
+    torch.testing.assert_close(product(direction), (after - before) / (2 * step), rtol=1e-4, atol=1e-6)
+    assert np.isfinite(bns.smoothness(point).iloc[0][["curvature", "sharpness"]].astype(float)).all()
+
+
+def test_losses_of_double_precision_are_recorded_in_it(tmp_path):
+    def build(norm):
+        model, (x, y) = nn.Linear(5, 1).double(), (torch.randn(24, 5).double(), torch.randn(24, 1).double())
+        return model, lambda o, t: 1e60 * F.mse_loss(o, t), (x, y), (x, y)
+
+    build.__module__, build.__qualname__ = __name__, f"_problem_{next(_names)}"
+    setattr(sys.modules[__name__], build.__qualname__, build)
+    run = bns.train(build, "none", steps=4, lr=1e-62, batch_size=8, eval_every=2, output=tmp_path / "run")
+    rows = bns.read_table(run.train_path)
+    assert len(rows) == 5  # and no step has diverged
+    for step in (0, 3):
+        point = bns.load_point(run, step=step, code=[build])
+        assert rows["loss"][step] == pytest.approx(point.loss().item(), rel=1e-14)
+    assert rows["test_loss"].dropna().between(1e58, 1e62).all()

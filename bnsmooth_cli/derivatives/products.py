@@ -67,6 +67,7 @@ def _batch_norm(
 
 def _weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
     """g v / ||v||, with the norm over all dimensions except `dim`; over all of them for dim -1."""
+    dim = dim + direction.dim() if dim < -1 else dim
     others = [d for d in range(direction.dim()) if d != dim]
     return length * direction / torch.linalg.vector_norm(direction, dim=others, keepdim=True)
 
@@ -110,8 +111,10 @@ def _without_cudnn(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    return F.relu6(x + 3) / 6
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    # Autograd keeps the input, as for PyTorch's own: checkpointing compares what is kept by its shape alone.
+    output = ((input.clone() if inplace else input).clamp(-3, 3) + 3) / 6
+    return input.copy_(output) if inplace else output
 
 
 _REPLACEMENTS: Final[dict[Any, Callable[..., Any]]] = {

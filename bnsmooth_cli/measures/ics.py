@@ -125,7 +125,8 @@ def _of_chain(point: Point, layers: Names, updated: dict[str, Tensor]) -> Iterat
             for following in modules[place + 1 :]:
                 outputs = following(outputs)
             loss = point.problem.objective(outputs, point.targets) + point.penalty()
-            yield flatten(torch.autograd.grad(loss, list(modules[place + 1].parameters())))
+            trained = [parameters[name] for name in layers[place + 1][1]]
+            yield flatten(torch.autograd.grad(loss, trained, materialize_grads=True))
 
 
 def _compare(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> Float[Tensor, " 4"]:

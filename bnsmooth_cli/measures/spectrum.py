@@ -21,7 +21,7 @@ from bnsmooth_cli.measures.measurement import Measurement, measured
 from bnsmooth_cli.measures.operators import Operator, with_operator
 from bnsmooth_cli.measures.selection import plan_layers
 from bnsmooth_cli.measures.smoothness import threshold
-from bnsmooth_cli.networks.structure import chosen_layers
+from bnsmooth_cli.networks.structure import chosen_layers, layer_numbers
 from bnsmooth_cli.points.point import Point
 from bnsmooth_cli.randomness import generator
 
@@ -211,7 +211,8 @@ def spectrum_by_layer(
     """
     check_top(top)
     point, rows = point.at(objective), []
-    for number, (name, names) in enumerate(chosen_layers(point.structure, layers), 1):
+    chosen = chosen_layers(point.structure, layers)
+    for number, (name, names) in zip(layer_numbers(point.structure, chosen), chosen, strict=True):
         found = with_operator(point, "hessian", functools.partial(_extremes, point, top, place=number), names, number)
         rows.append({"layer": number, "layer_name": name, **found})
     return pd.DataFrame(rows)

@@ -149,6 +149,8 @@ TOLERANCE: Final = 1e-9
 _CONSTANT: Final = 1e-10
 #: Products of numbers that are smaller than this have lost digits: float64 has none between 0 and 5e-324.
 _SMALLEST: Final = 1e-290
+#: The share of a gradient that the reductions of 4.1 leave, below which it is rounding alone.
+_LEFT: Final = 1e-12
 
 Activations = Float[Tensor, "batch units ..."]
 PerUnit = Float[Tensor, "1 units ..."]
@@ -397,18 +399,28 @@ def _second_order(networks: _Networks, input_norm: Tensor) -> Iterator[Rows]:
     reduction = of(networks.gamma / networks.sigma.square()) / networks.m * dot(g, networks.yhat) * lengths[0]
 
     _, sizes = networks.bound(networks)
+    # Of two samples, BatchNorm leaves no gradient but rounding, and nothing to compare.
+    left = networks.length(v) > _LEFT * of(networks.gamma / networks.sigma).abs() * networks.length(g)
+
+    def compared(residual: Tensor) -> Tensor:
+        return residual.where(left, torch.nan)
+
     smoother = (bend >= 0) & (sizes["alignment"] > 0)
     terms, residual = [ratio * bend, reduction], _residual(form, [ratio * bend, reduction])
     yield networks.rows(
         "4.2", form, terms, sizes | {"curvature": bend / lengths[0]}, condition=smoother,
-        residual=torch.where(networks.apart.abs() > residual.abs(), networks.apart, residual),
+        residual=compared(torch.where(networks.apart.abs() > residual.abs(), networks.apart, residual)),
     )  # fmt: skip
 
     sizes |= {"curvature": plain / lengths[1]}
     ordered = _at_most(bend, plain) == _at_most(*lengths)
-    yield networks.rows("4.2b", form, [ratio * plain, reduction], sizes, condition=ordered)
-    worst = [input_norm**4 * side for side in (form, ratio * plain, reduction)]
-    yield networks.rows("C.1", worst[0], worst[1:], sizes | {"input_norm": input_norm}, condition=ordered)
+    terms = [ratio * plain, reduction]
+    residual = compared(_residual(form, terms))
+    yield networks.rows("4.2b", form, terms, sizes, condition=ordered, residual=residual)
+    worst = [input_norm**4 * side for side in (form, *terms)]
+    residual = compared(_residual(worst[0], worst[1:]))
+    sizes |= {"input_norm": input_norm}
+    yield networks.rows("C.1", worst[0], worst[1:], sizes, condition=ordered, residual=residual)
 
 
 def _nearest_optimum(chosen: Selected, first: Float[Tensor, "units ..."]) -> Rows:

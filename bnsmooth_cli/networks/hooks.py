@@ -34,17 +34,27 @@ def is_transformed(value: Tensor) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, differentiated: bool = False) -> Iterator[None]:
     """Set the network to eval mode, and give each module its mode back when the context ends.
 
     A user's module may do more than that in its `train`, such as merge low-rank weights into others. Its `train` is
-    called on the way back too, and the rounding that this leaves in its parameters is undone.
+    called on the way back too, and the rounding that this leaves in its parameters and buffers is undone.
+
+    Raises:
+        InputError: If the loss is `differentiated`, and eval mode changes parameters or buffers.
     """
     modes = [(module, module.training) for module in model.modules()]
     own = any(type(module).train is not nn.Module.train for module, _ in modes)
-    with restored([*model.parameters()] if own else []):
+    tensors = [*model.parameters(), *model.buffers()] if own else []
+    before = [tensor.detach().clone() for tensor in tensors] if differentiated else []
+    with restored(tensors):
         model.eval()
         try:
+            if not all(map(torch.equal, tensors, before)):
+                raise InputError(
+                    "objective: eval mode merges weights into others, as LoRA does, so that gradients would not be "
+                    "those of the loss; measure the objective batch, or merge the weights for good"
+                )
             yield
         finally:
             for module, training in modes:

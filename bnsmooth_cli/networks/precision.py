@@ -39,6 +39,11 @@ def single_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The floating-point type of the most digits on a device: MPS does not have float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """A context in which float32 is not rounded to TF32 or bfloat16.

@@ -29,7 +29,8 @@ def lp_scale(u: Float[Tensor, "m units"], p: float) -> Float[Tensor, " units"]:
         s = u.abs().amax(0)
     else:
         peak = u.detach().abs().amax(0).clamp_min(EPSILON)  # |u|^p of a large p would overflow
-        powers = (u.abs() / peak).pow(p).mean(0)
+        size = u.abs() / peak
+        powers = (torch.where(size > 0, size, 1.0).pow(p) * (size > 0)).mean(0)  # at 0, |u|^p may have no second one
         s = powers.clamp_min(torch.finfo(u.dtype).tiny).pow(1 / p) * peak
     return s.clamp_min(EPSILON)
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bnsmooth_cli.norms.noise import Noise
@@ -58,10 +59,16 @@ def prepare(modules: Iterable[nn.Module], seed: int, step: int, *, update_statis
 
 @contextmanager
 def others_still(model: nn.Module) -> Iterator[None]:
-    """Update no running statistics of other networks, which a user's loss may run, such as a discriminator."""
+    """Update no buffers of other networks, which a user's loss may run, such as a discriminator.
+
+    Running statistics of BatchNorm stand still. Other buffers, as of spectral normalisation, are restored.
+    """
     own, switched = {*model.modules()}, dict[nn.Module, dict[str, object]]()
+    buffers: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
     def switch_off(module: nn.Module, inputs: object) -> None:
+        if module not in own and module not in buffers:
+            buffers[module] = [(buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)]
         if module not in own and _is_stateful(module) and any(getattr(module, name, False) for name in _SWITCHES):
             switched[module] = _settings(module)
             prepare([module], 0, 0)
@@ -73,6 +80,9 @@ def others_still(model: nn.Module) -> Iterator[None]:
         handle.remove()
         for module, settings in switched.items():
             _restore(module, settings)
+        for buffer, before in (pair for pairs in buffers.values() for pair in pairs):
+            if not torch.equal(buffer, before):
+                buffer.data.copy_(before)
 
 
 def _settings(module: nn.Module) -> dict[str, object]:

@@ -145,7 +145,11 @@ class Point(Shown):
             point = dataclasses.replace(point, optimiser=external)
         if not point.lr:
             raise InputError("lr: is 0 at this step, and step lengths are its multiples; measure another step")
-        with point.undisturbed(), point._mode(model), prepared(point.norms, problem.config.seed, step):
+        with (
+            point.undisturbed(),
+            point._mode(model, differentiated=False),
+            prepared(point.norms, problem.config.seed, step),
+        ):
             check_loss(model, problem.loss, "loss")
         return point
 
@@ -324,32 +328,36 @@ class Point(Shown):
             model: A module of the same architecture to evaluate instead of the point's own, such as a copy with other
                 parameters.
         """
+        if model not in (None, self.model) and isinstance(self.problem, ExternalLoop):
+            raise InputError("model: the loss of your own loop is that of its own model; change that one's parameters")
         return _sum(self._terms(self.model if model is None else model))
 
-    def _terms(self, model: nn.Module) -> Iterator[tuple[float, Tensor]]:
-        """The shares and losses that add up to the objective."""
-        for share, outputs, loss in self._passes(model):
+    def _terms(self, model: nn.Module, differentiated: bool = True) -> Iterator[tuple[float, Tensor]]:
+        """The shares and losses that add up to the objective, which may be `differentiated`."""
+        for share, outputs, loss in self._passes(model, differentiated):
             yield share, loss(outputs)
         if self._weight_decay:
             yield 1.0, self.penalty(None if model is self.model else model)
 
-    def _passes(self, model: nn.Module) -> Iterator[tuple[float, Any, Callable[[Any], Tensor]]]:
+    def _passes(
+        self, model: nn.Module, differentiated: bool = True
+    ) -> Iterator[tuple[float, Any, Callable[[Any], Tensor]]]:
         """The share, the outputs and the loss as a function of outputs of each batch of the objective."""
         modules, parameters = self.norms, self.parameters
         if model is not self.model:
             modules, parameters = self._stateful(model), trainable(model)
         device, types = next(iter(parameters.values())).device, {p.dtype for p in parameters.values()}
         dtype = types.pop() if len(types) == 1 else None
-        with self._mode(model):
+        with self._mode(model, differentiated):
             own = Batch(self.inputs, self.targets, self.step)
             for inputs, targets, step, share in self.objective.batches(self.problem, own):
                 x, y = (_cast(values, device, dtype) for values in (inputs, targets))
                 with prepared(modules, self.config.seed, step):
                     yield share, self.problem.call(model, x), functools.partial(self.problem.objective, targets=y)
 
-    def _mode(self, model: nn.Module) -> AbstractContextManager[None]:
+    def _mode(self, model: nn.Module, differentiated: bool = True) -> AbstractContextManager[None]:
         """The context in which the network computes the objective."""
-        return evaluating(model) if self.objective.evaluated else nullcontext()
+        return evaluating(model, differentiated) if self.objective.evaluated else nullcontext()
 
     @property
     def fast_path(self) -> FastPath | None:
@@ -441,7 +449,7 @@ class Point(Shown):
         with restored(parameters), self.problem.forward_only():
             for theta in thetas:
                 fill(parameters, theta)
-                losses.append(self.loss().detach())
+                losses.append(_sum(self._terms(self.model, differentiated=False)).detach())
         return torch.stack(losses)
 
     def hessian(self, names: Sequence[str] | None = None) -> Curvature:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from bnsmooth_cli.config import Config
 from bnsmooth_cli.derivatives.fast_path import FastPath
 from bnsmooth_cli.networks.hooks import evaluating
-from bnsmooth_cli.networks.precision import full_precision, single_precision
+from bnsmooth_cli.networks.precision import full_precision, single_precision, widest
 from bnsmooth_cli.norms.state import prepared, stateful
 from bnsmooth_cli.problems.batches import Values, mapped, size
 from bnsmooth_cli.randomness import generator, seeded
@@ -183,10 +183,13 @@ class Problem(ABC):
             yield
 
     def evaluate(self, model: nn.Module) -> tuple[float, float]:
-        """Mean loss and accuracy over the test set in eval mode; NaN without a test set."""
+        """Mean loss and accuracy over the test set in eval mode; NaN without a test set.
+
+        The loss is the mean of those of the batches, weighted by their sizes.
+        """
         if not self.test_size:
             return torch.nan, torch.nan
-        sums = torch.zeros(3, device=self.device, dtype=torch.float32)
+        sums = torch.zeros(3, device=self.device, dtype=widest(self.device))
         with evaluating(model), self.forward_only():
             for inputs, targets in self.test_batches():
                 outputs = self.call(model, inputs)

@@ -19,15 +19,19 @@ _DROPOUTS: Final = ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_d
                     "feature_alpha_dropout")  # fmt: skip
 #: How many of the next draws of numpy and `random` are extreme. Not all: a normal deviate rejects extreme draws.
 _FIRST: Final = 32
+#: How far extreme normal deviates are from their mean, in standard deviations.
+_FAR: Final = 6.0
 #: The word of the Mersenne Twister whose output has all bits set; the output of 0 is 0.
 _LARGEST: Final = 0x12DD9BB3
 
 
 @contextmanager
 def extreme(largest: bool) -> Iterator[None]:
-    """Let uniform draws be as small as possible, or as large; so are Bernoulli draws, and dropout drops everything.
+    """Let draws be as small as possible, or as large; dropout drops everything.
 
-    Draws of other kinds are those of a seed. The generators are restored afterwards.
+    Whole numbers and categories are the first or the last one, permutations ascend or descend, and normal deviates are
+    `_FAR` standard deviations from their mean. Draws of other kinds are those of a seed. The generators are restored
+    afterwards.
 
     >>> with extreme(False):
     ...     torch.rand(()).item(), np.random.rand(), random.random(), torch.bernoulli(torch.tensor([0.0, 0.5])).tolist()
@@ -66,6 +70,30 @@ class _Extreme(TorchFunctionMode):
             p = kwargs.get("p", args[1] if len(args) > 1 else 0.5) if p is None else p
             with torch.no_grad():
                 return drawn.copy_(torch.as_tensor(p > 0 if self.largest else p >= 1))
+        with torch.no_grad():
+            return self._other(function, drawn, args, kwargs)
+
+    def _other(self, function: Any, drawn: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Whole numbers, categories, permutations and normal deviates."""
+        if function in (torch.randint, torch.randint_like, Tensor.random_):
+            low, high = _range(drawn, function, args, kwargs)
+            return drawn.fill_(high - 1 if self.largest else low)
+        if function in (torch.multinomial, Tensor.multinomial):
+            weights = args[0] if args else kwargs["input"]
+            places = torch.arange(weights.shape[-1], device=weights.device).expand_as(weights)
+            order = places.where(weights > 0, -1 if self.largest else weights.shape[-1])
+            order = order.sort(dim=-1, descending=self.largest).values[..., : drawn.shape[-1]]
+            replaced = kwargs.get("replacement", args[2] if len(args) > 2 else False)
+            return drawn.copy_(order[..., :1].expand_as(drawn) if replaced else order)
+        if function is torch.randperm:
+            return drawn.copy_(drawn.sort(descending=self.largest).values)
+        if function in (torch.randn, torch.randn_like):
+            return drawn.fill_(_FAR if self.largest else -_FAR)
+        if function in (torch.normal, Tensor.normal_):
+            place = 1 if function is Tensor.normal_ else 0
+            mean, std = (kwargs.get(name, args[place + i] if len(args) > place + i else usual)
+                         for i, (name, usual) in enumerate((("mean", 0.0), ("std", 1.0))))  # fmt: skip
+            return drawn.copy_(torch.as_tensor(mean + std * (_FAR if self.largest else -_FAR)))
         return drawn
 
     def _drops(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -82,6 +110,17 @@ class _Extreme(TorchFunctionMode):
         share = 1 - torch.finfo(drawn.dtype).eps if self.largest else 0.0
         with torch.no_grad():
             return drawn.fill_(low + (high - low) * share)
+
+
+def _range(drawn: Tensor, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, int]:
+    """The smallest whole number that a function may draw, and the one after the largest."""
+    numbers = [value for value in args if isinstance(value, int)]
+    names = ("from", "to") if function is Tensor.random_ else ("low", "high")
+    numbers += [kwargs[name] for name in names if kwargs.get(name) is not None]
+    if not numbers:  # as many as the type holds without rounding
+        whole = torch.iinfo(drawn.dtype).max if not drawn.is_floating_point() else int(2 / torch.finfo(drawn.dtype).eps)
+        return 0, whole
+    return (0, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _bounds(low: float = 0.0, high: float = 1.0, **named: Any) -> tuple[float, float]:

@@ -97,7 +97,9 @@ def stable_sharpness(lr: float, *, momentum: float = 0.0, dampening: float = 0.0
     (4.0, 6.0, 12.0)
     """
     reach = 2 + 2 * momentum
-    return reach / ((1 + 2 * momentum) * lr) if nesterov else reach / ((1 - dampening) * lr)
+    if nesterov:
+        return reach / ((1 + 2 * momentum) * lr)
+    return reach / ((1 - dampening) * lr) if dampening < 1 else math.inf
 
 
 class Optimiser(ABC):
@@ -124,6 +126,9 @@ class Optimiser(ABC):
     def lr(self, step: int) -> float:
         """The learning rate of the step."""
         return self._config.lr_at(step)
+
+    def check(self) -> None:  # noqa: B027  torch's own keep what they need in their state
+        """Raise InputError if a run that is resumed would take other steps."""
 
     @abstractmethod
     def step(self, gradients: Tensors, step: int) -> None:
@@ -397,10 +402,13 @@ class _Torch(Optimiser):
             return None
         options = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         states = [self.optimizer.state.get(p) or {} for p in self._moving]
-        if not all(states):  # before the first step
+        if not any(states):  # before the first step
             return None
         divisor = DIVISORS[rule.preconditioner]
-        return flatten(divisor(state, options[id(p)]) for p, state in zip(self._moving, states, strict=True))
+        return flatten(  # a parameter without a state has had no gradient, and its part of the Hessian is 0
+            divisor(state, options[id(p)]) if state else torch.ones_like(p, requires_grad=False)
+            for p, state in zip(self._moving, states, strict=True)
+        )
 
     @property
     def preconditions(self) -> bool:
@@ -416,6 +424,8 @@ class _Torch(Optimiser):
             return stable_sharpness(self.lr(step), momentum=beta, dampening=beta)
         if "momentum" in rule.settings:
             options = {name: group[name] for name in ("momentum", "dampening", "nesterov") if name in group}
+            if not options["momentum"]:  # without it, torch has no dampening either
+                options["dampening"] = 0.0
             return stable_sharpness(self.lr(step), **options)
         return math.nan
 
@@ -522,6 +532,15 @@ class BuiltIn(_Torch):
         return other
 
 
+def _random_gradients(parameters: Tensors, step: int) -> Tensors:
+    with seeded(step):
+        return [torch.randn_like(parameter, requires_grad=False) for parameter in parameters]
+
+
+#: The steps after which the state of a user's optimiser is loaded into another one; it takes three times as many then.
+_CHECKED: Final = 4
+
+
 class Users(_Torch):
     """An optimiser that the user's function makes. Its random numbers depend on the run's seed and the step alone."""
 
@@ -547,6 +566,24 @@ class Users(_Torch):
         for group, full in zip(optimizer.param_groups, self._full, strict=True):
             lr = full * self._config.lr_factor(step)
             group["lr"] = torch.full_like(group["lr"], lr) if isinstance(group["lr"], Tensor) else lr
+
+    def check(self) -> None:
+        own, fresh = (Users([p.detach().clone().requires_grad_() for p in self.parameters], self._config)
+                      for _ in range(2))  # fmt: skip
+        for step in range(_CHECKED):
+            own.step(_random_gradients(own.parameters, step), step)
+        with torch.no_grad():
+            torch._foreach_copy_(fresh.parameters, own.parameters)
+        fresh.load(copy.deepcopy(own.state()), _CHECKED)
+        for step in range(_CHECKED, 4 * _CHECKED):
+            for optimiser in (own, fresh):
+                optimiser.step(_random_gradients(optimiser.parameters, step), step)
+        pairs = zip(own.parameters, fresh.parameters, strict=True)
+        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
+            raise InputError(
+                f"--optimizer {self._config.optimizer}: its steps depend on more than its state, so a run that is "
+                "resumed would be another one; give a schedule as --schedule, and keep counts in its state or groups"
+            )
 
     def _drawing(self, step: int) -> AbstractContextManager[None]:
         return seeded(generator(self._config.seed, "optimiser", step).initial_seed())

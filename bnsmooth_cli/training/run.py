@@ -17,6 +17,7 @@ from torch import Tensor
 from bnsmooth_cli import __version__, kinds, problems, stopping, user_code
 from bnsmooth_cli.config import CODE, Config
 from bnsmooth_cli.errors import InputError, remark
+from bnsmooth_cli.networks.precision import widest
 from bnsmooth_cli.problems.base import Problem
 from bnsmooth_cli.storage import runs, tables
 from bnsmooth_cli.storage.files import check_writable
@@ -137,6 +138,7 @@ def _train(
     run.checkpoint_path(0).parent.mkdir(exist_ok=True)
     baseline = problem.baseline()  # the trajectory takes the problem's network
     trajectory = Trajectory(problem)
+    trajectory.optimiser.check()
     rows = _resume(run, trajectory)
     if names := user_code.changed(rows.attrs.get("bnsmooth", {})):
         raise InputError(
@@ -230,7 +232,7 @@ class _Log:
         self._records: list[np.ndarray[Any, Any]] = [known.to_numpy(np.float64)]
         tested = rows[rows["test_loss"].notna() | rows["test_accuracy"].notna()]
         self.tests = {int(r.step): (r.test_loss, r.test_accuracy) for r in tested.itertuples()}
-        self._pending = torch.empty(READ_EVERY, len(RECORD), device=device)
+        self._pending = torch.empty(READ_EVERY, len(RECORD), device=device, dtype=widest(device))
         self.count = 0
         self.earlier = before(recorded(rows.attrs.get("bnsmooth", {}), len(rows) - 1), len(rows))
         self.machine, self._begun = machine(device), len(rows)

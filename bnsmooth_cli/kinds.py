@@ -488,7 +488,7 @@ KINDS: Final = (
         measurement="activations:MEASUREMENT",
         figures=(Drawing("distributions", "activations:panels", draws="1c, 2, 8, 14"),
                  Drawing("moments", "activations:moments", draws="7")),
-        studied=True, tensorboard=True,
+        studied=True, tensorboard=True, additions=("probe",),
         section=Section("Distributions of the layers' inputs", "Quantiles of single units over training. Bands that "
                         "wander mean unstable inputs.", ("movement", "mean_change", "var_change", "kurtosis"), (3, 9))),
     Kind("theory", "theory", "a statement about a unit at a measured step", {

@@ -35,7 +35,6 @@ JUSTIFIED = {
     ("reproduction/figures.py", "NOISY"): "the norms of the paper's figure 2",
     ("reproduction/figures.py", "SECTIONS"): "the norms of the paper's figure 7",
     ("reproduction/scales.py", "NETWORKS"): "the norms of the experiments on noise",
-    ("reproduction/gather.py", "_STEPS"): "how many steps of the largest tables are published",
     ("reproduction/gather.py", "_KEPT"): "how many steps of the evidence are published",
     ("reproduction/gather.py", "_OF_PLAIN"): "of which evidence two norms are enough",
 }

@@ -219,7 +219,7 @@ def test_names_are_text_and_never_markup(cli, tmp_path, study):
         ("uncompared", "bnsmooth compare"),
         ("other", "study.json"),
         ("half", "smoothness.parquet"),
-        ("empty", "empty/compare.parquet: contains no runs"),
+        ("empty", "empty/compare.summary.parquet: is of another comparison than empty/compare.parquet; compare again"),
         ("STUDY -o STUDY", "ends in .html"),
     ],
 )

@@ -653,5 +653,6 @@ def test_sections_name_pictures_once():
     found = [picture for section in SECTIONS for picture in section.pictures]
     names = [picture.name for picture in found]
     assert len(set(names)) == len(names)
-    assert {picture.beside for picture in found} - {""} <= set(names)
+    of_studies = {f"{picture.study}.train" for picture in found}
+    assert {name for picture in found for name in (picture.beside, picture.table)} - {""} <= of_studies
     assert all(section.pictures or section.saturation for section in SECTIONS)

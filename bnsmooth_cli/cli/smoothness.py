@@ -74,5 +74,5 @@ def smoothness(rows: Rows) -> None:
         title, columns = "smoothness by layer", ["layer_name", "grad_norm", "beta", "curvature", "sharpness"]
     elif known := rows["saturated"].count():
         saturated = int(rows["saturated"].sum())
-        note = f"saturated: {saturated} of {known} points (where it is, the shortest step sets beta, not the network)"
+        note = f"saturated: {saturated} of {known} points (if so, the shortest step sets beta)"
     terminal.summary(title, rows[["run", "step", *columns]], note=note)

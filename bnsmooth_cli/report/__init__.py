@@ -47,7 +47,7 @@ def write(study: Study, output: Path, form: str) -> None:
         form: A member of `FORMATS`.
 
     Raises:
-        InputError: If the folder is not a study or has not been compared yet, or a table is damaged or empty.
+        InputError: If the folder is not a study or has not been compared yet, or a table is damaged.
     """
     check_writable(output)
     outcome = _read(study)
@@ -154,8 +154,6 @@ def _read(study: Study) -> Outcome:
     if not study.table.is_file():
         raise InputError(f"{study.path}: nothing is compared there yet; {command(request, study.path)}")
     outcome = Outcome.read(study.table)
-    if outcome.comparison.empty:
-        raise InputError(f"{study.table}: contains no runs; {command(request, study.path)}")
     known = {path.parent.name for path in (study.path / "runs").glob("*/config.json")}
     if strangers := [name for name in outcome.comparison["run"] if name not in known]:
         raise DamagedError(f"{study.table}: compares a run that does not exist, {strangers[0][:80]}; compare again")

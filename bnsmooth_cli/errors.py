@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 #: The files whose lines are not those of the user.
-_NOT_THE_USERS: Final = (str(Path(__file__).parent), contextlib.__file__)
+_NOT_THE_USERS: Final = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 #: What was remarked of an object.
 _SAID: Final[WeakKeyDictionary[object, set[str]]] = WeakKeyDictionary()
 

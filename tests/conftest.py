@@ -51,6 +51,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
+@pytest.fixture
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples of two classes."""
+    torch.manual_seed(0)
+    return torch.randn(16, 3).double(), torch.randint(2, (16,))
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., bns.Run]:
     """Train a small run, as small_run(problem, norm, **settings); equal arguments give the same run in a session."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from bnsmooth_cli import kinds, norms
 from bnsmooth_cli.cli.commands import app
@@ -50,6 +53,12 @@ SMALL: dict[str, dict[str, Any]] = {
 DLN = "--problem dln --depth 5 --dimension 4 --samples 30"
 #: The environment of a command's process.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def classifier(*parts: Callable[[], nn.Module]) -> nn.Module:
+    """A network in float64 of the modules that these functions make, always with the same weights."""
+    torch.manual_seed(1)
+    return nn.Sequential(*[part() for part in parts]).double()
 
 
 def commands() -> list[str]:

@@ -8,23 +8,13 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from helpers import classifier
 from torch import nn
 from torch.nn import functional as F
 
 import bnsmooth_cli as bns
 from bnsmooth_cli import InputError
 from bnsmooth_cli.problems.draws import extreme
-
-
-@pytest.fixture
-def data():
-    torch.manual_seed(0)
-    return torch.randn(16, 3).double(), torch.randint(2, (16,))
-
-
-def classifier(*parts):
-    torch.manual_seed(1)
-    return nn.Sequential(*[part() for part in parts]).double()
 
 
 def point_of(model, loss):
@@ -99,15 +89,15 @@ def test_dropout_that_rarely_drops_is_refused_and_dropout_that_is_off_is_not(dat
 def test_extreme_draws_are_those_that_each_function_may_make():
     for largest in (False, True):
         with extreme(largest):
-            assert torch.randint(3, 7, (2,)).tolist() == [6, 6] if largest else [3, 3]
-            assert torch.randint_like(torch.zeros(2), 5).tolist() == [4.0, 4.0] if largest else [0.0, 0.0]
-            assert torch.empty(2).random_(2, 9).tolist() == [8.0, 8.0] if largest else [2.0, 2.0]
-            assert torch.randperm(3).tolist() == [2, 1, 0] if largest else [0, 1, 2]
+            assert torch.randint(3, 7, (2,)).tolist() == ([6, 6] if largest else [3, 3])
+            assert torch.randint_like(torch.zeros(2), 5).tolist() == ([4.0, 4.0] if largest else [0.0, 0.0])
+            assert torch.empty(2).random_(2, 9).tolist() == ([8.0, 8.0] if largest else [2.0, 2.0])
+            assert torch.randperm(3).tolist() == ([2, 1, 0] if largest else [0, 1, 2])
             weights = torch.tensor([0.0, 0.5, 0.0, 0.2, 0.3])
-            assert torch.multinomial(weights, 2).tolist() == [4, 3] if largest else [1, 3]
-            assert torch.multinomial(weights, 2, replacement=True).tolist() == [4, 4] if largest else [1, 1]
+            assert torch.multinomial(weights, 2).tolist() == ([4, 3] if largest else [1, 3])
+            assert torch.multinomial(weights, 2, replacement=True).tolist() == ([4, 4] if largest else [1, 1])
             assert torch.multinomial(torch.stack([weights, weights.flip(0)]), 1).tolist() == (
                 [[4], [3]] if largest else [[1], [0]]
             )
-            assert torch.normal(torch.tensor([1.0, 2.0]), 0.5).tolist() == [4.0, 5.0] if largest else [-2.0, -1.0]
-            assert torch.zeros(1).normal_(1, 2).item() == 13.0 if largest else -11.0
+            assert torch.normal(torch.tensor([1.0, 2.0]), 0.5).tolist() == ([4.0, 5.0] if largest else [-2.0, -1.0])
+            assert torch.zeros(1).normal_(1, 2).item() == (13.0 if largest else -11.0)

@@ -307,6 +307,15 @@ def test_ics_stands_beside_the_training_curve_of_its_own_runs(
     assert line_colours(figure.axes[0]) == {"#000000", "#0072B2"}
 
 
+def test_training_curves_of_fewer_learning_rates_keep_the_looks_of_the_figure() -> None:
+    table = make(ics, norms=("none",), lrs=(0.01, 0.1))
+    training = make(vgg_training, norms=("none",), lrs=(0.1,))
+    figure = render("ics", table, training=training[training["run"].isin(table["run"])])
+    assert legend(figure) == ["none, lr 0.01", "none, lr 0.1"]
+    looks = [{line.get_marker() for line in axes.lines} for axes in figure.axes[:2]]
+    assert looks[0] < looks[1]  # one of the two rates', and not a third
+
+
 def test_distributions_share_their_axes_across_norms() -> None:
     table = make(activations, norms=("none", "batch", "linf"))
     figure = render("activations", table)

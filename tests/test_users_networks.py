@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers import classifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune, weight_norm
@@ -94,17 +95,6 @@ def agrees(point, expected, rel=1e-6, second=True):
 
 def point_of(model, loss, **more):
     return bns.Point.of(model, loss, lr=LR, **more)
-
-
-@pytest.fixture
-def data():
-    torch.manual_seed(0)
-    return torch.randn(16, 3).double(), torch.randint(2, (16,))
-
-
-def classifier(*parts):
-    torch.manual_seed(1)
-    return nn.Sequential(*[part() for part in parts]).double()
 
 
 def usual():

@@ -72,7 +72,7 @@ class Selection:
 
     def names(self) -> frozenset[str]:
         """Which of layers and units the user has selected, so that figures show all of them."""
-        return frozenset(name for name in ("layers", "units") if getattr(self, name) is not None)
+        return frozenset(name for name in kinds.SELECTING if getattr(self, name) is not None)
 
     def _layers(self, table: pd.DataFrame) -> pd.Series[bool]:
         names, numbers = table["layer_name"].astype(str), table["layer"].astype(str)

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 from bnsmooth_cli.norms.noise import Noise
 
@@ -68,7 +69,9 @@ def others_still(model: nn.Module) -> Iterator[None]:
 
     def switch_off(module: nn.Module, inputs: object) -> None:
         if module not in own and module not in buffers:
-            buffers[module] = [(buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)]
+            buffers[module] = [
+                (buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False) if not is_lazy(buffer)
+            ]
         if module not in own and _is_stateful(module) and any(getattr(module, name, False) for name in _SWITCHES):
             switched[module] = _settings(module)
             prepare([module], 0, 0)

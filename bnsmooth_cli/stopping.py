@@ -207,8 +207,9 @@ def _hear(number: int, frame: FrameType | None) -> None:
 def _listen(heard: int) -> None:
     while True:
         for number in os.read(heard, 64):
-            if signal.getsignal(number) is _hear and not _noted(number):
-                _end_at_once(number)
+            with _lock:  # the main thread can then neither call `over`, and print a second line, nor begin new work
+                if signal.getsignal(number) is _hear and not _noted(number):
+                    _end_at_once(number)
 
 
 def _end_at_once(number: int) -> None:

@@ -155,7 +155,7 @@ SECTIONS: Final = (
         "The paper's text: The shift is not smaller with BatchNorm; the plain deep linear network has almost none. "
         "Its figure for the deep linear network: at learning rate 1e-07 the plain network's cosine is 1 for the "
         "whole run, and BatchNorm's scatters between -1 and 1; at 1e-06 both networks' median cosines are near 0.9 "
-        "in layer 9 and near -0.9 in layer 17. It shows VGG's layers 5 and 10.",
+        "in layer 9 and near -0.9 in layer 17. It shows VGG's layers 5 and 10, at the learning rates 0.01 and 0.1.",
         (Picture("figure-3-vgg", "ics", FULL, PLAIN, layers=(5, 10), paper="3a"),
          Picture("figure-3-training", "train", FULL, PLAIN, paper="3a"),
          Picture("figure-3-dln", "ics", "dln", PLAIN, layers=(9, 17), beside="dln.train", paper="3b")),

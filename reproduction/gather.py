@@ -311,10 +311,10 @@ def _rows(picture: Picture, runs: Sequence[Run | Earlier]) -> pd.DataFrame:
         raise InputError(
             f"{picture.name}: its norms have finished runs at no common learning rate; run its study again"
         )
-    return pd.concat([_drawn(picture, run) for run in chosen], ignore_index=True)
+    return pd.concat([drawn(picture, run) for run in chosen], ignore_index=True)
 
 
-def _drawn(picture: Picture, run: Run | Earlier) -> pd.DataFrame:
+def drawn(picture: Picture, run: Run | Earlier) -> pd.DataFrame:
     """The rows of a run that a picture draws.
 
     Raises:

@@ -439,7 +439,8 @@ def of_figure_3() -> list[str]:
     return ["at learning rate 1e-07 the plain network's cosine is 1 for the whole run, and BatchNorm's scatters "
             "between -1 and 1; at 1e-06 both networks' median cosines are near 0.9 in layer 9 and near -0.9 in layer "
             "17.",
-            f"It shows VGG's layers {listed(figure('3a-ics')['layer'])}."]  # fmt: skip
+            f"It shows VGG's layers {listed(figure('3a-ics')['layer'])}, at the learning rates "
+            f"{listed(figure('3a-ics')['lr'])}."]  # fmt: skip
 
 
 def of_figure_3_slow() -> list[str]:

@@ -26,15 +26,16 @@ import bnsmooth_cli as bns
 from bnsmooth_cli import paper
 from bnsmooth_cli.errors import InputError
 from bnsmooth_cli.figures import plot_tables
+from bnsmooth_cli.identity import read_settings
 from bnsmooth_cli.paper.matching import distances
 from bnsmooth_cli.storage.runs import open_run
 from bnsmooth_cli.studies.folder import Study
 from bnsmooth_cli.studies.grid import read_grid
 from reproduction import page, saturation
 from reproduction.__main__ import reproduce
-from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, pictures
+from reproduction.figures import ACCURACIES, JUDGED, SECTIONS, Picture, pictures
 from reproduction.findings import trained
-from reproduction.gather import averaged, floors, gather, probed, rounded
+from reproduction.gather import averaged, drawn, floors, gather, probed, rounded
 from reproduction.published import Published
 from reproduction.scales import EIGHT, FIVE, LP, NORMS, PLAIN, SCALES, Plan, changed, plans
 
@@ -317,10 +318,35 @@ def test_a_page_is_the_same_if_its_runs_come_from_two_machines(small, tmp_path):
             rows = [table.sort_values(keys, kind="stable", ignore_index=True) for table in rows]
         pd.testing.assert_frame_equal(*rows, obj=mine.name)
     assert Page(folder).audit() == []
+
+
+def test_runs_are_not_added_to_a_page_of_others(tmp_path):
+    facts = json.loads((PUBLISHED / "reproduction.json").read_text())
     with pytest.raises(InputError, match="another steps"):
-        Published(folder, {**FACTS, "steps": 5})
+        Published(PUBLISHED, {**facts, "steps": 5})
     with pytest.raises(InputError, match="has no page"):
-        Published(tmp_path / "nothing", FACTS)
+        Published(tmp_path, facts)
+    published = Published(PUBLISHED, facts)
+    (plan,) = plans("quarter", only=["vgg"])[1:]
+    (config, *_) = plan.grids[0].configs()
+
+    def beside(**settings):
+        """The runs of the page that stay beside a new run."""
+        return published.runs(plan, [SimpleNamespace(config=config.changed(**settings))])
+
+    every = published.runs(plan, [])
+    (digest,) = {
+        read_settings("vgg", text)["data_digest"] for text in published.table("vgg.train")["settings"].unique()
+    }
+    assert len(beside(data_digest=digest)) == len(every) - 1
+    with pytest.raises(InputError, match="vgg had other data on the earlier page"):
+        beside(data_digest="0" * 16)
+    with pytest.raises(InputError, match=r"vgg had width 0\.25 on the earlier page"):
+        beside(data_digest=digest, width=0.5)
+    with pytest.raises(InputError, match="the earlier page has no figure-99; publish all runs of vgg at once"):
+        drawn(Picture("figure-99", "landscape", "vgg", PLAIN), every[0])
+    with pytest.raises(InputError, match=f"no rows of {every[0].name} for figure-2; run its study again"):
+        drawn(next(item for item in pictures(AVAILABLE) if item.name == "figure-2"), every[0])
 
 
 def tables_of(folder: Path) -> list[Path]:

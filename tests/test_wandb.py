@@ -110,6 +110,17 @@ def test_a_second_command_writes_the_same_run_whole(cli):
         assert run.steps["smoothness/beta"] == [0, 6, 12]
 
 
+@pytest.mark.slow
+def test_a_run_whose_folder_was_renamed_is_written_whole(cli):
+    assert cli(f"train {SMALL} --wandb smooth --measure smoothness --every 6 -o mine")[0] == 0
+    Path("mine").rename("yours")
+    assert cli("ics yours --every 6 --wandb smooth")[0] == 0
+    first, second = logged()
+    assert (second.id, second.name) == (first.id, "yours")
+    assert second.steps["train/loss"] == [*range(13)]
+    assert second.steps["smoothness/beta"] == second.steps["ics/fc2/cosine"] == [0, 6, 12]
+
+
 def test_python_logs_live_and_a_resumed_run_is_whole(monkeypatch):
     monkeypatch.setattr("bnsmooth_cli.storage.live.INTERVAL", 0.0)
     arguments = {"depth": 3, "dimension": 4, "samples": 20, "steps": 12, "save_every": 4, "wandb": "smooth"}

@@ -178,6 +178,35 @@ def test_ignored_signals_stay_ignored(tmp_path):
     assert process.returncode == 0
 
 
+def test_a_second_signal_that_comes_as_the_command_stops_leaves_one_line():
+    script = """
+import os, signal, threading, time
+from bnsmooth_cli import stopping
+
+ending = threading.Event()
+
+def end(number):
+    os.write(2, b"ended at once")
+    ending.set()
+    time.sleep(0.3)
+
+stopping.obey(end)
+try:
+    with stopping.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not stopping.told():
+            time.sleep(0.001)
+        stopping.stop("kept")
+except stopping.Terminated:
+    os.kill(os.getpid(), signal.SIGINT)
+    ending.wait()
+    stopping.over()
+    os.write(2, b", and says so again")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "ended at once")
+
+
 # The library, in scripts and notebooks.
 
 

@@ -76,8 +76,12 @@ def wrong_end(ended: Ended, signals: list[tuple[float, int]]) -> str:
     if ended.code == 0:  # it was over
         return f"says {ended.err}" if ended.err else ""
     numbers = {number for _, number in signals}
-    # It had not begun, or it had printed all and the interpreter was ending, which gives up the handlers first.
-    if -ended.code in numbers and not ended.err and (not ended.out or ended.out.endswith(".claims.parquet\n")):
+    # It had not begun, or it had printed all. Then a second signal ends it silently, and the interpreter, which gives
+    # up the handlers first when it ends, may die of the first.
+    if not ended.err and ended.out.endswith(".claims.parquet\n"):
+        silent = numbers | ({-128 - number for number in numbers} if len(signals) > 1 else set())
+        return "" if -ended.code in silent else f"exit status {ended.code}, after its output"
+    if -ended.code in numbers and not ended.err and not ended.out:
         return ""
     if ended.code not in {128 + number for number in numbers}:
         return f"exit status {ended.code}: {ended.err[-600:]}"

@@ -308,12 +308,32 @@ def test_ics_stands_beside_the_training_curve_of_its_own_runs(
 
 
 def test_training_curves_of_fewer_learning_rates_keep_the_looks_of_the_figure() -> None:
-    table = make(ics, norms=("none",), lrs=(0.01, 0.1))
-    training = make(vgg_training, norms=("none",), lrs=(0.1,))
-    figure = render("ics", table, training=training[training["run"].isin(table["run"])])
-    assert legend(figure) == ["none, lr 0.01", "none, lr 0.1"]
+    table = pd.concat([make(ics, norms=("none",), lrs=(0.01,)), make(ics, norms=("batch",), lrs=(0.1,))])
+    training = make(vgg_training, norms=("batch",), lrs=(0.1,))
+    figure = render("ics", table, training=training)
+    assert legend(figure) == ["none, lr 0.01", "batch, lr 0.1"]
     looks = [{line.get_marker() for line in axes.lines} for axes in figure.axes[:2]]
     assert looks[0] < looks[1]  # one of the two rates', and not a third
+
+
+def test_ics_of_norms_at_several_learning_rates_has_rows_for_each_on_one_scale() -> None:
+    table = make(ics, norms=("none", "batch"), lrs=(0.01, 0.1))
+    table.loc[table["lr"] == 0.1, "ics"] *= 3
+    figure = render("ics", table, training=make(vgg_training, norms=("none", "batch"), lrs=(0.1, 0.5)))
+    titles = [axes.get_title().replace("\n", " ") for axes in figure.axes if axes.get_title()]
+    layers = [f"layer {layer} (linear{layer})" for layer in (2, 14, 25)]
+    expected = [f"{layer}, lr 0.01" for layer in layers], [f"{layer}, lr 0.1" for layer in layers]
+    assert titles == [*expected[0], "training, mean of 4 steps, lr 0.1", *expected[1]]
+    assert legend(figure) == ["none", "batch"]
+    of_rate = {rate: table[table["lr"] == rate] for rate in (0.01, 0.1)}
+    distances = [axes for axes in figure.axes if axes.get_title().startswith("layer")]
+    assert len({axes.get_ylim() for axes in distances}) == 1
+    for axes in distances:
+        rows = of_rate[float(axes.get_title().rpartition("lr ")[2])]
+        rows = rows[rows["layer_name"] == axes.get_title().partition("(")[2].partition(")")[0]]
+        assert [[*line.get_ydata()] for line in axes.lines] == [
+            rows[rows["norm"] == norm]["ics"].tolist() for norm in ("none", "batch")
+        ]
 
 
 def test_distributions_share_their_axes_across_norms() -> None:

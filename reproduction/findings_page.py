@@ -105,6 +105,10 @@ class Findings:
         runs = self._read(f"{study}.smoothness").query(f"norm in {PLAIN} and lr == {paper_lr(study[:3])}")
         return int(runs.groupby("norm")["seed"].nunique().min())
 
+    def has_rate(self, study: str, lr: float) -> bool:
+        """Whether the plain network and BatchNorm were measured at a learning rate."""
+        return {*PLAIN} <= {*self._read(f"{study}.smoothness").query(f"lr == {lr}")["norm"]}
+
     def steps(self, study: str) -> str:
         """The number of steps of the runs of a study."""
         return f"{self._settings[study]['steps']:,}"
@@ -147,10 +151,10 @@ class Findings:
         headings = ("study", "norm", "lr", "seeds", "batch sharpness × lr", "its interval", "largest eigenvalue × lr")
         return markdown.table(headings, rows)
 
-    def edge_of(self, study: str, norm: str, column: str = "batch_sharpness") -> str:
-        """A number of that table, at the paper's learning rate."""
+    def edge_of(self, study: str, norm: str, column: str = "batch_sharpness", lr: float | None = None) -> str:
+        """A number of that table, at a learning rate or the paper's."""
         found = findings.edge(self._read(f"{study}.smoothness"))
-        return self.part(found[(found["norm"] == norm) & (found["lr"] == paper_lr(study[:3]))], column)
+        return self.part(found[(found["norm"] == norm) & (found["lr"] == (lr or paper_lr(study[:3])))], column)
 
     def _draw_edge(self) -> Figure:
         blocks: list[tuple[str, list[Band]]] = []
@@ -166,7 +170,7 @@ class Findings:
                        series(rows.assign(curvature=mean), "curvature"), guides),
                 Curves("largest eigenvalue in size", "lr |λ|", series(rows, "sharpness"), guides),
             ]  # fmt: skip
-            blocks.append((self._title(name), [in_row(*panels)]))
+            blocks.append((f"{self._title(name)}, {style.lr_text(paper_lr(name))}", [in_row(*panels)]))
         return page(blocks)
 
     # Equal loss
@@ -189,11 +193,11 @@ class Findings:
         headings = ("study", "lr", "batch / none", "seeds", "at equal steps", "at equal loss", "bins", "verdict")
         return markdown.table(headings, rows)
 
-    def equal_of(self, metric: str, loss: bool = True) -> str:
-        """A number of that table, of VGG at the paper's learning rate."""
+    def equal_of(self, metric: str, loss: bool = True, lr: float | None = None) -> str:
+        """A number of that table, of VGG at a learning rate or the paper's."""
         found = findings.with_loss(self._read(f"{FULL}.smoothness"), self._read(f"{FULL}.train"))
         at = findings.at_equal_loss if loss else findings.at_equal_step
-        return self.part(at(found[found["lr"] == paper_lr("vgg")], "batch", "none"), metric)
+        return self.part(at(found[found["lr"] == (lr or paper_lr("vgg"))], "batch", "none"), metric)
 
     def _draw_equal_loss(self) -> Figure:
         found = findings.with_loss(self._read("vgg.smoothness"), self._read("vgg.train"))
@@ -202,7 +206,7 @@ class Findings:
             LogLog(words, "", series(found, metric, "data_loss"), falling=True)
             for metric, words in findings.METRICS.items()
         ]
-        return page([(f"{self._title('vgg')}, lr {paper_lr('vgg'):g}", [in_row(*panels, most=2)])])
+        return page([(f"{self._title('vgg')}, {style.lr_text(paper_lr('vgg'))}", [in_row(*panels, most=2)])])
 
     # Noise
 

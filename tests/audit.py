@@ -377,7 +377,7 @@ class Page:
             gpus = {gpu for run in runs for gpu in run.get("gpus", ())}  # the longest first: one may begin another
             return [*shorter, *sorted(gpus, key=len, reverse=True),
                     facts["machine"], facts["data"] or "the built-in images",
-                    f"{facts['versions']}; {facts['jobs']} worker processes",
+                    f"{facts['versions']}; {facts['jobs']} worker process{'es' * (facts['jobs'] > 1)} with",
                     f"the median with a probability of {kept:.1%}; from six seeds on it is at least 95%."]  # fmt: skip
         if self.section == "The claims":
             described = []

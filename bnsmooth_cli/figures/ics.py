@@ -12,7 +12,7 @@ import pandas as pd
 from bnsmooth_cli.figures import scales, style
 from bnsmooth_cli.figures import training as curves
 from bnsmooth_cli.figures.page import Band, Panel
-from bnsmooth_cli.figures.panels import Curves, layers_over_depth, papers, series
+from bnsmooth_cli.figures.panels import Curves, by_rate, layers_over_depth, papers, series
 from bnsmooth_cli.storage.tables import after_the_first
 
 _COSINE: Final = scales.Scale("linear", -1.05, 1.05)
@@ -30,16 +30,15 @@ def panels(
     If a norm has several learning rates, each of them has rows of its own, as in the paper: the curves would cover each
     other.
     """
-    lrs = style.lrs_of(table)
-    apart = table.groupby("norm")["lr"].nunique().max() > 1
-    parts = [(table[table["lr"] == lr], [lr], f", {style.lr_text(lr)}") for lr in lrs] if apart else [(table, lrs, "")]
-    shifts = [_of_layers(rows, suffix, paper, selected) for rows, _, suffix in parts]
+    parts = by_rate(table)
+    shifts = [_of_layers(rows, suffix, paper, selected) for rows, suffix in parts]
     scale = scales.fit([values for shift in shifts for distance, _ in shift for values in distance.drawn()])
     bands = []
-    for (_, of_part, suffix), shift in zip(parts, shifts, strict=True):
+    for (rows, suffix), shift in zip(parts, shifts, strict=True):
+        lrs = style.lrs_of(rows)
         columns: list[list[Panel]] = [[replace(distance, scale=scale), cosine] for distance, cosine in shift]
-        if training is not None and len(beside := training[training["lr"].isin(of_part)]):
-            lead = curves.progress(beside, paper, of_part)
+        if training is not None and len(beside := training[training["lr"].isin(lrs)]):
+            lead = curves.progress(beside, paper, lrs)
             columns.insert(0, [replace(lead, title=f"{lead.title}{suffix}", width=_WIDTH)] * 2)
         bands.append(Band([columns]))
     return bands

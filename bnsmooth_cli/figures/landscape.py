@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter
 
 from bnsmooth_cli.figures import scales, style
 from bnsmooth_cli.figures.page import Band, draw_mark, in_row, say_empty
-from bnsmooth_cli.figures.panels import OFF_SCALE, Curves, along, of_band, papers, series
+from bnsmooth_cli.figures.panels import OFF_SCALE, Curves, along, by_rate, of_band, papers, series
 
 #: Column -> its name, its formula, and the columns of the edges of its band.
 _METRICS: Final[dict[str, tuple[str, str, tuple[str, str]]]] = {
@@ -42,11 +42,7 @@ def panels(table: pd.DataFrame, paper: pd.DataFrame | None = None) -> list[Band]
     bands have a panel each.
     """
     table, symbol = _comparable(table, paper)
-    probed = _probed(table)
-    lrs = style.lrs_of(table)
-    if table.groupby("norm")["lr"].nunique().max() == 1:
-        return [_row(probed, "", symbol, paper)]
-    return [_row(probed[probed["lr"] == lr], f", {style.lr_text(lr)}", symbol, paper) for lr in lrs]
+    return [_row(_probed(rows), suffix, symbol, paper) for rows, suffix in by_rate(table)]
 
 
 def _comparable(table: pd.DataFrame, paper: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:

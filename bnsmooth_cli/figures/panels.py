@@ -79,6 +79,16 @@ def series(
     return result
 
 
+def by_rate(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """The rows of each learning rate, with the end of the titles of their panels.
+
+    They stay together, and the end is empty, if each norm has one learning rate, as when each was trained at its best.
+    """
+    if table.groupby("norm")["lr"].nunique().max() == 1:
+        return [(table, "")]
+    return [(table[table["lr"] == lr], f", {style.lr_text(lr)}") for lr in style.lrs_of(table)]
+
+
 def _ends(table: pd.DataFrame) -> dict[str, int]:
     """The last steps of the runs whose rows end before those of other runs with the same settings."""
     last = table.groupby(style.identity(table), observed=True)["step"].max().rename("last").reset_index()
